@@ -1,0 +1,35 @@
+"""What goes wrong, said in words for the page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+
+import gradio as gr
+
+log = logging.getLogger(__name__)
+
+
+def explain(error: Exception) -> gr.Error:
+    """A `ValueError` keeps its text; anything else is logged with its traceback and only said to have happened."""
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, ValueError):
+        return gr.Error(escape(str(error), quote=False), title="This cannot be run", print_exception=False)
+    log.error("unexpected error", exc_info=error)
+    return gr.Error(
+        "Something unexpected went wrong. The server goes on; its log has the details.",
+        title="Sorry",
+        print_exception=False,
+    )
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turns whatever is raised inside into a `gr.Error` fit for the page."""
+    try:
+        yield
+    except Exception as error:
+        raise explain(error) from None

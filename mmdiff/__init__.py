@@ -1,0 +1,1 @@
+"""One diffusion model of several modalities."""

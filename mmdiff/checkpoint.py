@@ -1,0 +1,101 @@
+"""Checkpoint folders: config.json, model.safetensors (half precision), README.md. No pickle is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmdiff.config import ModelConfig, from_dict, to_dict
+from mmdiff.model import MultiModalDiffusion
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that ``path`` holds either the old or the new content, never half of one."""
+    temporary = path.with_suffix(path.suffix + ".part")
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def save_checkpoint(model: MultiModalDiffusion, folder: str | Path, card: str | None = None) -> None:
+    """Write ``model`` as a checkpoint folder; ``card`` is the text of its README.md, if it has one."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {n: t.half() if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    write_tensors(half, folder / WEIGHTS_FILE)
+    text = json.dumps({"format": "mmdiff", "version": 1, "model": to_dict(model.config)}, indent=2)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    if card is not None:
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def resolve(name: str | Path) -> Path:
+    """A local folder as it is, or a Hugging Face Hub id downloaded to the cache.
+
+    Raises:
+        ValueError: neither a folder nor a repository that can be reached.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    looks_like_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    if not looks_like_hub_id:
+        raise ValueError(f"no checkpoint folder at {folder}; give a folder with {CONFIG_FILE}, or a Hub id.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except Exception as error:
+        raise ValueError(
+            f"{name!r} is no local folder and could not be loaded from the Hugging Face Hub "
+            f"({type(error).__name__}). Check the name and the network, or download the checkpoint elsewhere "
+            "and give its folder."
+        ) from error
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The model configuration of a checkpoint folder. Raises ValueError if there is none or it is damaged."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("format") != "mmdiff":
+            raise ValueError("it was not written by mmdiff")
+        return from_dict(ModelConfig, values["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be used: {error}. Download or train the checkpoint again.") from error
+
+
+def load_checkpoint(name: str | Path, device: torch.device | str = "cpu") -> MultiModalDiffusion:
+    """The model of a checkpoint folder or Hub id, in float32, in evaluation mode.
+
+    Raises:
+        ValueError: missing, damaged or pickled weights, or weights of another architecture.
+    """
+    folder = resolve(name)
+    model = MultiModalDiffusion(load_config(folder))
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"))
+        pickled = f" It has {', '.join(others)}, but pickled weights can run code and are not loaded." if others else ""
+        raise ValueError(f"{folder} has no {WEIGHTS_FILE}.{pickled} Save the weights with mmdiff.train.")
+    try:
+        tensors = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{weights} is damaged or not a safetensors file ({error}). Download or train it again."
+        ) from error
+    try:
+        model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit {CONFIG_FILE} beside it: {error}") from error
+    return model.to(device).eval().requires_grad_(False)

@@ -1,0 +1,31 @@
+"""The contrastive loss for captions that repeat."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP, ClipLoss
+from torch import Tensor
+
+
+class PairLoss(ClipLoss):
+    """CLIP loss in which all matching texts of an image share the target probability, not only its own.
+
+    Captions of attributes repeat (16 thousand fruit pictures have 71), so a batch is full of pairs that
+    match without belonging together; counted as negatives they are noise in every gradient.
+    """
+
+    def forward(self, images: Tensor, texts: Tensor, logit_scale: Tensor, matches: Tensor) -> Tensor:
+        """images, texts: (B, D) unit vectors; matches: (B, B) bool, symmetric, true on the diagonal."""
+        image_logits, text_logits = self.get_logits(images, texts, logit_scale)
+        targets = matches / matches.sum(1, keepdim=True)
+        return (F.cross_entropy(image_logits, targets) + F.cross_entropy(text_logits, targets)) / 2
+
+
+def pair_loss(model: CLIP, images: Tensor, tokens: Tensor, matches: Tensor) -> Tensor:
+    """Scalar PairLoss of images (B, 3, S, S), tokens (B, L) and matches (B, B); bf16 towers on CUDA."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+        image_features, text_features = model.encode_image(images), model.encode_text(tokens)
+    image_features = F.normalize(image_features.float(), dim=-1)
+    text_features = F.normalize(text_features.float(), dim=-1)
+    return PairLoss()(image_features, text_features, model.logit_scale.exp(), matches)

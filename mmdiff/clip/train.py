@@ -1,0 +1,239 @@
+"""Train a small CLIP model on pictures and captions, into a folder that open_clip loads.
+
+python -m mmdiff.clip.train --data A.parquet B.parquet --val C.parquet --out FOLDER --max-minutes 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP, SimpleTokenizer
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mmdiff.clip.captions import CaptionTexts
+from mmdiff.clip.card import write_card
+from mmdiff.clip.data import Pairs, read_pairs
+from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, ClipEmbedder, resize_square
+from mmdiff.clip.evaluate import evaluate
+from mmdiff.clip.loss import pair_loss
+
+SAVE_EVERY = 120.0  # seconds
+LOG_EVERY = 20  # steps; reading the loss waits for the device
+CHECK_EVERY = 0.05  # of the training, between two validation losses
+VAL_BATCH = 256
+WARMUP = 0.05  # of the training
+MAX_LOGIT_SCALE = math.log(100)
+PATCH = 8  # pixels; side of the squares that augmentation hides
+PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The end is at `images` pairs or `max_minutes`, whichever comes first."""
+
+    images: float = math.inf
+    max_minutes: float = math.inf
+    batch: int = 1024
+    lr: float = 1e-3  # peak
+    weight_decay: float = 0.2  # on matrices
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.images) or math.isfinite(self.max_minutes)):
+            raise ValueError("the training has no end; give --images or --max-minutes, or both")
+        if min(self.images, self.max_minutes, self.batch, self.lr) <= 0:
+            raise ValueError(f"images, max_minutes, batch and lr must be positive, got {self}")
+
+
+class Validation:
+    """The loss on pairs that are not trained on, in fixed batches, without augmentation."""
+
+    def __init__(self, pairs: Pairs, size: int, context_length: int, device: torch.device):
+        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
+        captions = [pairs.captions[i] for i in order]
+        self.images = resize_square(pairs.images[order].float() / 127.5 - 1, size).to(device)
+        self.tokens = SimpleTokenizer(context_length=context_length)(captions).to(device)
+
+    @torch.no_grad()
+    def loss(self, model: CLIP) -> float:
+        model.eval()
+        losses = []
+        for images, tokens in zip(self.images.split(VAL_BATCH), self.tokens.split(VAL_BATCH), strict=True):
+            matches = (tokens[:, None] == tokens).all(2)
+            losses.append(pair_loss(model, images, tokens, matches))
+        model.train()
+        return torch.stack(losses).mean().item()
+
+
+def augment(images: Tensor, rows: Tensor, size: int, rng: random.Random) -> Tensor:
+    """Random crops of at least 80 % of the side, mirror images, grey patches, a trace of light and noise.
+
+    images: (N, 3, S, S) uint8; rows: (B,); returns (B, 3, size, size) in about [-1, 1]. Captions speak
+    of colours, never of left and right: hue and saturation stay, and a mirror image keeps its caption.
+    """
+    device, full, count = images.device, images.shape[-1], len(rows)
+    side = rng.randint(round(0.8 * full), full)  # one for the batch, so that one resize serves all
+    span = torch.arange(side, device=device)
+    ys = torch.randint(full - side + 1, (count, 1), device=device) + span  # (B, side)
+    xs = torch.randint(full - side + 1, (count, 1), device=device) + span
+    xs = torch.where(torch.rand(count, 1, device=device) < 0.5, xs, xs.flip(1))
+    channels = torch.arange(3, device=device)[:, None, None]
+    crops = images[rows[:, None, None, None], channels, ys[:, None, :, None], xs[:, None, None, :]]
+    x = resize_square(crops.float() / 127.5 - 1, size)
+    x = x + 0.04 * torch.randn(count, 1, 1, 1, device=device) + 0.02 * torch.randn_like(x)
+    hidden = 0.5 * torch.rand(count, 1, 1, 1, device=device)  # share of the patches, per picture
+    kept = (torch.rand(count, 1, size // PATCH, size // PATCH, device=device) >= hidden).float()
+    return x * F.interpolate(kept, scale_factor=PATCH, mode="nearest")
+
+
+def shuffled_batches(count: int, batch: int, device: torch.device) -> Iterator[Tensor]:
+    """Row numbers (batch,) without end, no row twice in an epoch."""
+    while True:
+        for rows in torch.randperm(count, device=device).split(batch):
+            if len(rows) == batch:
+                yield rows
+
+
+def learning_rate(progress: float, peak: float) -> float:
+    """Linear warm-up, then half a cosine to 0 at progress 1."""
+    if progress < WARMUP:
+        return peak * (progress + 1e-3) / WARMUP
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
+
+
+def make_optimizer(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+
+
+def update(model: CLIP, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    """One step at learning rate `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def save(model: CLIP, config: dict, record: dict, folder: Path) -> None:
+    """The folder as open_clip's "local-dir:" loads it, weights in half precision."""
+    content = {"model_cfg": config, "preprocess_cfg": PREPROCESS, "training": record}
+    (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
+    weights = {name: tensor.half().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_NAME)
+
+
+def train(
+    pairs: Pairs, val: Pairs | None, config: dict, out: Path, recipe: Recipe, device: torch.device
+) -> None:
+    """Train an open_clip model of `config` and save it to `out`, with metrics.csv beside it.
+
+    The learning rate follows the limit of the recipe that is nearer, so it ends at 0 either way.
+    """
+    if len(pairs) < recipe.batch:
+        raise ValueError(f"{len(pairs)} pairs make no batch of {recipe.batch}; lower --batch or add data")
+    torch.manual_seed(recipe.seed)
+    rng = random.Random(recipe.seed)
+    model = CLIP(**config).to(device)
+    optimizer = make_optimizer(model, recipe)
+    size = config["vision_cfg"]["image_size"]
+    pixels = pairs.images.to(device)
+    texts = CaptionTexts(pairs.captions, model.context_length, recipe.seed, device)
+    validation = Validation(val, size, model.context_length, device) if val else None
+    record = describe(pairs, model, recipe, device)
+    out.mkdir(parents=True, exist_ok=True)
+    start = last_save = time.monotonic()
+    seen, progress, next_check = 0, 0.0, 0.0
+    total = recipe.images if math.isfinite(recipe.images) else None
+    bar = tqdm(total=total, desc="train", unit="pair", unit_scale=True, mininterval=1)
+    with open(out / "metrics.csv", "w", newline="", buffering=1) as file, bar:
+        log = csv.writer(file)
+        log.writerow(["images", "seconds", "loss", "val_loss", "logit_scale", "lr"])
+        for step, rows in enumerate(shuffled_batches(len(pairs), recipe.batch, device)):
+            rate = learning_rate(progress, recipe.lr)
+            loss = pair_loss(model, augment(pixels, rows, size, rng), *texts.sample(rows))
+            update(model, optimizer, loss, rate)
+            seen += recipe.batch
+            bar.update(recipe.batch)
+            now = time.monotonic()
+            progress = max(seen / recipe.images, (now - start) / (60 * recipe.max_minutes))
+            record |= {"images_seen": seen, "seconds": round(now - start, 1)}
+            if step % LOG_EVERY == 0 or progress >= 1:
+                val_loss = math.nan
+                if validation and (progress >= next_check or progress >= 1):
+                    val_loss, next_check = validation.loss(model), progress + CHECK_EVERY
+                    bar.set_postfix(loss=f"{loss.item():.3f}", val_loss=f"{val_loss:.3f}")
+                measured = (now - start, loss.item(), val_loss, model.logit_scale.exp().item(), rate)
+                log.writerow([seen, *(f"{value:.4g}" for value in measured)])
+            if progress >= 1:
+                break
+            if now - last_save > SAVE_EVERY:
+                save(model, config, record, out)
+                last_save = now
+    save(model, config, record, out)
+
+
+def describe(pairs: Pairs, model: CLIP, recipe: Recipe, device: torch.device) -> dict:
+    """What the checkpoint remembers about its training, as JSON values."""
+    return {
+        "pairs": len(pairs),
+        "distinct_captions": len(set(pairs.captions)),
+        "sources": sorted(set(pairs.sources)),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "recipe": {name: value for name, value in asdict(recipe).items() if math.isfinite(value)},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", required=True, metavar="PARQUET")
+    parser.add_argument("--val", nargs="*", default=[], metavar="PARQUET", help="measured at the end")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--config", type=Path, default=Path("configs/clip-tiny.json"), metavar="JSON")
+    parser.add_argument("--images", type=float, default=math.inf, help="stop after that many pairs")
+    parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop after that time")
+    parser.add_argument("--batch", type=int, default=Recipe.batch)
+    parser.add_argument("--lr", type=float, default=Recipe.lr, help="peak learning rate")
+    parser.add_argument("--weight-decay", type=float, default=Recipe.weight_decay)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    given = parser.parse_args()
+    device = given.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        recipe = Recipe(**{field.name: getattr(given, field.name) for field in fields(Recipe)})
+        config = json.loads(given.config.read_text())
+        val = read_pairs(given.val) if given.val else None
+        train(read_pairs(given.data), val, config, given.out, recipe, torch.device(device))
+        embedder = ClipEmbedder(given.out, device)
+        results = [evaluate(embedder, path) for path in given.val]
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    write_card(given.out, results)
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

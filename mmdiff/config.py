@@ -1,0 +1,159 @@
+"""Configuration: frozen dataclasses, read from TOML for training and from JSON inside a checkpoint.
+
+Unknown keys raise, so that a misspelt option never silently does nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """One modality: its kind in the registry, its weight family and its share of the loss."""
+
+    name: str
+    kind: str
+    weights: str = "joint"  # family of w_t; ignored for the anchor (the first modality)
+    scale: float = 1.0  # c_i, the constant in front of the family
+    loss_weight: float = 1.0  # lambda_i of this modality's L2 term
+    options: dict[str, Any] = field(default_factory=dict)  # what the kind's constructor takes
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that is needed to rebuild the model around its weights."""
+
+    modalities: tuple[ModalityConfig, ...]
+    image_size: int = 64  # pixels, height and width
+    patch_size: int = 16  # pixels a token spans
+    width: int = 256
+    depth: int = 8
+    heads: int = 4
+    refiner_width: int = 64
+    num_steps: int = 1000  # T
+    schedule: str = "cosine"
+    schedule_shift: float = 1.0  # SNR is multiplied by its square
+    dropout: float = 0.0
+    embedder: str = ""  # folder of the CLIP-style embedder beside the checkpoint, or an open_clip tag
+
+    def __post_init__(self) -> None:
+        if not self.modalities:
+            raise ValueError("model.modalities is empty: name at least the anchor, an image.")
+        names = [m.name for m in self.modalities]
+        if len(set(names)) != len(names):
+            raise ValueError(f"modality names must differ, but got {names}.")
+        if self.image_size % self.patch_size or self.patch_size % 2:
+            raise ValueError(
+                f"image_size must be a multiple of patch_size and patch_size even, but got "
+                f"{self.image_size} and {self.patch_size}."
+            )
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of heads ({self.heads}) and of 4.")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the examples are and how they are cut."""
+
+    train: str = ""  # Parquet file
+    val: str = ""
+    margin: int = 0  # pixels a random crop can move by
+    margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.margin_from not in ("pad", "resize"):
+            raise ValueError(f"data.margin_from is {self.margin_from!r}; use 'pad' or 'resize'.")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """How often training shows which task."""
+
+    joint: float = 0.3  # share of examples with nothing given
+    given: float = 0.4  # otherwise, the probability that a modality is given
+    absent: float = 0.15  # probability that a modality that could be predicted is left out
+    holes: float = 0.5  # share of the given images that have holes
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser, budget and bookkeeping."""
+
+    images: int = 1_000_000  # budget: examples seen until the learning rate reaches zero
+    batch_size: int = 32
+    lr: float = 6e-4
+    warmup_images: int = 20_000
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9995
+    snr_cap: float = 5.0  # gamma of the weight min(SNR + 1, gamma)
+    save_every_images: int = 200_000
+    sample_every_images: int = 400_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    tasks: TaskConfig = TaskConfig()
+    optim: OptimConfig = OptimConfig()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready dictionary of a configuration dataclass."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build the dataclass ``cls`` from nested dictionaries.
+
+    Raises:
+        ValueError: for an unknown or a missing key, by name.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no option {', '.join(unknown)}; it knows {', '.join(fields)}.")
+    kwargs = {name: _convert(fields[name].type, value) for name, value in values.items()}
+    try:
+        return cls(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__}: {error}.") from None
+
+
+def _convert(annotation: str, value: Any) -> Any:
+    nested = {c.__name__: c for c in (ModelConfig, DataConfig, TaskConfig, OptimConfig)}
+    if annotation in nested:
+        return from_dict(nested[annotation], value)
+    if annotation == "tuple[ModalityConfig, ...]":
+        return tuple(from_dict(ModalityConfig, v) for v in value)
+    if annotation == "tuple[float, float]":
+        return (float(value[0]), float(value[1]))
+    scalar = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(annotation)
+    wrong_bool = isinstance(value, bool) and annotation != "bool"
+    if scalar is not None and (not isinstance(value, scalar) or wrong_bool):
+        raise ValueError(f"expected {annotation}, but got {value!r}.")
+    return value
+
+
+def load_train_config(path: str | Path) -> TrainConfig:
+    """Read a training configuration from a TOML file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no configuration file at {path}; see configs/ for examples.")
+    with path.open("rb") as file:
+        try:
+            values = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not valid TOML: {error}.") from None
+    return from_dict(TrainConfig, values)

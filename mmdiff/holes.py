@@ -1,0 +1,82 @@
+"""Holes for the masked-image task: maps of known pixels (B, H, W) bool, False where the hole is.
+
+Map k depends on the seed and on k alone, never on the device or on how many maps are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCKS_A_SIDE = 8
+
+
+def random_blocks(count: int, size: int, seed: int = 0, fraction: float = 0.5) -> Tensor:
+    """Hide ``fraction`` of an 8 x 8 grid of blocks.
+
+    Exactly round(64 * fraction) blocks are hidden, which is exactly ``fraction`` of the pixels where that
+    is a multiple of 1/64 and 8 divides the size.
+    """
+    _check(count, size, fraction)
+    cells = BLOCKS_A_SIDE**2
+    hidden = round(cells * fraction)
+    order = np.stack([_rng(seed, k).permutation(cells) for k in range(count)])
+    blocks = torch.from_numpy(order >= hidden).view(count, BLOCKS_A_SIDE, BLOCKS_A_SIDE)
+    cell = torch.arange(size) * BLOCKS_A_SIDE // size  # block of each row and column
+    return blocks[:, cell][:, :, cell]
+
+
+def box(count: int, size: int, seed: int = 0, fraction: float = 0.25) -> Tensor:
+    """Hide one square at a random place, of side round(size * sqrt(fraction))."""
+    _check(count, size, fraction)
+    side = round(size * fraction**0.5)
+    known = torch.ones(count, size, size, dtype=torch.bool)
+    for k in range(count):
+        top, left = _rng(seed, k).integers(0, size - side + 1, 2)
+        known[k, top : top + side, left : left + side] = False
+    return known
+
+
+def half(count: int, size: int, seed: int = 0) -> Tensor:
+    """Hide the left, right, upper or lower half, drawn at random."""
+    _check(count, size, 0.5)
+    known = torch.ones(count, size, size, dtype=torch.bool)
+    for k in range(count):
+        known[k, :, : size // 2] = False
+        known[k] = torch.rot90(known[k], int(_rng(seed, k).integers(4)))
+    return known
+
+
+def alternate_lines(count: int, size: int, seed: int = 0) -> Tensor:
+    """Hide every second row or column, starting with the first or the second, drawn at random."""
+    _check(count, size, 0.5)
+    known = torch.ones(count, size, size, dtype=torch.bool)
+    for k in range(count):
+        start, transpose = _rng(seed, k).integers(0, 2, 2)
+        known[k, start::2] = False
+        known[k] = known[k].T.clone() if transpose else known[k]
+    return known
+
+
+HOLES: dict[str, Callable[[int, int, int], Tensor]] = {
+    "blocks": random_blocks,
+    "box": box,
+    "half": half,
+    "lines": alternate_lines,
+}
+
+
+def _rng(seed: int, k: int) -> np.random.Generator:
+    return np.random.default_rng([seed, k])
+
+
+def _check(count: int, size: int, fraction: float) -> None:
+    if count < 1 or size < BLOCKS_A_SIDE:
+        raise ValueError(
+            f"asked for {count} maps of {size} x {size} pixels; ask for at least 1 of {BLOCKS_A_SIDE} pixels."
+        )
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}; it is the hidden share of the picture, between 0 and 1.")

@@ -1,0 +1,121 @@
+"""Metrics: pure functions on tensors, on any device.
+
+Pictures are float (B, 3, H, W) in [-1, 1]; masks are long (B, H, W) of class indices; maps of known
+pixels are bool (B, H, W).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MIN_MSE = 1e-10  # of intensities in [0, 1]: caps PSNR at 100 dB, so that equal pictures stay finite
+WHITE_TOLERANCE = 40  # of 255
+
+
+# -- masks -------------------------------------------------------------------------------------------
+
+
+def confusion(predicted: Tensor, target: Tensor, num_classes: int, ignore: int | None = None) -> Tensor:
+    """Pixels of each example by true class (rows) and predicted class (columns): (B, K, K) long.
+
+    Pixels whose true class is ``ignore`` are left out.
+    """
+    batch = torch.arange(len(target), device=target.device)[:, None, None]
+    cell = (batch * num_classes + target) * num_classes + predicted
+    if ignore is not None:
+        cell = cell[target != ignore]
+    counts = torch.bincount(cell.flatten(), minlength=len(target) * num_classes**2)
+    return counts.view(len(target), num_classes, num_classes)
+
+
+def iou(matrix: Tensor) -> Tensor:
+    """Intersection over union of each class from confusion counts: (..., K, K) -> (..., K) float64.
+
+    NaN for a class that is in neither the truth nor the prediction.
+    """
+    matrix = matrix.double()
+    both = matrix.diagonal(dim1=-2, dim2=-1)
+    either = matrix.sum(-1) + matrix.sum(-2) - both
+    return both / either  # 0 / 0 is NaN
+
+
+def pixel_accuracy(matrix: Tensor) -> Tensor:
+    """Share of the counted pixels that have their true class: (..., K, K) -> (...) float64."""
+    matrix = matrix.double()
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1) / matrix.sum((-1, -2))
+
+
+def object_iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """IoU of two bool maps (B, H, W) in each example: (B,) float64; 1 where both are empty."""
+    both = (predicted & target).flatten(1).sum(1).double()
+    either = (predicted | target).flatten(1).sum(1).double()
+    return torch.where(either > 0, both / either, 1.0)
+
+
+def fill_enclosed(mask: Tensor) -> Tensor:
+    """Fill what cannot be reached from the border through False pixels in four directions: (B, H, W) bool."""
+    outside = torch.zeros_like(mask)
+    outside[:, 0], outside[:, -1], outside[:, :, 0], outside[:, :, -1] = True, True, True, True
+    outside &= ~mask
+    while True:
+        grown = outside.clone()
+        grown[:, 1:] |= outside[:, :-1]
+        grown[:, :-1] |= outside[:, 1:]
+        grown[:, :, 1:] |= outside[:, :, :-1]
+        grown[:, :, :-1] |= outside[:, :, 1:]
+        grown &= ~mask
+        if torch.equal(grown, outside):
+            return ~outside
+        outside = grown
+
+
+def white_background_mask(images: Tensor, tolerance: float = WHITE_TOLERANCE) -> Tensor:
+    """The object on a white background: pixels (B, H, W) bool that are not white, and what they enclose.
+
+    A pixel is white if its darkest channel is within ``tolerance`` levels of 255; highlights inside the
+    object are enclosed by it and belong to it. On the real photos of the orchard set this agrees with the
+    given masks at a mean IoU of 0.990 (validation, 96 px); any tolerance from 32 to 48 gives 0.989 or more.
+    """
+    levels = (images + 1) * 127.5
+    return fill_enclosed(255 - levels.amin(1) > tolerance)
+
+
+# -- labels and embeddings ---------------------------------------------------------------------------
+
+
+def top_k_hits(probabilities: Tensor, target: Tensor, k: int) -> Tensor:
+    """Whether the true class is among the k most probable ones: (B, K), (B,) -> (B,) bool."""
+    best = probabilities.topk(min(k, probabilities.shape[1]), dim=1).indices
+    return (best == target[:, None]).any(1)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of paired vectors: (B, D), (B, D) -> (B,) in [-1, 1]."""
+    return F.cosine_similarity(a, b, dim=1)
+
+
+# -- pictures with holes -----------------------------------------------------------------------------
+
+
+def hole_error(predicted: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of squared errors inside the holes, intensities in [0, 1], and number of values: (B,) float64 each."""
+    squares = ((predicted.double() - target.double()) / 2).square() * ~known[:, None]
+    return squares.sum((1, 2, 3)), (~known).sum((1, 2)).double() * predicted.shape[1]
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB for a mean squared error of intensities in [0, 1]; 100 at most."""
+    return -10 * mse.clamp(min=MIN_MSE).log10()
+
+
+def mean_fill(images: Tensor, known: Tensor) -> Tensor:
+    """Baseline: every hole filled with the mean of that picture's known pixels, channel by channel.
+
+    A picture without known pixels is filled with medium grey.
+    """
+    weights = known[:, None].to(images.dtype)
+    count = weights.sum((2, 3), keepdim=True).clamp(min=1)
+    mean = (images * weights).sum((2, 3), keepdim=True) / count
+    return torch.where(known[:, None], images, mean)

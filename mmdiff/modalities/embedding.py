@@ -1,0 +1,100 @@
+"""CLIP-style embeddings: unit vectors, a likelihood on the sphere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.special import ive
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdiff.modalities.base import Modality, spread
+from mmdiff.modalities.image import square, to_tensor
+
+
+class EmbeddingModality(Modality):
+    """A unit vector of D dimensions; Z holds a fixed rotation of it, the same on every token.
+
+    The head's output v estimates E[x | z_t], which is shorter than 1 while z_t is noisy. Its direction is
+    the prediction; the likelihood is von Mises-Fisher with concentration ``kappa`` around it.
+    """
+
+    kind = "embedding"
+    dense = False
+
+    def __init__(self, name: str, image_size: int, patch_size: int, dim: int, kappa: float = 50.0) -> None:
+        super().__init__(name, image_size, patch_size)
+        self.shape = (dim,)
+        self.z_channels = self.head_channels = dim
+        self.kappa = kappa
+        self._embedder: list[Any] = [None]
+        generator = torch.Generator().manual_seed(0)
+        rotation = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
+        self.register_buffer("projection", (rotation * math.sqrt(dim)).float())  # unit RMS in Z
+
+    def _project(self, vector: Tensor) -> Tensor:
+        return spread(vector @ self.projection, self.grid)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self._project(x)
+
+    def predict(self, raw: Tensor) -> Tensor:
+        return F.normalize(raw.float(), dim=1)
+
+    def expected_encoding(self, raw: Tensor) -> Tensor:
+        return self._project(raw.float())
+
+    def as_prediction(self, x: Tensor) -> Tensor:
+        return x
+
+    def store(self, cell: Any, size: int) -> np.ndarray | None:
+        return None if cell is None else np.asarray(cell, np.float16)
+
+    def from_stored(self, stored: Tensor) -> Tensor:
+        return F.normalize(stored.float(), dim=-1)
+
+    def loss(self, raw: Tensor, x: Tensor) -> Tensor:
+        # The squared error, unlike the cosine alone, also teaches the length of E[x | z_t].
+        return (raw.float() - x).square().sum(1)
+
+    def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+        order = self.shape[0] / 2 - 1
+        log_bessel = math.log(ive(order, self.kappa)) + self.kappa
+        log_normaliser = (
+            order * math.log(self.kappa) - self.shape[0] / 2 * math.log(2 * math.pi) - log_bessel
+        )
+        return -log_normaliser - self.kappa * (self.predict(raw) * x).sum(1)
+
+    def attach(self, embedder: Any) -> None:
+        self._embedder = [embedder]  # in a list, so that it does not become part of this module
+
+    def _embed(self, value: str | Image.Image) -> Tensor:
+        if self._embedder[0] is None:
+            raise ValueError(
+                f"{self.name}: this checkpoint comes without an embedder, so it takes a vector of "
+                f"{self.shape[0]} numbers only, not a text or a photo."
+            )
+        if isinstance(value, str):
+            if not value.strip():
+                raise ValueError(f"{self.name}: the text is empty; describe the picture in a few words.")
+            return self._embedder[0].embed_texts([value])[0].cpu()
+        photo = to_tensor(square(value, self.image_size))
+        return self._embedder[0].embed_images(photo[None])[0].cpu()
+
+    def parse(self, value: Any) -> Tensor:
+        if isinstance(value, (str, Image.Image)):
+            return self._embed(value)
+        try:
+            vector = torch.as_tensor(np.asarray(value, dtype=np.float32)).flatten()
+        except (TypeError, ValueError):
+            raise ValueError(f"{self.name}: expected a text, a photo or a vector, not {value!r}.") from None
+        if vector.shape != self.shape or not torch.isfinite(vector).all() or vector.norm() < 1e-6:
+            raise ValueError(
+                f"{self.name}: expected {self.shape[0]} finite numbers, not all zero, but got shape "
+                f"{tuple(np.shape(value))}; make one with embed_text or embed_image."
+            )
+        return F.normalize(vector, dim=0)

@@ -1,0 +1,86 @@
+"""Photos: identity on pixels, folded into patches; a Gaussian likelihood."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdiff.modalities.base import Modality, decode_cell, open_image
+
+
+class ImageModality(Modality):
+    """RGB photos in [-1, 1]; Z holds the pixels of a patch as channels (pixel unshuffle).
+
+    ``sigma`` is the standard deviation of the Gaussian p(x | z_t), in units of [-1, 1].
+    """
+
+    kind = "image"
+    dense = True
+
+    def __init__(self, name: str, image_size: int, patch_size: int, sigma: float = 0.1) -> None:
+        super().__init__(name, image_size, patch_size)
+        self.shape = (3, image_size, image_size)
+        self.z_channels = 3 * patch_size**2
+        self.head_channels = 3
+        self.sigma = sigma
+
+    def encode(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, self.patch_size)
+
+    def predict(self, raw: Tensor) -> Tensor:
+        return raw.clamp(-1, 1)
+
+    def expected_encoding(self, raw: Tensor) -> Tensor:
+        return self.encode(self.predict(raw))
+
+    def as_prediction(self, x: Tensor) -> Tensor:
+        return x
+
+    def store(self, cell: Any, size: int) -> np.ndarray | None:
+        return None if cell is None else np.moveaxis(np.asarray(square(decode_cell(cell), size)), -1, 0)
+
+    def from_stored(self, stored: Tensor) -> Tensor:
+        return stored.float() / 127.5 - 1
+
+    def loss(self, raw: Tensor, x: Tensor) -> Tensor:
+        return (raw - x).square().mean((1, 2, 3))
+
+    def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+        squares = (raw - x).square() / (2 * self.sigma**2)
+        return (squares + math.log(self.sigma) + 0.5 * math.log(2 * math.pi)).sum((1, 2, 3))
+
+    def parse(self, value: Any) -> Tensor:
+        return to_tensor(square(open_image(value, "photo"), self.image_size))
+
+    def preview(self, prediction: np.ndarray) -> Image.Image:
+        return Image.fromarray(to_uint8(prediction))
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Upright RGB, cut to the central square and resized to size x size; transparency becomes white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    image = image.convert("RGB")
+    if image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_uint8(pixels: Tensor | np.ndarray) -> np.ndarray:
+    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8, rounded to the nearest level."""
+    array = np.asarray(pixels.detach().cpu() if isinstance(pixels, Tensor) else pixels, dtype=np.float32)
+    levels = np.clip(np.rint((array + 1) * 127.5), 0, 255).astype(np.uint8)
+    return np.moveaxis(levels, -3, -1)

@@ -1,0 +1,75 @@
+"""Class labels: one class per example, categorical likelihood."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdiff.modalities.base import Modality, class_codes, spread
+
+
+class LabelModality(Modality):
+    """A class index; Z holds the code of the class, the same on every token."""
+
+    kind = "label"
+    dense = False
+
+    def __init__(self, name: str, image_size: int, patch_size: int, classes: Sequence[str]) -> None:
+        super().__init__(name, image_size, patch_size)
+        if len(set(classes)) != len(classes) or len(classes) < 2:
+            raise ValueError(f"{name}: needs two or more different classes, but got {list(classes)}.")
+        self.classes = tuple(classes)
+        self.shape = ()
+        self.register_buffer("codes", class_codes(len(classes)))
+        self.z_channels = self.codes.shape[1]
+        self.head_channels = len(classes)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return spread(self.codes[x], self.grid)
+
+    def predict(self, raw: Tensor) -> Tensor:
+        return raw.float().softmax(1)
+
+    def expected_encoding(self, raw: Tensor) -> Tensor:
+        return spread(self.predict(raw) @ self.codes, self.grid)
+
+    def as_prediction(self, x: Tensor) -> Tensor:
+        return F.one_hot(x, len(self.classes)).float()
+
+    def store(self, cell: Any, size: int) -> np.ndarray | None:
+        return None if cell is None or cell < 0 else np.asarray(cell, np.int32)
+
+    def from_stored(self, stored: Tensor) -> Tensor:
+        return stored.long()
+
+    def loss(self, raw: Tensor, x: Tensor) -> Tensor:
+        return F.cross_entropy(raw.float(), x, reduction="none")
+
+    def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+        return self.loss(raw, x)
+
+    def parse(self, value: Any) -> Tensor:
+        if isinstance(value, str):
+            return torch.tensor(self._index(value))
+        try:
+            index = int(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{self.name}: expected a class name or number, but got {value!r}.") from None
+        if not 0 <= index < len(self.classes):
+            raise ValueError(
+                f"{self.name}: class {index} does not exist; the {len(self.classes)} classes are numbered "
+                f"0 to {len(self.classes) - 1}."
+            )
+        return torch.tensor(index)
+
+    def _index(self, text: str) -> int:
+        folded = [c.casefold() for c in self.classes]
+        if text.strip().casefold() not in folded:
+            raise ValueError(
+                f"{self.name}: no class is called {text!r}; the classes are {', '.join(self.classes)}."
+            )
+        return folded.index(text.strip().casefold())

@@ -1,0 +1,125 @@
+"""Segmentation masks: a class per pixel, categorical likelihood, void pixels left out."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdiff.modalities.base import Modality, class_codes, decode_cell, open_image, palette
+
+VOID = "void"
+
+
+class MaskModality(Modality):
+    """Class maps (H, W); Z holds the code of each pixel's class, zero where the class is void.
+
+    A class named "void" means "not annotated": it has no loss and is never predicted.
+    """
+
+    kind = "mask"
+    dense = True
+
+    def __init__(self, name: str, image_size: int, patch_size: int, classes: Sequence[str]) -> None:
+        super().__init__(name, image_size, patch_size)
+        if len(classes) < 2:
+            raise ValueError(f"{name}: a mask needs at least two classes, but got {list(classes)}.")
+        self.classes = tuple(classes)
+        self.shape = (image_size, image_size)
+        real = [i for i, c in enumerate(classes) if c != VOID]
+        codes = torch.zeros(len(classes), class_codes(len(real)).shape[1])
+        codes[real] = class_codes(len(real))
+        self.register_buffer("codes", codes)
+        self.register_buffer("is_void", torch.tensor([c == VOID for c in classes]), persistent=False)
+        self.z_channels = codes.shape[1] * patch_size**2
+        self.head_channels = len(classes)
+        self.palette = palette(len(classes))
+
+    def _from_distribution(self, distribution: Tensor) -> Tensor:
+        coded = torch.einsum("bkhw,kc->bchw", distribution, self.codes.to(distribution.dtype))
+        return F.pixel_unshuffle(coded, self.patch_size)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(self.codes[x].permute(0, 3, 1, 2), self.patch_size)
+
+    def _logits(self, raw: Tensor) -> Tensor:
+        return raw.float().masked_fill(self.is_void[:, None, None], -1e4)
+
+    def predict(self, raw: Tensor) -> Tensor:
+        return self._logits(raw).softmax(1)
+
+    def expected_encoding(self, raw: Tensor) -> Tensor:
+        return self._from_distribution(self.predict(raw))
+
+    def as_prediction(self, x: Tensor) -> Tensor:
+        return F.one_hot(x, len(self.classes)).permute(0, 3, 1, 2).float()
+
+    def store(self, cell: Any, size: int) -> np.ndarray | None:
+        if cell is None:
+            return None
+        # Cut like the photo, but never blended: class numbers have no average.
+        return np.asarray(ImageOps.fit(decode_cell(cell), (size, size), Image.Resampling.NEAREST), np.uint8)
+
+    def from_stored(self, stored: Tensor) -> Tensor:
+        return stored.long()
+
+    def _cross_entropy(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        counted = ~self.is_void[x]  # (B, H, W)
+        nats = F.cross_entropy(self._logits(raw), x, reduction="none")
+        return torch.where(counted, nats, 0).sum((1, 2)), counted.sum((1, 2))
+
+    def loss(self, raw: Tensor, x: Tensor) -> Tensor:
+        nats, counted = self._cross_entropy(raw, x)
+        return nats / counted.clamp(min=1)
+
+    def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+        return self._cross_entropy(raw, x)[0]
+
+    def parse(self, value: Any) -> Tensor:
+        indices = self._indices(value)
+        if indices.ndim != 2:
+            raise ValueError(
+                f"{self.name}: expected a map of class numbers (H, W), but got shape {indices.shape}; "
+                "give a single-channel picture or array whose values are 0 to "
+                f"{len(self.classes) - 1}."
+            )
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= len(self.classes):
+            names = ", ".join(f"{i} = {c}" for i, c in enumerate(self.classes))
+            raise ValueError(
+                f"{self.name}: found class number {high if high >= len(self.classes) else low}, but the "
+                f"classes are {names}; renumber the mask."
+            )
+        size = (self.image_size, self.image_size)
+        if indices.shape[0] != indices.shape[1]:
+            raise ValueError(
+                f"{self.name}: the mask is {indices.shape[1]} x {indices.shape[0]} pixels; give a square "
+                f"one, best {size[0]} x {size[1]}, cut like the photo."
+            )
+        resized = Image.fromarray(indices.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        return torch.from_numpy(np.asarray(resized).astype(np.int64))
+
+    def _indices(self, value: Any) -> np.ndarray:
+        if isinstance(value, Tensor):
+            value = value.cpu().numpy()
+        if isinstance(value, np.ndarray):
+            if value.size == 0 or value.dtype.kind not in "iub":
+                raise ValueError(
+                    f"{self.name}: expected whole numbers, but got an array of shape {value.shape} and "
+                    f"type {value.dtype}."
+                )
+            return value.astype(np.int64)
+        image = open_image(value, "mask")
+        if image.mode not in ("L", "P", "1", "I", "I;16"):
+            raise ValueError(
+                f"{self.name}: the mask has colour mode {image.mode}; give class numbers in one channel "
+                "(mode L or P), not colours."
+            )
+        return np.asarray(image).astype(np.int64)
+
+    def preview(self, prediction: np.ndarray) -> Image.Image:
+        return Image.fromarray(self.palette[prediction.argmax(0)])

@@ -1,0 +1,288 @@
+"""The pipeline: a checkpoint, user input in, generated modalities out; whole or step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdiff.checkpoint import load_checkpoint, resolve
+from mmdiff.device import choose_device
+from mmdiff.guidance import guided
+from mmdiff.modalities import Modality
+from mmdiff.modalities.image import to_uint8
+from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
+from mmdiff.samplers import SAMPLERS, SampleNoise, Step, timesteps
+from mmdiff.tasks import Condition
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """Results of one call; a modality that was neither given nor wanted is None.
+
+    Attributes:
+        image: B pictures. mask: (B, H, W) int64. label: (B, K) probabilities. embedding: (B, D), unit length.
+        seconds: wall time of sampling. steps, seed: as used; sample k has seed `seed + k`.
+    """
+
+    image: list[Image.Image] | None
+    mask: np.ndarray | None
+    label: np.ndarray | None
+    embedding: np.ndarray | None
+    seconds: float
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class StreamedStep:
+    """One denoising step as people see it.
+
+    Attributes:
+        index, total: 1 ... total. t: the time the predictions were made at.
+        x_hat: name -> every head's clean prediction: image (B, H, W, 3) uint8, mask (B, K, H, W) and label
+            (B, K) probabilities, embedding (B, D).
+        output: the finished `Output` on the last step, None before.
+    """
+
+    index: int
+    total: int
+    t: int
+    x_hat: Mapping[str, np.ndarray]
+    output: Output | None
+
+
+class Pipeline:
+    """Any subset of the modalities given, any subset wanted.
+
+    >>> pipe = Pipeline.from_pretrained("checkpoints/orchard")
+    >>> pipe(given={"label": "Apple Golden 2"}, wanted=("image", "mask"), seed=1).image[0]
+    """
+
+    def __init__(self, model: MultiModalDiffusion, device: torch.device, embedder: Any = None) -> None:
+        self.model = model.to(device).eval()
+        self.device = device
+        self.schedule = model.make_schedule()
+        self.embedder = embedder
+        self.modalities: dict[str, Modality] = dict(model.modalities.items())
+        for modality in self.modalities.values():
+            modality.attach(embedder)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "auto") -> Pipeline:
+        """Load a checkpoint folder or Hugging Face Hub id; "auto" takes the GPU where there is one.
+
+        The embedder that the checkpoint names is looked for beside it, then in it, then as an open_clip
+        tag. Raises ValueError if the checkpoint is missing or damaged.
+        """
+        chosen = choose_device(device)
+        folder = resolve(name)
+        model = load_checkpoint(folder, chosen)
+        return cls(model, chosen, load_embedder(model.config.embedder, folder, chosen))
+
+    # -- embeddings --------------------------------------------------------------------------------
+
+    @property
+    def has_text(self) -> bool:
+        """Whether texts and photos can be embedded."""
+        return self.embedder is not None
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """(B, D) unit vectors of texts in the space of the embedding modality."""
+        return self._need_embedder().embed_texts(list(texts))
+
+    def embed_image(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, D) unit vectors of photos in the space of the embedding modality."""
+        pixels = [self.modalities[self.model.anchor].parse(image) for image in images]
+        return self._need_embedder().embed_images(torch.stack(pixels).to(self.device))
+
+    def _need_embedder(self) -> Any:
+        if self.embedder is None:
+            raise ValueError("this checkpoint has no embedder; use one that has an embedding modality.")
+        return self.embedder
+
+    # -- sampling ----------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Output:
+        """The result of `stream`, which takes the same arguments."""
+        *_, last = self.stream(*args, **kwargs)
+        return last.output
+
+    def stream(
+        self,
+        given: Mapping[str, Any] | None = None,
+        wanted: Sequence[str] = (),
+        steps: int = 30,
+        seed: int = 0,
+        num_samples: int = 1,
+        known_pixels: np.ndarray | None = None,
+        guidance_scale: float = 1.0,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+    ) -> Iterator[StreamedStep]:
+        """Denoise and yield every step.
+
+        Args:
+            given: name -> value. image: picture, array or path. mask: class numbers. label: class name or
+                number. embedding: text, picture or vector.
+            wanted: names of the modalities to generate; empty means all that are not given.
+            steps: network calls, 1 to T. seed: of the first sample; the next ones count up.
+            num_samples: results to generate at once.
+            known_pixels: (H, W) bool, the part of the given image to keep; the rest is filled in.
+            guidance_scale: how strongly what is given counts; 1 is off.
+            sampler: "ddim", "ancestral" or "dpmpp_2m". eta: fresh noise of "ddim", 0 to 1.
+
+        Raises:
+            ValueError: at once, for anything in the wrong form.
+        """
+        given = dict(given or {})
+        known = self._check_known_pixels(given, known_pixels)
+        wanted = self._check_wanted(given, wanted, known)
+        self._check_numbers(steps, seed, num_samples, guidance_scale)
+        values = {n: self.modalities[n].parse(v) for n, v in given.items()}
+        batch = {n: v.expand(num_samples, *v.shape).to(self.device) for n, v in values.items()}
+        if known is not None:
+            known = torch.from_numpy(known).expand(num_samples, -1, -1).to(self.device)
+        seeds = [seed + k for k in range(num_samples)]
+        trajectory = self.run(Condition(batch, known), wanted, seeds, steps, sampler, guidance_scale, eta)
+        return self._presented(trajectory, {*given, *wanted}, seed)
+
+    def run(
+        self,
+        condition: Condition,
+        wanted: Sequence[str],
+        seeds: Sequence[int],
+        steps: int = 30,
+        sampler: str = "ddim",
+        guidance_scale: float = 1.0,
+        eta: float = 0.0,
+    ) -> Iterator[Step]:
+        """The batched interface on tensors: one sample per seed, x_hat in the modalities' own ranges.
+
+        The last step's x_hat is the result. Given modalities come back as they are (classes one-hot).
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"no sampler is called {sampler!r}; choose among {', '.join(SAMPLERS)}.")
+        if eta and sampler != "ddim":
+            raise ValueError(f"eta is an option of the sampler 'ddim', not of {sampler!r}; leave it at 0.")
+        timesteps(self.schedule.num_steps, steps)
+        internal = self._encode(condition, wanted, len(seeds))
+        noise = SampleNoise(list(seeds), self.device)
+        denoiser = self.model.denoiser(self.schedule, internal)
+        if guidance_scale != 1 and len(set(internal.e) - {self.model.anchor}):
+            blind = self.model.unconditional_denoiser(self.schedule, internal)
+            denoiser = guided(denoiser, blind, guidance_scale)
+        options = {"eta": eta} if eta else {}
+        z_T = noise(self.model.z_shape)
+        trajectory = SAMPLERS[sampler](self.schedule, denoiser, z_T, steps, noise, **options)
+        return (self._with_given(step, condition) for step in trajectory)
+
+    @torch.no_grad()
+    def _encode(self, condition: Condition, wanted: Sequence[str], batch: int) -> Conditioning:
+        """What is given and wanted, in the space Z."""
+        model, anchor, size = self.model, self.model.anchor, self.model.config.image_size
+        flags = torch.full((batch, len(model.names)), ABSENT, device=self.device)
+        for i, name in enumerate(model.names):
+            if name in condition.given:
+                flags[:, i] = KNOWN
+            elif name in wanted or name == anchor:
+                flags[:, i] = UNKNOWN
+        known = torch.zeros(batch, 1, size, size, device=self.device)
+        if anchor in condition.given:
+            known += 1.0 if condition.known_pixels is None else condition.known_pixels[:, None].float()
+            holes = known.flatten(1).amin(1) == 0
+            flags[:, 0] = torch.where(holes, UNKNOWN, KNOWN)
+        return model.condition(model.encode(condition.given), flags, known)
+
+    def _with_given(self, step: Step, condition: Condition) -> Step:
+        x_hat = dict(step.x_hat)
+        for name, value in condition.given.items():
+            prediction = self.modalities[name].as_prediction(value)
+            if name == self.model.anchor and condition.known_pixels is not None:
+                prediction = torch.where(condition.known_pixels[:, None], prediction, x_hat[name])
+            x_hat[name] = prediction
+        return dataclasses.replace(step, x_hat=x_hat)
+
+    def _presented(self, trajectory: Iterator[Step], shown: set[str], seed: int) -> Iterator[StreamedStep]:
+        start = time.perf_counter()
+        for step in trajectory:
+            x_hat = {n: v.float().cpu().numpy() for n, v in step.x_hat.items() if n in shown}
+            if self.model.anchor in x_hat:
+                x_hat[self.model.anchor] = to_uint8(x_hat[self.model.anchor])
+            output = None
+            if step.index == step.total:
+                output = _output(x_hat, time.perf_counter() - start, step.total, seed)
+            yield StreamedStep(step.index, step.total, step.t, x_hat, output)
+
+    # -- checks ------------------------------------------------------------------------------------
+
+    def _check_known_pixels(self, given: dict[str, Any], known: np.ndarray | None) -> np.ndarray | None:
+        if known is None:
+            return None
+        size = self.model.config.image_size
+        known = np.asarray(known)
+        if self.model.anchor not in given:
+            raise ValueError("known_pixels says which part of a photo to keep, but no image is given; give one.")
+        if known.shape != (size, size) or known.dtype != bool:
+            raise ValueError(
+                f"known_pixels is {known.dtype} of shape {known.shape}; give bool of shape ({size}, {size}), "
+                "True where the pixel is to be kept."
+            )
+        return known
+
+    def _check_wanted(
+        self, given: Mapping[str, Any], wanted: Sequence[str], known: np.ndarray | None
+    ) -> tuple[str, ...]:
+        wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        for name in (*given, *wanted):
+            if name not in self.modalities:
+                raise ValueError(f"no modality is called {name!r}; this checkpoint has {', '.join(self.modalities)}.")
+        filling = {self.model.anchor} if known is not None and not known.all() else set()
+        wanted = wanted or tuple(n for n in self.modalities if n not in given or n in filling)
+        both = [n for n in wanted if n in given and n not in filling]
+        if both:
+            raise ValueError(f"{', '.join(both)}: given and wanted at once; leave it out of one of them.")
+        if not wanted:
+            raise ValueError("everything is given, so nothing is left to generate; want at least one modality.")
+        return wanted
+
+    def _check_numbers(self, steps: int, seed: int, num_samples: int, guidance_scale: float) -> None:
+        timesteps(self.schedule.num_steps, steps)
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples!r}; give a whole number of at least 1.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED - num_samples:
+            raise ValueError(f"seed is {seed!r}; give a whole number from 0 to {MAX_SEED - num_samples}.")
+        if not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale <= 100:
+            raise ValueError(f"guidance_scale is {guidance_scale!r}; give a number from 0 to 100, 1 is off.")
+
+
+def _output(x_hat: Mapping[str, np.ndarray], seconds: float, steps: int, seed: int) -> Output:
+    return Output(
+        image=[Image.fromarray(p) for p in x_hat["image"]] if "image" in x_hat else None,
+        mask=x_hat["mask"].argmax(1).astype(np.int64) if "mask" in x_hat else None,
+        label=x_hat.get("label"),
+        embedding=x_hat.get("embedding"),
+        seconds=seconds,
+        steps=steps,
+        seed=seed,
+    )
+
+
+def load_embedder(name: str, folder: Path, device: torch.device) -> Any:
+    """The embedder a checkpoint names, from beside it, inside it or as an open_clip tag; None for ""."""
+    if not name:
+        return None
+    from mmdiff.clip.embedder import ClipEmbedder
+
+    local = [path for path in (folder.parent / name, folder / name) if path.is_dir()]
+    return ClipEmbedder(local[0] if local else name, device)

@@ -1,0 +1,217 @@
+"""Samplers: free functions over a denoiser callable that yield a `Step` after every jump.
+
+One rule carries them all, (5), the jump from time t to any earlier time s with the clean predictions held
+fixed. `sample_ddim` applies it as it is, `sample_ancestral` with eta = 1, where it is the exact posterior
+q(z_s | z_t, z_0, X), and `sample_dpmpp_2m` with eta = 0 after extrapolating the predictions along the way.
+The rules take one (t, s) per sample, so that samples at different times can share a batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mmdiff.forward_process import gather, noise_std, per_sample, signal
+from mmdiff.schedule import NoiseSchedule, log_snr
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says about the clean data behind a batch of z_t.
+
+    z0: (B, *Z) encoding of the anchor modality.
+    e:  name -> (B, *Z) encodings of the other modalities: the true one where it is given, zero where absent.
+    x:  name -> (B, ...) data-space prediction of every head.
+    """
+
+    z0: Tensor
+    e: Mapping[str, Tensor]
+    x: Mapping[str, Tensor]
+
+
+Denoiser = Callable[[Tensor, Tensor], Prediction]  # z_t (B, *Z), t (B,) long
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a trajectory.
+
+    index:   1 … total.
+    t:       time of z_t, which the predictions were made from.
+    z:       (B, *Z) state after the jump.
+    eps_hat: (B, *Z) noise in z_t that the predictions imply.
+    x_hat:   name -> (B, ...) clean prediction of every head.
+    """
+
+    index: int
+    total: int
+    t: int
+    z: Tensor
+    eps_hat: Tensor
+    x_hat: Mapping[str, Tensor]
+
+
+class SampleNoise:
+    """Standard normal noise in which sample k depends on the k-th seed and on nothing else in the batch."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
+        if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
+            raise ValueError(
+                f"seeds is {seeds!r}, expected one whole number from 0 to 2**63 - 1 per sample; "
+                "pass a list such as [0, 1, 2]."
+            )
+        self.device = torch.device(device)
+        # on the CPU, where the same seed means the same numbers whatever the device
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        """Shape of one sample -> (B, *shape) float32 on the device; every call draws further numbers."""
+        samples = [torch.randn(*shape, generator=generator) for generator in self.generators]
+        return torch.stack(samples).to(self.device)
+
+
+def timesteps(num_steps: int, steps: int) -> list[int]:
+    """`steps` + 1 evenly spaced, strictly decreasing times from T = num_steps down to 0."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= num_steps:
+        raise ValueError(
+            f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the noise schedule; "
+            f"try {min(30, num_steps)}."
+        )
+    return [num_steps * left // steps for left in range(steps, -1, -1)]
+
+
+def implied_noise(schedule: NoiseSchedule, z_t: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+    """eps_hat of (5): (z_t - sqrt(abar_t) z0_hat - m_t) / sqrt(1 - abar_t), (B, *Z), for t (B,) above 0."""
+    std = noise_std(gather(schedule.log_abar, t))
+    return (z_t - signal(schedule, prediction.z0, t, prediction.e)) / per_sample(std, z_t)
+
+
+def jump(
+    schedule: NoiseSchedule,
+    z_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    prediction: Prediction,
+    noise: Tensor | None = None,
+    eta: float | Tensor = 0.0,
+) -> Tensor:
+    """(5): z_s (B, *Z) from z_t (B, *Z) for t, s (B,) long with 0 <= s < t; at s = 0 exactly z0_hat.
+
+    eta in [0, 1], a number or one per sample (B,), sets how much of the noise is drawn anew:
+    sigma^2 = eta^2 (1-abar_s)/(1-abar_t) (1 - abar_t/abar_s). 0 draws none, 1 makes the jump a draw from
+    q(z_s | z_t, z_0, X), which for s = t-1 is (4). `noise` (B, *Z) is needed unless eta is 0.
+    """
+    if noise is None and (isinstance(eta, Tensor) or eta != 0):
+        raise ValueError(
+            f"eta is {eta} and no noise was given; pass standard normal noise like z_t, or eta=0."
+        )
+    if noise is not None and noise.shape != z_t.shape:
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)}, expected {tuple(z_t.shape)} as z_t; draw it for each sample."
+        )
+    log_abar_t, log_abar_s = gather(schedule.log_abar, t), gather(schedule.log_abar, s)
+    kept = torch.exp(log_abar_t - log_abar_s)
+    noise_s, noise_t = -torch.expm1(log_abar_s), -torch.expm1(log_abar_t)
+    eta_squared = torch.as_tensor(eta, dtype=kept.dtype, device=kept.device) ** 2
+    # 1 - abar_s - sigma^2, rearranged so that nothing cancels when eta is 1
+    direction = noise_s * (1 - eta_squared + eta_squared * kept * noise_s / noise_t)
+    eps_hat = implied_noise(schedule, z_t, t, prediction)
+    z_s = signal(schedule, prediction.z0, s, prediction.e) + per_sample(direction.sqrt(), z_t) * eps_hat
+    if noise is None:
+        return z_s
+    variance = eta_squared * noise_s / noise_t * -torch.expm1(log_abar_t - log_abar_s)
+    return z_s + per_sample(variance.sqrt(), z_t) * noise
+
+
+def extrapolate(
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    previous: Prediction | None,
+    t: Tensor,
+    s: Tensor,
+    t_previous: Tensor | None,
+) -> Prediction:
+    """Second-order multistep correction of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) to z_0 and every e.
+
+    `prediction` was made at t, `previous` at t_previous > t, and the jump goes to s; all (B,) long. The
+    predictions are continued linearly in half the log-SNR to the middle of the jump. A sample without a
+    previous prediction (`previous` None, or its t_previous equal to t) and the jump to s = 0, which is
+    infinitely long in log-SNR, stay first order.
+    """
+    if previous is None:
+        return prediction
+    snr_s, snr_t, snr_previous = (log_snr(gather(schedule.log_abar, time)) for time in (s, t, t_previous))
+    second_order = ((s > 0) & (t_previous > t)).to(snr_t.device)
+    factor = torch.where(second_order, (snr_s - snr_t) / (2 * (snr_t - snr_previous)), 0.0)
+
+    def corrected(now: Tensor, before: Tensor) -> Tensor:
+        return now + per_sample(factor, now) * (now - before)  # exactly `now` for a given modality
+
+    return replace(
+        prediction,
+        z0=corrected(prediction.z0, previous.z0),
+        e={name: corrected(encoding, previous.e[name]) for name, encoding in prediction.e.items()},
+    )
+
+
+@torch.no_grad()
+def sample_ddim(
+    schedule: NoiseSchedule,
+    denoiser: Denoiser,
+    z_T: Tensor,
+    steps: int,
+    noise: SampleNoise | None = None,
+    eta: float = 0.0,
+) -> Iterator[Step]:
+    """Yield `steps` jumps (5) from z_T (B, *Z) to z_0; `noise` is drawn from only if eta, in [0, 1], is above 0."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}, expected a number from 0 (deterministic) to 1 (ancestral); try 0.")
+    if eta > 0 and noise is None:
+        raise ValueError(
+            f"eta is {eta} and no noise was given; pass SampleNoise with one seed per sample, or eta=0."
+        )
+    z = z_T
+    for index, (t, s) in enumerate(pairwise(timesteps(schedule.num_steps, steps)), start=1):
+        time, time_after = _filled(t, z), _filled(s, z)
+        prediction = denoiser(z, time)
+        eps_hat = implied_noise(schedule, z, time, prediction)
+        fresh = noise(z.shape[1:]).to(z) if eta > 0 else None
+        z = jump(schedule, z, time, time_after, prediction, fresh, eta)
+        yield Step(index, steps, t, z, eps_hat, prediction.x)
+
+
+def sample_ancestral(
+    schedule: NoiseSchedule, denoiser: Denoiser, z_T: Tensor, steps: int, noise: SampleNoise
+) -> Iterator[Step]:
+    """Yield `steps` draws from the posterior, (4) where neighbouring times are one apart: (5) with eta = 1."""
+    return sample_ddim(schedule, denoiser, z_T, steps, noise, eta=1.0)
+
+
+@torch.no_grad()
+def sample_dpmpp_2m(
+    schedule: NoiseSchedule, denoiser: Denoiser, z_T: Tensor, steps: int, noise: SampleNoise | None = None
+) -> Iterator[Step]:
+    """Yield `steps` jumps of DPM-Solver++(2M) from z_T (B, *Z) to z_0. Deterministic: `noise` is accepted so that
+    all samplers can be called alike, and left alone."""
+    z, previous, time_before = z_T, None, None
+    for index, (t, s) in enumerate(pairwise(timesteps(schedule.num_steps, steps)), start=1):
+        time, time_after = _filled(t, z), _filled(s, z)
+        prediction = denoiser(z, time)
+        eps_hat = implied_noise(schedule, z, time, prediction)
+        corrected = extrapolate(schedule, prediction, previous, time, time_after, time_before)
+        z = jump(schedule, z, time, time_after, corrected)
+        previous, time_before = prediction, time
+        yield Step(index, steps, t, z, eps_hat, prediction.x)
+
+
+SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
+    "ddim": sample_ddim,
+    "ancestral": sample_ancestral,
+    "dpmpp_2m": sample_dpmpp_2m,
+}
+
+
+def _filled(t: int, z: Tensor) -> Tensor:
+    return torch.full((len(z),), t, dtype=torch.long, device=z.device)

@@ -1,0 +1,74 @@
+"""Tasks: which modalities are given and which are wanted; and the mixture of tasks seen in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping
+
+import torch
+from torch import Tensor
+
+from mmdiff.config import TaskConfig
+from mmdiff.model import ABSENT, KNOWN, UNKNOWN
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is given to a batch, in data space.
+
+    Attributes:
+        given: name -> (B, *shape) values of the given modalities.
+        known_pixels: (B, H, W) bool, the known part of the given image; None means all of it.
+    """
+
+    given: Mapping[str, Tensor]
+    known_pixels: Tensor | None = None
+
+
+def draw_flags(
+    present: Tensor, config: TaskConfig, generator: torch.Generator, anchor_holes: Tensor
+) -> Tensor:
+    """Flags of a training batch, so that every subset of the modalities is seen as given.
+
+    Args:
+        present: (B, N) bool, which modalities each example has; the first is the anchor.
+        anchor_holes: (B,) bool, examples whose image, if given, has holes and so stays unknown.
+
+    Returns:
+        (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. The anchor is never absent.
+    """
+    shape, device = present.shape, present.device
+    draws = torch.rand(3, *shape, generator=generator, device=device)
+    joint = draws[0, :, :1] < config.joint
+    given = (draws[1] < config.given) & ~joint
+    given[:, 0] &= ~anchor_holes
+    absent = (draws[2] < config.absent) & ~given
+    absent[:, 0] = False
+    flags = torch.full(shape, UNKNOWN, device=device)
+    flags[given] = KNOWN
+    flags[absent | ~present] = ABSENT
+    return flags
+
+
+def draw_known_pixels(batch: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Random maps of known pixels: blocks on a grid of random cell size, in random share (B, 1, H, W) float.
+
+    Half of the maps are one random box instead, known outside (a hole) or inside (an outpainting).
+    """
+    cells = torch.tensor([4, 8, 16, 32], device=device)
+    draws = torch.rand(batch, 8, generator=generator, device=device)
+    noise = torch.rand(batch, 32, 32, generator=generator, device=device)
+    side = cells[(draws[:, 0] * 4).long().clamp(max=3)]  # cells along a side
+    axis = torch.arange(size, device=device)
+    index = (axis[None] * side[:, None]) // size  # (B, size), cell of each pixel
+    rows = noise.gather(1, index[:, :, None].expand(-1, -1, 32))
+    values = rows.gather(2, index[:, None, :].expand(-1, size, -1))  # (B, size, size)
+    blocks = values > 0.05 + 0.9 * draws[:, 1, None, None]
+
+    extent = (0.2 + 0.6 * draws[:, 2:4]) * size
+    start = draws[:, 4:6] * (size - extent)
+    inside = (axis >= start[..., None]) & (axis < (start + extent)[..., None])  # (B, 2, size)
+    box = inside[:, 0, :, None] & inside[:, 1, None, :]
+    box = box ^ (draws[:, 6] < 0.7)[:, None, None]  # mostly a hole, sometimes all but the box
+    known = torch.where((draws[:, 7] < 0.5)[:, None, None], blocks, box)
+    return known[:, None].float()

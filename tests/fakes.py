@@ -1,0 +1,122 @@
+"""A pipeline without a network: the interface of `mmdiff.Pipeline`, fast, deterministic, with changing previews."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Spec:
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    palette: np.ndarray | None = None
+
+
+LABELS = ("Apple Braeburn", "Apple Golden", "Apple Red", "Cherry Rainier", "Cherry Wax", "Tomato Heart", "Tomato Maroon")
+COLOURS = np.array(
+    [[168, 50, 44], [214, 178, 66], [190, 28, 38], [224, 120, 88], [96, 20, 34], [206, 66, 42], [112, 46, 40]]
+)
+
+
+class FakePipeline:
+    """Draws a disc: its colour is the label, its place comes from the seed, its mask is the disc."""
+
+    def __init__(
+        self,
+        size: int = 64,
+        step_seconds: float = 0.0,
+        modalities: tuple[str, ...] = ("image", "mask", "label"),
+    ) -> None:
+        palette = np.array([[38, 42, 51], [88, 178, 148]], dtype=np.uint8)
+        specs = (
+            Spec("image", "image", (3, size, size)),
+            Spec("mask", "mask", (size, size), ("background", "fruit"), palette),
+            Spec("label", "label", (), LABELS),
+            Spec("embedding", "embedding", (16,)),
+        )
+        self.modalities = {spec.name: spec for spec in specs if spec.name in modalities}
+        self.size, self.step_seconds = size, step_seconds
+        self.device = SimpleNamespace(type="cpu")
+        self.has_text = "embedding" in self.modalities
+        self.calls: list[dict[str, Any]] = []
+
+    def embed_text(self, texts: list[str]) -> np.ndarray:
+        return np.stack([_unit(sum(text.encode()), 16) for text in texts])
+
+    def stream(
+        self,
+        given=None,
+        wanted=(),
+        steps=30,
+        seed=0,
+        num_samples=1,
+        known_pixels=None,
+        guidance_scale=1.0,
+        sampler="ddim",
+        eta=0.0,
+    ):
+        given = dict(given or {})
+        self.calls.append({"given": given, "wanted": wanted, "seed": seed, "steps": steps})
+        targets = [self._target(seed + k, given) for k in range(num_samples)]
+        rng = np.random.default_rng(seed)
+        for index in range(1, steps + 1):
+            time.sleep(self.step_seconds)
+            samples = [self._blur(target, 1 - index / steps, rng) for target in targets]
+            x_hat = {name: np.stack([sample[name] for sample in samples]) for name in self.modalities}
+            self._keep_given(x_hat, given, known_pixels)
+            yield SimpleNamespace(index=index, total=steps, t=1000 - index, x_hat=x_hat, output=None)
+
+    def _target(self, seed: int, given: dict[str, Any]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        label = LABELS.index(given["label"]) if "label" in given else int(rng.integers(len(LABELS)))
+        rows, columns = np.mgrid[: self.size, : self.size] / self.size - 0.5
+        x, y, radius = *rng.uniform(-0.08, 0.08, 2), rng.uniform(0.26, 0.36)
+        inside = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+        light = np.clip(1.25 - 1.4 * np.hypot(rows - y + 0.1, columns - x + 0.1), 0.5, 1.3)[..., None]
+        image = np.where(inside[..., None], np.clip(COLOURS[label] * light, 0, 255), 255)
+        mask = np.stack([~inside, inside]).astype(np.float32)
+        return {
+            "image": image,
+            "mask": mask,
+            "label": np.eye(len(LABELS), dtype=np.float32)[label],
+            "embedding": _unit(sum(LABELS[label].encode()), 16),
+        }
+
+    def _blur(self, target: dict[str, np.ndarray], noise: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        grain = rng.normal(128, 40, target["image"].shape)
+        flat = np.full_like(target["label"], 1 / len(LABELS))
+        vector = (1 - noise) * target["embedding"] + noise * _unit(int(rng.integers(999)), 16)
+        return {
+            "image": np.clip((1 - noise) * target["image"] + noise * grain, 0, 255).astype(np.uint8),
+            "mask": ((1 - noise) * target["mask"] + noise / 2).astype(np.float32),
+            "label": (1 - noise) * target["label"] + noise * flat,
+            "embedding": (vector / np.linalg.norm(vector)).astype(np.float32),
+        }
+
+    def _keep_given(self, x_hat: dict[str, np.ndarray], given: dict[str, Any], known: np.ndarray | None) -> None:
+        if "image" in given:
+            photo = np.asarray(given["image"])
+            keep = np.ones(photo.shape[:2], dtype=bool) if known is None else np.asarray(known)
+            x_hat["image"][:, keep] = photo[keep]
+        if "mask" in given:
+            indices = np.asarray(given["mask"])
+            x_hat["mask"][:] = np.stack([indices == k for k in range(2)])
+
+
+def _unit(seed: int, dim: int) -> np.ndarray:
+    vector = np.random.default_rng(seed).normal(size=dim).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def photo(size: tuple[int, int] = (120, 90), seed: int = 3) -> Image.Image:
+    """A colourful picture (width, height) in which every pixel differs from its neighbours."""
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)

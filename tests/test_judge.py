@@ -1,0 +1,124 @@
+"""The judge: learns, is saved and loaded as it was, and its augmentation is what it says."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PIL
+from scipy.ndimage import gaussian_filter
+
+from mmdiff import judge as judging
+from mmdiff.judge import Judge
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 190)}
+
+
+def write_photos(path, count, seed):
+    """Coloured discs on white, every tenth without a label."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    rows = []
+    for k in range(count):
+        photo = np.full((32, 32, 3), 255, np.uint8)
+        centre, radius = rng.integers(12, 20, 2), rng.integers(6, 11)
+        disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+        photo[disc] = np.clip(list(COLOURS.values())[k % 3] + rng.normal(0, 12, 3), 0, 255).astype(np.uint8)
+        rows.append({"image": PIL.fromarray(photo), "label": -1 if k % 10 == 9 else k % 3})
+    Dataset.from_list(rows, Features({"image": Image(), "label": Value("int64")})).to_parquet(str(path))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of a judge trained through the command on a toy set."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("judge")
+    write_photos(folder / "train.parquet", 150, 0)
+    write_photos(folder / "val.parquet", 60, 1)
+    (folder / "classes.txt").write_text("\n".join(COLOURS) + "\n")
+    command = ["--data", f"{folder}/train.parquet", "--val", f"{folder}/val.parquet", "--out", f"{folder}/out"]
+    judging.main([*command, "--epochs", "6", "--size", "32", "--device", "cpu"])
+    return folder
+
+
+def test_training_learns_and_records_what_it_measured(trained):
+    judge = Judge.from_pretrained(trained / "out")
+    assert judge.facts["val_top1"] >= 0.95 and judge.facts["val_top1_blurred"] >= 0.95
+    assert (judge.facts["train_examples"], judge.facts["val_examples"]) == (135, 54)
+    assert judge.classes == tuple(COLOURS)
+    assert f"{judge.facts['val_top1']:.4f}" in (trained / "out" / "README.md").read_text()
+    val = judging.read_photos(trained / "val.parquet", judge.classes, judge.size)
+    assert judging.top1(judge, val) == pytest.approx(judge.facts["val_top1"], abs=1e-4)
+
+
+def test_it_names_plain_colours_at_another_size(trained):
+    judge = Judge.from_pretrained(trained / "out")
+    discs = torch.ones(3, 3, 80, 80)
+    y, x = torch.meshgrid(torch.arange(80), torch.arange(80), indexing="ij")
+    inside = (y - 40) ** 2 + (x - 40) ** 2 < 22**2
+    for k, colour in enumerate(COLOURS.values()):
+        discs[k, :, inside] = torch.tensor(colour)[:, None] / 127.5 - 1
+    probabilities = judge.probabilities(discs, batch=2)
+    assert probabilities.argmax(1).tolist() == [0, 1, 2]
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
+    assert judge.probabilities(discs[:0]).shape == (0, 3)
+
+
+def test_saved_and_loaded_it_says_the_same(tmp_path):
+    torch.manual_seed(0)
+    judge = Judge(["a", "b"], size=32).eval()
+    judge.facts = {"val_top1": 0.5}
+    judge.save(tmp_path)
+    again = Judge.from_pretrained(tmp_path)
+    pictures = torch.rand(4, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(again(pictures), judge(pictures), atol=2e-2, rtol=0)
+    assert again.facts == judge.facts and not again.training
+    assert next(again.parameters()).dtype == torch.float32
+
+
+def test_the_default_size_is_small():
+    judge = Judge([str(k) for k in range(49)])
+    assert sum(p.numel() for p in judge.parameters()) <= 600_000
+
+
+def test_a_folder_that_holds_no_judge_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="config.json is missing"):
+        Judge.from_pretrained(tmp_path)
+    Judge(["a", "b"]).save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Judge.from_pretrained(tmp_path)
+    Judge(["a", "b"]).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"classes": ["a", "b", "c"]}))
+    with pytest.raises(ValueError, match="cannot be read"):
+        Judge.from_pretrained(tmp_path)
+
+
+def test_missing_inputs_end_with_a_plain_message(trained, tmp_path, capsys):
+    for command, message in (
+        (["--data", "nowhere.parquet", "--val", "x", "--classes", f"{trained}/classes.txt"], "no data at"),
+        (["--data", f"{tmp_path}/train.parquet", "--val", "x"], "no class list"),
+    ):
+        with pytest.raises(SystemExit):
+            judging.main([*command, "--out", str(tmp_path / "out")])
+        assert message in capsys.readouterr().err
+
+
+def test_blur_is_a_gaussian_of_each_pictures_own_width():
+    images = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = judging.blur(images, torch.tensor([0.0, 0.8, 1.2]))
+    assert torch.equal(blurred[0], images[0])
+    for k, sigma in ((1, 0.8), (2, 1.2)):
+        expected = gaussian_filter(images[k].numpy(), (0, sigma, sigma), mode="nearest", radius=4)
+        torch.testing.assert_close(blurred[k], torch.from_numpy(expected), atol=1e-5, rtol=0)
+
+
+def test_augmentation_is_seeded_varied_and_in_range():
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first, again, other = (judging.augment(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == images.shape and first.abs().max() <= 1
+    flat = judging.augment(torch.zeros(64, 3, 32, 32), torch.Generator().manual_seed(0))
+    assert flat.mean((1, 2, 3)).abs().max() < 0.08  # brightness moves by a few per cent only
