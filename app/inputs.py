@@ -71,7 +71,7 @@ class ImageInput(Input):
         self.photo = gr.State(None)  # at the model's size: what the known pixels must come back as
         self.file = gr.File(label="Photo", file_types=["image"], height=150, elem_id=f"{spec.name}-file")
         with gr.Column(visible=False, elem_classes="painting") as self.painting:
-            self.editor = _editor(spec, self.size, [(HOLE, HOLE_OPACITY)], "Paint over what should be made anew")
+            self.editor = _editor(spec, self.size, [(HOLE, HOLE_OPACITY)], "Paint a hole")
             with gr.Row(elem_classes="beside"):
                 html('<p class="hint">Unpainted pixels come back unchanged. Paint nothing to give all of it.</p>')
                 again = gr.Button("Other photo", size="sm", scale=0, min_width=110)

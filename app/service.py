@@ -25,6 +25,9 @@ SAMPLERS = {
 MAX_STEPS, MAX_SAMPLES, MAX_GUIDANCE, MAX_WAITING = 100, 8, 10.0, 12
 MAX_SEED = 2**31 - 1
 PREVIEWS = 12  # at least this many previews in a run that has as many steps
+COLOURS = (
+    "red", "dark red", "orange", "yellow", "dark yellow", "green", "brown", "dark brown", "blue", "grey", "white"
+)  # fmt: skip
 WARM_UP_STEPS, WARM_UP_SECONDS = 30, 4.0
 
 
@@ -154,7 +157,7 @@ class Service:
         self.timing = Timing()
         self._turns = Turns()
         self._stops: dict[str, threading.Event] = {}
-        self._texts = self._known_texts()
+        self._texts = self._describe()
         self.example = self._warm_up()
 
     @classmethod
@@ -230,12 +233,14 @@ class Service:
             stop.set()
         return stop is not None
 
-    def _known_texts(self) -> tuple[tuple[str, ...], np.ndarray] | None:
-        """The class names as texts and their embeddings, to say in words what an embedding means."""
+    def _describe(self) -> tuple[tuple[str, ...], np.ndarray] | None:
+        """Texts about what the model knows, in many colours, and their embeddings (texts, D)."""
         if "embedding" not in self.pipe.modalities or not self.pipe.has_text:
             return None
-        texts = tuple(dict.fromkeys(name for spec in self.pipe.modalities.values() for name in spec.classes))
-        return (texts, np.asarray(self.pipe.embed_text(list(texts)))) if texts else None
+        names = [name for spec in self.pipe.modalities.values() if spec.kind == "label" for name in spec.classes]
+        things = dict.fromkeys(name.split()[0].lower() for name in names or ["thing"])
+        texts = tuple(f"a photo of a {colour} {thing}" for thing in things for colour in COLOURS)
+        return texts, self.pipe.embed_text(texts).cpu().numpy()
 
     def nearest_texts(self, embedding: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
         """The texts nearest to one unit vector (D,), with their cosine; empty if the model has no text side."""

@@ -55,10 +55,10 @@ class Settings:
         if keep and seed is None:
             raise ValueError("There is no seed to keep. Write one, or untick Keep.")
         return {
-            "steps": steps,
-            "seed": seed if keep else new_seed(),
+            "steps": int(steps),
+            "seed": int(seed) if keep else new_seed(),
             "sampler": sampler,
-            "num_samples": samples,
+            "num_samples": int(samples),
             "guidance_scale": guidance,
         }
 

@@ -36,6 +36,9 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover_dark="*primary_500",
         button_primary_text_color="white",
         slider_color="*primary_500",
+        body_text_color_subdued="*neutral_500",
+        block_title_text_weight="600",
+        block_title_text_color="*body_text_color",
     )
 
 

@@ -57,7 +57,7 @@ def _panel(scene: Scene, spec: Any, body: str, save: str = "", kind: str = "visu
     role = scene.roles[spec.name]
     return (
         f'<figure class="panel {kind}" data-modality="{escape(spec.name)}"><figcaption>'
-        f'<b>{escape(spec.name.capitalize())}</b><span class="role {role.split()[0]}">{role}</span>{save}'
+        f'<b>{escape(spec.name.capitalize())}</b><span class="role is-{role.split()[0]}">{role}</span>{save}'
         f"</figcaption>{body}</figure>"
     )
 

@@ -1,1 +1,24 @@
-"""One diffusion model of several modalities."""
+"""mmdiff: one diffusion model of several modalities, any subset given, any subset generated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mmdiff.pipeline import Output, Pipeline
+    from mmdiff.schedule import NoiseSchedule
+
+_LOCATIONS = {"NoiseSchedule": "schedule", "Output": "pipeline", "Pipeline": "pipeline"}
+
+__all__ = ["NoiseSchedule", "Output", "Pipeline", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used, so that `--help` does not wait for torch."""
+    if name not in _LOCATIONS:
+        raise AttributeError(f"module 'mmdiff' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"mmdiff.{_LOCATIONS[name]}"), name)

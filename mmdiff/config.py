@@ -9,9 +9,17 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, TypeVar
+from typing import Any, Iterable, Mapping, TypeVar
 
 T = TypeVar("T")
+
+
+def _check_positive(config: Any, names: Iterable[str]) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"{type(config).__name__}.{name} is {getattr(config, name)}; it must be at least 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.modalities:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
+        sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")
+        _check_positive(self, sizes)
         names = [m.name for m in self.modalities]
         if len(set(names)) != len(names):
             raise ValueError(f"modality names must differ, but got {names}.")
@@ -100,6 +110,9 @@ class OptimConfig:
     sample_every_images: int = 400_000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_positive(self, ("images", "batch_size", "save_every_images", "sample_every_images"))
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -118,31 +131,35 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build the dataclass ``cls`` from nested dictionaries.
 
     Raises:
-        ValueError: for an unknown or a missing key, by name.
+        ValueError: for an unknown or a missing key or a value of the wrong type, by name.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} is {values!r}; give a table of its options.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ValueError(f"{cls.__name__} has no option {', '.join(unknown)}; it knows {', '.join(fields)}.")
-    kwargs = {name: _convert(fields[name].type, value) for name, value in values.items()}
+    kwargs = {
+        name: _convert(fields[name].type, value, f"{cls.__name__}.{name}") for name, value in values.items()
+    }
     try:
         return cls(**kwargs)
     except TypeError as error:
         raise ValueError(f"{cls.__name__}: {error}.") from None
 
 
-def _convert(annotation: str, value: Any) -> Any:
+def _convert(annotation: str, value: Any, name: str) -> Any:
     nested = {c.__name__: c for c in (ModelConfig, DataConfig, TaskConfig, OptimConfig)}
     if annotation in nested:
         return from_dict(nested[annotation], value)
-    if annotation == "tuple[ModalityConfig, ...]":
+    if annotation == "tuple[ModalityConfig, ...]" and isinstance(value, (list, tuple)):
         return tuple(from_dict(ModalityConfig, v) for v in value)
-    if annotation == "tuple[float, float]":
-        return (float(value[0]), float(value[1]))
-    scalar = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(annotation)
+    if annotation == "tuple[float, float]" and isinstance(value, (list, tuple)) and len(value) == 2:
+        return tuple(_convert("float", v, name) for v in value)
+    scalar = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict[str, Any]": dict}
     wrong_bool = isinstance(value, bool) and annotation != "bool"
-    if scalar is not None and (not isinstance(value, scalar) or wrong_bool):
-        raise ValueError(f"expected {annotation}, but got {value!r}.")
+    if not isinstance(value, scalar.get(annotation, ())) or wrong_bool:
+        raise ValueError(f"{name} is {value!r}; expected {annotation}.")
     return value
 
 

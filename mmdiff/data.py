@@ -49,12 +49,20 @@ def read_parquet(path: str | Path, modalities: Iterable[Modality], config: DataC
         ValueError: no such file, no rows, or a row that cannot be decoded (named by its number).
     """
     from datasets import Dataset, disable_progress_bars
+    from datasets import Image as ImageFeature
 
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no data at {path}; set data.train and data.val, or --train and --val, to Parquet files.")
     disable_progress_bars()
-    table = Dataset.from_parquet(str(path), keep_in_memory=True)
+    try:
+        table = Dataset.from_parquet(str(path), keep_in_memory=True)
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{path} cannot be read as a Parquet file ({cause}); write it again.") from error
+    for name, feature in table.features.items():
+        if isinstance(feature, ImageFeature):  # decoded below, where an error names its row
+            table = table.cast_column(name, ImageFeature(decode=False))
     if len(table) == 0:
         raise ValueError(f"{path} has no rows.")
     stored, present = {}, {}

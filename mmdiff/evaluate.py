@@ -1,6 +1,6 @@
 """Measure a checkpoint on a data set, task by task, and write the figures as JSON.
 
-    python -m mmdiff.evaluate CHECKPOINT --data val.parquet --out results.json --judge benchmarks/judges/orchard
+    python -m mmdiff.evaluate CHECKPOINT --data PARQUET --out results.json --judge benchmarks/judges/orchard
 
 Each task is a function from an `Evaluation` to an `Outcome`; a task that the data, the model or the judge
 cannot support raises `Skip` with the reason, which is reported in its place.
@@ -102,9 +102,8 @@ class Evaluation:
 
     def having(self, *names: str) -> Tensor:
         """Rows of the examples that have all of these modalities. Raises `Skip` where there are none."""
+        self.require(*names)
         for name in names:
-            if name not in self.pipe.modalities:
-                raise Skip(f"the model has no modality {name!r}")
             if name not in self.examples.present:
                 raise Skip(f"the data has no {name}")
         keep = torch.stack([self.examples.present[n][self.rows] for n in names]).all(0)
@@ -144,7 +143,9 @@ class Evaluation:
                     None if known_pixels is None else known_pixels[index].to(device),
                 )
                 seeds = [s.seed * 1_000_003 + int(k) for k in index]
-                for step in self.pipe.run(condition, tuple(wanted), seeds, s.steps, s.sampler, guidance, s.eta):
+                for step in self.pipe.run(
+                    condition, tuple(wanted), seeds, s.steps, s.sampler, guidance, s.eta
+                ):
                     last = step
                 for name in wanted:
                     parts[name].append(self._compact(name, last.x_hat[name]))
@@ -173,12 +174,16 @@ class Evaluation:
         if len(self.pipe.modalities["mask"].classes) != 2:
             raise Skip("the white-background rule needs masks of two classes, background and object")
         real = self.read(rows)
-        return metrics.object_iou(metrics.white_background_mask(real["image"]), real["mask"] == 1).mean().item()
+        return (
+            metrics.object_iou(metrics.white_background_mask(real["image"]), real["mask"] == 1).mean().item()
+        )
 
     def require_rule(self) -> None:
         """Raises `Skip` where the masks of the real photos do not come from a white background."""
         if self.white_rule_iou < RULE_MIN_IOU:
-            raise Skip(f"the white-background rule reaches only IoU {self.white_rule_iou:.3f} on these photos")
+            raise Skip(
+                f"the white-background rule reaches only IoU {self.white_rule_iou:.3f} on these photos"
+            )
 
     def rule_iou(self, images: Tensor, masks: Tensor) -> float:
         """Mean IoU of masks with what the white-background rule reads off the pictures."""
@@ -247,7 +252,9 @@ def image_from_label(ev: Evaluation) -> Outcome:
     each = math.ceil(ev.settings.samples / len(classes))
     asked = torch.arange(len(classes)).repeat(each)
     ev.judged(torch.empty(0, 3, ev.size, ev.size))  # raises before the work, not after it
-    out = ev.sample("image from label", ["image"], len(asked), {"label": asked}, guidance=ev.settings.guidance)
+    out = ev.sample(
+        "image from label", ["image"], len(asked), {"label": asked}, guidance=ev.settings.guidance
+    )
     hits = ev.judged(out["image"]) == asked
     by_class = hits.view(each, -1).double().mean(0)
     return Outcome(
@@ -288,7 +295,9 @@ def image_from_mask(ev: Evaluation) -> Outcome:
     ev.require_rule()
     real = ev.read(ev.having("mask"))
     count = len(real["mask"])
-    out = ev.sample("image from mask", ["image"], count, {"mask": real["mask"]}, guidance=ev.settings.guidance)
+    out = ev.sample(
+        "image from mask", ["image"], count, {"mask": real["mask"]}, guidance=ev.settings.guidance
+    )
     return Outcome(
         {"n": count, "mask_rule_iou": ev.rule_iou(out["image"], real["mask"])},
         [ev.coloured(real["mask"]), ev.picture(out["image"])],
@@ -392,7 +401,9 @@ def draw_grid(outcome: Outcome) -> Image.Image:
     strips = torch.cat([panel[chosen] for panel in outcome.panels], dim=2)  # (n, H, W * panels, 3)
     size = (GRID_SCALE * strips.shape[2], GRID_SCALE * strips.shape[1])
     cell = (size[0] + 4, size[1] + CAPTION_HEIGHT)
-    grid = Image.new("RGB", (GRID_COLUMNS * cell[0], math.ceil(len(chosen) / GRID_COLUMNS) * cell[1]), "white")
+    grid = Image.new(
+        "RGB", (GRID_COLUMNS * cell[0], math.ceil(len(chosen) / GRID_COLUMNS) * cell[1]), "white"
+    )
     draw = ImageDraw.Draw(grid)
     for place, (k, strip) in enumerate(zip(chosen, strips, strict=True)):
         left, top = place % GRID_COLUMNS * cell[0], place // GRID_COLUMNS * cell[1]
@@ -478,19 +489,37 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--judge", help="folder of an independent classifier, see python -m mmdiff.judge")
     parser.add_argument("--grids", help="folder for pictures of 64 samples a task")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK",
-                        help=f"which tasks to measure, of {', '.join(TASKS)} (default: all)")
-    parser.add_argument("--holes", nargs="+", choices=list(HOLES), default=list(default.holes), metavar="KIND",
-                        help=f"which kinds of holes, of {', '.join(HOLES)}")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=list(TASKS),
+        default=list(TASKS),
+        metavar="TASK",
+        help=f"which tasks to measure, of {', '.join(TASKS)} (default: all)",
+    )
+    parser.add_argument(
+        "--holes",
+        nargs="+",
+        choices=list(HOLES),
+        default=list(default.holes),
+        metavar="KIND",
+        help=f"which kinds of holes, of {', '.join(HOLES)}",
+    )
     parser.add_argument("--steps", type=int, default=default.steps, help="sampling steps")
     parser.add_argument("--batch", type=int, default=default.batch, help="samples at a time")
     parser.add_argument("--limit", type=int, help="use only this many examples")
     parser.add_argument("--samples", type=int, default=default.samples, help="generated pictures to judge")
     parser.add_argument("--sampler", choices=list(SAMPLERS), default=default.sampler)
     parser.add_argument("--eta", type=float, default=default.eta, help="fresh noise in each step, 0 to 1")
-    parser.add_argument("--guidance", type=float, default=default.guidance,
-                        help="for pictures made from a label or a mask; 1 = off")
-    parser.add_argument("--bound-draws", type=int, default=default.bound_draws, help="random times an example")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=default.guidance,
+        help="for pictures made from a label or a mask; 1 = off",
+    )
+    parser.add_argument(
+        "--bound-draws", type=int, default=default.bound_draws, help="random times an example"
+    )
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     return parser.parse_args(argv)

@@ -38,7 +38,7 @@ def q_step(
 
 
 def signal(schedule: NoiseSchedule, z0: Tensor, t: Tensor, e: Mapping[str, Tensor]) -> Tensor:
-    """Mean of (3): sqrt(abar_t) z_0 + m_t, (B, *Z). The anchor's encoding is z_0 unless `e` says otherwise."""
+    """Mean of (3): sqrt(abar_t) z_0 + m_t, (B, *Z). The anchor's encoding is z_0 unless `e` has another."""
     sqrt_abar = torch.exp(0.5 * gather(schedule.log_abar, t))
     m_t = _weighted_sum(schedule, schedule.wbar, t, {schedule.anchor: z0, **e}, z0)
     return per_sample(sqrt_abar, z0) * z0 + m_t

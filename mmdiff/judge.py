@@ -29,6 +29,7 @@ from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.label import LabelModality
 
 WIDTHS = (24, 48, 96)  # channels at a half, a quarter and an eighth of the picture's size
+WEAK_RECALL = 0.9
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
@@ -105,7 +106,9 @@ class Judge(nn.Module):
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                raise ValueError(f"no judge in {folder}: {name} is missing; train one with python -m mmdiff.judge.")
+                raise ValueError(
+                    f"no judge in {folder}: {name} is missing; train one with python -m mmdiff.judge."
+                )
         try:
             config = json.loads((folder / CONFIG).read_text())
             judge = cls(config["classes"], config["size"], config["widths"])
@@ -236,35 +239,49 @@ def fit(judge: Judge, photos: Photos, epochs: int, seed: int, batch_size: int = 
 
 
 @torch.no_grad()
-def top1(judge: Judge, photos: Photos, blur_sigma: float = 0.0) -> float:
-    """Share of the photos, blurred by ``blur_sigma`` pixels, that get their own label."""
+def right(judge: Judge, photos: Photos, blur_sigma: float = 0.0) -> Tensor:
+    """Which photos, blurred by ``blur_sigma`` pixels, get their own label: (N,) bool."""
     device = judge.head.weight.device
-    hits = 0
+    hits = []
     for index in torch.arange(len(photos)).split(256):
         images, labels = photos.batch(index, device)
         images = blur(images, torch.full((len(index),), blur_sigma))
-        hits += int((judge(images).argmax(1) == labels).sum())
-    return hits / len(photos)
+        hits.append((judge(images).argmax(1) == labels).cpu())
+    return torch.cat(hits)
+
+
+def measure(judge: Judge, photos: Photos) -> dict:
+    """Accuracy on photos, sharp and blurred, and the recall of the classes that it knows less well."""
+    hits = right(judge, photos)
+    recall = {name: hits[photos.labels == k].double().mean().item() for k, name in enumerate(judge.classes)}
+    return {
+        "val_examples": len(photos),
+        "val_top1": round(hits.double().mean().item(), 4),
+        "val_top1_blurred": round(right(judge, photos, blur_sigma=1.0).double().mean().item(), 4),
+        "val_weak_classes": {name: round(r, 3) for name, r in recall.items() if r < WEAK_RECALL},
+    }
 
 
 def card(facts: dict) -> str:
     """The README.md beside the weights."""
+    weak = ", ".join(f"{name} {recall:.2f}" for name, recall in facts["val_weak_classes"].items()) or "none"
     return f"""# Judge
 
-A convolutional network of {facts["parameters"]:,} parameters that names the class of a {facts["size"]} x \
-{facts["size"]} picture.
+A convolutional network of {facts["parameters"]:,} parameters that names the class of a picture of \
+{facts["size"]} x {facts["size"]} pixels.
 It measures whether generated pictures show what was asked for: `python -m mmdiff.evaluate --judge`.
 
-- Trained for {facts["epochs"]} epochs on {facts["train_examples"]:,} real training photos of `{facts["data"]}` \
-and on nothing else, with flips, small shifts,
-  rotations, scaling, blur, grain and slight colour changes ({facts["seconds"]:.0f} s on {facts["device"]}).
-- Validation photos ({facts["val_examples"]:,}): top-1 {facts["val_top1"]:.4f}; blurred by one pixel: \
-{facts["val_top1_blurred"]:.4f}.
-- Limits: it knows these {facts["classes"]} classes only and must name one of them, whatever it is shown. \
-Its weights derive
-  from the training photos, so their licence and attribution apply.
-- Made by: `python -m mmdiff.judge --data {facts["data"]} --val {facts["val"]} --epochs {facts["epochs"]} \
---seed {facts["seed"]}`
+- Trained for {facts["epochs"]} epochs on {facts["train_examples"]:,} real photos of `{facts["data"]}` and \
+on nothing else, with flips, small
+  shifts, rotations, scaling, blur, grain and slight colour changes ({facts["seconds"]:.0f} s on \
+{facts["device"]}).
+- On {facts["val_examples"]:,} photos of `{facts["val"]}`: top-1 {facts["val_top1"]:.4f}, \
+blurred by one pixel {facts["val_top1_blurred"]:.4f}.
+- Classes whose photos it names correctly less often than {WEAK_RECALL}: {weak}.
+- Limits: it knows these {facts["classes"]} classes only and names one of them whatever it is shown.
+- The weights derive from the training photos, so their licence and attribution apply.
+- Made by `python -m mmdiff.judge --data {facts["data"]} --val {facts["val"]} --epochs {facts["epochs"]} \
+--seed {facts["seed"]}`.
 """
 
 
@@ -287,10 +304,7 @@ def train(args: argparse.Namespace) -> dict:
         "size": args.size,
         "train_examples": len(photos),
         "val": Path(args.val).name,
-        "val_examples": len(val),
-        "val_top1": round(top1(judge, val), 4),
-        "val_top1_blurred": round(top1(judge, val, blur_sigma=1.0), 4),
-    }
+    } | measure(judge, val)
     judge.save(args.out)
     (Path(args.out) / CARD).write_text(card(judge.facts), encoding="utf-8")
     return judge.facts

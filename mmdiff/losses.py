@@ -147,11 +147,16 @@ class _Bound:
         x = self.x[self.model.anchor].double()
         mean = self.model.modalities[self.model.anchor].predict(raw[self.model.anchor]).double()
         std = math.sqrt(1 - float(self.schedule.a[1]))
-        normal = torch.distributions.Normal(0.0, 1.0)
-        half = 1 / 255
-        upper = torch.where(x > 0.999, 1.0, normal.cdf((x + half - mean) / std))
-        lower = torch.where(x < -0.999, 0.0, normal.cdf((x - half - mean) / std))
-        return -(upper - lower).clamp(min=1e-12).log().flatten(1).sum(1)
+        half, infinity = 1 / 255, torch.tensor(math.inf, dtype=x.dtype, device=x.device)
+        upper = torch.where(x > 0.999, infinity, (x + half - mean) / std)
+        lower = torch.where(x < -0.999, -infinity, (x - half - mean) / std)
+        return -_log_normal_mass(lower, upper).flatten(1).sum(1)
 
 
+def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """log of the standard normal mass between ``lower`` and ``upper``, also where the mass underflows."""
+    # mirrored into the left tail, where log_ndtr keeps its digits
+    lower, upper = torch.where(lower > 0, -upper, lower), torch.where(lower > 0, -lower, upper)
+    log_upper = torch.special.log_ndtr(upper)
+    return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
 

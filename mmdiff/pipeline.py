@@ -17,7 +17,7 @@ from torch import Tensor
 from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.device import choose_device
 from mmdiff.guidance import guided
-from mmdiff.modalities import Modality
+from mmdiff.modalities import KINDS, Modality
 from mmdiff.modalities.image import to_uint8
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
 from mmdiff.samplers import SAMPLERS, SampleNoise, Step, timesteps
@@ -28,20 +28,23 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Output:
-    """Results of one call; a modality that was neither given nor wanted is None.
+    """Results of one call; each modality is an attribute, None if it was neither given nor wanted.
 
     Attributes:
-        image: B pictures. mask: (B, H, W) int64. label: (B, K) probabilities. embedding: (B, D), unit length.
+        values: name -> what `Modality.present` makes of it. image: B pictures. mask: (B, H, W) int64.
+            label: (B, K) probabilities. embedding: (B, D), unit length. Also reached as `output.image` etc.
         seconds: wall time of sampling. steps, seed: as used; sample k has seed `seed + k`.
     """
 
-    image: list[Image.Image] | None
-    mask: np.ndarray | None
-    label: np.ndarray | None
-    embedding: np.ndarray | None
+    values: Mapping[str, Any]
     seconds: float
     steps: int
     seed: int
+
+    def __getattr__(self, name: str) -> Any:
+        if name in KINDS or name in self.values:
+            return self.values.get(name)
+        raise AttributeError(f"no modality is called {name!r}; this output has {', '.join(self.values)}.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class Pipeline:
     def __init__(self, model: MultiModalDiffusion, device: torch.device, embedder: Any = None) -> None:
         self.model = model.to(device).eval()
         self.device = device
-        self.schedule = model.make_schedule()
+        schedule = model.make_schedule()
+        # Tables beside the samples save a wait per look-up; only MPS has no float64 to hold them.
+        self.schedule = schedule if device.type == "mps" else schedule.to(device)
         self.embedder = embedder
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
@@ -115,8 +120,9 @@ class Pipeline:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Output:
         """The result of `stream`, which takes the same arguments."""
-        *_, last = self.stream(*args, **kwargs)
-        return last.output
+        for step in self.stream(*args, **kwargs):
+            output = step.output
+        return output
 
     def stream(
         self,
@@ -173,6 +179,8 @@ class Pipeline:
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"no sampler is called {sampler!r}; choose among {', '.join(SAMPLERS)}.")
+        if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+            raise ValueError(f"eta is {eta!r}; give a number from 0 (deterministic) to 1.")
         if eta and sampler != "ddim":
             raise ValueError(f"eta is an option of the sampler 'ddim', not of {sampler!r}; leave it at 0.")
         timesteps(self.schedule.num_steps, steps)
@@ -221,7 +229,8 @@ class Pipeline:
                 x_hat[self.model.anchor] = to_uint8(x_hat[self.model.anchor])
             output = None
             if step.index == step.total:
-                output = _output(x_hat, time.perf_counter() - start, step.total, seed)
+                values = {n: self.modalities[n].present(v) for n, v in x_hat.items()}
+                output = Output(values, time.perf_counter() - start, step.total, seed)
             yield StreamedStep(step.index, step.total, step.t, x_hat, output)
 
     # -- checks ------------------------------------------------------------------------------------
@@ -266,18 +275,6 @@ class Pipeline:
             raise ValueError(f"guidance_scale is {guidance_scale!r}; give a number from 0 to 100, 1 is off.")
 
 
-def _output(x_hat: Mapping[str, np.ndarray], seconds: float, steps: int, seed: int) -> Output:
-    return Output(
-        image=[Image.fromarray(p) for p in x_hat["image"]] if "image" in x_hat else None,
-        mask=x_hat["mask"].argmax(1).astype(np.int64) if "mask" in x_hat else None,
-        label=x_hat.get("label"),
-        embedding=x_hat.get("embedding"),
-        seconds=seconds,
-        steps=steps,
-        seed=seed,
-    )
-
-
 def load_embedder(name: str, folder: Path, device: torch.device) -> Any:
     """The embedder a checkpoint names, from beside it, inside it or as an open_clip tag; None for ""."""
     if not name:
@@ -285,4 +282,7 @@ def load_embedder(name: str, folder: Path, device: torch.device) -> Any:
     from mmdiff.clip.embedder import ClipEmbedder
 
     local = [path for path in (folder.parent / name, folder / name) if path.is_dir()]
-    return ClipEmbedder(local[0] if local else name, device)
+    try:
+        return ClipEmbedder(local[0] if local else name, device)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder} needs the embedder {name!r}: {error}") from error

@@ -76,8 +76,8 @@ def timesteps(num_steps: int, steps: int) -> list[int]:
     """`steps` + 1 evenly spaced, strictly decreasing times from T = num_steps down to 0."""
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= num_steps:
         raise ValueError(
-            f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the noise schedule; "
-            f"try {min(30, num_steps)}."
+            f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the "
+            f"noise schedule; try {min(30, num_steps)}."
         )
     return [num_steps * left // steps for left in range(steps, -1, -1)]
 
@@ -109,7 +109,8 @@ def jump(
         )
     if noise is not None and noise.shape != z_t.shape:
         raise ValueError(
-            f"noise has shape {tuple(noise.shape)}, expected {tuple(z_t.shape)} as z_t; draw it for each sample."
+            f"noise has shape {tuple(noise.shape)}, expected {tuple(z_t.shape)} as z_t; "
+            "draw it for each sample."
         )
     log_abar_t, log_abar_s = gather(schedule.log_abar, t), gather(schedule.log_abar, s)
     kept = torch.exp(log_abar_t - log_abar_s)
@@ -165,7 +166,7 @@ def sample_ddim(
     noise: SampleNoise | None = None,
     eta: float = 0.0,
 ) -> Iterator[Step]:
-    """Yield `steps` jumps (5) from z_T (B, *Z) to z_0; `noise` is drawn from only if eta, in [0, 1], is above 0."""
+    """Yield `steps` jumps (5) from z_T (B, *Z) to z_0; `noise` is used if eta, in [0, 1], is not 0."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}, expected a number from 0 (deterministic) to 1 (ancestral); try 0.")
     if eta > 0 and noise is None:
@@ -185,7 +186,7 @@ def sample_ddim(
 def sample_ancestral(
     schedule: NoiseSchedule, denoiser: Denoiser, z_T: Tensor, steps: int, noise: SampleNoise
 ) -> Iterator[Step]:
-    """Yield `steps` draws from the posterior, (4) where neighbouring times are one apart: (5) with eta = 1."""
+    """Yield `steps` posterior draws, (5) with eta = 1; where times differ by one, that is (4)."""
     return sample_ddim(schedule, denoiser, z_T, steps, noise, eta=1.0)
 
 
@@ -193,8 +194,10 @@ def sample_ancestral(
 def sample_dpmpp_2m(
     schedule: NoiseSchedule, denoiser: Denoiser, z_T: Tensor, steps: int, noise: SampleNoise | None = None
 ) -> Iterator[Step]:
-    """Yield `steps` jumps of DPM-Solver++(2M) from z_T (B, *Z) to z_0. Deterministic: `noise` is accepted so that
-    all samplers can be called alike, and left alone."""
+    """Yield `steps` jumps of DPM-Solver++(2M) from z_T (B, *Z) to z_0.
+
+    Deterministic: `noise` is accepted so that all samplers can be called alike, and left alone.
+    """
     z, previous, time_before = z_T, None, None
     for index, (t, s) in enumerate(pairwise(timesteps(schedule.num_steps, steps)), start=1):
         time, time_after = _filled(t, z), _filled(s, z)

@@ -10,14 +10,17 @@ import argparse
 import csv
 import dataclasses
 import json
+import math
 import signal as signals
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -152,11 +155,14 @@ class Trainer:
         return dataclasses.asdict(self.config.model)
 
     def load_state(self, path: Path) -> None:
-        """Continue from `save_state`. Raises ValueError if the state is of another model."""
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {n: file.get_tensor(n) for n in file.keys()}
-        if json.loads(metadata["config"]) != json.loads(json.dumps(self._identity())):
+        """Continue from `save_state`. Raises ValueError if the state is damaged or of another model."""
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {n: file.get_tensor(n) for n in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); use a new --out folder.") from error
+        if json.loads(metadata.get("config", "null")) != json.loads(json.dumps(self._identity())):
             raise ValueError(f"{path} belongs to another model configuration; use a new --out folder.")
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -170,6 +176,20 @@ class Trainer:
             moments.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step = int(metadata["step"])
+
+    def start_from(self, folder: str) -> None:
+        """Take the weights of a checkpoint folder. Raises ValueError if they are of another architecture."""
+        weights = load_checkpoint(folder).state_dict()
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{folder} is of another architecture than the configuration: {error}") from None
+        self.ema.model.load_state_dict(weights)
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers; one infinite gradient makes all of them NaN for good."""
+        return all(bool(p.isfinite().all()) for p in self.model.parameters())
 
     @torch.no_grad()
     def sample_grid(self, count: int = 16, steps: int = 30) -> Image.Image:
@@ -195,67 +215,93 @@ class Trainer:
 
 
 class MetricsLog:
-    """A CSV file that is appended to; its columns are those of the first row."""
+    """A CSV file that is appended to; its columns are those of the first row.
 
-    def __init__(self, path: Path) -> None:
+    Rows after ``step`` are dropped: they are of a run that was cut off after its last saved state.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
         self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [row for row in lines[1:] if row.endswith("\n") and float(row.split(",")[0]) <= step]
+        path.write_text("".join(lines[:1] + kept), encoding="utf-8")
 
     def write(self, row: dict[str, float]) -> None:
-        """Append one row, after a header if the file is new."""
-        new = not self.path.exists()
+        """Append one row, the first number of which is the step, after a header if the file is new."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row.keys())
-            if new:
+            writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
+            if file.tell() == 0:
                 writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
 def run(trainer: Trainer, val: Examples | None, out: Path, max_minutes: float, log_every: int) -> str:
-    """Train until the budget, the time limit or a signal ends it; returns which of them it was."""
+    """Train until the budget, the time limit or a signal ends it; returns which of them it was.
+
+    Raises FloatingPointError when the loss or a weight is no longer finite, before it is saved.
+    """
     optim = trainer.config.optim
     out.mkdir(parents=True, exist_ok=True)
     (out / "samples").mkdir(exist_ok=True)
     val = val.to(trainer.device) if val else None
-    log, start, stopped = MetricsLog(out / METRICS_FILE), time.monotonic(), []
-    for name in (signals.SIGINT, signals.SIGTERM):
-        signals.signal(name, lambda *_: stopped.append("a signal"))
+    log, start, stopped = MetricsLog(out / METRICS_FILE, trainer.step), time.monotonic(), []
     best = _best_so_far(out)
     total_steps = -(-optim.images // optim.batch_size)
     bar = tqdm(total=total_steps, initial=trainer.step, unit="step", dynamic_ncols=True, mininterval=2)
     since, last_time = trainer.step, start
-    while trainer.step < total_steps and not stopped:
-        terms = trainer.train_step()
-        bar.update()
-        if trainer.step % log_every == 0 or trainer.step == total_steps:
-            values = {n: v.item() for n, v in terms.items()}
-            if not all(map(_finite, values.values())):
-                return f"the loss is not finite at step {trainer.step}: {values}; the last state was kept"
-            now = time.monotonic()
-            speed = (trainer.step - since) * optim.batch_size / (now - last_time)
-            since, last_time = trainer.step, now
-            log.write({"step": trainer.step, "images": trainer.images, "lr": trainer.learning_rate(),
-                       "images_per_s": speed, "split_val": 0} | values)
-            bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()} | {"img/s": f"{speed:.0f}"})
-        if now_due(trainer, optim.sample_every_images):
-            trainer.sample_grid().save(out / "samples" / f"{trainer.images:010d}.png")
-        if now_due(trainer, optim.save_every_images):
-            best = _save(trainer, val, out, log, best)
-        if (time.monotonic() - start) / 60 > max_minutes:
-            stopped.append("--max-minutes")
-    bar.close()
-    _save(trainer, val, out, log, best)
-    trainer.sample_grid().save(out / "samples" / f"{trainer.images:010d}.png")
+    with bar, _signals_stop(stopped):
+        while trainer.step < total_steps and not stopped:
+            terms = trainer.train_step()
+            bar.update()
+            if trainer.step % log_every == 0 or trainer.step == total_steps:
+                values = {n: v.item() for n, v in terms.items()}
+                if not all(map(math.isfinite, values.values())):
+                    raise _diverged(trainer, f"the loss is {values}")
+                now = time.monotonic()
+                speed = (trainer.step - since) * optim.batch_size / (now - last_time)
+                since, last_time = trainer.step, now
+                log.write(_row(trainer, speed, values, val=False))
+                bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()} | {"img/s": f"{speed:.0f}"})
+            if now_due(trainer, optim.sample_every_images):
+                trainer.sample_grid().save(out / "samples" / f"{trainer.images:010d}.png")
+            if now_due(trainer, optim.save_every_images):
+                best = _save(trainer, val, out, log, best)
+            if (time.monotonic() - start) / 60 > max_minutes:
+                stopped.append("--max-minutes")
+        _save(trainer, val, out, log, best)
+        trainer.sample_grid().save(out / "samples" / f"{trainer.images:010d}.png")
     return stopped[0] if stopped else "the budget of images"
+
+
+@contextmanager
+def _signals_stop(stopped: list[str]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM append to ``stopped``, so that the run ends cleanly, with its state saved."""
+    names = (signals.SIGINT, signals.SIGTERM)
+    before = {name: signals.signal(name, lambda *_: stopped.append("a signal")) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signals.signal(name, handler)
+
+
+def _diverged(trainer: Trainer, what: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what} at step {trainer.step}. The state saved before it is kept: run the same command with a "
+        "lower --lr to continue from there."
+    )
+
+
+def _row(trainer: Trainer, speed: float, values: dict[str, float], val: bool) -> dict[str, float]:
+    """A line of the metrics log."""
+    position = {"step": trainer.step, "images": trainer.images, "lr": trainer.learning_rate()}
+    return position | {"images_per_s": speed, "split_val": int(val)} | values
 
 
 def now_due(trainer: Trainer, every_images: int) -> bool:
     """Whether this step crossed a multiple of ``every_images``."""
     before = trainer.images - trainer.config.optim.batch_size
     return trainer.images // every_images != before // every_images
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def _best_so_far(out: Path) -> float:
@@ -265,13 +311,14 @@ def _best_so_far(out: Path) -> float:
 
 def _save(trainer: Trainer, val: Examples | None, out: Path, log: MetricsLog, best: float) -> float:
     """Write state and checkpoint; keep the checkpoint of the lowest validation loss beside it."""
+    if not trainer.is_finite():
+        raise _diverged(trainer, "a weight is not finite")
     trainer.save_state(out / STATE_FILE)
     save_checkpoint(trainer.ema.model, out)
     if val is None:
         return best
     terms = trainer.validate(val)
-    log.write({"step": trainer.step, "images": trainer.images, "lr": trainer.learning_rate(),
-               "images_per_s": 0.0, "split_val": 1} | terms)
+    log.write(_row(trainer, 0.0, terms, val=True))
     if terms["total"] >= best:
         return best
     save_checkpoint(trainer.ema.model, out / "best")
@@ -282,7 +329,13 @@ def _save(trainer: Trainer, val: Examples | None, out: Path, log: MetricsLog, be
 def load_examples(path: str, model: MultiModalDiffusion, config: TrainConfig, embedder) -> Examples:
     """A Parquet file as training examples, with embeddings if the model has such a modality."""
     examples = read_parquet(path, model.modalities.values(), config.data)
+    if model.anchor not in examples.present:
+        raise ValueError(f"{path} has no {model.anchor}: a column of this name with a picture in every row.")
+    if not examples.present[model.anchor].all():
+        row = int(examples.present[model.anchor].int().argmin())
+        raise ValueError(f"{path}, row {row}: there is no {model.anchor}; remove the row.")
     for name, modality in model.modalities.items():
+        modality.attach(embedder)
         if modality.kind == "embedding" and name not in examples.stored:
             if embedder is None:
                 raise ValueError(f"modality {name!r} needs model.embedder, or a column {name!r} in {path}.")
@@ -303,7 +356,9 @@ def make_embedder(config: TrainConfig, folder: str | None, device: torch.device)
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mmdiff.train", description=__doc__.splitlines()[0])
     parser.add_argument("config", help="TOML file, see configs/")
-    parser.add_argument("--out", required=True, help="folder of the run; resumed if it holds a run already")
+    parser.add_argument(
+        "--out", help="folder of the run, resumed if it holds one already (default: runs/<name of CONFIG>)"
+    )
     parser.add_argument("--train", help="Parquet file (default: data.train of the configuration)")
     parser.add_argument("--val", help="Parquet file (default: data.val of the configuration)")
     parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
@@ -332,6 +387,8 @@ def apply_overrides(config: TrainConfig, arguments: argparse.Namespace) -> Train
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
+        if args.log_every < 1:
+            raise ValueError(f"--log-every is {args.log_every}; give a number of steps, at least 1.")
         config = apply_overrides(load_train_config(args.config), args)
         device = choose_device(args.device)
         embedder = make_embedder(config, args.embedder, device)
@@ -342,18 +399,24 @@ def main(arguments: list[str] | None = None) -> None:
         if on_gpu:
             torch.set_float32_matmul_precision("high")
         trainer = Trainer(config, train, device, on_gpu if args.compile is None else args.compile)
-        out = Path(args.out)
+        out = Path(args.out or Path("runs", Path(args.config).stem))
         if (out / STATE_FILE).exists():
             trainer.load_state(out / STATE_FILE)
         elif args.init:
-            weights = load_checkpoint(args.init).state_dict()
-            trainer.model.load_state_dict(weights)
-            trainer.ema.model.load_state_dict(weights)
+            trainer.start_from(args.init)
     except ValueError as error:
         sys.exit(f"mmdiff.train: {error}")
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, {len(train)} examples, {device}, step {trainer.step}", flush=True)
-    reason = run(trainer, val, out, args.max_minutes, args.log_every)
+    counts = ", ".join(f"{int(has.sum())} {name}" for name, has in train.present.items())
+    print(
+        f"{parameters / 1e6:.2f} M parameters, {len(train)} examples ({counts}), {device}, "
+        f"step {trainer.step}",
+        flush=True,
+    )
+    try:
+        reason = run(trainer, val, out, args.max_minutes, args.log_every)
+    except FloatingPointError as error:
+        sys.exit(f"mmdiff.train: {error}")
     print(f"stopped by {reason} after {trainer.images} images; checkpoint in {out}")
 
 

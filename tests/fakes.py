@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -48,8 +49,8 @@ class FakePipeline:
         self.has_text = "embedding" in self.modalities
         self.calls: list[dict[str, Any]] = []
 
-    def embed_text(self, texts: list[str]) -> np.ndarray:
-        return np.stack([_unit(sum(text.encode()), 16) for text in texts])
+    def embed_text(self, texts: list[str]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([_unit(sum(text.encode()), 16) for text in texts]))
 
     def stream(
         self,
@@ -70,7 +71,7 @@ class FakePipeline:
         for index in range(1, steps + 1):
             time.sleep(self.step_seconds)
             samples = [self._blur(target, 1 - index / steps, rng) for target in targets]
-            x_hat = {name: np.stack([sample[name] for sample in samples]) for name in self.modalities}
+            x_hat = {name: np.stack([sample[name] for sample in samples]) for name in {*given, *wanted}}
             self._keep_given(x_hat, given, known_pixels)
             yield SimpleNamespace(index=index, total=steps, t=1000 - index, x_hat=x_hat, output=None)
 

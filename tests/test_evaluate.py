@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import Step
 
 SIZE = 32
-COLOURS = torch.tensor([[200, 40, 40], [40, 160, 40], [40, 60, 190], [220, 190, 40], [120, 40, 140], [20, 20, 20]])
+COLOURS = torch.tensor(
+    [[200, 40, 40], [40, 160, 40], [40, 60, 190], [220, 190, 40], [120, 40, 140], [20, 20, 20]]
+)
 CLASSES = ("red", "green", "blue", "yellow", "violet", "black")
 WITHOUT_BOUND = tuple(name for name in TASKS if name != "bound")
 
@@ -43,8 +46,8 @@ def draw_objects(seeds):
     """A rectangle for each seed."""
     masks = torch.zeros(len(seeds), SIZE, SIZE, dtype=torch.bool)
     for k, seed in enumerate(seeds):
-        top, left, height, width = np.random.default_rng(seed).integers(4, 16, 4)
-        masks[k, top : top + height, left : left + width] = True
+        top, left, bottom, right = np.random.default_rng(seed).integers((2, 2, 18, 18), (14, 14, 30, 30))
+        masks[k, top:bottom, left:right] = True
     return masks
 
 
@@ -109,7 +112,7 @@ class ColourJudge:
     """Names the nearest class colour of what is not white; its classes are in another order."""
 
     classes = tuple(reversed(CLASSES))
-    facts = {"val_top1": 1.0}
+    facts: ClassVar = {"val_top1": 1.0}
 
     def probabilities(self, images):
         if not len(images):
@@ -185,7 +188,9 @@ def test_what_cannot_be_measured_is_skipped_with_the_reason(examples):
 
     examples.present["label"][:] = False
     ev = Evaluation(Oracle(specs(), examples), examples, settings())
-    assert evaluate(ev, ["label_from_image"])["label_from_image"] == {"skipped": "no example has image and label"}
+    assert evaluate(ev, ["label_from_image"])["label_from_image"] == {
+        "skipped": "no example has image and label"
+    }
 
     del examples.stored["mask"], examples.present["mask"]
     ev = Evaluation(Guess(specs()), examples, settings())
@@ -255,7 +260,13 @@ def tiny_model():
                 ModalityConfig("mask", "mask", options={"classes": ["background", "object"]}),
                 ModalityConfig("label", "label", options={"classes": list(CLASSES)}),
             ),
-            image_size=SIZE, patch_size=16, width=32, depth=2, heads=2, refiner_width=8, num_steps=50,
+            image_size=SIZE,
+            patch_size=16,
+            width=32,
+            depth=2,
+            heads=2,
+            refiner_width=8,
+            num_steps=50,
         )
     )
 
@@ -283,7 +294,11 @@ def test_a_real_pipeline_goes_through_every_task(examples):
 def parquet(tmp_path, examples):
     path = tmp_path / "val.parquet"
     rows = [
-        {"image": PIL.fromarray(i.permute(1, 2, 0).numpy()), "mask": PIL.fromarray(m.numpy()), "label": int(k)}
+        {
+            "image": PIL.fromarray(i.permute(1, 2, 0).numpy()),
+            "mask": PIL.fromarray(m.numpy()),
+            "label": int(k),
+        }
         for i, m, k in zip(*examples.stored.values(), strict=True)
     ]
     features = Features({"image": Image(), "mask": Image(), "label": Value("int64")})
@@ -298,8 +313,25 @@ def test_the_command_writes_json_grids_and_a_table(parquet, tmp_path, monkeypatc
     monkeypatch.setattr(evaluation.Judge, "from_pretrained", lambda folder, device: ColourJudge())
     out = tmp_path / "results" / "toy.json"
     evaluation.main(
-        ["checkpoints/toy", "--data", str(parquet), "--out", str(out), "--judge", "somewhere", "--steps", "2",
-         "--samples", "70", "--limit", "50", "--grids", str(tmp_path / "grids"), "--tasks", *WITHOUT_BOUND]
+        [
+            "checkpoints/toy",
+            "--data",
+            str(parquet),
+            "--out",
+            str(out),
+            "--judge",
+            "somewhere",
+            "--steps",
+            "2",
+            "--samples",
+            "70",
+            "--limit",
+            "50",
+            "--grids",
+            str(tmp_path / "grids"),
+            "--tasks",
+            *WITHOUT_BOUND,
+        ]
     )
     text = out.read_text()
     report = json.loads(text, parse_constant=pytest.fail)
@@ -310,12 +342,19 @@ def test_the_command_writes_json_grids_and_a_table(parquet, tmp_path, monkeypatc
     assert str(tmp_path) not in text
     shown = capsys.readouterr().out
     assert "joint.judge_agreement" in shown and "holes.blocks.gain_pooled" in shown
-    panels = {"mask_from_image": 3, "label_from_image": 1, "image_from_label": 1, "image_from_mask": 2,
-              "joint": 2, "holes": 3}
+    panels = {
+        "mask_from_image": 3,
+        "label_from_image": 1,
+        "image_from_label": 1,
+        "image_from_mask": 2,
+        "joint": 2,
+        "holes": 3,
+    }
     for task, count in panels.items():
         rows = 7 if task in ("mask_from_image", "label_from_image", "image_from_mask", "holes") else 8
         assert PIL.open(tmp_path / "grids" / f"{task}.png").size == (
-            8 * (2 * SIZE * count + 4), rows * (2 * SIZE + 14)
+            8 * (2 * SIZE * count + 4),
+            rows * (2 * SIZE + 14),
         )
 
 

@@ -55,8 +55,8 @@ def test_guiding_the_predictions_is_guiding_the_noise():
 
 
 def test_guided_sampling_sharpens_towards_the_condition():
-    """z_0 ~ N(0, 1) and, given the condition, N(2, 0.19), as for correlation 0.9: guidance by 3 must move samples
-    beyond the conditional mean, away from the unconditional one, and narrow them."""
+    """z_0 ~ N(0, 1) and, given the condition, N(2, 0.19): guidance by 3 must move samples beyond the
+    conditional mean, away from the unconditional one, and narrow them."""
     schedule = NoiseSchedule(200)
 
     def gaussian(mean, variance):

@@ -78,7 +78,9 @@ def test_psnr_inside_holes_equals_torchmetrics_on_the_hidden_values(generator):
     squares, values = metrics.hole_error(guess, truth, known)
     for k in range(3):
         hidden = (~known[k]).expand(3, -1, -1)
-        expected = peak_signal_noise_ratio((guess[k][hidden] + 1) / 2, (truth[k][hidden] + 1) / 2, data_range=1.0)
+        expected = peak_signal_noise_ratio(
+            (guess[k][hidden] + 1) / 2, (truth[k][hidden] + 1) / 2, data_range=1.0
+        )
         assert metrics.psnr(squares / values)[k].item() == pytest.approx(expected.item(), abs=1e-4)
 
 

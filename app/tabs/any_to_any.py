@@ -75,10 +75,8 @@ def _row(spec: Any) -> Row:
 def _keep_in_step(rows: Sequence[Row], plan: gr.HTML) -> None:
     """Shows the controls of what is given, and says what a run would do, whenever a choice or an input changes."""
     for row in rows:
-        # Hidden, not removed, once it has been shown: an editor would lose its strokes.
-        row.choice.change(
-            lambda choice: gr.update(visible=True if choice == GIVEN else "hidden"), row.choice, row.area, **QUIET
-        )
+        # Editors load when they are first needed and then stay, so that strokes are kept; the style sheet hides them.
+        row.choice.select(lambda: gr.update(visible=True), None, row.area, **QUIET)
     watched = [row.choice for row in rows] + list(chain.from_iterable(row.input.watched for row in rows))
     gr.on(
         [component.change for component in watched],

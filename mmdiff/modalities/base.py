@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,6 +92,14 @@ class Modality(nn.Module):
         """What a user gave -> one data-space value of `shape`. Raises ValueError with the remedy."""
         raise NotImplementedError
 
+    def present(self, predictions: np.ndarray) -> Any:
+        """A batch of final predictions as `Output` returns them: (B, ...) numbers unless a subclass differs."""
+        return predictions
+
+    def export(self, value: Any) -> tuple[dict[str, Image.Image], Any]:
+        """One presented value as files: pictures by suffix of their name, and a JSON value or None."""
+        raise NotImplementedError
+
     def preview(self, prediction: np.ndarray) -> Image.Image | None:
         """One prediction as a picture, or None where numbers say more."""
         return None
@@ -131,28 +140,35 @@ def decode_cell(cell: Any) -> Image.Image:
     """An image cell of a Parquet file ({"bytes": ..., "path": ...}) or a PIL image -> PIL image."""
     if isinstance(cell, dict):
         cell = io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]
-    return cell if isinstance(cell, Image.Image) else Image.open(cell)
+    return open_image(cell, "picture")
 
 
 def open_image(value: Any, what: str) -> Image.Image:
-    """PIL image, array or path -> PIL image, with a clear error for anything else."""
-    if isinstance(value, Image.Image):
-        return value
+    """PIL image, array or path -> loaded PIL image, with a clear error for anything else."""
+    if value is None:
+        raise ValueError(f"no {what} was given; give a picture, an array or the path of a file.")
     if isinstance(value, np.ndarray):
-        try:
-            return Image.fromarray(value)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"the {what} is an array of shape {value.shape} and type {value.dtype}; "
-                "give (H, W, 3) or (H, W) of type uint8."
-            ) from None
+        return _from_array(value, what)
+    shown = repr(value) if isinstance(value, (str, Path)) else "what was given"
     try:
-        image = Image.open(value)
+        image = value if isinstance(value, Image.Image) else Image.open(value)
         image.load()
-        return image
     except FileNotFoundError:
-        raise ValueError(f"no file at {value!r}; give the path of an existing {what}.") from None
+        raise ValueError(f"no file at {shown}; give the path of an existing {what}.") from None
     except Exception:
         raise ValueError(
-            f"{value!r} could not be read as a picture for the {what}; give a PNG, JPEG or WebP file."
+            f"{shown} could not be read as a {what}; give a PNG, JPEG or WebP file."
         ) from None
+    if 0 in image.size:
+        raise ValueError(f"the {what} has no pixels ({image.width} x {image.height}); give another one.")
+    return image
+
+
+def _from_array(array: np.ndarray, what: str) -> Image.Image:
+    channels = array.shape[2:] in ((), (3,), (4,))
+    if array.ndim < 2 or not channels or array.size == 0 or array.dtype != np.uint8:
+        raise ValueError(
+            f"the {what} is an array of shape {array.shape} and type {array.dtype}; "
+            "give (H, W, 3), (H, W, 4) or (H, W) of type uint8."
+        )
+    return Image.fromarray(array)

@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import ive
+from scipy.special import gammaln, logsumexp
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmdiff.modalities.base import Modality, spread
 from mmdiff.modalities.image import square, to_tensor
+
+
+def vmf_log_normaliser(dim: int, kappa: float) -> float:
+    """log C of the von Mises-Fisher density C exp(kappa mu.x) on the unit sphere of ``dim`` dimensions."""
+    order = dim / 2 - 1
+    # The power series of the Bessel function I_order, in logarithms: at order 500 I itself underflows.
+    m = np.arange(int(kappa) + 200)
+    series = (2 * m + order) * math.log(kappa / 2) - gammaln(m + 1) - gammaln(m + order + 1)
+    return order * math.log(kappa) - dim / 2 * math.log(2 * math.pi) - float(logsumexp(series))
 
 
 class EmbeddingModality(Modality):
@@ -52,7 +61,12 @@ class EmbeddingModality(Modality):
         return x
 
     def store(self, cell: Any, size: int) -> np.ndarray | None:
-        return None if cell is None else np.asarray(cell, np.float16)
+        if cell is None:
+            return None
+        vector = np.asarray(cell, np.float16)
+        if vector.shape != self.shape:
+            raise ValueError(f"expected {self.shape[0]} numbers, but got shape {vector.shape}.")
+        return vector
 
     def from_stored(self, stored: Tensor) -> Tensor:
         return F.normalize(stored.float(), dim=-1)
@@ -62,14 +76,14 @@ class EmbeddingModality(Modality):
         return (raw.float() - x).square().sum(1)
 
     def nll(self, raw: Tensor, x: Tensor) -> Tensor:
-        order = self.shape[0] / 2 - 1
-        log_bessel = math.log(ive(order, self.kappa)) + self.kappa
-        log_normaliser = (
-            order * math.log(self.kappa) - self.shape[0] / 2 * math.log(2 * math.pi) - log_bessel
-        )
-        return -log_normaliser - self.kappa * (self.predict(raw) * x).sum(1)
+        return -vmf_log_normaliser(self.shape[0], self.kappa) - self.kappa * (self.predict(raw) * x).sum(1)
 
     def attach(self, embedder: Any) -> None:
+        if embedder is not None and embedder.dim != self.shape[0]:
+            raise ValueError(
+                f"{self.name}: the embedder makes {embedder.dim} numbers, but the model was trained on "
+                f"{self.shape[0]}; use the embedder that the checkpoint came with."
+            )
         self._embedder = [embedder]  # in a list, so that it does not become part of this module
 
     def _embed(self, value: str | Image.Image) -> Tensor:
@@ -90,11 +104,16 @@ class EmbeddingModality(Modality):
             return self._embed(value)
         try:
             vector = torch.as_tensor(np.asarray(value, dtype=np.float32)).flatten()
-        except (TypeError, ValueError):
-            raise ValueError(f"{self.name}: expected a text, a photo or a vector, not {value!r}.") from None
-        if vector.shape != self.shape or not torch.isfinite(vector).all() or vector.norm() < 1e-6:
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"{self.name}: expected a text, a photo or a vector, but got {type(value).__name__}."
+            ) from None
+        if vector.shape != self.shape or not 1e-6 < vector.norm() < math.inf:
             raise ValueError(
                 f"{self.name}: expected {self.shape[0]} finite numbers, not all zero, but got shape "
                 f"{tuple(np.shape(value))}; make one with embed_text or embed_image."
             )
         return F.normalize(vector, dim=0)
+
+    def export(self, value: np.ndarray) -> tuple[dict[str, Image.Image], Any]:
+        return {}, value.tolist()

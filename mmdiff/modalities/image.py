@@ -58,6 +58,12 @@ class ImageModality(Modality):
     def parse(self, value: Any) -> Tensor:
         return to_tensor(square(open_image(value, "photo"), self.image_size))
 
+    def present(self, predictions: np.ndarray) -> list[Image.Image]:
+        return [Image.fromarray(pixels) for pixels in predictions]
+
+    def export(self, value: Image.Image) -> tuple[dict[str, Image.Image], Any]:
+        return {"": value}, None
+
     def preview(self, prediction: np.ndarray) -> Image.Image:
         return Image.fromarray(to_uint8(prediction))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmdiff.modalities.base import Modality, class_codes, spread
+
+UNKNOWN_CLASS = -1  # in data sets: this example has no label
 
 
 class LabelModality(Modality):
@@ -41,7 +45,7 @@ class LabelModality(Modality):
         return F.one_hot(x, len(self.classes)).float()
 
     def store(self, cell: Any, size: int) -> np.ndarray | None:
-        return None if cell is None or cell < 0 else np.asarray(cell, np.int32)
+        return None if cell is None or cell == UNKNOWN_CLASS else np.asarray(self.parse(cell), np.int32)
 
     def from_stored(self, stored: Tensor) -> Tensor:
         return stored.long()
@@ -56,8 +60,8 @@ class LabelModality(Modality):
         if isinstance(value, str):
             return torch.tensor(self._index(value))
         try:
-            index = int(value)
-        except (TypeError, ValueError):
+            index = operator.index(value)
+        except TypeError:
             raise ValueError(f"{self.name}: expected a class name or number, but got {value!r}.") from None
         if not 0 <= index < len(self.classes):
             raise ValueError(
@@ -73,3 +77,6 @@ class LabelModality(Modality):
                 f"{self.name}: no class is called {text!r}; the classes are {', '.join(self.classes)}."
             )
         return folded.index(text.strip().casefold())
+
+    def export(self, value: np.ndarray) -> tuple[dict[str, Image.Image], Any]:
+        return {}, {self.classes[i]: float(value[i]) for i in np.argsort(-value)[:5]}

@@ -61,8 +61,10 @@ class MaskModality(Modality):
     def store(self, cell: Any, size: int) -> np.ndarray | None:
         if cell is None:
             return None
+        indices = self._checked(self._indices(decode_cell(cell)))
         # Cut like the photo, but never blended: class numbers have no average.
-        return np.asarray(ImageOps.fit(decode_cell(cell), (size, size), Image.Resampling.NEAREST), np.uint8)
+        picture = Image.fromarray(indices.astype(np.uint8))
+        return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.NEAREST))
 
     def from_stored(self, stored: Tensor) -> Tensor:
         return stored.long()
@@ -80,7 +82,20 @@ class MaskModality(Modality):
         return self._cross_entropy(raw, x)[0]
 
     def parse(self, value: Any) -> Tensor:
-        indices = self._indices(value)
+        indices = self._checked(self._indices(value))
+        if self.is_void[torch.from_numpy(indices)].all():
+            raise ValueError(f"{self.name}: the mask is {VOID} everywhere and says nothing; leave it out.")
+        size = (self.image_size, self.image_size)
+        if indices.shape[0] != indices.shape[1]:
+            raise ValueError(
+                f"{self.name}: the mask is {indices.shape[1]} x {indices.shape[0]} pixels; give a square "
+                f"one, best {size[0]} x {size[1]}, cut like the photo."
+            )
+        resized = Image.fromarray(indices.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        return torch.from_numpy(np.asarray(resized).astype(np.int64))
+
+    def _checked(self, indices: np.ndarray) -> np.ndarray:
+        """The same class map. Raises ValueError if it is not one, or of other classes."""
         if indices.ndim != 2:
             raise ValueError(
                 f"{self.name}: expected a map of class numbers (H, W), but got shape {indices.shape}; "
@@ -94,14 +109,7 @@ class MaskModality(Modality):
                 f"{self.name}: found class number {high if high >= len(self.classes) else low}, but the "
                 f"classes are {names}; renumber the mask."
             )
-        size = (self.image_size, self.image_size)
-        if indices.shape[0] != indices.shape[1]:
-            raise ValueError(
-                f"{self.name}: the mask is {indices.shape[1]} x {indices.shape[0]} pixels; give a square "
-                f"one, best {size[0]} x {size[1]}, cut like the photo."
-            )
-        resized = Image.fromarray(indices.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-        return torch.from_numpy(np.asarray(resized).astype(np.int64))
+        return indices
 
     def _indices(self, value: Any) -> np.ndarray:
         if isinstance(value, Tensor):
@@ -120,6 +128,12 @@ class MaskModality(Modality):
                 "(mode L or P), not colours."
             )
         return np.asarray(image).astype(np.int64)
+
+    def present(self, predictions: np.ndarray) -> np.ndarray:
+        return predictions.argmax(1).astype(np.int64)
+
+    def export(self, value: np.ndarray) -> tuple[dict[str, Image.Image], Any]:
+        return {"": Image.fromarray(value.astype(np.uint8)), "_colour": Image.fromarray(self.palette[value])}, None
 
     def preview(self, prediction: np.ndarray) -> Image.Image:
         return Image.fromarray(self.palette[prediction.argmax(0)])

@@ -1,0 +1,104 @@
+"""Generation from the command line: `python -m mmdiff.sample CHECKPOINT --given label="Apple Golden 2"`.
+
+Writes each sample's modalities as files and the settings as JSON beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmdiff.pipeline import Output, Pipeline
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m mmdiff.sample", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="checkpoint folder or Hugging Face Hub id")
+    parser.add_argument(
+        "--given",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="image=FILE, mask=FILE (class numbers), label=NAME, embedding=TEXT",
+    )
+    parser.add_argument("--wanted", nargs="*", default=[], metavar="NAME", help="default: all that is not given")
+    parser.add_argument("--known-pixels", help="black and white picture, white where the given image is kept")
+    parser.add_argument("--out", default="samples", help="folder for the results (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=30, help="network calls (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first sample; the next ones count up")
+    parser.add_argument("--num-samples", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--guidance", type=float, default=1.0, help="1 is off (default: %(default)s)")
+    parser.add_argument("--sampler", default="ddim", help="ddim, ancestral or dpmpp_2m (default: %(default)s)")
+    parser.add_argument("--eta", type=float, default=0.0, help="fresh noise of ddim, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    return parser.parse_args(arguments)
+
+
+def parse_given(pairs: list[str]) -> dict[str, Any]:
+    """["name=value", ...] -> dictionary; a value of digits only is a class number."""
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not value:
+            raise ValueError(f"--given {pair!r} is not of the form NAME=VALUE, such as label=3.")
+        given[name] = int(value) if value.isdigit() else value
+    return given
+
+
+def read_known_pixels(path: str, size: int) -> Any:
+    """A black and white picture -> (size, size) bool, True where it is white."""
+    import numpy as np
+    from PIL import Image
+
+    from mmdiff.modalities.base import open_image
+
+    picture = open_image(path, "known-pixels picture").convert("L")
+    return np.asarray(picture.resize((size, size), Image.Resampling.NEAREST)) > 127
+
+
+def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]) -> list[Path]:
+    """Pictures as PNG, numbers in results.json; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    results: dict[str, Any] = {"settings": settings, "seconds": output.seconds}
+    for name, values in output.values.items():
+        exported = [pipe.modalities[name].export(value) for value in values]
+        for k, (pictures, _) in enumerate(exported):
+            for suffix, picture in pictures.items():
+                written.append(folder / f"{k:02d}_{name}{suffix}.png")
+                picture.save(written[-1])
+        numbers = [number for _, number in exported if number is not None]
+        if numbers:
+            results[name] = numbers
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return [*written, folder / "results.json"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    from tqdm import tqdm
+
+    from mmdiff.pipeline import Pipeline
+
+    try:
+        given = parse_given(args.given)
+        pipe = Pipeline.from_pretrained(args.checkpoint, args.device)
+        size = pipe.model.config.image_size
+        known = read_known_pixels(args.known_pixels, size) if args.known_pixels else None
+        stream = pipe.stream(
+            given, args.wanted, args.steps, args.seed, args.num_samples, known, args.guidance, args.sampler, args.eta
+        )
+        for step in tqdm(stream, total=args.steps, unit="step"):
+            output = step.output
+        written = write(output, pipe, Path(args.out), vars(args))
+    except (ValueError, OSError) as error:
+        sys.exit(f"mmdiff.sample: {error}")
+    print("\n".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Configurations survive the way through TOML and JSON, and every mistake in one is named."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from synthetic import tiny_config
+
+from mmdiff.config import DataConfig, ModelConfig, TrainConfig, from_dict, load_train_config, to_dict
+from mmdiff.model import MultiModalDiffusion
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+MINIMAL = """
+[model]
+image_size = 32
+patch_size = 8
+
+[[model.modalities]]
+name = "image"
+kind = "image"
+
+[[model.modalities]]
+name = "label"
+kind = "label"
+scale = 0.25
+options = { classes = ["a", "b"] }
+
+[data]
+margin = 4
+
+[optim]
+betas = [0.9, 0.99]
+lr = 1
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_toml_overrides_the_defaults_and_nothing_else(tmp_path):
+    config = load_train_config(write(tmp_path, MINIMAL))
+    label = config.model.modalities[1]
+    assert (label.name, label.scale, label.weights) == ("label", 0.25, "joint")
+    assert label.options == {"classes": ["a", "b"]}
+    assert config.optim.betas == (0.9, 0.99) and config.optim.lr == 1
+    assert config.data == DataConfig(margin=4)
+    assert config.optim.batch_size == TrainConfig(config.model).optim.batch_size
+
+
+def test_json_gives_back_the_same_configuration():
+    config = tiny_config(schedule_shift=0.5)
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_can_be_built(path):
+    config = load_train_config(path)
+    model = MultiModalDiffusion(config.model)
+    assert model.names[0] == "image"
+    assert model.make_schedule().modalities == model.names
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny_config().width = 5
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("[data]", "[data]\nflips = true", r"DataConfig has no option flips; it knows .*flip"),
+        ("[model]", "[model]\nwidht = 3", "ModelConfig has no option widht"),
+        ("[data]", "[extra]\nx = 1\n[data]", "TrainConfig has no option extra"),
+        ('kind = "image"', 'kind = "image"\nweight = "joint"', "ModalityConfig has no option weight"),
+        ('kind = "image"', "", "missing .*'kind'"),
+        ("margin = 4", 'margin = "4"', r"DataConfig\.margin is '4'; expected int"),
+        ("margin = 4", "margin = 4.0", r"DataConfig\.margin is 4\.0; expected int"),
+        ("margin = 4", "margin = true", r"DataConfig\.margin is True; expected int"),
+        ("margin = 4", "flip = 1", r"DataConfig\.flip is 1; expected bool"),
+        ("margin = 4", 'margin_from = "crop"', "'crop'; use 'pad' or 'resize'"),
+        ("lr = 1", 'lr = "fast"', r"OptimConfig\.lr is 'fast'; expected float"),
+        ("[0.9, 0.99]", "[0.9]", r"OptimConfig\.betas is \[0\.9\]"),
+        ("[0.9, 0.99]", '[0.9, "high"]', r"OptimConfig\.betas is 'high'"),
+        ("[0.9, 0.99]", "0.9", r"OptimConfig\.betas is 0\.9"),
+        ("lr = 1", "batch_size = 0", r"OptimConfig\.batch_size is 0; it must be at least 1"),
+        ("lr = 1", "save_every_images = 0", r"save_every_images is 0"),
+        ('options = { classes = ["a", "b"] }', "options = 3", r"ModalityConfig\.options is 3"),
+        ("patch_size = 8", "patch_size = 0", r"ModelConfig\.patch_size is 0"),
+        ("patch_size = 8", "patch_size = 12", "multiple of patch_size .* 32 and 12"),
+        ("image_size = 32\npatch_size = 8", "image_size = 33\npatch_size = 11", "patch_size even"),
+        ("patch_size = 8", "patch_size = 8\nheads = 3", r"multiple of heads \(3\)"),
+        ('name = "label"', 'name = "image"', r"names must differ.*\['image', 'image'\]"),
+        ("[model]", "[model", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, old, new, message):
+    assert MINIMAL.count(old) == 1
+    with pytest.raises(ValueError, match=message):
+        load_train_config(write(tmp_path, MINIMAL.replace(old, new)))
+
+
+def test_a_value_in_place_of_a_table(tmp_path):
+    with pytest.raises(ValueError, match="ModelConfig is 5; give a table"):
+        load_train_config(write(tmp_path, "model = 5"))
+    with pytest.raises(ValueError, match="ModalityConfig is 'image'; give a table"):
+        load_train_config(write(tmp_path, '[model]\nmodalities = ["image"]'))
+    with pytest.raises(ValueError, match="modalities is empty"):
+        load_train_config(write(tmp_path, "[model]\nmodalities = []"))
+    with pytest.raises(ValueError, match="'model'"):
+        load_train_config(write(tmp_path, "[data]\nmargin = 1"))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ValueError, match="no configuration file at .*run.toml; see configs/"):
+        load_train_config(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"kind": "sound"}, "'label' has unknown kind 'sound'; known: image, mask, label, embedding"),
+        ({"options": {"clases": ["a", "b"]}}, "'label': .*clases"),
+        ({"options": {}}, "'label': .*classes"),
+        ({"options": {"classes": ["a"]}}, "two or more different classes"),
+        ({"options": {"classes": ["a", "a"]}}, "two or more different classes"),
+        ({"weights": "sometimes"}, "'sometimes'.*joint.*ramp.*none"),
+    ],
+)
+def test_modalities_that_cannot_be_built(options, message):
+    config = tiny_config(("image", "label"))
+    label = dataclasses.replace(config.modalities[1], **options)
+    config = dataclasses.replace(config, modalities=(config.modalities[0], label))
+    with pytest.raises(ValueError, match=message):
+        MultiModalDiffusion(config).make_schedule()
+
+
+def test_the_anchor_must_be_an_image():
+    with pytest.raises(ValueError, match="must be an image, not 'label'"):
+        MultiModalDiffusion(tiny_config(("label", "image")))
