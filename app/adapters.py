@@ -6,9 +6,8 @@ that they stay aligned to the pixel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,8 +15,7 @@ from PIL import Image, ImageOps
 from mmdiff.modalities.image import square
 
 NEAREST = Image.Resampling.NEAREST
-EDITOR_SIZE = 448  # pixels a side, about; the editor works on a whole multiple of the model's size
-PAINTED = 128  # alpha from which an antialiased stroke counts
+SHOWN_SIZE = 448  # pixels a side of a photo to paint on
 FAR = 60  # RGB distance beyond which a colour is none of the palette's
 
 
@@ -28,7 +26,9 @@ def open_picture(path: str | Path, what: str) -> Image.Image:
         image.load()
         return image
     except Image.DecompressionBombError:
-        raise ValueError(f"“{Path(path).name}” has too many pixels for the {what}; scale it down first.") from None
+        raise ValueError(
+            f"“{Path(path).name}” has too many pixels for the {what}; scale it down first."
+        ) from None
     except Exception:
         raise ValueError(
             f"“{Path(path).name}” cannot be read as a picture for the {what}; use a PNG, JPEG or WebP file."
@@ -36,32 +36,9 @@ def open_picture(path: str | Path, what: str) -> Image.Image:
 
 
 def read_photo(path: str | Path, size: int) -> tuple[Image.Image, Image.Image]:
-    """An uploaded photo -> (size x size RGB for the model, the same cut in the size of the editor)."""
+    """An uploaded photo -> (size x size RGB for the model, the same cut larger, to paint on)."""
     photo = open_picture(path, "photo")
-    return square(photo, size), square(photo, editor_size(size))
-
-
-def editor_size(size: int) -> int:
-    """Side of the editor's canvas for a model of `size` pixels: a whole multiple of it."""
-    return size * max(1, round(EDITOR_SIZE / size))
-
-
-def hole_from_layers(layers: Sequence[Image.Image] | None, size: int) -> np.ndarray | None:
-    """Painted layers of an editor -> (size, size) bool, True where anything is painted; None if nothing is.
-
-    The hole is the union of the layers' alpha > 0, sampled at the centre of each of the model's pixels.
-    """
-    hole = np.zeros((size, size), dtype=bool)
-    for layer in layers or ():
-        alpha = layer.convert("RGBA").getchannel("A")
-        hole |= np.asarray(ImageOps.fit(alpha, (size, size), NEAREST)) > 0
-    return hole if hole.any() else None
-
-
-def hole_layer(hole: np.ndarray, size: int, colour: tuple[int, int, int, int]) -> Image.Image:
-    """A hole (H, W) bool as a painted layer for an editor, size x size RGBA."""
-    pixels = np.where(hole[..., None], np.array(colour, dtype=np.uint8), np.uint8(0))
-    return Image.fromarray(pixels).resize((size, size), NEAREST)
+    return square(photo, size), square(photo, SHOWN_SIZE)
 
 
 def hole_from_file(path: str | Path, size: int) -> np.ndarray:
@@ -70,16 +47,16 @@ def hole_from_file(path: str | Path, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(grey, (size, size), NEAREST)) > 127
 
 
-def known_pixels(hole: np.ndarray | None) -> np.ndarray | None:
-    """A hole (H, W) bool -> the map of known pixels. Raises ValueError unless some pixels are on either side."""
-    if hole is None:
-        return None
+def known_pixels(hole: np.ndarray) -> np.ndarray:
+    """A hole (H, W) bool -> the map of known pixels. Raises ValueError if either is empty."""
     if not hole.any():
-        raise ValueError("The hole is empty: no pixel is marked for filling in. Paint one, or leave the hole out.")
+        raise ValueError(
+            "The hole is empty: no pixel is marked for filling in. Paint one, or leave the hole out."
+        )
     if hole.all():
         raise ValueError(
-            "The hole covers the whole photo, so nothing of it would be left to go by. Erase part of the hole, "
-            "or let the photo be generated."
+            "The hole covers the whole photo, so nothing of it would be left to go by. Erase part of it, or "
+            "let the photo be generated."
         )
     return ~hole
 
@@ -87,7 +64,9 @@ def known_pixels(hole: np.ndarray | None) -> np.ndarray | None:
 def mask_from_file(path: str | Path, size: int, classes: Sequence[str], palette: np.ndarray) -> np.ndarray:
     """An uploaded mask, class numbers or palette colours -> (size, size) int64 of class indices."""
     image = open_picture(path, "mask")
-    if image.mode not in ("P", "L", "1", "I", "I;16") or (image.mode == "P" and not _is_index_map(image, classes)):
+    if image.mode not in ("P", "L", "1", "I", "I;16") or (
+        image.mode == "P" and not _is_index_map(image, classes)
+    ):
         image = image.convert("RGB")
     image = ImageOps.fit(image, (size, size), NEAREST)
     values = np.asarray(image)
@@ -105,28 +84,11 @@ def mask_from_file(path: str | Path, size: int, classes: Sequence[str], palette:
     return values.astype(np.int64)
 
 
-def paint_mask(
-    base: np.ndarray, layers: Sequence[Image.Image] | None, palette: np.ndarray
-) -> np.ndarray:
-    """Strokes in palette colours over the class map `base` (H, W) -> class map (H, W) int64."""
-    mask = base.copy()
-    for layer in layers or ():
-        pixels = np.asarray(ImageOps.fit(layer.convert("RGBA"), base.shape[::-1], NEAREST))
-        painted = pixels[..., 3] >= PAINTED
-        mask[painted] = _nearest(pixels[painted][:, :3], palette)[0]
-    return mask
-
-
-def colour_mask(mask: np.ndarray, palette: np.ndarray, size: int | None = None) -> Image.Image:
-    """Class map (H, W) -> palette picture whose pixel values are the class numbers, enlarged to size x size."""
+def colour_mask(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """Class map (H, W) -> palette picture whose pixel values are the class numbers."""
     image = Image.fromarray(mask.astype(np.uint8))  # mode L
     image.putpalette(np.ascontiguousarray(palette, dtype=np.uint8).tobytes())
-    return image if size is None else image.resize((size, size), NEAREST)
-
-
-def editor_layers(value: Mapping[str, Any] | None) -> list[Image.Image]:
-    """The painted layers of an `ImageEditor` value, which may be missing at every level."""
-    return [layer for layer in (value or {}).get("layers") or () if layer is not None]
+    return image
 
 
 def _is_index_map(image: Image.Image, classes: Sequence[str]) -> bool:
@@ -136,10 +98,12 @@ def _is_index_map(image: Image.Image, classes: Sequence[str]) -> bool:
 def _classes_of_colours(values: np.ndarray, classes: Sequence[str], palette: np.ndarray) -> np.ndarray:
     nearest, distance = _nearest(values.reshape(-1, 3), palette)
     if (distance > FAR).mean() > 0.02:
-        colours = ", ".join(f"{name} = #{bytes(rgb).hex()}" for name, rgb in zip(classes, palette, strict=True))
+        colours = ", ".join(
+            f"{name} = #{bytes(rgb).hex()}" for name, rgb in zip(classes, palette, strict=True)
+        )
         raise ValueError(
-            f"The mask has colours that stand for no class. Use the palette ({colours}) or a picture of class "
-            f"numbers ({_numbered(classes)})."
+            f"The mask has colours that stand for no class. Use the palette ({colours}) or a "
+            f"picture of class numbers ({_numbered(classes)})."
         )
     return nearest.reshape(values.shape[:2])
 

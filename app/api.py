@@ -27,7 +27,9 @@ def build(service: Service) -> None:
             gr.Textbox(None, label="label: class name"),
             gr.Textbox(None, label="text: for the embedding"),
             gr.File(label="embedding_image: photo for the embedding"),
-            gr.CheckboxGroup(names, value=None, label="wanted: modalities to generate; all that are not given if left out"),
+            gr.CheckboxGroup(
+                names, value=None, label="wanted: modalities to generate; all that are not given if left out"
+            ),
             gr.Number(30, precision=0, label="steps"),
             gr.Number(None, precision=0, label="seed: random if left out"),
             gr.Number(1, precision=0, label="num_samples"),
@@ -91,7 +93,9 @@ def _given(
             raise ValueError(f"This model has no {name}; it has {', '.join(specs)}.")
     known = None
     if hole and "image" not in given:
-        raise ValueError("There is a hole but no photo to fill in. Give the photo too, or leave the hole out.")
+        raise ValueError(
+            "There is a hole but no photo to fill in. Give the photo too, or leave the hole out."
+        )
     if "image" in given:
         size = specs["image"].shape[-1]
         given["image"] = adapters.read_photo(given["image"], size)[0]
@@ -104,17 +108,23 @@ def _given(
     return given, known
 
 
-def _files(service: Service, job: Job, result: Preview, cache: str) -> tuple[list[str] | None, list[str] | None]:
+def _files(
+    service: Service, job: Job, result: Preview, cache: str
+) -> tuple[list[str] | None, list[str] | None]:
     """The wanted pictures and masks as PNG files, one per sample."""
     files: dict[str, list[str] | None] = {"image": None, "mask": None}
     for name in files:
         if name in job.wanted:
             spec, x = service.pipe.modalities[name], result.x_hat[name]
             images = [
-                Image.fromarray(sample) if name == "image" else adapters.colour_mask(sample.argmax(0), spec.palette)
+                Image.fromarray(sample)
+                if name == "image"
+                else adapters.colour_mask(sample.argmax(0), spec.palette)
                 for sample in x
             ]
-            files[name] = [save_pil_to_cache(p, cache, f"{name}_{k + 1}", "png") for k, p in enumerate(images)]
+            files[name] = [
+                save_pil_to_cache(p, cache, f"{name}_{k + 1}", "png") for k, p in enumerate(images)
+            ]
     return files["image"], files["mask"]
 
 

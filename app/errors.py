@@ -13,15 +13,15 @@ log = logging.getLogger(__name__)
 
 
 def explain(error: Exception) -> gr.Error:
-    """A `ValueError` keeps its text; anything else is logged with its traceback and only said to have happened."""
+    """A `ValueError` keeps its text; anything else is logged, and the page only hears that it happened."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, ValueError):
-        return gr.Error(escape(str(error), quote=False), title="This cannot be run", print_exception=False)
+        return gr.Error(escape(str(error), quote=False), duration=6, print_exception=False)
     log.error("unexpected error", exc_info=error)
     return gr.Error(
         "Something unexpected went wrong. The server goes on; its log has the details.",
-        title="Sorry",
+        duration=6,
         print_exception=False,
     )
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,10 @@ SAMPLERS = {
 MAX_STEPS, MAX_SAMPLES, MAX_GUIDANCE, MAX_WAITING = 100, 8, 10.0, 12
 MAX_SEED = 2**31 - 1
 PREVIEWS = 12  # at least this many previews in a run that has as many steps
-COLOURS = (
-    "red", "dark red", "orange", "yellow", "dark yellow", "green", "brown", "dark brown", "blue", "grey", "white"
-)  # fmt: skip
-WARM_UP_STEPS, WARM_UP_SECONDS = 30, 4.0
+COLOURS = "red, dark red, orange, yellow, dark yellow, green, brown, dark brown, blue, grey, white".split(
+    ", "
+)
+WARM_UP_STEPS, WARM_UP_SECONDS = 20, 3.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Job:
                 raise ValueError(f"This model does not know “{name}”; it knows {names}.")
         filled_in = {"image"} if self.known_pixels is not None else set()
         if filled_in and "image" not in self.given:
-            raise ValueError("There is a hole but no photo to fill in. Give the photo too, or leave the hole out.")
+            raise ValueError(
+                "There is a hole but no photo to fill in. Give the photo too, or leave the hole out."
+            )
         if not self.wanted:
             raise ValueError(f"There is nothing to generate. Ask for at least one of {names}.")
         for name in set(self.given) & set(self.wanted) - filled_in:
@@ -65,14 +68,16 @@ class Job:
         _in_range("steps", self.steps, 1, MAX_STEPS)
         _in_range("number of samples", self.num_samples, 1, MAX_SAMPLES)
         _in_range("seed", self.seed, 0, MAX_SEED)
-        if not 0 <= self.guidance_scale <= MAX_GUIDANCE:
-            raise ValueError(f"The guidance scale is {self.guidance_scale}; use 0 to {MAX_GUIDANCE:g} (1 = off).")
+        if not isinstance(self.guidance_scale, int | float) or not 0 <= self.guidance_scale <= MAX_GUIDANCE:
+            raise ValueError(
+                f"The guidance scale is {self.guidance_scale}; use 0 to {MAX_GUIDANCE:g} (1 = off)."
+            )
         if self.sampler not in SAMPLERS:
             raise ValueError(f"There is no sampler “{self.sampler}”; there are {', '.join(SAMPLERS)}.")
 
 
 def _in_range(what: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or value != int(value) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"The {what} is {value}; use a whole number from {low} to {high}.")
 
 
@@ -103,15 +108,16 @@ class Timing:
     """Seconds per step here, by the size of the batch; learnt from the warm-up and from every run."""
 
     def __init__(self) -> None:
-        self._per_step: dict[int, float] = {}
+        self._recent: dict[int, deque[float]] = {}
 
     def learn(self, batch: int, seconds_per_step: float) -> None:
-        self._per_step[batch] = (seconds_per_step + self._per_step.get(batch, seconds_per_step)) / 2
+        self._recent.setdefault(batch, deque(maxlen=3)).append(seconds_per_step)
 
     def estimate(self, steps: int, batch: int) -> float:
-        """Seconds for a run; a batch never seen is taken to cost in proportion to the nearest one that was."""
-        nearest = min(self._per_step, key=lambda seen: abs(seen - batch))
-        return steps * self._per_step[nearest] * batch / nearest
+        """Seconds for a run; a batch never seen is priced in proportion to the nearest one that was."""
+        nearest = min(self._recent, key=lambda seen: abs(seen - batch))
+        per_step = min(self._recent[nearest])  # what else goes on in the machine only ever slows a run
+        return steps * per_step * batch / nearest
 
 
 class Turns:
@@ -130,7 +136,7 @@ class Turns:
             return ticket
 
     def ahead(self, ticket: object, patience: float) -> int:
-        """How many stand before this ticket, after waiting `patience` seconds at most for the line to move."""
+        """How many stand before this ticket, after at most `patience` seconds of waiting for a move."""
         with self._moved:
             if self._line[0] is not ticket:
                 self._moved.wait(patience)
@@ -158,7 +164,8 @@ class Service:
         self._turns = Turns()
         self._stops: dict[str, threading.Event] = {}
         self._texts = self._describe()
-        self.example = self._warm_up()
+        with ThreadPoolExecutor(1) as worker:  # like real runs not in the main thread, which differs in speed
+            self.example = worker.submit(self._warm_up).result()
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str = "auto") -> Service:
@@ -192,14 +199,16 @@ class Service:
         return "CPU" if device.type == "cpu" else f"GPU ({device.type})"
 
     def stream(self, job: Job, session: str = "") -> Iterator[Waiting | Preview]:
-        """Runs `job` when its turn comes; the last thing yielded is the result, or what there was when stopped.
+        """Runs `job` when its turn comes; the last `Preview` is the result, or what there was when stopped.
 
-        `session` is the name by which `stop` finds this run. Closing the generator ends the run, too. Raises
-        ValueError for a job that cannot be run.
+        `session` is the name by which `stop` finds this run; a new run ends an older one of the same name.
+        Closing the generator ends the run, too. Raises ValueError for a job that cannot be run.
         """
         job.check(self.pipe.modalities)
-        stop = self._stops[session] = threading.Event()
+        if session:
+            self.stop(session)
         ticket = self._turns.join()
+        stop = self._stops[session] = threading.Event()
         try:
             while (ahead := self._turns.ahead(ticket, patience=0.5)) and not stop.is_set():
                 yield Waiting(ahead)
@@ -237,13 +246,14 @@ class Service:
         """Texts about what the model knows, in many colours, and their embeddings (texts, D)."""
         if "embedding" not in self.pipe.modalities or not self.pipe.has_text:
             return None
-        names = [name for spec in self.pipe.modalities.values() if spec.kind == "label" for name in spec.classes]
-        things = dict.fromkeys(name.split()[0].lower() for name in names or ["thing"])
-        texts = tuple(f"a photo of a {colour} {thing}" for thing in things for colour in COLOURS)
-        return texts, self.pipe.embed_text(texts).cpu().numpy()
+        specs = [spec for spec in self.pipe.modalities.values() if spec.kind == "label"]
+        things = dict.fromkeys(name.split()[0].lower() for spec in specs for name in spec.classes)
+        texts = tuple(f"{colour} {thing}" for thing in things or ["thing"] for colour in COLOURS)
+        prompts = [f"a photo of {'an' if text[0] in 'aeiou' else 'a'} {text}" for text in texts]
+        return texts, self.pipe.embed_text(prompts).cpu().numpy()
 
     def nearest_texts(self, embedding: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
-        """The texts nearest to one unit vector (D,), with their cosine; empty if the model has no text side."""
+        """The texts nearest to a unit vector (D,), with their cosine; none if the model has no text side."""
         if self._texts is None:
             return []
         texts, vectors = self._texts

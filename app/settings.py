@@ -14,7 +14,10 @@ from app.views import duration
 
 
 class Settings:
-    """Controls made inside the current `gr.Blocks` context; `components` is what `read` takes, in this order."""
+    """Controls made inside the current `gr.Blocks` context.
+
+    `components` is what `read` takes, in this order.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -24,28 +27,38 @@ class Settings:
             self.seed = gr.Number(
                 value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=120, elem_id="seed"
             )
-            self.keep = gr.Checkbox(False, label="Keep", container=False, min_width=70, scale=0, elem_id="keep-seed")
+            self.keep = gr.Checkbox(
+                False, label="Keep", container=False, min_width=70, scale=0, elem_id="keep-seed"
+            )
             draw = gr.Button("New seed", size="sm", min_width=90, scale=0, elem_id="new-seed")
         with gr.Accordion("Sampler, samples, guidance", open=False):
             self.sampler = gr.Dropdown(
-                [(title, name) for name, title in SAMPLERS.items()], value="ddim", label="Sampler", filterable=False
+                [(title, name) for name, title in SAMPLERS.items()],
+                value="ddim",
+                label="Sampler",
+                filterable=False,
             )
             self.samples = gr.Slider(1, MAX_SAMPLES, value=1, step=1, label="Samples", elem_id="samples")
             self.guidance = gr.Slider(
-                0, MAX_GUIDANCE, value=1, step=0.5, label="Guidance", info="1 = off; more obeys what is given more."
+                0,
+                MAX_GUIDANCE,
+                value=1,
+                step=0.5,
+                label="Guidance",
+                info="1 = off; more obeys what is given more.",
             )
         self.components = [self.steps, self.seed, self.keep, self.sampler, self.samples, self.guidance]
-        self.costs = [self.steps, self.samples, self.guidance]  # what `estimated` takes
+        costs = [self.steps, self.samples, self.guidance]
         draw.click(new_seed, None, self.seed, **QUIET)
-        for control in self.costs:
-            control.change(
-                self.estimated, self.costs, self.estimate, queue=False, trigger_mode="always_last", **QUIET
-            )
+        # Without triggers: when the page loads and whenever one of these changes.
+        gr.on(None, self.estimated, costs, self.estimate, queue=False, trigger_mode="always_last", **QUIET)
 
     def estimated(self, steps: int, samples: int, guidance: float) -> str:
         """HTML that says how long a run would take here."""
         seconds = self._service.timing.estimate(steps, samples * (1 if guidance == 1 else 2))
-        return f'<p class="hint">about <b>{duration(seconds)}</b> on this {self._service.device.split()[0]}</p>'
+        return (
+            f'<p class="hint">about <b>{duration(seconds)}</b> on this {self._service.device.split()[0]}</p>'
+        )
 
     @staticmethod
     def read(

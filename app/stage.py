@@ -18,13 +18,13 @@ MAX_RUNS = 40  # that may be in line at the same time; the service says no befor
 
 # On a narrow page the stage is below the controls.
 REVEAL = """() => { const stage = document.getElementById('stage');
-  if (stage && window.innerWidth < 900) stage.scrollIntoView({behavior: 'smooth', block: 'start'}); }"""
+  if (stage && window.innerWidth < 900) stage.scrollIntoView({block: 'start'}); }"""
 
 Updates = dict[Any, Any]
 
 
 class Stage:
-    """Made in two places of the current `gr.Blocks` context: `buttons()` beside the controls, `view()` beside them."""
+    """Made in two places of the current `gr.Blocks` context, `buttons()` and `view()`; `connect` wires it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -32,7 +32,9 @@ class Stage:
     def buttons(self) -> None:
         with gr.Row(elem_classes="run-row"):
             self.run = gr.Button("Run", variant="primary", scale=3, min_width=140, elem_id="run")
-            self.halt = gr.Button("Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id="stop")
+            self.halt = gr.Button(
+                "Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id="stop"
+            )
 
     def view(self) -> None:
         """Shows the example from the warm-up until something has been run."""
@@ -54,7 +56,7 @@ class Stage:
         def run(request: gr.Request, *values: Any) -> Iterator[Updates]:
             try:
                 job = make_job(*values)
-                yield self._begun() | {settings.seed: job.seed}
+                yield self._busy(views.status("Starting …", 0.0, "busy")) | {settings.seed: job.seed}
                 yield from self._watch(job, request.session_hash)
             except Exception as error:  # whatever it is, the page says so and the server goes on
                 problem = explain(error)
@@ -73,9 +75,9 @@ class Stage:
         scene, event = self._scene(job), None
         for event in self._service.stream(job, session):
             if isinstance(event, Waiting):
-                yield {self.status: views.status(_waiting(event), kind="busy")}
+                yield self._busy(views.status(_waiting(event), kind="busy"))
             elif not event.last:
-                yield {self.status: _progress(event), self.samples: views.samples(scene, event.x_hat)}
+                yield self._busy(_progress(event)) | {self.samples: views.samples(scene, event.x_hat)}
         if isinstance(event, Preview):
             yield self._ended(_result(job, event)) | {self.samples: views.samples(scene, event.x_hat)}
         else:
@@ -83,12 +85,12 @@ class Stage:
 
     def _stop(self, request: gr.Request) -> Updates:
         if self._service.stop(request.session_hash):
-            return {self.status: views.status("Stopping after this step …", kind="busy"), self.halt: gr.update()}
-        return {self.halt: gr.update(interactive=False), self.status: gr.update()}
+            return {self.status: views.status("Stopping after this step …", kind="busy")}
+        return {self.halt: gr.update(interactive=False)}
 
-    def _begun(self) -> Updates:
+    def _busy(self, status: str) -> Updates:
         return {
-            self.status: views.status("Starting …", 0.0, "busy"),
+            self.status: status,
             self.run: gr.update(interactive=False, value="Running …"),
             self.halt: gr.update(interactive=True),
         }
@@ -101,9 +103,16 @@ class Stage:
         }
 
     def _scene(self, job: Job) -> views.Scene:
-        shown = {n: spec for n, spec in self._service.pipe.modalities.items() if n in (*job.given, *job.wanted)}
-        roles = {n: "generated" if n not in job.given else "filled in" if n in job.wanted else "given" for n in shown}
-        return views.Scene(shown, roles, self._service.nearest_texts, f"mmdiff_{self._service.name}_{job.seed}")
+        shown = {
+            n: spec for n, spec in self._service.pipe.modalities.items() if n in (*job.given, *job.wanted)
+        }
+        roles = {
+            n: "generated" if n not in job.given else "filled in" if n in job.wanted else "given"
+            for n in shown
+        }
+        return views.Scene(
+            shown, roles, self._service.nearest_texts, f"mmdiff_{self._service.name}_{job.seed}"
+        )
 
 
 def _waiting(event: Waiting) -> str:

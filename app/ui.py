@@ -10,6 +10,7 @@ import gradio as gr
 from app import api, theme
 from app.service import Service
 from app.tabs import any_to_any
+from app.views import listed
 
 TABS = (any_to_any,)
 CACHE_SECONDS = 24 * 3600
@@ -26,7 +27,9 @@ def build_demo(service: Service) -> gr.Blocks:
     return demo.queue()
 
 
-def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, **options: Any) -> tuple[Any, str, str]:
+def launch(
+    demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, **options: Any
+) -> tuple[Any, str, str]:
     """`demo.launch` with this page's looks, nothing shared, nothing fetched from elsewhere."""
     return demo.launch(
         server_name=host,
@@ -47,15 +50,13 @@ def _header(service: Service) -> str:
     return (
         '<header class="masthead"><div><h1>mmdiff</h1>'
         "<p>One diffusion model for "
-        f"{_together(list(service.pipe.modalities))}: any of them from any others.</p></div>"
+        f"{listed(list(service.pipe.modalities))}: any of them from any others.</p></div>"
         f'<div class="facts" aria-label="Checkpoint and device">{chips}</div></header>'
     )
 
 
 def _sizes(service: Service) -> list[str]:
-    sizes = [f"{s.shape[-1]} × {s.shape[-2]} px" for s in service.pipe.modalities.values() if s.kind == "image"]
+    sizes = [
+        f"{s.shape[-1]} × {s.shape[-2]} px" for s in service.pipe.modalities.values() if s.kind == "image"
+    ]
     return sizes + ([f"{service.size_mb:.0f} MB"] if service.size_mb else [])
-
-
-def _together(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

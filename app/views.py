@@ -1,7 +1,7 @@
 """What the page shows of predictions, as HTML: one panel per modality, one card per sample.
 
-A panel is drawn from the arrays of a preview (see `mmdiff.Pipeline.stream`), so live previews and results look
-the same. A new kind of modality is one function and one line in `PANELS`.
+A panel is drawn from the arrays of a preview (see `mmdiff.Pipeline.stream`), so live previews and results
+look the same. A new kind of modality is one function and one line in `PANELS`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -20,6 +20,8 @@ from app.adapters import colour_mask
 
 TOP = 5  # bars per list
 MAX_LEGEND = 12  # classes in a legend
+
+Panel = tuple[str, str, str]  # "visual" or "list", its body and its link to save, as HTML
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Scene:
     modalities: Mapping[str, Any]
     roles: Mapping[str, str]
     nearest_texts: Callable[[np.ndarray], Sequence[tuple[str, float]]]
-    file_name: str = field(default="mmdiff")
+    file_name: str
 
 
 def samples(scene: Scene, x_hat: Mapping[str, np.ndarray]) -> str:
@@ -48,12 +50,16 @@ def samples(scene: Scene, x_hat: Mapping[str, np.ndarray]) -> str:
 
 
 def _card(scene: Scene, x: Mapping[str, np.ndarray], index: int, count: int) -> str:
-    panels = "".join(PANELS[spec.kind](scene, spec, x, f"{index + 1}") for spec in scene.modalities.values())
+    panels = {"visual": "", "list": ""}
+    for spec in scene.modalities.values():
+        kind, body, save = PANELS[spec.kind](scene, spec, x, f"{index + 1}")
+        panels[kind] += _panel(scene, spec, kind, body, save)
     number = f'<div class="number">Sample {index + 1} of {count}</div>' if count > 1 else ""
-    return f'<article class="sample">{number}<div class="panels">{panels}</div></article>'
+    lists = f'<div class="lists">{panels["list"]}</div>' if panels["list"] else ""
+    return f'<article class="sample">{number}<div class="panels">{panels["visual"]}{lists}</div></article>'
 
 
-def _panel(scene: Scene, spec: Any, body: str, save: str = "", kind: str = "visual") -> str:
+def _panel(scene: Scene, spec: Any, kind: str, body: str, save: str) -> str:
     role = scene.roles[spec.name]
     return (
         f'<figure class="panel {kind}" data-modality="{escape(spec.name)}"><figcaption>'
@@ -63,23 +69,24 @@ def _panel(scene: Scene, spec: Any, body: str, save: str = "", kind: str = "visu
 
 
 def _save(uri: str, name: str) -> str:
-    return f'<a class="save" download="{escape(name)}.png" href="{uri}" title="Save as PNG at the model’s size">Save</a>'
+    return f'<a class="save" download="{escape(name)}.png" href="{uri}" title="Save as PNG">Save</a>'
 
 
-def _image_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> str:
+def _image_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> Panel:
     uri = png(Image.fromarray(x[spec.name]))
     body = f'<div class="frame"><img src="{uri}" alt="Predicted picture"></div>'
-    return _panel(scene, spec, body, _save(uri, f"{scene.file_name}_{spec.name}_{number}"))
+    return "visual", body, _save(uri, f"{scene.file_name}_{spec.name}_{number}")
 
 
-def _mask_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> str:
+def _mask_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> Panel:
     probabilities = x[spec.name]
     pictures = [png(Image.fromarray(x[n])) for n, other in scene.modalities.items() if other.kind == "image"]
     layers = "".join(f'<img src="{uri}" alt="">' for uri in pictures)
-    layers += f'<img class="overlay" src="{png(overlay(probabilities, spec.palette, bool(pictures)))}" alt="Predicted mask">'
+    mask = png(overlay(probabilities, spec.palette, bool(pictures)))
+    layers += f'<img class="overlay" src="{mask}" alt="Predicted mask">'
     exact = png(colour_mask(probabilities.argmax(0), spec.palette))
     save = _save(exact, f"{scene.file_name}_{spec.name}_{number}")
-    return _panel(scene, spec, f'<div class="frame">{layers}</div>', save)
+    return "visual", f'<div class="frame">{layers}</div>', save
 
 
 def overlay(probabilities: np.ndarray, palette: np.ndarray, over_picture: bool) -> Image.Image:
@@ -94,27 +101,28 @@ def overlay(probabilities: np.ndarray, palette: np.ndarray, over_picture: bool) 
     return Image.fromarray(np.dstack([palette[best], (255 * opacity).astype(np.uint8)]))
 
 
-def _label_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> str:
+def _label_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> Panel:
     top = np.argsort(-x[spec.name])[:TOP]
     rows = [(spec.classes[k], float(x[spec.name][k]), f"{x[spec.name][k]:.0%}") for k in top]
-    return _panel(scene, spec, bars(rows), kind="list")
+    return "list", bars(rows), ""
 
 
-def _embedding_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> str:
+def _embedding_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> Panel:
     nearest = scene.nearest_texts(x[spec.name])
     if not nearest:
-        return _panel(scene, spec, _strip(x[spec.name]), kind="list")
+        return "list", _strip(x[spec.name]), ""
     rows = [(text, max(0.0, cosine), f"{cosine:.2f}") for text, cosine in nearest[:TOP]]
-    return _panel(scene, spec, '<p class="hint">nearest texts, by cosine</p>' + bars(rows), kind="list")
+    return "list", '<p class="hint">nearest texts, by cosine</p>' + bars(rows), ""
 
 
 def _strip(vector: np.ndarray) -> str:
     cells = np.clip(128 + 128 * vector / (np.abs(vector).max() + 1e-9), 0, 255).astype(np.uint8)
     uri = png(Image.fromarray(cells[None].repeat(max(1, len(cells) // 8), 0)))
-    return f'<p class="hint">{len(vector)} numbers; this model cannot put them into words</p><img class="strip" src="{uri}" alt="">'
+    text = f"{len(vector)} numbers; this model cannot put them into words"
+    return f'<p class="hint">{text}</p><img class="strip" src="{uri}" alt="">'
 
 
-PANELS: dict[str, Callable[[Scene, Any, Mapping[str, np.ndarray], str], str]] = {
+PANELS: dict[str, Callable[[Scene, Any, Mapping[str, np.ndarray], str], Panel]] = {
     "image": _image_panel,
     "mask": _mask_panel,
     "label": _label_panel,
@@ -145,10 +153,15 @@ def swatches(classes: Sequence[str], palette: np.ndarray) -> str:
 
 
 def status(text: str, share: float | None = None, kind: str = "calm") -> str:
-    """One line on how things stand, with a progress bar if `share` (0..1) is given; `kind` calm, busy or problem."""
+    """One line on how things stand; `share` (0..1) adds a progress bar; `kind` is calm, busy or problem."""
     role = "alert" if kind == "problem" else "status"
     bar = "" if share is None else f'<div class="progress"><i style="width:{100 * share:.1f}%"></i></div>'
     return f'<div class="status {kind}" role="{role}"><p>{text}</p>{bar}</div>'
+
+
+def listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def duration(seconds: float) -> str:

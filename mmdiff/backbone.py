@@ -98,6 +98,7 @@ class Backbone(nn.Module):
 
     Args:
         z_channels: channels of Z.
+        extra_channels: channels that only the tokens see, beside z_t and what is given.
         pixel_channels: channels that the refiner sees at full resolution.
         num_modalities: size of the flag table and number of register tokens.
     """
@@ -108,6 +109,7 @@ class Backbone(nn.Module):
         self,
         *,
         z_channels: int,
+        extra_channels: int,
         pixel_channels: int,
         num_modalities: int,
         grid: int,
@@ -122,7 +124,7 @@ class Backbone(nn.Module):
         self.grid = grid
         self.width = width
         self.num_modalities = num_modalities
-        self.embed = nn.Linear(2 * z_channels + patch**2, width)
+        self.embed = nn.Linear(2 * z_channels + extra_channels, width)
         self.positions = nn.Parameter(position_table(grid, width))
         self.registers = nn.Parameter(0.02 * torch.randn(num_modalities, width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -154,14 +156,14 @@ class Backbone(nn.Module):
         return F.silu(embedded + table.sum(1) + self.pooled(pooled))
 
     def forward(
-        self, z_t: Tensor, clean: Tensor, known: Tensor, pixels: Tensor, log_snr: Tensor, flags: Tensor
+        self, z_t: Tensor, clean: Tensor, extra: Tensor, pixels: Tensor, log_snr: Tensor, flags: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Features of the pixels and of the modalities.
 
         Args:
             z_t, clean: (B, z_channels, h, w), the noisy state and the encodings of what is given.
-            known: (B, patch * patch, h, w), the per-pixel known map.
-            pixels: (B, pixel_channels, H, W), the same three, as far as they have pixels.
+            extra: (B, extra_channels, h, w), the known map, and with self-conditioning the last prediction.
+            pixels: (B, pixel_channels, H, W), z_t, clean and the known map, as far as they have pixels.
             log_snr: (B,); flags: (B, N).
 
         Returns:
@@ -170,7 +172,7 @@ class Backbone(nn.Module):
         batch = z_t.shape[0]
         pooled = torch.cat([z_t, clean], dim=1).mean((2, 3))
         condition = self.condition(log_snr, flags, pooled)  # (B, width)
-        tokens = torch.cat([z_t, clean, known], dim=1).flatten(2).transpose(1, 2)  # (B, n, channels)
+        tokens = torch.cat([z_t, clean, extra], dim=1).flatten(2).transpose(1, 2)  # (B, n, channels)
         x = self.embed(tokens) + self.positions
         x = torch.cat([self.registers.expand(batch, -1, -1).to(x.dtype), x], dim=1)  # (B, N + n, width)
         modulation = self.modulation(condition).view(batch, 6, self.width)

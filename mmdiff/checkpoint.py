@@ -16,10 +16,13 @@ from mmdiff.model import MultiModalDiffusion
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
-def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that ``path`` holds either the old or the new content, never half of one."""
+def write_tensors(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file so that ``path`` holds either the old or the new content, never a part."""
     temporary = path.with_suffix(path.suffix + ".part")
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
     os.replace(temporary, path)
@@ -72,7 +75,7 @@ def load_config(folder: Path) -> ModelConfig:
             raise ValueError("it was not written by mmdiff")
         return from_dict(ModelConfig, values["model"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be used: {error}. Download or train the checkpoint again.") from error
+        raise ValueError(f"{path} cannot be used: {error}. Download the checkpoint again.") from error
 
 
 def load_checkpoint(name: str | Path, device: torch.device | str = "cpu") -> MultiModalDiffusion:
@@ -85,8 +88,8 @@ def load_checkpoint(name: str | Path, device: torch.device | str = "cpu") -> Mul
     model = MultiModalDiffusion(load_config(folder))
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"))
-        pickled = f" It has {', '.join(others)}, but pickled weights can run code and are not loaded." if others else ""
+        others = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES))
+        pickled = f" It has {others}, but pickled weights can run code and are not loaded." if others else ""
         raise ValueError(f"{folder} has no {WEIGHTS_FILE}.{pickled} Save the weights with mmdiff.train.")
     try:
         tensors = load_file(weights)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Mapping, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -50,8 +51,13 @@ class ModelConfig:
     schedule_shift: float = 1.0  # SNR is multiplied by its square
     dropout: float = 0.0
     embedder: str = ""  # folder of the CLIP-style embedder beside the checkpoint, or an open_clip tag
+    channels: str = "own"  # "own": every modality has channels of Z to itself; "shared": all overlap
+    flags: bool = True  # tell the denoiser which modalities are unknown, known and absent
+    self_conditioning: bool = False  # show the denoiser its previous clean prediction
 
     def __post_init__(self) -> None:
+        if self.channels not in ("own", "shared"):
+            raise ValueError(f"model.channels is {self.channels!r}; use 'own' or 'shared'.")
         if not self.modalities:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")

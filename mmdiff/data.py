@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -53,13 +53,15 @@ def read_parquet(path: str | Path, modalities: Iterable[Modality], config: DataC
 
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no data at {path}; set data.train and data.val, or --train and --val, to Parquet files.")
+        raise ValueError(
+            f"no data at {path}; set data.train and data.val, or --train and --val, to Parquet files."
+        )
     disable_progress_bars()
     try:
         table = Dataset.from_parquet(str(path), keep_in_memory=True)
     except Exception as error:
         cause = error.__cause__ or error
-        raise ValueError(f"{path} cannot be read as a Parquet file ({cause}); write it again.") from error
+        raise ValueError(f"{path} is not a Parquet file with rows ({cause}); write it again.") from error
     for name, feature in table.features.items():
         if isinstance(feature, ImageFeature):  # decoded below, where an error names its row
             table = table.cast_column(name, ImageFeature(decode=False))

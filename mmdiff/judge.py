@@ -88,8 +88,9 @@ class Judge(nn.Module):
     def probabilities(self, images: Tensor, batch: int = 256) -> Tensor:
         """Class probabilities (B, K) on the CPU, for any number of pictures on any device."""
         device = self.head.weight.device
-        chunks = [self(chunk.to(device)).softmax(1).cpu() for chunk in images.split(batch)]
-        return torch.cat(chunks) if chunks else torch.empty(0, len(self.classes))
+        if len(images) == 0:  # interpolate fails on an empty batch on CUDA
+            return torch.empty(0, len(self.classes))
+        return torch.cat([self(chunk.to(device)).softmax(1).cpu() for chunk in images.split(batch)])
 
     def save(self, folder: str | Path) -> None:
         """Write half-precision weights, the configuration and the facts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -104,7 +104,8 @@ class _Bound:
         self.batch, self.device = self.z0.shape[0], self.z0.device
         flags = torch.stack([torch.where(present[n], UNKNOWN, ABSENT) for n in model.names], 1)
         size = model.config.image_size
-        self.condition = model.condition({}, flags, torch.zeros(self.batch, 1, size, size, device=self.device))
+        nothing_known = torch.zeros(self.batch, 1, size, size, device=self.device)
+        self.condition = model.condition({}, flags, nothing_known)
 
     def draw_t(self, low: int) -> Tensor:
         high = self.schedule.num_steps + 1
@@ -141,7 +142,7 @@ class _Bound:
         }
 
     def reconstruction(self) -> Tensor:
-        """L3 = -log p(x | z_1) of 8-bit pixels: a Gaussian of variance 1 - a_1, binned (Ho et al. 2020, 13)."""
+        """L3 = -log p(x | z_1) of 8-bit pixels: binned Gaussians of variance 1 - a_1 (Ho et al. 2020, 13)."""
         t = torch.ones(self.batch, dtype=torch.long, device=self.device)
         _, raw = self._raw_at(t)
         x = self.x[self.model.anchor].double()

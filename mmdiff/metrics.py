@@ -97,6 +97,18 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a, b, dim=1)
 
 
+def gallery_ranks(queries: Tensor, gallery: Tensor, own: Tensor) -> Tensor:
+    """Rank of each query's own item by cosine, 1 the nearest: (B, D), (M, D), (B,) indices -> (B,) float.
+
+    Items as near as the own one count by half, so that equal vectors give no one an advantage.
+    """
+    similarity = F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T  # (B, M)
+    mine = similarity.gather(1, own[:, None])
+    nearer = (similarity > mine).sum(1)
+    tied = (similarity == mine).sum(1) - 1
+    return 1 + nearer + tied / 2
+
+
 # -- pictures with holes -----------------------------------------------------------------------------
 
 

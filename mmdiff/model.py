@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.backbone import Backbone
+from mmdiff.channels import CHANNELS
 from mmdiff.config import ModelConfig
 from mmdiff.forward_process import signal
 from mmdiff.modalities import Modality, build_modality
@@ -28,11 +29,14 @@ class Conditioning:
         e: name -> (B, C, h, w), the true encodings; zero where a modality is not known.
         flags: (B, N) long, `UNKNOWN`, `KNOWN` or `ABSENT` for each modality in order.
         known_pixels: (B, 1, H, W) float, 1 where the anchor's pixel is given.
+        previous: (B, C, h, w), the last `Prediction.clean` of the same samples, for self-conditioning; zero
+            where there is none, None if there is none at all.
     """
 
     e: dict[str, Tensor]
     flags: Tensor
     known_pixels: Tensor
+    previous: Tensor | None = None
 
 
 class DenseHead(nn.Module):
@@ -64,7 +68,8 @@ class GlobalHead(nn.Module):
 class MultiModalDiffusion(nn.Module):
     """Encoders E_i, denoiser and heads D_i of all modalities; the first one is the anchor z_0.
 
-    Every modality has its own channels of Z, so Z has shape (sum of z_channels, grid, grid).
+    Z has shape (channels, grid, grid); `config.channels` says how the modalities lie in it, by default each
+    in channels of its own.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -77,15 +82,15 @@ class MultiModalDiffusion(nn.Module):
         self.anchor = self.names[0]
         if self.modalities[self.anchor].kind != "image":
             raise ValueError(f"the first modality is the anchor and must be an image, not {self.anchor!r}.")
-        self.z_channels = sum(m.z_channels for m in self.modalities.values())
+        sizes = {name: modality.z_channels for name, modality in self.modalities.items()}
+        self.channels = CHANNELS[config.channels](sizes)
+        self.z_channels = self.channels.total
         self.grid = config.image_size // config.patch_size
-        self.offsets: dict[str, int] = {}
-        for name, modality in self.modalities.items():
-            self.offsets[name] = sum(self.modalities[n].z_channels for n in self.offsets)
         self.dense_names = tuple(n for n, m in self.modalities.items() if m.dense)
         dense_channels = sum(self.modalities[n].z_channels for n in self.dense_names) // config.patch_size**2
         self.backbone = Backbone(
             z_channels=self.z_channels,
+            extra_channels=config.patch_size**2 + config.self_conditioning * self.z_channels,
             pixel_channels=2 * dense_channels + 1,
             num_modalities=len(self.names),
             grid=self.grid,
@@ -122,15 +127,9 @@ class MultiModalDiffusion(nn.Module):
         """Shape of one point of Z."""
         return (self.z_channels, self.grid, self.grid)
 
-    def place(self, name: str, encoding: Tensor) -> Tensor:
-        """A modality's channels (B, z_channels_i, h, w) -> the same in all of Z, zero elsewhere."""
-        before = self.offsets[name]
-        after = self.z_channels - before - self.modalities[name].z_channels
-        return F.pad(encoding, (0, 0, 0, 0, before, after))
-
     def encode(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """E_i of every value in ``x``, each (B, *Z)."""
-        return {name: self.place(name, self.modalities[name].encode(value)) for name, value in x.items()}
+        return {n: self.channels.place(n, self.modalities[n].encode(value)) for n, value in x.items()}
 
     def condition(self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor) -> Conditioning:
         """What is given, from true encodings: those not flagged known are dropped, the anchor's pixel by pixel.
@@ -150,7 +149,7 @@ class MultiModalDiffusion(nn.Module):
     def _fold_known(self, known_pixels: Tensor, name: str) -> Tensor:
         channels = self.modalities[name].z_channels // self.config.patch_size**2
         folded = F.pixel_unshuffle(known_pixels.expand(-1, channels, -1, -1), self.config.patch_size)
-        return self.place(name, folded)
+        return self.channels.place(name, folded)
 
     def forward(self, z_t: Tensor, log_snr_t: Tensor, condition: Conditioning) -> dict[str, Tensor]:
         """Raw outputs of every head: dense (B, C_i, H, W), global (B, C_i), in float32.
@@ -161,9 +160,13 @@ class MultiModalDiffusion(nn.Module):
         clean = sum(condition.e.values(), start=torch.zeros_like(z_t))
         known = condition.known_pixels.to(z_t.dtype)
         pixels = torch.cat([self._pixels(z_t), self._pixels(clean), known], dim=1)
-        folded = F.pixel_unshuffle(known, self.config.patch_size)
+        extra = F.pixel_unshuffle(known, self.config.patch_size)
+        if self.config.self_conditioning:
+            previous = torch.zeros_like(z_t) if condition.previous is None else condition.previous
+            extra = torch.cat([extra, previous], dim=1)
+        flags = condition.flags if self.config.flags else torch.full_like(condition.flags, UNKNOWN)
         features, registers = self.backbone(
-            z_t, clean, folded, pixels, log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT), condition.flags
+            z_t, clean, extra, pixels, log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT), flags
         )
         return {
             name: self.heads[name](features if m.dense else registers[:, i]).float()
@@ -172,14 +175,12 @@ class MultiModalDiffusion(nn.Module):
 
     def _pixels(self, z: Tensor) -> Tensor:
         """The dense modalities' channels of Z at full resolution: (B, C, H, W)."""
-        parts = [
-            z[:, self.offsets[n] : self.offsets[n] + self.modalities[n].z_channels] for n in self.dense_names
-        ]
+        parts = [self.channels.take(name, z) for name in self.dense_names]
         return torch.cat([F.pixel_shuffle(p, self.config.patch_size) for p in parts], dim=1)
 
     def interpret(self, raw: Mapping[str, Tensor], condition: Conditioning) -> Prediction:
         """Raw head outputs -> clean predictions in data space and in Z, with what is given put in place."""
-        e = {n: self.place(n, m.expected_encoding(raw[n])) for n, m in self.modalities.items()}
+        e = {n: self.channels.place(n, m.expected_encoding(raw[n])) for n, m in self.modalities.items()}
         for i, name in enumerate(self.names):
             if name == self.anchor:
                 known = self._fold_known(condition.known_pixels, name)
@@ -193,37 +194,62 @@ class MultiModalDiffusion(nn.Module):
 
     def denoiser(self, schedule: NoiseSchedule, condition: Conditioning) -> Denoiser:
         """(z_t, t) -> `Prediction`, for samplers; runs without gradients."""
-        table = _clamped_log_snr(schedule)
+        return TrajectoryDenoiser(self, schedule, condition)
 
-        @torch.no_grad()
-        def denoise(z_t: Tensor, t: Tensor) -> Prediction:
-            return self.interpret(self(z_t, _at(table, t, z_t), condition), condition)
-
-        return denoise
-
-    def unconditional_denoiser(self, schedule: NoiseSchedule, condition: Conditioning) -> Denoiser:
-        """The denoiser that is not told of the given modalities, for guidance.
+    def unconditional_denoiser(
+        self, schedule: NoiseSchedule, condition: Conditioning, dropped: Collection[str] | None = None
+    ) -> Denoiser:
+        """The denoiser that is not told of the given modalities ``dropped`` (None: of any), for guidance.
 
         They are made absent: not only flagged, but also taken out of z_t, which carries them under noise.
         The anchor cannot be absent, so pixels that are given stay given.
         """
-        table = _clamped_log_snr(schedule)
-        given = {n: v for n, v in condition.e.items() if n != self.anchor}
-        flags = condition.flags.clone()
-        flags[:, 1:][flags[:, 1:] == KNOWN] = ABSENT
-        blind = self.condition({n: v for n, v in condition.e.items() if n == self.anchor}, flags, condition.known_pixels)
+        names = set(self.names if dropped is None else dropped) - {self.anchor}
+        hidden = torch.tensor([n in names for n in self.names], device=condition.flags.device)
+        flags = condition.flags.masked_fill(hidden & (condition.flags == KNOWN), ABSENT)
+        blind = self.condition(condition.e, flags, condition.known_pixels)
+        taken = {n: v for n, v in condition.e.items() if n in names}
+        denoiser = TrajectoryDenoiser(self, schedule, blind, shown=condition)
 
-        @torch.no_grad()
         def denoise(z_t: Tensor, t: Tensor) -> Prediction:
-            without = z_t - signal(schedule, torch.zeros_like(z_t), t, given)
-            return self.interpret(self(without, _at(table, t, z_t), blind), condition)
+            return denoiser(z_t - signal(schedule, torch.zeros_like(z_t), t, taken), t)
 
         return denoise
 
 
-def _clamped_log_snr(schedule: NoiseSchedule) -> Tensor:
-    return log_snr(schedule.log_abar).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+class TrajectoryDenoiser:
+    """(z_t, t) -> `Prediction` of a batch of trajectories, without gradients.
 
+    With self-conditioning it hands the network its own last prediction of every sample. A sample whose time
+    has not decreased since the last call begins a new trajectory and has none.
 
-def _at(table: Tensor, t: Tensor, z_t: Tensor) -> Tensor:
-    return table[t.to(table.device)].to(z_t.device, torch.float32)
+    Args:
+        seen: what the network is told. shown: what is put in place in the predictions, by default the same.
+    """
+
+    def __init__(
+        self,
+        model: MultiModalDiffusion,
+        schedule: NoiseSchedule,
+        seen: Conditioning,
+        shown: Conditioning | None = None,
+    ) -> None:
+        self.model, self.seen, self.shown = model, seen, shown or seen
+        self.log_snr = log_snr(schedule.log_abar).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        self.last: tuple[Tensor, Tensor] | None = None  # t (B,) and `Prediction.clean` (B, *Z)
+
+    @torch.no_grad()
+    def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
+        log_snr_t = self.log_snr[t.to(self.log_snr.device)].to(z_t.device, torch.float32)
+        seen = replace(self.seen, previous=self._previous(t))
+        raw = self.model(z_t, log_snr_t, seen)
+        if self.model.config.self_conditioning:
+            # not of `shown`, which holds what the network is not to see
+            self.last = t, self.model.interpret(raw, seen).clean
+        return self.model.interpret(raw, self.shown)
+
+    def _previous(self, t: Tensor) -> Tensor | None:
+        if self.last is None:
+            return None
+        t_last, clean = self.last
+        return clean * (t < t_last).to(clean.device)[:, None, None, None]

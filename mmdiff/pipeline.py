@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.device import choose_device
-from mmdiff.guidance import guided
+from mmdiff.guidance import composed
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.modalities.image import to_uint8
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
-from mmdiff.samplers import SAMPLERS, SampleNoise, Step, timesteps
+from mmdiff.samplers import SAMPLERS, Denoiser, SampleNoise, Step, timesteps
 from mmdiff.tasks import Condition
 
 MAX_SEED = 2**63 - 1
@@ -42,9 +42,10 @@ class Output:
     seed: int
 
     def __getattr__(self, name: str) -> Any:
-        if name in KINDS or name in self.values:
-            return self.values.get(name)
-        raise AttributeError(f"no modality is called {name!r}; this output has {', '.join(self.values)}.")
+        values = self.__dict__.get("values", {})  # not there yet while an output is copied or unpickled
+        if name in KINDS or name in values:
+            return values.get(name)
+        raise AttributeError(f"no modality is called {name!r}; this output has {', '.join(values)}.")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Pipeline:
         seed: int = 0,
         num_samples: int = 1,
         known_pixels: np.ndarray | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Mapping[str, float] = 1.0,
         sampler: str = "ddim",
         eta: float = 0.0,
     ) -> Iterator[StreamedStep]:
@@ -145,7 +146,11 @@ class Pipeline:
             steps: network calls, 1 to T. seed: of the first sample; the next ones count up.
             num_samples: results to generate at once.
             known_pixels: (H, W) bool, the part of the given image to keep; the rest is filled in.
-            guidance_scale: how strongly what is given counts; 1 is off.
+            guidance_scale: how strongly what is given counts, 0 to 100; 1 is off. A number counts for all
+                of it at once and takes a second network call a step. A mapping from names to numbers, such
+                as {"embedding": 3, "mask": 1.5}, counts for each modality by itself and takes one more
+                call for each number other than 1; names that are left out have 1. Pixels that are given
+                are kept whatever the scale. See `mmdiff.guidance.composed`.
             sampler: "ddim", "ancestral" or "dpmpp_2m". eta: fresh noise of "ddim", 0 to 1.
 
         Raises:
@@ -154,7 +159,7 @@ class Pipeline:
         given = dict(given or {})
         known = self._check_known_pixels(given, known_pixels)
         wanted = self._check_wanted(given, wanted, known)
-        self._check_numbers(steps, seed, num_samples, guidance_scale)
+        self._check_numbers(steps, seed, num_samples)
         values = {n: self.modalities[n].parse(v) for n, v in given.items()}
         batch = {n: v.expand(num_samples, *v.shape).to(self.device) for n, v in values.items()}
         if known is not None:
@@ -170,7 +175,7 @@ class Pipeline:
         seeds: Sequence[int],
         steps: int = 30,
         sampler: str = "ddim",
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Mapping[str, float] = 1.0,
         eta: float = 0.0,
     ) -> Iterator[Step]:
         """The batched interface on tensors: one sample per seed, x_hat in the modalities' own ranges.
@@ -184,16 +189,27 @@ class Pipeline:
         if eta and sampler != "ddim":
             raise ValueError(f"eta is an option of the sampler 'ddim', not of {sampler!r}; leave it at 0.")
         timesteps(self.schedule.num_steps, steps)
+        self._check_guidance(guidance_scale, condition.given)
         internal = self._encode(condition, wanted, len(seeds))
         noise = SampleNoise(list(seeds), self.device)
-        denoiser = self.model.denoiser(self.schedule, internal)
-        if guidance_scale != 1 and len(set(internal.e) - {self.model.anchor}):
-            blind = self.model.unconditional_denoiser(self.schedule, internal)
-            denoiser = guided(denoiser, blind, guidance_scale)
+        denoiser = self._denoiser(internal, guidance_scale)
         options = {"eta": eta} if eta else {}
         z_T = noise(self.model.z_shape)
         trajectory = SAMPLERS[sampler](self.schedule, denoiser, z_T, steps, noise, **options)
         return (self._with_given(step, condition) for step in trajectory)
+
+    def _denoiser(self, internal: Conditioning, guidance_scale: float | Mapping[str, float]) -> Denoiser:
+        """The model's denoiser, guided by what is given: each modality by its own scale, or all by one."""
+        if isinstance(guidance_scale, Mapping):
+            scales = {(name,): scale for name, scale in guidance_scale.items()}
+        else:
+            scales = {tuple(set(internal.e) - {self.model.anchor}): guidance_scale}
+        directions = [
+            (self.model.unconditional_denoiser(self.schedule, internal, names), scale)
+            for names, scale in scales.items()
+            if names and scale != 1
+        ]
+        return composed(self.model.denoiser(self.schedule, internal), directions)
 
     @torch.no_grad()
     def _encode(self, condition: Condition, wanted: Sequence[str], batch: int) -> Conditioning:
@@ -241,7 +257,7 @@ class Pipeline:
         size = self.model.config.image_size
         known = np.asarray(known)
         if self.model.anchor not in given:
-            raise ValueError("known_pixels says which part of a photo to keep, but no image is given; give one.")
+            raise ValueError("known_pixels says which part of a photo to keep, but no image is given.")
         if known.shape != (size, size) or known.dtype != bool:
             raise ValueError(
                 f"known_pixels is {known.dtype} of shape {known.shape}; give bool of shape ({size}, {size}), "
@@ -255,24 +271,43 @@ class Pipeline:
         wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
         for name in (*given, *wanted):
             if name not in self.modalities:
-                raise ValueError(f"no modality is called {name!r}; this checkpoint has {', '.join(self.modalities)}.")
+                names = ", ".join(self.modalities)
+                raise ValueError(f"no modality is called {name!r}; this checkpoint has {names}.")
         filling = {self.model.anchor} if known is not None and not known.all() else set()
         wanted = wanted or tuple(n for n in self.modalities if n not in given or n in filling)
         both = [n for n in wanted if n in given and n not in filling]
         if both:
             raise ValueError(f"{', '.join(both)}: given and wanted at once; leave it out of one of them.")
         if not wanted:
-            raise ValueError("everything is given, so nothing is left to generate; want at least one modality.")
+            raise ValueError("everything is given, so nothing is left to generate; leave something out.")
         return wanted
 
-    def _check_numbers(self, steps: int, seed: int, num_samples: int, guidance_scale: float) -> None:
+    def _check_numbers(self, steps: int, seed: int, num_samples: int) -> None:
         timesteps(self.schedule.num_steps, steps)
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples is {num_samples!r}; give a whole number of at least 1.")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED - num_samples:
             raise ValueError(f"seed is {seed!r}; give a whole number from 0 to {MAX_SEED - num_samples}.")
-        if not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale <= 100:
-            raise ValueError(f"guidance_scale is {guidance_scale!r}; give a number from 0 to 100, 1 is off.")
+
+    def _check_guidance(self, guidance_scale: float | Mapping[str, float], given: Collection[str]) -> None:
+        if not isinstance(guidance_scale, Mapping):
+            return _check_scale("guidance_scale", guidance_scale)
+        guidable = [name for name in given if name != self.model.anchor]
+        for name, scale in guidance_scale.items():
+            _check_scale(f"guidance_scale of {name!r}", scale)
+            if name not in guidable:
+                why = "is no modality of this checkpoint"
+                if name in self.modalities:
+                    why = "is kept as it is given" if name in given else "is not given"
+                others = ", ".join(guidable) or "other modalities, once they are given"
+                raise ValueError(
+                    f"guidance_scale names {name!r}, which {why}; leave it out, and guide {others}."
+                )
+
+
+def _check_scale(what: str, scale: float) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale <= 100:
+        raise ValueError(f"{what} is {scale!r}; give a number from 0 to 100, 1 is off.")
 
 
 def load_embedder(name: str, folder: Path, device: torch.device) -> Any:

@@ -30,6 +30,11 @@ class Prediction:
     e: Mapping[str, Tensor]
     x: Mapping[str, Tensor]
 
+    @property
+    def clean(self) -> Tensor:
+        """(B, *Z) everything in one point of Z: z_0 plus all encodings."""
+        return sum(self.e.values(), start=self.z0)
+
 
 Denoiser = Callable[[Tensor, Tensor], Prediction]  # z_t (B, *Z), t (B,) long
 
@@ -73,13 +78,20 @@ class SampleNoise:
 
 
 def timesteps(num_steps: int, steps: int) -> list[int]:
-    """`steps` + 1 evenly spaced, strictly decreasing times from T = num_steps down to 0."""
+    """`steps` + 1 strictly decreasing times from T = num_steps to 0, t_k = T (1 - (k / steps)^2).
+
+    They are close together where t is near T: there the global modalities, whose code is heard on every
+    token, and the coarse picture are decided, and they have to be decided in step with one another.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= num_steps:
         raise ValueError(
-            f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the "
-            f"noise schedule; try {min(30, num_steps)}."
+            f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the noise schedule; "
+            f"try {min(30, num_steps)}."
         )
-    return [num_steps * left // steps for left in range(steps, -1, -1)]
+    times = [num_steps]
+    for k in range(1, steps + 1):
+        times.append(min(times[-1] - 1, round(num_steps * (1 - (k / steps) ** 2))))
+    return times
 
 
 def implied_noise(schedule: NoiseSchedule, z_t: Tensor, t: Tensor, prediction: Prediction) -> Tensor:

@@ -21,17 +21,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint, write_tensors
-from mmdiff.config import TrainConfig, load_train_config
+from mmdiff.config import ModelConfig, TrainConfig, from_dict, load_train_config
 from mmdiff.data import Examples, add_embeddings, batch_rows, draw_batch, read_parquet
 from mmdiff.device import choose_device
 from mmdiff.ema import EMA
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import total_loss, training_losses
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
+from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
 from mmdiff.samplers import SampleNoise, sample_ddim
 from mmdiff.schedule import log_snr
 from mmdiff.tasks import draw_flags, draw_known_pixels
@@ -85,7 +85,7 @@ class Trainer:
         return torch.Generator(self.device).manual_seed(self.config.optim.seed * 1_000_003 + seed)
 
     def losses(
-        self, model: torch.nn.Module, examples: Examples, rows: Tensor, generator: torch.Generator, augment: bool
+        self, model: nn.Module, examples: Examples, rows: Tensor, generator: torch.Generator, augment: bool
     ) -> dict[str, Tensor]:
         """The terms of the objective on the examples ``rows``, noised and masked by ``generator``."""
         net = self.model
@@ -101,7 +101,8 @@ class Trainer:
 
         e = net.encode(x)
         condition = net.condition(e, flags, known)
-        t = torch.randint(1, self.schedule.num_steps + 1, (len(rows),), generator=generator, device=self.device)
+        last = self.schedule.num_steps
+        t = torch.randint(1, last + 1, (len(rows),), generator=generator, device=self.device)
         noise = torch.randn(len(rows), *net.z_shape, generator=generator, device=self.device)
         z0 = e.pop(net.anchor)
         entering = {
@@ -109,8 +110,20 @@ class Trainer:
         }
         z_t = q_sample(self.schedule, z0, t, entering, noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            if net.config.self_conditioning:
+                condition = self._after_first_pass(model, z_t, t, condition, generator)
             raw = model(z_t, self.log_snr[t], condition)
         return training_losses(net, raw, x, condition, self.log_snr[t], self.config.optim.snr_cap)
+
+    @torch.no_grad()
+    def _after_first_pass(
+        self, model: nn.Module, z_t: Tensor, t: Tensor, condition: Conditioning, generator: torch.Generator
+    ) -> Conditioning:
+        """Half of the examples with a clean prediction to start from, as in sampling (Chen et al. 2022)."""
+        raw = model(z_t, self.log_snr[t], condition)
+        shown = torch.rand(len(z_t), generator=generator, device=self.device) < 0.5
+        previous = self.model.interpret(raw, condition).clean * shown[:, None, None, None]
+        return dataclasses.replace(condition, previous=previous)
 
     def train_step(self) -> dict[str, Tensor]:
         """One optimiser step; returns the loss terms and their weighted total, on the device."""
@@ -162,7 +175,11 @@ class Trainer:
                 tensors = {n: file.get_tensor(n) for n in file.keys()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged ({error}); use a new --out folder.") from error
-        if json.loads(metadata.get("config", "null")) != json.loads(json.dumps(self._identity())):
+        if "config" not in metadata:
+            raise ValueError(f"{path} is no training state; use a new --out folder.")
+        # through `from_dict`, so that options that came later count with their defaults
+        saved = from_dict(ModelConfig, json.loads(metadata["config"]))
+        if json.dumps(dataclasses.asdict(saved)) != json.dumps(self._identity()):
             raise ValueError(f"{path} belongs to another model configuration; use a new --out folder.")
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -264,7 +281,7 @@ def run(trainer: Trainer, val: Examples | None, out: Path, max_minutes: float, l
                 bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()} | {"img/s": f"{speed:.0f}"})
             if now_due(trainer, optim.sample_every_images):
                 trainer.sample_grid().save(out / "samples" / f"{trainer.images:010d}.png")
-            if now_due(trainer, optim.save_every_images):
+            if now_due(trainer, optim.save_every_images) and trainer.step < total_steps:
                 best = _save(trainer, val, out, log, best)
             if (time.monotonic() - start) / 60 > max_minutes:
                 stopped.append("--max-minutes")
@@ -350,7 +367,10 @@ def make_embedder(config: TrainConfig, folder: str | None, device: torch.device)
     from mmdiff.clip.embedder import ClipEmbedder
 
     beside = Path("checkpoints") / config.model.embedder
-    return ClipEmbedder(folder or (beside if beside.is_dir() else config.model.embedder), device)
+    try:
+        return ClipEmbedder(folder or (beside if beside.is_dir() else config.model.embedder), device)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -365,7 +385,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="budget (default: optim.images of the configuration)")
     parser.add_argument("--batch-size", type=int, help="default: optim.batch_size of the configuration")
     parser.add_argument("--lr", type=float, help="default: optim.lr of the configuration")
-    parser.add_argument("--max-minutes", type=float, default=float("inf"), help="stop cleanly after this long")
+    parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop cleanly after this long")
     parser.add_argument("--init", help="checkpoint folder whose weights a new run starts from")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU only")
@@ -375,8 +395,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def apply_overrides(config: TrainConfig, arguments: argparse.Namespace) -> TrainConfig:
     """The configuration with what the command line says put in place."""
-    optim = {n: getattr(arguments, n) for n in ("images", "batch_size", "lr") if getattr(arguments, n) is not None}
-    data = {n: getattr(arguments, n) for n in ("train", "val") if getattr(arguments, n) is not None}
+    said = {name: value for name, value in vars(arguments).items() if value is not None}
+    optim = {name: said[name] for name in ("images", "batch_size", "lr") if name in said}
+    data = {name: said[name] for name in ("train", "val") if name in said}
     return dataclasses.replace(
         config,
         optim=dataclasses.replace(config.optim, **optim),

@@ -1,8 +1,11 @@
-"""A pipeline without a network: the interface of `mmdiff.Pipeline`, fast, deterministic, with changing previews."""
+"""A pipeline without a network, with the interface of `mmdiff.Pipeline`, and a served page."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # for the clients in the tests; the page never reports
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,15 @@ class Spec:
     palette: np.ndarray | None = None
 
 
-LABELS = ("Apple Braeburn", "Apple Golden", "Apple Red", "Cherry Rainier", "Cherry Wax", "Tomato Heart", "Tomato Maroon")
+LABELS = (
+    "Apple Braeburn",
+    "Apple Golden",
+    "Apple Red",
+    "Cherry Rainier",
+    "Cherry Wax",
+    "Tomato Heart",
+    "Tomato Maroon",
+)
 COLOURS = np.array(
     [[168, 50, 44], [214, 178, 66], [190, 28, 38], [224, 120, 88], [96, 20, 34], [206, 66, 42], [112, 46, 40]]
 )
@@ -91,7 +105,9 @@ class FakePipeline:
             "embedding": _unit(sum(LABELS[label].encode()), 16),
         }
 
-    def _blur(self, target: dict[str, np.ndarray], noise: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _blur(
+        self, target: dict[str, np.ndarray], noise: float, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         grain = rng.normal(128, 40, target["image"].shape)
         flat = np.full_like(target["label"], 1 / len(LABELS))
         vector = (1 - noise) * target["embedding"] + noise * _unit(int(rng.integers(999)), 16)
@@ -102,7 +118,9 @@ class FakePipeline:
             "embedding": (vector / np.linalg.norm(vector)).astype(np.float32),
         }
 
-    def _keep_given(self, x_hat: dict[str, np.ndarray], given: dict[str, Any], known: np.ndarray | None) -> None:
+    def _keep_given(
+        self, x_hat: dict[str, np.ndarray], given: dict[str, Any], known: np.ndarray | None
+    ) -> None:
         if "image" in given:
             photo = np.asarray(given["image"])
             keep = np.ones(photo.shape[:2], dtype=bool) if known is None else np.asarray(known)
@@ -121,3 +139,15 @@ def photo(size: tuple[int, int] = (120, 90), seed: int = 3) -> Image.Image:
     """A colourful picture (width, height) in which every pixel differs from its neighbours."""
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(values)
+
+
+@contextmanager
+def served(service: Any) -> Iterator[str]:
+    """The page of this service on a free port; yields its address."""
+    from app.ui import build_demo, launch
+
+    demo = build_demo(service)
+    try:
+        yield launch(demo, prevent_thread_lock=True, quiet=True)[1].rstrip("/")
+    finally:
+        demo.close(verbose=False)

@@ -63,12 +63,17 @@ def bounded(z_t: Tensor, t: Tensor) -> Prediction:
 
 @pytest.mark.parametrize("num_steps", [1, 7, 1000])
 def test_timesteps_fall_from_T_to_zero(num_steps):
-    for steps in range(1, num_steps + 1):
+    for steps in range(1, num_steps + 1, 1 + num_steps // 100):
         times = timesteps(num_steps, steps)
         assert len(times) == steps + 1 and times[0] == num_steps and times[-1] == 0
         assert all(t > s for t, s in pairwise(times))
-        gaps = [t - s for t, s in pairwise(times)]
-        assert max(gaps) - min(gaps) <= 1
+
+
+def test_timesteps_follow_the_parabola_where_there_is_room():
+    times = timesteps(1000, 20)
+    assert times == [round(1000 - 1000 * (k / 20) ** 2) for k in range(21)]
+    gaps = [t - s for t, s in pairwise(times)]
+    assert gaps == sorted(gaps)
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, True, None])

@@ -16,6 +16,7 @@ from app.service import Job, Service
 from app.settings import Settings
 from app.stage import Stage
 from app.theme import html
+from app.views import listed
 
 TITLE = "Any to any"
 GIVEN, GENERATE, IGNORE = "Given", "Generate", "Ignore"
@@ -27,7 +28,6 @@ class Row:
 
     spec: Any
     choice: gr.Radio
-    area: gr.Column
     input: Input
 
 
@@ -45,7 +45,7 @@ def build(service: Service) -> None:
         stage = Stage(service)
         with gr.Row(elem_classes="workbench"):
             with gr.Column(elem_classes="controls"):
-                triggers_of_examples = gr.Row(elem_classes="examples")
+                example_row = gr.Row(elem_classes="examples")
                 with gr.Column(elem_classes="card"):
                     rows = [_row(spec) for spec in service.pipe.modalities.values()]
                     plan = html(_plan(rows, [GENERATE] * len(rows)), elem_id="plan")
@@ -54,32 +54,37 @@ def build(service: Service) -> None:
                 stage.buttons()
             with gr.Column(elem_classes="stage-column"):
                 stage.view()
-        _keep_in_step(rows, plan)
-        examples = _examples(service)
-        with triggers_of_examples:
+        with example_row:
             html('<span class="hint">Try</span>')
-            done = [_example_button(example, rows) for example in examples]
+            done = [_example_button(example, rows) for example in _examples(service)]
+        _keep_in_step(rows, plan)
         choices = [row.choice for row in rows]
         inputs = [*choices, *chain.from_iterable(row.input.components for row in rows), *settings.components]
-        stage.connect([stage.run.click, *(event.success for event in done)], _job_maker(rows), inputs, settings)
+        stage.connect(
+            [stage.run.click, *(event.success for event in done)], _job_maker(rows), inputs, settings
+        )
 
 
 def _row(spec: Any) -> Row:
     with gr.Column(elem_classes="modality", elem_id=f"{spec.name}-row"):
-        choice = gr.Radio([GIVEN, GENERATE, IGNORE], value=GENERATE, label=spec.name.capitalize(), elem_id=f"{spec.name}-role")
-        with gr.Column(visible=False, elem_classes="given") as area:
+        choice = gr.Radio(
+            [GIVEN, GENERATE, IGNORE],
+            value=GENERATE,
+            label=spec.name.capitalize(),
+            elem_id=f"{spec.name}-role",
+        )
+        with gr.Column(elem_classes="given"):
             control = INPUTS[spec.kind](spec)
-    return Row(spec, choice, area, control)
+    return Row(spec, choice, control)
 
 
 def _keep_in_step(rows: Sequence[Row], plan: gr.HTML) -> None:
-    """Shows the controls of what is given, and says what a run would do, whenever a choice or an input changes."""
-    for row in rows:
-        # Editors load when they are first needed and then stay, so that strokes are kept; the style sheet hides them.
-        row.choice.select(lambda: gr.update(visible=True), None, row.area, **QUIET)
+    """Says what a run would do whenever a choice or an input changes (style.css hides what is not given)."""
     watched = [row.choice for row in rows] + list(chain.from_iterable(row.input.watched for row in rows))
+    events = [component.change for component in watched]
+    events += [component.input for component in watched if isinstance(component, gr.HTML)]  # strokes
     gr.on(
-        [component.change for component in watched],
+        events,
         lambda *values: _plan(rows, values[: len(rows)], values[len(rows) :]),
         watched,
         plan,
@@ -90,31 +95,31 @@ def _keep_in_step(rows: Sequence[Row], plan: gr.HTML) -> None:
 
 def _plan(rows: Sequence[Row], choices: Sequence[str], watched: Sequence[Any] = ()) -> str:
     """What a run would do, or what is in its way, as HTML."""
-    given = [row.spec.name for row, choice in zip(rows, choices, strict=True) if choice == GIVEN]
-    wanted = [row.spec.name for row, choice in zip(rows, choices, strict=True) if choice == GENERATE]
-    values, missing = list(watched), []
-    for row in rows:
+    values, given, wanted, missing = list(watched), [], [], []
+    for row, choice in zip(rows, choices, strict=True):
+        name = row.spec.name
         own = [values.pop(0) for _ in row.input.watched] if values else []
-        if row.spec.name in given and (need := row.input.missing(*own)):
+        if choice == GENERATE:
+            wanted.append(name)
+        elif choice == GIVEN and (need := row.input.missing(*own)):
             missing.append(need)
+        elif choice == GIVEN and row.input.generates(*own):
+            wanted.append(f"{name} (in the hole)")
+            given.append(f"rest of the {name}")
+        elif choice == GIVEN:
+            given.append(name)
     if missing:
-        return _note(f"First {_list(missing)}.", "todo")
+        return _note(f"First {listed(missing)}.", "todo")
     if not wanted and "image" in given:
-        return _note("Paint a hole in the photo to fill it in, or set another row to Generate.", "todo")
+        return _note("Paint a hole to fill it in, or set another row to Generate.", "todo")
     if not wanted:
         return _note("Nothing to generate yet. Set at least one row to Generate.", "todo")
-    source = f"from the {_list(given)}" if given else "from noise alone, so that they fit together"
-    if not given and len(wanted) == 1:
-        source = "from noise alone"
-    return _note(f"Generates <b>{_list(wanted)}</b> {source}.", "ready")
+    source = f"from the {listed(given)}" if given else "from noise alone"
+    return _note(f"Generates <b>{listed(wanted)}</b> {source}.", "ready")
 
 
 def _note(text: str, kind: str) -> str:
     return f'<p class="plan {kind}" role="status">{text}</p>'
-
-
-def _list(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _job_maker(rows: Sequence[Row]) -> Callable[..., Job]:
@@ -134,7 +139,7 @@ def _job_maker(rows: Sequence[Row]) -> Callable[..., Job]:
                 wanted.append(row.spec.name)
         if not wanted:
             raise ValueError(
-                "There is nothing to generate. Set at least one row to Generate, or paint a hole in a given photo."
+                "There is nothing to generate. Set a row to Generate, or paint a hole in the photo."
             )
         return Job(given=given, wanted=tuple(wanted), known_pixels=known_pixels, **Settings.read(*remaining))
 
@@ -148,7 +153,10 @@ def _examples(service: Service) -> list[Example]:
     for spec in specs.values():
         if spec.kind == "label":
             count = len(spec.classes)
-            examples += [Example(name, {spec.name: (name,)}) for name in spec.classes[count // 4 :: max(1, count // 2)][:2]]
+            examples += [
+                Example(name, {spec.name: (name,)})
+                for name in spec.classes[count // 4 :: max(1, count // 2)][:2]
+            ]
         if spec.kind == "image":
             picture = Image.fromarray(service.example[1].x_hat[spec.name][0])
             examples += [Example("Fill a hole", {spec.name: (picture, _middle(spec.shape[-1]))})]
@@ -171,10 +179,12 @@ def _example_button(example: Example, rows: Sequence[Row]) -> gr.events.Dependen
         for row in rows:
             given = row.spec.name in example.given
             updates.append(GIVEN if given else GENERATE)
-            updates += row.input.show(*example.given[row.spec.name]) if given else [gr.skip() for _ in row.input.shown]
+            updates += (
+                row.input.show(*example.given[row.spec.name])
+                if given
+                else [gr.skip() for _ in row.input.shown]
+            )
         return updates
 
     outputs = list(chain.from_iterable([row.choice, *row.input.shown] for row in rows))
     return gr.Button(example.title, size="sm", scale=0, min_width=60).click(fill_in, None, outputs, **QUIET)
-
-

@@ -93,7 +93,7 @@ class Modality(nn.Module):
         raise NotImplementedError
 
     def present(self, predictions: np.ndarray) -> Any:
-        """A batch of final predictions as `Output` returns them: (B, ...) numbers unless a subclass differs."""
+        """A batch of final predictions as `Output` returns them: (B, ...) numbers, if not overridden."""
         return predictions
 
     def export(self, value: Any) -> tuple[dict[str, Image.Image], Any]:
@@ -130,8 +130,8 @@ def class_codes(num_classes: int) -> Tensor:
 def palette(num_classes: int) -> np.ndarray:
     """Well separated colours for class maps, (K, 3) uint8; the first is dark, for background or void."""
     hues = (np.arange(num_classes) * 0.61803398875 + 0.55) % 1.0
-    colours = [Image.new("HSV", (1, 1), (int(h * 255), 150, 225)).convert("RGB").getpixel((0, 0)) for h in hues]
-    table = np.array(colours, dtype=np.uint8)
+    swatches = [Image.new("HSV", (1, 1), (int(h * 255), 150, 225)).convert("RGB") for h in hues]
+    table = np.array([swatch.getpixel((0, 0)) for swatch in swatches], dtype=np.uint8)
     table[0] = (38, 42, 51)
     return table
 

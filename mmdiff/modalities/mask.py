@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +134,8 @@ class MaskModality(Modality):
         return predictions.argmax(1).astype(np.int64)
 
     def export(self, value: np.ndarray) -> tuple[dict[str, Image.Image], Any]:
-        return {"": Image.fromarray(value.astype(np.uint8)), "_colour": Image.fromarray(self.palette[value])}, None
+        numbers, colours = Image.fromarray(value.astype(np.uint8)), Image.fromarray(self.palette[value])
+        return {"": numbers, "_colour": colours}, None
 
     def preview(self, prediction: np.ndarray) -> Image.Image:
         return Image.fromarray(self.palette[prediction.argmax(0)])

@@ -1,0 +1,229 @@
+"""Compare design choices at equal cost, each alone against one baseline.
+
+    python benchmarks/ablations.py --train data/orchard/train.parquet --val data/orchard/val.parquet \
+        --out docs/results/ablations.json
+
+Small models are trained from scratch for the same number of steps, from the same seeds and on the same
+batches, and measured on the same validation examples with the same noise. Every finished run is stored at
+once: started again, the study goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.report import table
+from mmdiff.config import TrainConfig, load_train_config, to_dict
+from mmdiff.data import Examples
+from mmdiff.evaluate import evaluate
+from mmdiff.evaluation.core import Evaluation, Settings, mean
+from mmdiff.judge import Judge
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.pipeline import Pipeline
+from mmdiff.train import Trainer, load_examples, make_embedder
+
+Change = Callable[[TrainConfig], TrainConfig]
+CPU = torch.device("cpu")
+SIZE = {"image_size": 32, "patch_size": 8, "width": 96, "depth": 4, "heads": 4, "refiner_width": 16}
+SAME = ("data", "config", "evaluation")  # what all runs in a file have in common
+
+# name of a figure -> where it stands in the results of `evaluate`
+FIGURES = {
+    "mask_iou": "mask_from_image.miou",
+    "label_top1": "label_from_image.top1",
+    "judge_from_label": "image_from_label.judge_agreement",
+    "judge_joint": "joint.judge_agreement",
+    "joint_labels": "joint.distinct_labels",
+    "embedding_cosine": "embedding_from_image.cosine",
+    "hole_gain": "holes.blocks.gain",
+}
+
+
+def model_with(**options: Any) -> Change:
+    """Other options of the model."""
+    return lambda config: dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+
+
+def weights(family: str) -> Change:
+    """Another weight family for everything but the anchor."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        modalities = (dataclasses.replace(m, weights=family) for m in config.model.modalities)
+        return model_with(modalities=tuple(modalities))(config)
+
+    return change
+
+
+def pair(name: str) -> Change:
+    """The anchor and one other modality alone."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        anchor, *others = config.model.modalities
+        return model_with(modalities=(anchor, *(m for m in others if m.name == name)))(config)
+
+    return change
+
+
+VARIANTS: dict[str, Change] = {
+    "baseline": lambda config: config,
+    "weights ramp": weights("ramp"),
+    "weights none": weights("none"),
+    "shared channels": model_with(channels="shared"),
+    "no flags": model_with(flags=False),
+    "self-conditioning": model_with(self_conditioning=True),
+    "image + mask": pair("mask"),
+    "image + label": pair("label"),
+    "image + embedding": pair("embedding"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all runs share: data, judge, embedder, and how to measure."""
+
+    train: Examples
+    val: Examples
+    judge: Judge
+    embedder: Any
+    settings: Settings
+
+
+def run(config: TrainConfig, bench: Bench) -> dict[str, Any]:
+    """Train one model and measure it; seconds are CPU time, as other work may share the machine."""
+    start = time.process_time()
+    trainer = Trainer(config, bench.train, CPU)
+    while trainer.images < config.optim.images:
+        trainer.train_step()
+    trained = time.process_time()
+    ev = Evaluation(Pipeline(trainer.ema.model, CPU, bench.embedder), bench.val, bench.settings, bench.judge)
+    results = evaluate(ev, sorted({path.split(".")[0] for path in FIGURES.values()}))
+    return {
+        "figures": figures(results),
+        "validation": {name: round(value, 5) for name, value in trainer.validate(bench.val).items()},
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "train_cpu_seconds": round(trained - start, 1),
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
+
+
+def figures(results: dict[str, Any]) -> dict[str, float]:
+    """The figures that the model has modalities for."""
+    found = {}
+    for name, path in FIGURES.items():
+        value = reduce(lambda tree, key: tree.get(key, {}), path.split("."), results)
+        if isinstance(value, (int, float)):
+            found[name] = round(value, 5)
+    return found
+
+
+def summary(runs: Sequence[dict[str, Any]], part: str) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over seeds of every number in a part of the runs."""
+    found = {}
+    for name in runs[0][part]:
+        values = [one[part][name] for one in runs]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        found[name] = {"mean": round(statistics.fmean(values), 5), "std": round(spread, 5)}
+    return found
+
+
+def study(base: TrainConfig, bench: Bench, seeds: int, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Run what is missing in the file ``out``, seed by seed, and return all of it.
+
+    Raises ValueError if the file holds runs that were made otherwise.
+    """
+    fixed = {"config": to_dict(base), "evaluation": dataclasses.asdict(bench.settings)}
+    fixed = json.loads(json.dumps(facts | fixed))
+    report = json.loads(out.read_text(encoding="utf-8")) if out.exists() else fixed | {"variants": {}}
+    changed = ", ".join(name for name in SAME if report.get(name) != fixed.get(name))
+    if changed:
+        raise ValueError(f"{out} was made with another {changed}; remove it or give another --out.")
+    for seed in range(seeds):
+        for name, change in VARIANTS.items():
+            entry = report["variants"].setdefault(name, {"runs": {}})
+            if str(seed) in entry["runs"]:
+                continue
+            config = change(base)
+            config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, seed=seed))
+            entry["runs"][str(seed)] = found = run(config, bench)
+            runs = list(entry["runs"].values())
+            entry |= {part: summary(runs, part) for part in ("figures", "validation")}
+            write(report, out)
+            shown = ", ".join(f"{n} {v:.4g}" for n, v in found["figures"].items())
+            print(f"{name}, seed {seed}, {found['cpu_seconds']:.0f} s of CPU: {shown}", flush=True)
+    return report
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """Replace the file in one move, so that an interruption leaves the old or the new one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(out.suffix + ".part")
+    part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(out)
+
+
+def photos_judged(base: TrainConfig, bench: Bench) -> float:
+    """Share of the real photos, at the models' size, that the judge names correctly."""
+    pipe = Pipeline(MultiModalDiffusion(base.model), CPU, bench.embedder)
+    ev = Evaluation(pipe, bench.val, bench.settings, bench.judge)
+    real = ev.read(ev.having("image", "label"))
+    return round(mean(ev.judged(real["image"]) == real["label"]), 4)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    try:
+        base = load_train_config(args.config)
+        optim = {"images": args.images, "warmup_images": args.images // 10, "lr": args.lr}
+        base = dataclasses.replace(model_with(**SIZE)(base), optim=dataclasses.replace(base.optim, **optim))
+        blueprint, embedder = MultiModalDiffusion(base.model), make_embedder(base, args.embedder, CPU)
+        train, val = (load_examples(path, blueprint, base, embedder) for path in (args.train, args.val))
+        settings = Settings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
+        bench = Bench(train, val, Judge.from_pretrained(args.judge), embedder, settings)
+        names = {"train": Path(args.train).name, "val": Path(args.val).name, "judge": Path(args.judge).name}
+        given = sys.argv[1:] if arguments is None else arguments
+        facts = {
+            "command": shlex.join(["python", "benchmarks/ablations.py", *given]),
+            "data": names,
+            "device": "cpu",
+            "photos_judged": photos_judged(base, bench),
+        }
+        report = study(base, bench, args.seeds, Path(args.out), facts)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(table(report))
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", required=True, help="Parquet file to train on")
+    parser.add_argument("--val", required=True, help="Parquet file to measure on")
+    parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
+    parser.add_argument("--config", default="configs/orchard-cpu.toml", help="modalities and optimiser")
+    parser.add_argument("--judge", default="benchmarks/judges/orchard", help="folder of an independent judge")
+    parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
+    parser.add_argument("--images", type=int, default=30_000, help="budget of each run")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
+    parser.add_argument("--examples", type=int, default=245, help="examples, and pictures to judge")
+    parser.add_argument("--steps", type=int, default=12, help="sampling steps")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

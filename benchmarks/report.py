@@ -1,0 +1,114 @@
+"""Put measured results into the Markdown that quotes them: `python benchmarks/report.py [--check]`.
+
+Text between `<!-- results NAME -->` and `<!-- end -->` is made from docs/results/NAME.json, which
+`python -m mmdiff.evaluate` or `python benchmarks/ablations.py` wrote, so no number is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "checkpoints/orchard/README.md")
+BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# what is measured, where it stands in the JSON, how it is written
+ROWS: tuple[tuple[str, str, str], ...] = (
+    ("mask from photo: mean IoU of the fruit", "mask_from_image.iou.fruit", ".4f"),
+    ("label from photo: top-1", "label_from_image.top1", ".1%"),
+    ("label from photo: top-5", "label_from_image.top5", ".1%"),
+    ("photo from label: a separate classifier names the asked class", "image_from_label.judge_agreement", ".1%"),
+    ("photo and label together: that classifier agrees", "joint.judge_agreement", ".1%"),
+    ("photo and mask together: IoU of mask and picture", "joint.mask_rule_iou", ".4f"),
+    ("photo from mask: IoU of the asked mask and picture", "image_from_mask.mask_rule_iou", ".4f"),
+    ("holes, half of the pixels in blocks: PSNR inside (dB)", "holes.blocks.psnr", ".2f"),
+    ("the same, filled with the mean of the known pixels (dB)", "holes.blocks.psnr_mean_fill", ".2f"),
+)
+
+# columns of the ablations: text, name of the figure, how it is written
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("mask from photo: mean IoU", "mask_iou", ".3f"),
+    ("label from photo: top-1", "label_top1", ".1%"),
+    ("photo from label: judge agrees", "judge_from_label", ".1%"),
+    ("photo and label together: judge agrees", "judge_joint", ".1%"),
+    ("embedding from photo: cosine", "embedding_cosine", ".3f"),
+    ("holes: gain over mean fill (dB)", "hole_gain", ".2f"),
+)
+
+
+def look_up(tree: Any, path: str) -> Any:
+    """The value at a dotted path, None if there is none."""
+    for key in path.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def table(results: dict[str, Any]) -> str:
+    """Measured results as a Markdown table, with how they were measured below it."""
+    return ablations_table(results) if "variants" in results else tasks_table(results)
+
+
+def tasks_table(results: dict[str, Any]) -> str:
+    """One checkpoint: a row for every task."""
+    lines = ["| measured on validation data | |", "|---|---|"]
+    for text, path, form in ROWS:
+        value = look_up(results["tasks"], path)
+        if value is not None:
+            lines.append(f"| {text} | {value:{form}} |")
+    settings = results["settings"]
+    lines += ["", f"{results['examples']:,} examples, {settings['steps']} steps of `{settings['sampler']}`, "
+              f"guidance {settings['guidance']:g}."]
+    return "\n".join(lines) + "\n"
+
+
+def ablations_table(results: dict[str, Any]) -> str:
+    """A study of `benchmarks/ablations.py`: a row for every variant, mean and spread over seeds."""
+    head = ["variant", *(text for text, _, _ in COLUMNS)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, variant in results["variants"].items():
+        cells = []
+        for _, figure, form in COLUMNS:
+            value = look_up(variant, f"figures.{figure}")
+            cells.append(f"{value['mean']:{form}} ± {value['std']:{form}}" if value else "–")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    model, optim, evaluation = results["config"]["model"], results["config"]["optim"], results["evaluation"]
+    seeds = max(len(variant["runs"]) for variant in results["variants"].values())
+    lines += [
+        "",
+        f"Mean ± standard deviation over {seeds} seeds. Models of {model['image_size']} px, width "
+        f"{model['width']} and {model['depth']} blocks, {optim['images']:,} images each in batches of "
+        f"{optim['batch_size']}; {evaluation['limit']} validation examples, {evaluation['steps']} sampling "
+        f"steps. The judge names {results['photos_judged']:.1%} of the real photos correctly.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def filled(text: str) -> str:
+    """``text`` with every results block made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        path = ROOT / "docs" / "results" / f"{match['name']}.json"
+        return match[1] + table(json.loads(path.read_text(encoding="utf-8"))) + match[3]
+
+    return BLOCK.sub(block, text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if a page is out of date")
+    check = parser.parse_args(arguments).check
+    for page in PAGES:
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        if check and filled(text) != text:
+            sys.exit(f"{page} is out of date; run python benchmarks/report.py")
+        path.write_text(filled(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Names of colours by rule: hue, saturation and brightness of a median colour, and no network.
+
+The name is a hue word, perhaps with "dark" or "pale" before it. The bounds were read off the captions of
+the orchard set's training photos; `mmdiff.evaluate` reports how often the rule agrees with the captions of
+the photos it measures on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HUES = (  # hue in degrees up to which the word applies, beginning at -60 (300)
+    (-20.0, "pink"),
+    (10.0, "red"),
+    (36.0, "orange"),
+    (62.0, "yellow"),
+    (80.0, "yellow-green"),
+    (160.0, "green"),
+    (260.0, "blue"),
+    (300.0, "purple"),
+)
+GREY_BELOW = 0.1  # saturation
+BLACK_BELOW, WHITE_ABOVE = 0.2, 0.85  # brightness; white only where grey
+BROWN_BELOW = 0.5  # brightness of what would else be orange
+DARK_BELOW = 0.45  # brightness
+PALE_BELOW, PALE_FROM = 0.4, 0.65  # saturation, if at least this bright
+SHADES = ("dark", "pale")
+WORDS = frozenset({word for _, word in HUES} | {"black", "white", "grey", "brown"})
+
+
+def median_colour(images: Tensor, inside: Tensor) -> Tensor:
+    """Median of each channel over the pixels ``inside`` (B, H, W) bool: (B, 3) in [0, 1], NaN where none."""
+    levels = ((images + 1) / 2).masked_fill(~inside[:, None], torch.nan)
+    return levels.flatten(2).nanmedian(2).values
+
+
+def hsv(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue in degrees [0, 360), saturation and value in [0, 1] of colours (B, 3) in [0, 1]; each (B,)."""
+    red, green, blue = colours.unbind(1)
+    value, darkest = colours.amax(1), colours.amin(1)
+    chroma = (value - darkest).clamp(min=1e-12)
+    hue = torch.where(
+        value == red,
+        (green - blue) / chroma % 6,
+        torch.where(value == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
+    )
+    return 60 * hue, (value - darkest) / value.clamp(min=1e-12), value
+
+
+def colour_names(colours: Tensor) -> list[str]:
+    """A name such as "red" or "dark yellow-green" for each colour (B, 3) in [0, 1]; "" for NaN."""
+    return [_name(*numbers) for numbers in zip(*(part.tolist() for part in hsv(colours)), strict=True)]
+
+
+def _name(hue: float, saturation: float, value: float) -> str:
+    if value != value:
+        return ""
+    if value < BLACK_BELOW:
+        return "black"
+    if saturation < GREY_BELOW:
+        return "white" if value > WHITE_ABOVE else "grey"
+    hue = (hue + 60) % 360 - 60
+    word = next(word for bound, word in HUES if hue <= bound)
+    if word == "orange" and value < BROWN_BELOW:
+        word = "brown"
+    if value < DARK_BELOW:
+        return f"dark {word}"
+    return f"pale {word}" if saturation < PALE_BELOW and value >= PALE_FROM else word
+
+
+def hue_word(name: str) -> str:
+    """The name without its shade: "dark red" -> "red"."""
+    shade, _, rest = name.partition(" ")
+    return rest if shade in SHADES else name
+
+
+def is_colour(name: str) -> bool:
+    """Whether the text is a name that `colour_names` can give."""
+    return hue_word(name) in WORDS

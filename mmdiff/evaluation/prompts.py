@@ -1,0 +1,131 @@
+"""Do pictures show what a text says? Colours are checked by a rule that knows neither model nor embedder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmdiff import metrics
+from mmdiff.evaluation.colours import colour_names, hue_word, is_colour, median_colour
+from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, or_reason
+
+RARE_BELOW = 0.002  # share of the training captions
+WORDINGS = (
+    "a photo of {a} {colour} {kind}",
+    "{a} {colour} {kind}",
+    "a photo of {a} {colour} round {kind}",
+    "{a} {colour} wide {kind}",
+    "a photo of {a} {colour} tall {kind}",
+    "{a} {colour} round {kind}",
+    "a photo of {a} {colour} wide {kind}",
+    "{a} {colour} tall {kind}",
+)
+
+
+class Said(NamedTuple):
+    """What a text says about the object: its colour, such as "dark red", and its kind, such as "apple"."""
+
+    colour: str
+    kind: str
+
+
+def parse(caption: str) -> Said | None:
+    """Read "a photo of a COLOUR SHAPE KIND", where COLOUR is one or two words; None for any other text."""
+    article, *words = caption.removeprefix("a photo of ").split() or [""]
+    colour = " ".join(words[:-2])
+    return Said(colour, words[-1]) if article in ("a", "an") and is_colour(colour) else None
+
+
+def combinations(captions: Sequence[str]) -> tuple[Counter[Said], list[Said], list[Said]]:
+    """How often captions combine a colour with a kind; and of all pairs the common and the rare ones.
+
+    Pairs in less than `RARE_BELOW` of the captions are rare, also those that never occur.
+    """
+    counts = Counter(said for caption in captions if (said := parse(caption)))
+    colours, kinds = sorted({said.colour for said in counts}), sorted({said.kind for said in counts})
+    pairs = [Said(*pair) for pair in product(colours, kinds)]
+    rare = [pair for pair in pairs if counts[pair] < RARE_BELOW * len(captions)]
+    return counts, [pair for pair in pairs if pair not in rare], rare
+
+
+def write_prompts(pairs: Sequence[Said], count: int) -> tuple[list[str], list[Said]]:
+    """``count`` texts that go round the pairs, each round in other words, and what each of them says."""
+    said = [pairs[k % len(pairs)] for k in range(count)]
+    wordings = [WORDINGS[k // len(pairs) % len(WORDINGS)] for k in range(count)]
+    articles = ["an" if s.colour[0] in "aeiou" else "a" for s in said]
+    return [w.format(a=a, **s._asdict()) for w, a, s in zip(wordings, articles, said, strict=True)], said
+
+
+def seen_colours(images: Tensor) -> list[str]:
+    """The name of the median colour of what is not white background in each picture."""
+    return colour_names(median_colour(images, metrics.white_background_mask(images)))
+
+
+def colour_agreement(seen: Sequence[str], asked: Sequence[Said]) -> dict[str, float]:
+    """How often the colour seen is the one asked for: by hue word, and with "dark" or "pale" as well."""
+    pairs = [(colour, said.colour) for colour, said in zip(seen, asked, strict=True)]
+    return {
+        "n": len(pairs),
+        "colour": sum(hue_word(a) == hue_word(b) for a, b in pairs) / len(pairs),
+        "colour_and_shade": sum(a == b for a, b in pairs) / len(pairs),
+    }
+
+
+def caption_colours(ev: Evaluation, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """`colour_agreement` of pictures with those of their captions that name a colour."""
+    ev.require_rule()
+    asked = [parse(caption) for caption in captions]
+    chosen = [k for k, said in enumerate(asked) if said]
+    if not chosen:
+        raise Skip("no caption names a colour")
+    return colour_agreement(seen_colours(images[chosen]), [asked[k] for k in chosen])
+
+
+def prompts(ev: Evaluation) -> Outcome:
+    """Does the object have the colour (and, by the judge, the kind) that a text asks for?
+
+    Half of the texts combine colour and kind as training captions commonly do, half as they rarely or never
+    do. "photos" is how often the rule agrees with the captions of real photos: the most it can measure.
+    """
+    ev.require("embedding")
+    ev.require_rule()
+    if not ev.train_captions:
+        raise Skip("no training captions: give --train the Parquet file that the model was trained on")
+    counts, common, rare = combinations(ev.train_captions)
+    if not common or not rare:
+        raise Skip("the training captions do not combine colours with kinds, some often and some rarely")
+    half = ev.settings.prompts // 2
+    texts, asked = map(list.__add__, write_prompts(common, half), write_prompts(rare, half))
+    images = ev.sample(
+        "prompts", ["image"], len(texts), {"embedding": ev.embed_texts(texts)}, guidance=ev.settings.guidance
+    )["image"]
+    seen = seen_colours(images)
+    figures: dict = {"combinations": {"common": len(common), "rare": len(rare)}}
+    for name, part in (("overall", slice(None)), ("common", slice(half)), ("rare", slice(half, None))):
+        figures[name] = colour_agreement(seen[part], asked[part])
+        figures[name]["kind"] = or_reason(lambda part=part: _kind_agreement(ev, images[part], asked[part]))
+    rows, captions = ev.with_captions(ev.having("image"))
+    figures["photos"] = caption_colours(ev, ev.read(rows)["image"], captions)
+    figures["by_combination"] = _by_combination(counts, asked, seen)
+    return Outcome(figures, [ev.picture(images)], texts)
+
+
+def _kind_agreement(ev: Evaluation, images: Tensor, asked: Sequence[Said]) -> float:
+    """How often the judge's class begins with the kind that was asked for."""
+    named = ev.class_names(ev.judged(images))
+    hits = [name.lower().startswith(said.kind) for name, said in zip(named, asked, strict=True)]
+    return mean(torch.tensor(hits))
+
+
+def _by_combination(counts: Counter[Said], asked: Sequence[Said], seen: Sequence[str]) -> dict[str, dict]:
+    """For each colour and kind: how many training captions say it, and which colours were seen how often."""
+    found: dict[str, dict] = {}
+    for said, colour in zip(asked, seen, strict=True):
+        entry = found.setdefault(" ".join(said), {"train": counts[said], "seen": {}})
+        entry["seen"][colour] = entry["seen"].get(colour, 0) + 1
+    return found

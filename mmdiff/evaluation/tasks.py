@@ -1,0 +1,249 @@
+"""Tasks: one measurement each, a function from an `Evaluation` to an `Outcome`.
+
+A task that the data, the model or the judge cannot support raises `Skip` with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mmdiff import losses, metrics
+from mmdiff.data import draw_batch
+from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, numbers, or_reason
+from mmdiff.evaluation.prompts import caption_colours, prompts
+from mmdiff.holes import HOLES
+from mmdiff.modalities.mask import VOID
+
+RANKS = (1, 5, 10)  # k of recall@k
+
+
+def mask_from_image(ev: Evaluation) -> Outcome:
+    """IoU of every class: mean over pictures, and pooled over all pixels. Void pixels do not count."""
+    real = ev.read(ev.having("image", "mask"))
+    count = len(real["image"])
+    out = ev.sample(
+        "mask from image", ["mask"], count, {"image": real["image"]}, steps=ev.settings.reading_steps
+    )
+    classes = ev.pipe.modalities["mask"].classes
+    void = classes.index(VOID) if VOID in classes else None
+    counts = metrics.confusion(out["mask"], real["mask"], len(classes), ignore=void)
+    kept = [k for k in range(len(classes)) if k != void]
+    each = metrics.iou(counts)[:, kept].nanmean(0)
+    pooled = metrics.iou(counts.sum(0))[kept]
+    names = [classes[k] for k in kept]
+    return Outcome(
+        {
+            "n": count,
+            "iou": dict(zip(names, numbers(each), strict=True)),
+            "iou_pooled": dict(zip(names, numbers(pooled), strict=True)),
+            "miou": each.nanmean().item(),
+            "miou_pooled": pooled.nanmean().item(),
+            "pixel_accuracy": metrics.pixel_accuracy(counts.sum(0)).item(),
+        },
+        [ev.picture(real["image"]), ev.coloured(out["mask"]), ev.coloured(real["mask"])],
+        ["photo, predicted, true"] * count,
+    )
+
+
+def label_from_image(ev: Evaluation) -> Outcome:
+    """Top-1 and top-5 accuracy."""
+    real = ev.read(ev.having("image", "label"))
+    count = len(real["image"])
+    out = ev.sample(
+        "label from image", ["label"], count, {"image": real["image"]}, steps=ev.settings.reading_steps
+    )
+    hits = {f"top{k}": metrics.top_k_hits(out["label"], real["label"], k) for k in (1, 5)}
+    named, true = ev.class_names(out["label"].argmax(1)), ev.class_names(real["label"])
+    return Outcome(
+        {"n": count, **{name: mean(h) for name, h in hits.items()}},
+        [ev.picture(real["image"])],
+        [a if a == b else f"{a}, not {b}" for a, b in zip(named, true, strict=True)],
+    )
+
+
+def image_from_label(ev: Evaluation) -> Outcome:
+    """Share of pictures that the judge names as the class they were made for; equally many of each class."""
+    ev.require("label")
+    classes = ev.pipe.modalities["label"].classes
+    each = math.ceil(ev.settings.samples / len(classes))
+    asked = torch.arange(len(classes)).repeat(each)
+    ev.judged(torch.empty(0, 3, ev.size, ev.size))  # raises before the work, not after it
+    out = ev.sample(
+        "image from label", ["image"], len(asked), {"label": asked}, guidance=ev.settings.guidance
+    )
+    hits = ev.judged(out["image"]) == asked
+    by_class = hits.view(each, -1).double().mean(0)
+    return Outcome(
+        {
+            "n": len(asked),
+            "judge_agreement": mean(hits),
+            "by_class": dict(zip(classes, numbers(by_class), strict=True)),
+        },
+        [ev.picture(out["image"])],
+        ev.class_names(asked),
+    )
+
+
+def joint(ev: Evaluation) -> Outcome:
+    """Everything generated together: do label and mask belong to the picture?"""
+    wanted = [n for n in ("image", "mask", "label") if n in ev.pipe.modalities]
+    if len(wanted) < 2:
+        raise Skip("the model has nothing to generate jointly with the image")
+    count = ev.settings.samples
+    out = ev.sample("joint", wanted, count)
+    figures: dict = {"n": count}
+    panels, captions = [ev.picture(out["image"])], [""] * count
+    if "label" in wanted:
+        labels = out["label"].argmax(1)
+        captions = ev.class_names(labels)
+        figures["distinct_labels"] = len(labels.unique())
+        figures["judge_agreement"] = or_reason(lambda: mean(ev.judged(out["image"]) == labels))
+    if "mask" in wanted:
+        panels.append(ev.coloured(out["mask"]))
+        figures["mask_rule_iou"] = or_reason(lambda: mean(ev.rule_ious(out["image"], out["mask"])))
+    return Outcome(figures, panels, captions)
+
+
+def image_from_mask(ev: Evaluation) -> Outcome:
+    """IoU of the given mask and the mask that the white-background rule reads off the picture."""
+    ev.require_rule()
+    real = ev.read(ev.some(ev.having("mask")))
+    count = len(real["mask"])
+    out = ev.sample(
+        "image from mask", ["image"], count, {"mask": real["mask"]}, guidance=ev.settings.guidance
+    )
+    return Outcome(
+        {"n": count, "mask_rule_iou": mean(ev.rule_ious(out["image"], real["mask"]))},
+        [ev.coloured(real["mask"]), ev.picture(out["image"])],
+        ["given, picture"] * count,
+    )
+
+
+def holes(ev: Evaluation) -> Outcome:
+    """PSNR inside the holes, of ours and of filling with the mean of the known pixels, in dB."""
+    real = ev.read(ev.some(ev.having("image")))["image"]
+    figures, panels = {}, []
+    for kind in ev.settings.holes:
+        known = HOLES[kind](len(real), ev.size, ev.settings.seed)
+        out = ev.sample(f"holes: {kind}", ["image"], len(real), {"image": real}, known)["image"]
+        baseline = metrics.mean_fill(real, known)
+        exact = torch.equal(torch.where(known[:, None], out, 0), torch.where(known[:, None], real, 0))
+        figures[kind] = {"n": len(real), "hidden": mean(~known), "known_exact": exact}
+        for name, filled in (("psnr", out), ("psnr_mean_fill", baseline)):
+            squares, values = metrics.hole_error(filled, real, known)
+            figures[kind][name] = mean(metrics.psnr(squares / values))
+            figures[kind][f"{name}_pooled"] = metrics.psnr(squares.sum() / values.sum()).item()
+        figures[kind]["gain"] = figures[kind]["psnr"] - figures[kind]["psnr_mean_fill"]
+        figures[kind]["gain_pooled"] = figures[kind]["psnr_pooled"] - figures[kind]["psnr_mean_fill_pooled"]
+        if not panels:
+            shown = torch.where(known[:, None], real, 0)
+            panels = [ev.picture(shown), ev.picture(out), ev.picture(real)]
+    return Outcome(figures, panels, ["holes, filled, true"] * len(real))
+
+
+def embedding_from_image(ev: Evaluation) -> Outcome:
+    """Cosine to the embedding of the photo, and recall among the embeddings of other photos."""
+    rows = ev.having("image", "embedding")
+    real = ev.read(rows)
+    count = len(rows)
+    out = ev.sample(
+        "embedding from image",
+        ["embedding"],
+        count,
+        {"image": real["image"]},
+        steps=ev.settings.reading_steps,
+    )["embedding"]
+    ranks, gallery = ev.retrieved(out, rows)
+    return Outcome(
+        {
+            "n": count,
+            "cosine": mean(metrics.cosine(out, real["embedding"])),
+            "cosine_to_another": mean(metrics.cosine(out, real["embedding"].roll(1, 0))),
+            "gallery": gallery,
+            **_recalls(ranks, gallery),
+        }
+    )
+
+
+def _recalls(ranks: Tensor, items: int) -> dict[str, float]:
+    """Share of queries that rank their item among the k best, and the same for a random order."""
+    found = {f"recall@{k}": mean(ranks <= k) for k in RANKS}
+    return found | {f"chance@{k}": min(k / items, 1.0) for k in RANKS}
+
+
+def image_from_text(ev: Evaluation) -> Outcome:
+    """Pictures made from captions: nearness to the caption in the embedding space, and colour by rule.
+
+    Each figure stands beside what the captions' own photos reach. The embedding space is the one that the
+    texts are given in, so the colour is the independent check. Recall is among the distinct captions.
+    """
+    ev.require("embedding")
+    rows, texts = ev.with_captions(ev.some(ev.having("image")))
+    vectors = ev.embed_texts(texts)
+    out = ev.sample(
+        "image from text", ["image"], len(rows), {"embedding": vectors}, guidance=ev.settings.guidance
+    )["image"]
+    distinct = list(dict.fromkeys(texts))
+    own = torch.tensor([distinct.index(text) for text in texts])
+    figures: dict = {"n": len(rows), "distinct_captions": len(distinct)}
+    photos = ev.read(rows)["image"]
+    for name, images in (("generated", out), ("photos", photos)):
+        seen = ev.embed_images(images)
+        ranks = metrics.gallery_ranks(seen, ev.embed_texts(distinct), own)
+        figures[name] = {
+            "cosine": mean(metrics.cosine(seen, vectors)),
+            **_recalls(ranks, len(distinct)),
+            "colour": or_reason(lambda images=images: caption_colours(ev, images, texts)),
+        }
+    return Outcome(figures, [ev.picture(out), ev.picture(photos)], texts)
+
+
+def bound(ev: Evaluation) -> Outcome:
+    """The exact bound L0 ... L3 with nothing given, in nats an example and in bits per dimension."""
+    rows = ev.some(ev.having("image"))
+    device = ev.pipe.device
+    generator = torch.Generator(device).manual_seed(ev.settings.seed)
+    totals: dict[str, float] = {}
+    seen = dict.fromkeys(ev.pipe.modalities, 0)
+    with tqdm(total=len(rows), desc="bound", unit="example", mininterval=1) as bar:
+        for index in rows.split(ev.settings.batch):
+            x, flags = draw_batch(ev.examples, ev.pipe.modalities, index, None, flip=False)
+            x = {n: v.to(device) for n, v in x.items()}
+            present = dict(zip(ev.pipe.modalities, flags.T.to(device), strict=True))
+            terms = losses.bound(
+                ev.pipe.model, ev.pipe.schedule, x, present, generator, draws=ev.settings.bound_draws
+            )
+            for name, nats in terms.items():
+                totals[name] = totals.get(name, 0.0) + nats.double().sum().item()
+            for name, has in present.items():
+                seen[name] += int(has.sum())
+            bar.update(len(index))
+    nats, bits = {}, {}
+    for name, total in totals.items():
+        modality = name.removeprefix("L2/") if name.startswith("L2/") else "image"
+        if seen[modality]:
+            nats[name] = total / seen[modality]
+            bits[name] = nats[name] / math.prod(ev.pipe.modalities[modality].shape) / math.log(2)
+    return Outcome({"n": len(rows), "nats": nats, "bits_per_dimension": bits})
+
+
+TASKS: dict[str, Callable[[Evaluation], Outcome]] = {
+    task.__name__: task
+    for task in (
+        mask_from_image,
+        label_from_image,
+        embedding_from_image,
+        image_from_label,
+        image_from_mask,
+        image_from_text,
+        prompts,
+        joint,
+        holes,
+        bound,
+    )
+}

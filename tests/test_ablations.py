@@ -1,0 +1,109 @@
+"""The ablation study on the synthetic set: every variant runs, a cut-off study goes on, a table comes out."""
+
+import json
+
+import pytest
+import torch
+from synthetic import CLASSES, read_shapes, tiny_train_config
+
+from benchmarks import ablations
+from benchmarks.report import table
+from mmdiff.evaluation.core import Settings
+from mmdiff.judge import Judge
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_train_config(images=16)
+
+
+@pytest.fixture(scope="module")
+def bench(base, shapes, embedder):
+    examples, judge = read_shapes(shapes, base, embedder), Judge(CLASSES, 16).eval()
+    settings = Settings(steps=2, samples=4, limit=12, batch=8)
+    return ablations.Bench(examples, examples, judge, embedder, settings)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The runs that are made, without making them; every figure is the seed."""
+    made = []
+
+    def run(config, bench):
+        made.append(config)
+        numbers = {"figures": {"mask_iou": float(config.optim.seed)}, "validation": {"L1": 0.5}}
+        return numbers | {"parameters": 1, "train_cpu_seconds": 0.1, "cpu_seconds": 0.2}
+
+    monkeypatch.setattr(ablations, "run", run)
+    return made
+
+
+def test_every_variant_is_trained_and_measured(base, bench, tmp_path):
+    out = tmp_path / "results" / "ablations.json"
+    report = ablations.study(base, bench, 1, out, {"photos_judged": 0.5})
+    assert json.loads(out.read_text()) == report
+    variants = report["variants"]
+    assert list(variants) == list(ablations.VARIANTS)
+    assert set(variants["baseline"]["figures"]) == set(ablations.FIGURES)
+    assert set(variants["image + mask"]["figures"]) == {"mask_iou", "hole_gain"}
+    assert {"L1", "L2/image", "L2/mask", "total"} == set(variants["image + mask"]["validation"])
+    sizes = {name: variant["runs"]["0"]["parameters"] for name, variant in variants.items()}
+    assert sizes["no flags"] == sizes["weights ramp"] == sizes["weights none"] == sizes["baseline"]
+    assert table(report).count("| baseline |") == 1 and "–" in table(report)
+
+
+def test_variants_differ_from_the_baseline_in_one_choice(base):
+    changed = {name: change(base).model for name, change in ablations.VARIANTS.items()}
+    assert changed["baseline"] == base.model
+    for name, choice in (("shared channels", "channels"), ("no flags", "flags")):
+        options = vars(base.model).keys()
+        assert [o for o in options if getattr(changed[name], o) != getattr(base.model, o)] == [choice]
+    assert {m.weights for m in changed["weights ramp"].modalities} == {"ramp"}
+    assert [m.name for m in changed["image + label"].modalities] == ["image", "label"]
+
+
+def test_a_study_goes_on_where_it_was_cut_off(base, bench, counted, tmp_path, monkeypatch):
+    out, total = tmp_path / "out.json", len(ablations.VARIANTS)
+    run = ablations.run
+
+    def cut_off(config, bench):
+        if len(counted) == total + 3:
+            raise KeyboardInterrupt
+        return run(config, bench)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(ablations, "run", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            ablations.study(base, bench, 3, out, {})
+    report = ablations.study(base, bench, 3, out, {})
+    assert len(counted) == 3 * total
+    assert len({(str(config.model), config.optim.seed) for config in counted}) == 3 * total
+    # the seeds 0, 1 and 2: mean 1, sample standard deviation 1
+    assert report["variants"]["baseline"]["figures"]["mask_iou"] == {"mean": 1.0, "std": 1.0}
+
+
+def test_runs_that_were_made_otherwise_are_not_mixed_in(base, bench, counted, tmp_path):
+    out = tmp_path / "out.json"
+    ablations.study(base, bench, 1, out, {})
+    with pytest.raises(ValueError, match="another config"):
+        ablations.study(ablations.model_with(depth=2)(base), bench, 1, out, {})
+
+
+def test_the_command(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "VARIANTS", {"no flags": ablations.VARIANTS["no flags"]})
+    Judge(CLASSES, 16).save(tmp_path / "judge")
+    config = tmp_path / "tiny.toml"
+    entry = '[[model.modalities]]\nname = "{0}"\nkind = "{0}"\n'
+    classes = f"options = {{ classes = {list(CLASSES)} }}\n"
+    config.write_text(entry.format("image") + entry.format("label") + classes)
+    threads = torch.get_num_threads()
+    arguments = [
+        *("--train", str(shapes), "--val", str(shapes), "--out", str(tmp_path / "out.json")),
+        *("--config", str(config), "--judge", str(tmp_path / "judge")),
+        *("--images", "32", "--examples", "4", "--steps", "2", "--seeds", "2", "--threads", str(threads)),
+    ]
+    ablations.main(arguments)
+    assert "| no flags |" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out.json").read_text())["variants"]["no flags"]["runs"]) == 2
+    with pytest.raises(SystemExit, match="error: .*nowhere"):
+        ablations.main([*arguments, "--val", str(tmp_path / "nowhere.parquet")])

@@ -1,0 +1,200 @@
+"""The named endpoint as a client sees it: plain values in, exact files out, errors in plain words."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import LABELS, FakePipeline, photo, served
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from synthetic import lively_model, tiny_config
+
+from app.service import Service
+from mmdiff.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def service():
+    return Service(FakePipeline(modalities=("image", "mask", "label", "embedding")), "fake")
+
+
+@pytest.fixture(scope="module")
+def address(service):
+    with served(service) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return Client(address, verbose=False, analytics_enabled=False)
+
+
+def generate(client, **arguments):
+    return client.predict(api_name="/generate", **({"steps": STEPS} | arguments))
+
+
+def test_the_endpoint_describes_itself(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert list(endpoints) == ["/generate"]
+    parameters = endpoints["/generate"]["parameters"]
+    assert all(parameter["parameter_has_default"] for parameter in parameters)
+    assert {"image", "hole", "mask", "label", "text", "wanted", "seed"} <= {
+        parameter["parameter_name"] for parameter in parameters
+    }
+
+
+def test_everything_from_nothing(client):
+    pictures, masks, result = generate(client, num_samples=2, seed=7)
+    assert [Image.open(path).size for path in pictures] == [(64, 64)] * 2
+    assert [set(np.unique(Image.open(path))) for path in masks] == [{0, 1}] * 2
+    assert result["seed"] == 7 and result["steps"] == STEPS and result["checkpoint"] == "fake"
+    assert [max(top, key=top.get) in LABELS for top in result["label"]] == [True, True]
+    assert np.allclose(np.linalg.norm(result["embedding"], axis=1), 1, atol=1e-5)
+    assert len(result["nearest_texts"][0]) == 5
+
+
+def test_the_same_seed_gives_the_same_pixels_and_no_seed_a_new_one(client):
+    first, again = (np.asarray(Image.open(generate(client, seed=3)[0][0])) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert generate(client)[2]["seed"] != generate(client)[2]["seed"]
+
+
+def test_pixels_outside_the_hole_come_back_exactly(client, tmp_path):
+    original, hole = photo((64, 64)), np.zeros((64, 64), dtype=np.uint8)
+    hole[20:40, 8:50] = 255
+    original.save(tmp_path / "photo.png")
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    pictures, _, _ = generate(
+        client, image=handle_file(tmp_path / "photo.png"), hole=handle_file(tmp_path / "hole.png")
+    )
+    changed = (np.asarray(Image.open(pictures[0])) != np.asarray(original)).any(2)
+    assert changed[hole > 0].mean() > 0.9
+    assert not changed[hole == 0].any()
+
+
+def test_mask_and_label_from_a_photo(client, tmp_path):
+    photo().save(tmp_path / "photo.jpg")
+    pictures, masks, result = generate(
+        client, image=handle_file(tmp_path / "photo.jpg"), wanted=["mask", "label"]
+    )
+    assert pictures is None and len(masks) == 1
+    assert "embedding" not in result and len(result["label"]) == 1
+
+
+def test_a_given_mask_and_label_reach_the_model(client, service, tmp_path):
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[10:30] = 1
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    generate(client, mask=handle_file(tmp_path / "mask.png"), label="Cherry Wax", wanted=["image"])
+    given = service.pipe.calls[-1]["given"]
+    assert np.array_equal(given["mask"], mask)
+    assert given["label"] == "Cherry Wax"
+
+
+def test_a_text_or_a_photo_gives_the_embedding(client, service, tmp_path):
+    generate(client, text="a dark red apple", wanted=["image"])
+    assert service.pipe.calls[-1]["given"] == {"embedding": "a dark red apple"}
+    photo().save(tmp_path / "photo.png")
+    generate(client, embedding_image=handle_file(tmp_path / "photo.png"), wanted=["image"])
+    assert isinstance(service.pipe.calls[-1]["given"]["embedding"], Image.Image)
+
+
+def no_picture(folder):
+    (folder / "notes.png").write_bytes(b"dear diary")
+    return handle_file(folder / "notes.png")
+
+
+def picture(folder):
+    photo().save(folder / "photo.png")
+    return handle_file(folder / "photo.png")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"wanted": ["mask"], "steps": 0}, "steps is 0"),
+        ({"steps": 10_000}, "steps is 10000"),
+        ({"sampler": "euler"}, "no sampler"),
+        ({"label": "Apple Red", "wanted": ["label"]}, "given and asked for at once"),
+        ({"image": no_picture}, "“notes.png” cannot be read"),
+        ({"mask": no_picture}, "“notes.png” cannot be read"),
+        ({"hole": picture}, "no photo to fill in"),
+        ({"image": picture, "hole": picture, "mask": picture}, "stand for no class"),
+        ({"text": "a", "embedding_image": picture}, "Give one of them"),
+        ({"num_samples": 99}, "number of samples is 99"),
+    ],
+)
+def test_bad_input_is_explained_and_the_server_stays_up(client, tmp_path, arguments, words):
+    arguments = {name: value(tmp_path) if callable(value) else value for name, value in arguments.items()}
+    with pytest.raises(AppError, match=words):
+        generate(client, **arguments)
+    assert generate(client, wanted=["label"])[2]["label"]
+
+
+def test_an_unexpected_error_is_logged_but_not_shown(client, service, monkeypatch, caplog):
+    def broken(**arguments):
+        raise RuntimeError("secret path /root")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.pipe, "stream", broken)
+        with pytest.raises(AppError, match="unexpected") as caught:
+            generate(client)
+    assert "secret" not in str(caught.value)
+    assert "secret path" in caplog.text
+    assert generate(client, wanted=["label"])[2]["label"]
+
+
+def test_clients_at_once_each_get_their_own(address, client):
+    results = {}
+
+    def run(seed):
+        results[seed] = generate(Client(address, verbose=False, analytics_enabled=False), seed=seed)[2]["label"]
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {seed: generate(client, seed=seed)[2]["label"] for seed in range(4)}
+
+
+def run_app(*arguments):
+    return subprocess.run([sys.executable, "app.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_and_a_missing_checkpoint_answer_at_once():
+    started = time.perf_counter()
+    assert "--checkpoint" in run_app("--help").stdout
+    missing = run_app("--checkpoint", "nowhere")
+    assert time.perf_counter() - started < 3  # torch alone takes longer
+    assert missing.returncode == 2 and "no checkpoint in 'nowhere'" in missing.stderr
+
+
+def test_a_damaged_checkpoint_is_explained(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    damaged = run_app("--checkpoint", str(tmp_path))
+    assert damaged.returncode == 1 and damaged.stderr.startswith("app.py: error:")
+    assert "Traceback" not in damaged.stderr
+
+
+def test_the_command_serves_a_real_checkpoint(tmp_path):
+    save_checkpoint(lively_model(tiny_config(embedder="")), tmp_path)
+    command = [sys.executable, "app.py", "--checkpoint", str(tmp_path), "--port", "7999", "--device", "cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            pictures, _, result = generate(Client(re.search(r"http://\S+", line)[0], verbose=False, analytics_enabled=False), seed=1)
+        finally:
+            process.terminate()
+    assert len(pictures) == 1 and result["seed"] == 1

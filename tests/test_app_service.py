@@ -1,0 +1,236 @@
+"""What cannot be run is explained, previews come often, runs take turns, Stop keeps what there is."""
+
+import dataclasses
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fakes import FakePipeline, photo
+
+from app.service import MAX_WAITING, PREVIEWS, SAMPLERS, Job, Preview, Service, Timing, Waiting
+
+JOINT = Job(wanted=("image", "mask", "label"))
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service(FakePipeline(), "fake")
+
+
+def previews(service, job, session=""):
+    return [event for event in service.stream(job, session) if isinstance(event, Preview)]
+
+
+def test_the_page_is_not_part_of_it():
+    code = "import sys, app.service, mmdiff.pipeline; sys.exit('gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_samplers_are_those_of_mmdiff():
+    from mmdiff.samplers import SAMPLERS as real
+
+    assert set(SAMPLERS) == set(real)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"wanted": ()}, "nothing to generate"),
+        ({"wanted": ("sound",)}, "does not know “sound”"),
+        ({"given": {"label": "Apple Red"}}, "“label” is given and asked for"),
+        ({"known_pixels": np.eye(64, dtype=bool)}, "no photo to fill in"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 10_000}, "steps is 10000"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": None}, "steps is None"),
+        ({"num_samples": 9}, "number of samples is 9"),
+        ({"seed": -1}, "seed is -1"),
+        ({"guidance_scale": 11}, "guidance scale is 11"),
+        ({"guidance_scale": None}, "guidance scale is None"),
+        ({"sampler": "euler"}, "no sampler “euler”"),
+    ],
+)
+def test_what_cannot_be_run_is_explained(service, changes, words):
+    with pytest.raises(ValueError, match=words):
+        next(service.stream(dataclasses.replace(JOINT, **changes)))
+    assert previews(service, JOINT)[-1].index == JOINT.steps  # and nothing is left in the way
+
+
+def test_a_photo_with_a_hole_may_be_given_and_wanted(service):
+    known = np.ones((64, 64), dtype=bool)
+    known[10:20] = False
+    picture = photo((64, 64))
+    *_, last = service.stream(Job(given={"image": picture}, wanted=("image",), known_pixels=known))
+    result = last.x_hat["image"][0]
+    assert np.array_equal(result[known], np.asarray(picture)[known])
+    assert not np.array_equal(result, np.asarray(picture))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 12, 23, 24, 30, 47, 50, 99, 100])
+def test_at_least_ten_previews_with_the_first_and_the_last_step(service, steps):
+    seen = [p.index for p in previews(service, dataclasses.replace(JOINT, steps=steps))]
+    assert seen[0] == 1 and seen[-1] == steps and seen == sorted(set(seen))
+    assert min(steps, 10) <= len(seen) <= 2 * PREVIEWS + 1
+
+
+def test_previews_change_and_only_show_what_takes_part(service):
+    seen = previews(service, Job(given={"label": "Apple Red"}, wanted=("image",)))
+    assert set(seen[0].x_hat) == {"image", "label"}
+    assert all(
+        not np.array_equal(a.x_hat["image"], b.x_hat["image"]) for a, b in zip(seen, seen[1:], strict=False)
+    )
+
+
+def test_stop_ends_the_run_within_a_step_and_keeps_the_prediction(service):
+    run = service.stream(dataclasses.replace(JOINT, steps=90), "me")
+    reached = next(run).index
+    assert service.stop("me")
+    rest = list(run)
+    assert len(rest) == 1 and rest[0].stopped and rest[0].last and rest[0].index == reached + 1
+    assert rest[0].x_hat["image"].shape == (1, 64, 64, 3)
+    assert not service.stop("me")
+
+
+def test_a_new_run_of_a_session_ends_its_older_one(service):
+    old = service.stream(dataclasses.replace(JOINT, steps=90), "me")
+    next(old)
+    new = service.stream(JOINT, "me")
+    assert next(new) == Waiting(1)
+    assert list(old)[-1].stopped
+    assert list(new)[-1].index == JOINT.steps
+
+
+def test_a_closed_page_frees_the_model(service):
+    run = service.stream(JOINT, "gone")
+    next(run)
+    run.close()
+    assert not service.stop("gone")
+    assert previews(service, JOINT)[-1].last
+
+
+def test_an_error_frees_the_model(service, monkeypatch):
+    def broken(**arguments):
+        raise RuntimeError("out of memory")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.pipe, "stream", broken)
+        with pytest.raises(RuntimeError):
+            list(service.stream(JOINT))
+    assert previews(service, JOINT)[-1].last
+
+
+def test_runs_take_turns_in_order(service):
+    service.pipe.step_seconds = 0.005
+    first, second, third = (service.stream(JOINT, name) for name in "abc")
+    next(first)
+    assert next(second) == Waiting(1)
+    assert next(third) == Waiting(2)
+    service.stop("c")
+    assert list(third) == []  # stopped before it began: nothing to keep
+    assert list(first)[-1].last
+    assert [event for event in second if isinstance(event, Preview)][-1].index == JOINT.steps
+
+
+def test_eight_at_once_each_get_their_own(service):
+    service.pipe.step_seconds = 0.001
+    results = {}
+
+    def run(seed):
+        results[seed] = previews(service, dataclasses.replace(JOINT, seed=seed))[-1].x_hat["image"]
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    for seed, image in results.items():
+        alone = previews(service, dataclasses.replace(JOINT, seed=seed))[-1].x_hat["image"]
+        assert np.array_equal(image, alone)
+    assert len(results) == 8
+
+
+def test_a_long_line_is_closed(service):
+    waiting = [service.stream(JOINT) for _ in range(MAX_WAITING + 1)]
+    next(waiting[0])
+    threads = [threading.Thread(target=next, args=(run,)) for run in waiting[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pytest.raises(ValueError, match="try again in a minute"):
+        next(service.stream(JOINT))
+    for run in waiting:
+        run.close()
+    assert previews(service, JOINT)[-1].last
+
+
+def test_the_estimate_follows_what_runs_cost(service):
+    slow = Service(FakePipeline(step_seconds=0.02), "slow")
+    assert slow.timing.estimate(10, 1) == pytest.approx(0.2, rel=0.5)
+    slow.pipe.step_seconds = 0.06
+    for _ in range(3):
+        list(slow.stream(dataclasses.replace(JOINT, steps=5)))
+    assert slow.timing.estimate(10, 1) == pytest.approx(0.6, rel=0.3)
+
+
+def test_time_left_is_what_is_left():
+    slow = Service(FakePipeline(step_seconds=0.02), "slow")
+    for preview in previews(slow, dataclasses.replace(JOINT, steps=10)):
+        assert preview.seconds_left == pytest.approx(0.02 * (10 - preview.index), rel=0.6)
+
+
+def test_a_batch_never_seen_costs_in_proportion():
+    timing = Timing()
+    timing.learn(2, 0.1)
+    assert timing.estimate(30, 2) == pytest.approx(3.0)
+    assert timing.estimate(30, 4) == pytest.approx(6.0)
+
+
+def test_guidance_counts_twice_only_if_something_is_given():
+    assert dataclasses.replace(JOINT, guidance_scale=3.0, num_samples=4).batch == 4
+    assert Job(given={"label": "x"}, wanted=("image",), guidance_scale=3.0, num_samples=4).batch == 8
+
+
+def test_there_is_something_to_look_at_from_the_start(service):
+    job, preview = service.example
+    assert preview.last and not preview.stopped
+    assert set(preview.x_hat) == set(job.wanted) == set(service.pipe.modalities)
+
+
+def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
+    monkeypatch.setattr("app.service.WARM_UP_SECONDS", 0.1)
+    started = time.perf_counter()
+    slow = Service(FakePipeline(step_seconds=0.02), "slow")
+    assert 4 <= slow.example[0].steps < 10
+    assert time.perf_counter() - started < 1
+
+
+def test_an_embedding_is_put_into_words():
+    service = Service(FakePipeline(modalities=("image", "label", "embedding")), "fake")
+    vector = service.pipe.embed_text(["a photo of an orange cherry"])[0].numpy()
+    nearest = service.nearest_texts(vector)
+    assert nearest[0] == ("orange cherry", pytest.approx(1.0))
+    assert [c for _, c in nearest] == sorted((c for _, c in nearest), reverse=True)
+    assert Service(FakePipeline(), "fake").nearest_texts(vector) == []
+
+
+@pytest.mark.parametrize("kind, words", [("cpu", "CPU"), ("mps", "GPU (mps)")])
+def test_the_device_is_named(service, kind, words):
+    service.pipe.device = SimpleNamespace(type=kind)
+    assert service.device == words
+
+
+def test_with_the_real_pipeline(pipe):
+    service = Service(pipe, "tiny")
+    wanted = tuple(pipe.modalities)
+    *_, last = service.stream(Job(wanted=wanted, steps=12, num_samples=2, seed=5))
+    out = pipe(wanted=wanted, steps=12, num_samples=2, seed=5)
+    assert np.array_equal(last.x_hat["image"], np.stack([np.asarray(image) for image in out.image]))
+    assert np.array_equal(last.x_hat["mask"].argmax(1), out.mask)
+    assert np.array_equal(last.x_hat["label"], out.label)
+    assert service.nearest_texts(out.embedding[0])

@@ -1,0 +1,220 @@
+"""Checkpoint folders: what is saved is what is loaded, and nothing else ever is."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from synthetic import SIZE, lively_model, tiny_config
+
+from mmdiff.checkpoint import load_checkpoint, resolve, save_checkpoint, write_tensors
+from mmdiff.model import UNKNOWN
+from mmdiff.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_checkpoint(model, folder, card="# A tiny model\n")
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of the checkpoint to damage."""
+    return shutil.copytree(saved, tmp_path / "tiny")
+
+
+def test_weights_come_back_to_half_precision(saved, model):
+    loaded = load_checkpoint(saved)
+    assert loaded.config == model.config and not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    original = model.state_dict()
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, original[name].half().float()), name
+
+
+def test_outputs_come_back(saved, model):
+    loaded = load_checkpoint(saved)
+    z = torch.randn(2, *model.z_shape)
+    flags, known = torch.full((2, 4), UNKNOWN), torch.zeros(2, 1, SIZE, SIZE)
+    one, two = (m(z, torch.zeros(2), m.condition({}, flags, known)) for m in (model, loaded))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=0.02, rtol=0.02)
+
+
+def test_the_folder_is_small_and_complete(saved):
+    assert sorted(p.name for p in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    tensors = load_file(saved / "model.safetensors")
+    assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float16}
+    config = json.loads((saved / "config.json").read_text())
+    assert config["format"] == "mmdiff" and config["model"]["image_size"] == SIZE
+    assert (saved / "README.md").read_text() == "# A tiny model\n"
+
+
+def test_saving_again_keeps_the_card(folder, model):
+    save_checkpoint(model, folder)
+    assert (folder / "README.md").exists() and not list(folder.glob("*.part"))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.safetensors"
+    write_tensors({"a": torch.zeros(2)}, path)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_tensors({"a": torch.ones(2)}, path)
+    assert torch.equal(load_file(path)["a"], torch.zeros(2))
+
+
+# -- damage --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", r"config.json cannot be used: .*Download"),
+        ("[]", "was not written by mmdiff"),
+        ('{"architectures": ["UNet2DModel"]}', "was not written by mmdiff"),
+        ('{"format": "mmdiff"}', "'model'"),
+        ('{"format": "mmdiff", "model": {"widht": 3}}', "ModelConfig has no option widht"),
+        ('{"format": "mmdiff", "model": {"width": "wide", "modalities": []}}', "ModelConfig.width is 'wide'"),
+        ('{"format": "mmdiff", "model": {"width": 64}}', "missing .*'modalities'"),
+        ('{"format": "mmdiff", "model": 7}', "ModelConfig is 7"),
+        ("\udcff", "config.json cannot be used"),
+    ],
+)
+def test_a_damaged_configuration(folder, text, message):
+    (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+
+
+def test_a_missing_configuration(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="is not a checkpoint: it has no config.json"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 200, -1])
+def test_damaged_weights(folder, keep):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="model.safetensors is damaged or not a safetensors file"):
+        load_checkpoint(folder)
+
+
+def test_weights_of_another_architecture(folder):
+    save_checkpoint(lively_model(tiny_config(width=64)), folder.parent / "other")
+    shutil.copy(folder.parent / "other" / "model.safetensors", folder)
+    with pytest.raises(ValueError, match="model.safetensors does not fit config.json beside it"):
+        load_checkpoint(folder)
+
+
+def test_weights_that_miss_a_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("backbone.embed.weight")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="backbone.embed.weight"):
+        load_checkpoint(folder)
+
+
+class Malicious:
+    """Runs code of the sender's choice when it is unpickled: here, it makes a folder."""
+
+    def __init__(self, crater: Path) -> None:
+        self.crater = crater
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.crater),))
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    """A pickle that must not go off; the folder `crater` beside it would tell."""
+    path = tmp_path / "bomb"
+    path.write_bytes(pickle.dumps(Malicious(tmp_path / "crater")))
+    yield path
+    assert not (tmp_path / "crater").exists(), "the pickle was executed"
+
+
+@pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin", "model.ckpt", "weights.pth", "model.pkl"])
+def test_pickled_weights_are_not_loaded(folder, bomb, name):
+    (folder / "model.safetensors").unlink()
+    shutil.copy(bomb, folder / name)
+    with pytest.raises(ValueError, match=f"no model.safetensors. It has {name}, but pickled weights can run"):
+        load_checkpoint(folder)
+
+
+def test_a_pickle_under_a_safe_name_is_not_loaded(folder, bomb):
+    shutil.copy(bomb, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
+        load_checkpoint(folder)
+    shutil.copy(bomb, folder / "config.json")
+    with pytest.raises(ValueError, match="config.json cannot be used"):
+        load_checkpoint(folder)
+
+
+def test_a_pickle_beside_good_weights_is_ignored(folder, bomb):
+    shutil.copy(bomb, folder / "model.pt")
+    load_checkpoint(folder)
+
+
+def test_the_bomb_would_go_off(bomb):
+    """The tests above mean something: this pickle does run code when it is loaded."""
+    pickle.loads(bomb.read_bytes())
+    (bomb.parent / "crater").rmdir()
+
+
+# -- names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./one/two", "a/b/c", "../x", ""])
+def test_a_folder_that_is_not_there(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the Hub"))
+    if name == "":  # the current folder, which is no checkpoint
+        with pytest.raises(ValueError, match="it has no config.json"):
+            load_checkpoint(name)
+        return
+    with pytest.raises(ValueError, match="no checkpoint folder at .*; give a folder with config.json"):
+        load_checkpoint(name)
+
+
+def test_a_hub_id_is_downloaded_without_pickles(saved, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, allow_patterns):
+        asked.update(name=name, patterns=allow_patterns)
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("somebody/tiny") == saved
+    assert asked["name"] == "somebody/tiny"
+    assert set(asked["patterns"]) == {"*.json", "*.safetensors", "*.md"}
+
+
+def test_a_hub_id_without_network(monkeypatch):
+    def snapshot_download(*args, **kwargs):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    message = r"'somebody/tiny' is no local folder and could not .* Hub \(LocalEntry.*Check the name"
+    with pytest.raises(ValueError, match=message):
+        Pipeline.from_pretrained("somebody/tiny", device="cpu")
+
+
+def test_a_local_folder_goes_before_the_hub(saved, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the Hub"))
+    shutil.copytree(saved, tmp_path / "checkpoints" / "tiny")
+    assert load_checkpoint("checkpoints/tiny").config.image_size == SIZE

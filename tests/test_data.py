@@ -1,0 +1,250 @@
+"""Examples are read, cut and ordered: what goes in comes out, and annotations stay with their photo."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from synthetic import (
+    CLASSES,
+    DIM,
+    SIZE,
+    WordEmbedder,
+    draw_shape,
+    make_rows,
+    mask_of,
+    png,
+    tiny_config,
+    write_parquet,
+)
+
+from mmdiff.config import DataConfig
+from mmdiff.data import Examples, add_embeddings, batch_rows, draw_batch, read_parquet
+from mmdiff.model import MultiModalDiffusion
+
+NAMES = ("image", "mask", "label")
+
+
+@pytest.fixture(scope="module")
+def modalities():
+    return MultiModalDiffusion(tiny_config(NAMES)).modalities
+
+
+def read(path, modalities, **options) -> Examples:
+    return read_parquet(path, modalities.values(), DataConfig(**options))
+
+
+def batch_of(examples, modalities, rows, seed=None, flip=True):
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return draw_batch(examples, modalities, torch.as_tensor(rows), generator, flip)
+
+
+def levels(image: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> 0 … 255, as written."""
+    return (image + 1) * 127.5
+
+
+# -- reading -----------------------------------------------------------------------------------------
+
+
+def test_every_row_comes_back(shapes, modalities):
+    examples = read(shapes, modalities)
+    rows = pq.read_table(shapes).to_pylist()
+    assert len(examples) == len(rows) == 24
+    x, present = batch_of(examples, modalities, range(24))
+    for i in range(24):
+        label = i % 4
+        photo = draw_shape(label, i)
+        assert np.allclose(levels(x["image"][i]).permute(1, 2, 0), photo, atol=1e-3)
+        assert present[i].tolist() == [True, i % 3 != 2, i % 4 != 3]
+        if present[i, 1]:
+            assert np.array_equal(x["mask"][i], mask_of(photo))
+        if present[i, 2]:
+            assert x["label"][i] == label
+        assert examples.captions[i] == ("" if i % 5 == 4 else f"a {CLASSES[label]}")
+
+
+def test_what_is_missing_is_zero(shapes, modalities):
+    examples = read(shapes, modalities)
+    for name in ("mask", "label"):
+        assert (examples.stored[name][~examples.present[name]] == 0).all()
+        assert not examples.present[name].all()
+
+
+def test_a_missing_column_is_absent_everywhere(tmp_path, modalities):
+    rows = [{"image": row["image"], "label": row["label"]} for row in make_rows(6)]
+    examples = read(write_parquet(tmp_path / "a.parquet", rows), modalities)
+    assert set(examples.stored) == {"image", "label"} and examples.captions == [""] * 6
+    x, present = batch_of(examples, modalities, range(6), seed=0)
+    assert x["mask"].shape == (6, SIZE, SIZE) and x["mask"].dtype == torch.long
+    assert not present[:, 1].any() and present[:, 0].all()
+
+
+def test_a_column_of_nothing_is_absent_everywhere(tmp_path, modalities):
+    rows = [row | {"mask": None, "label": -1} for row in make_rows(3)]
+    examples = read(write_parquet(tmp_path / "a.parquet", rows), modalities)
+    assert set(examples.stored) == {"image"}
+
+
+def test_files_written_by_datasets_are_read_alike(tmp_path, shapes, modalities):
+    """`datasets` marks its image columns, which changes how the cells arrive."""
+    plain = {"label": Value("int64"), "caption": Value("string")}
+    features = Features({"image": Image(), "mask": Image()} | plain)
+    rows = [{name: row[name] for name in features} for row in make_rows(24)]
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    one, two = read(tmp_path / "a.parquet", modalities), read(shapes, modalities)
+    for name in NAMES:
+        assert torch.equal(one.stored[name], two.stored[name])
+        assert torch.equal(one.present[name], two.present[name])
+    rows[5]["image"] = {"bytes": b"not a picture", "path": None}
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"b.parquet, row 5, column 'image': .*could not be read"):
+        read(tmp_path / "b.parquet", modalities)
+
+
+def test_photos_of_another_size_are_cut_like_their_masks(tmp_path, modalities):
+    """A photo twice as wide as the model's: both lose the same sides and keep their outline."""
+    rows = []
+    for i in range(4):
+        photo = np.full((64, 96, 3), 255, np.uint8)
+        photo[:, 16:80] = draw_shape(i, i, 64)
+        rows.append({"image": png(photo), "mask": png(mask_of(photo).astype(np.uint8)), "label": i})
+    x, _ = batch_of(read(write_parquet(tmp_path / "a.parquet", rows), modalities), modalities, range(4))
+    seen = mask_of(levels(x["image"]), 1)
+    disagree = (seen != x["mask"].bool()).float().mean((1, 2))
+    assert (disagree < 0.12).all() and (x["mask"].float().mean((1, 2)) > 0.1).all()  # blurred rims only
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image": {"bytes": b"no picture", "path": None}}, "column 'image': .*could not be read as"),
+        ({"image": {"bytes": None, "path": "nowhere.png"}}, "column 'image': no file at 'nowhere.png'"),
+        ({"mask": png(np.full((SIZE, SIZE), 7, np.uint8))}, "column 'mask': .*class number 7"),
+        ({"mask": png(np.zeros((SIZE, SIZE, 3), np.uint8))}, "column 'mask': .*colour mode RGB"),
+        ({"label": 4}, "column 'label': .*class 4 does not exist"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(tmp_path, modalities, change, message):
+    rows = make_rows(12)
+    rows[7] |= change
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    with pytest.raises(ValueError, match=f"a.parquet, row 7, {message}"):
+        read(path, modalities)
+
+
+def test_files_that_cannot_be_read(tmp_path, modalities):
+    with pytest.raises(ValueError, match="no data at .*nowhere.parquet; set data.train"):
+        read(tmp_path / "nowhere.parquet", modalities)
+    (tmp_path / "text.parquet").write_text("image,label\n")
+    with pytest.raises(ValueError, match=r"text.parquet is not a Parquet file with rows \(.+\)"):
+        read(tmp_path / "text.parquet", modalities)
+    empty = write_parquet(tmp_path / "whole.parquet", make_rows(1))
+    pq.write_table(pq.read_table(empty).slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match="empty.parquet is not a Parquet file with rows"):
+        read(tmp_path / "empty.parquet", modalities)
+
+
+# -- cropping and flipping -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("margin", [0, 1, 4])
+@pytest.mark.parametrize("margin_from", ["pad", "resize"])
+def test_crops_and_flips_move_photo_and_mask_together(tmp_path, modalities, margin, margin_from):
+    """Every mask can still be computed from its photo, and the cuts do differ."""
+    size = SIZE + (margin if margin_from == "resize" else 0)  # so that nothing is resampled
+    rows = [row for row in make_rows(24, size) if row["mask"]]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    examples = read(path, modalities, margin=margin, margin_from=margin_from)
+    assert examples.stored["image"].shape[-1] == examples.stored["mask"].shape[-1] == SIZE + margin
+    x, _ = batch_of(examples, modalities, [0, 1, 2] * 40, seed=0)
+    assert x["image"].shape == (120, 3, SIZE, SIZE)
+    assert torch.equal(mask_of(levels(x["image"]), 1), x["mask"].bool())
+    different = torch.unique(x["mask"][::3].flatten(1), dim=0)
+    assert len(different) > min(2 * margin, 8)
+    assert len(different) <= 2 * (margin + 1) ** 2
+
+
+def test_flips_mirror_half_of_the_examples(shapes, modalities):
+    examples = read(shapes, modalities)
+    original, _ = batch_of(examples, modalities, range(24))
+    rows = torch.arange(24).repeat(40)
+    x, _ = batch_of(examples, modalities, rows, seed=0)
+    mirrored = (x["image"] == original["image"][rows].flip(-1)).flatten(1).all(1)
+    straight = (x["image"] == original["image"][rows]).flatten(1).all(1)
+    assert (mirrored | straight).all()
+    assert 0.4 < mirrored[~(mirrored & straight)].float().mean() < 0.6
+    x, _ = batch_of(examples, modalities, rows, seed=0, flip=False)
+    assert torch.equal(x["image"], original["image"][rows])
+
+
+def test_without_a_generator_the_crop_is_central(tmp_path, modalities):
+    path = write_parquet(tmp_path / "a.parquet", make_rows(12))
+    padded, plain = read(path, modalities, margin=4), read(path, modalities)
+    one, two = (batch_of(examples, modalities, range(12))[0] for examples in (padded, plain))
+    assert all(torch.equal(one[name], two[name]) for name in NAMES)
+
+
+def test_padding_repeats_the_border(tmp_path, modalities):
+    path = write_parquet(tmp_path / "a.parquet", make_rows(2))
+    stored = read(path, modalities, margin=3).stored["image"]
+    assert torch.equal(stored[..., 1:-2, 0], stored[..., 1:-2, 1])  # one column before, two behind
+    assert torch.equal(stored[..., 1:-2, -1], stored[..., 1:-2, -3])
+
+
+def test_the_same_generator_makes_the_same_batch(shapes, modalities):
+    examples = read(shapes, modalities, margin=4)
+    one, two, three = (batch_of(examples, modalities, range(24), seed=s)[0] for s in (5, 5, 6))
+    assert torch.equal(one["image"], two["image"]) and not torch.equal(one["image"], three["image"])
+
+
+# -- embeddings ----------------------------------------------------------------------------------------
+
+
+def test_embeddings_are_of_photo_or_caption(shapes):
+    model = MultiModalDiffusion(tiny_config())
+    examples = read_parquet(shapes, list(model.modalities.values())[:3], DataConfig(margin=4))
+    embedder = WordEmbedder()
+    add_embeddings(examples, "embedding", "image", embedder, SIZE, batch=7)
+    assert examples.stored["embedding"].shape == (24, 2, DIM) and examples.present["embedding"].all()
+    photos = torch.stack([torch.from_numpy(draw_shape(i % 4, i)) for i in range(24)])
+    of_photo = embedder.embed_images(photos.permute(0, 3, 1, 2) / 127.5 - 1)
+    captioned = torch.tensor([bool(c) for c in examples.captions])
+    of_caption = of_photo.clone()
+    of_caption[captioned] = embedder.embed_texts([c for c in examples.captions if c])
+    rows = torch.arange(24).repeat(20)
+    x = batch_of(examples, model.modalities, rows, seed=0)[0]["embedding"]
+    torch.testing.assert_close(x.norm(dim=1), torch.ones(len(rows)))
+    is_photo = torch.isclose(x, of_photo[rows], atol=2e-3).all(1)
+    is_caption = torch.isclose(x, of_caption[rows], atol=2e-3).all(1)
+    assert (is_photo | is_caption).all()
+    assert 0.4 < is_photo[captioned[rows]].float().mean() < 0.6
+    central = batch_of(examples, model.modalities, range(24))[0]["embedding"]
+    torch.testing.assert_close(central, of_photo, atol=2e-3, rtol=0)
+
+
+# -- order ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count, batch_size", [(24, 8), (24, 7), (5, 8), (3, 10), (1, 4)])
+def test_epochs_cover_every_example_exactly_once(count, batch_size):
+    epochs = 6
+    steps = -(-epochs * count // batch_size)
+    batches = [batch_rows(count, step, batch_size, seed=0) for step in range(steps)]
+    assert all(len(batch) == batch_size for batch in batches)
+    order = torch.cat(batches)[: epochs * count].view(epochs, count)
+    assert torch.equal(order.sort(1).values, torch.arange(count).expand(epochs, -1))
+    if count > 4:
+        assert len({tuple(epoch.tolist()) for epoch in order}) == epochs  # each in an order of its own
+
+
+def test_the_order_depends_on_the_seed_and_the_step_alone():
+    assert torch.equal(batch_rows(24, 17, 7, seed=3), batch_rows(24, 17, 7, seed=3))
+    assert not torch.equal(batch_rows(24, 17, 7, seed=3), batch_rows(24, 17, 7, seed=4))
+
+
+def test_examples_move_to_a_device_whole(shapes, modalities):
+    examples = read(shapes, modalities, margin=2)
+    moved = examples.to(torch.device("meta"))
+    assert all(t.is_meta for t in (*moved.stored.values(), *moved.present.values()))
+    assert (moved.captions, moved.margin) == (examples.captions, 2)
