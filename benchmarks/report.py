@@ -22,7 +22,11 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("mask from photo: mean IoU of the fruit", "mask_from_image.iou.fruit", ".4f"),
     ("label from photo: top-1", "label_from_image.top1", ".1%"),
     ("label from photo: top-5", "label_from_image.top5", ".1%"),
-    ("photo from label: a separate classifier names the asked class", "image_from_label.judge_agreement", ".1%"),
+    (
+        "photo from label: a separate classifier names the asked class",
+        "image_from_label.judge_agreement",
+        ".1%",
+    ),
     ("photo and label together: that classifier agrees", "joint.judge_agreement", ".1%"),
     ("photo and mask together: IoU of mask and picture", "joint.mask_rule_iou", ".4f"),
     ("photo from mask: IoU of the asked mask and picture", "image_from_mask.mask_rule_iou", ".4f"),
@@ -61,8 +65,11 @@ def tasks_table(results: dict[str, Any]) -> str:
         if value is not None:
             lines.append(f"| {text} | {value:{form}} |")
     settings = results["settings"]
-    lines += ["", f"{results['examples']:,} examples, {settings['steps']} steps of `{settings['sampler']}`, "
-              f"guidance {settings['guidance']:g}."]
+    lines += [
+        "",
+        f"{results['examples']:,} examples, {settings['steps']} steps of `{settings['sampler']}`, "
+        f"guidance {settings['guidance']:g}.",
+    ]
     return "\n".join(lines) + "\n"
 
 

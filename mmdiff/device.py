@@ -6,7 +6,7 @@ import torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """"auto" is the GPU where there is one. Raises ValueError for a device that is not there."""
+    """ "auto" is the GPU where there is one. Raises ValueError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -150,7 +150,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         help=f"use only this many examples (default: all, {SUBSET_EXAMPLES} with --all-subsets)",
     )
-    parser.add_argument("--samples", type=int, default=default.samples, help="pictures to generate at most a task")
+    parser.add_argument(
+        "--samples", type=int, default=default.samples, help="pictures to generate at most a task"
+    )
     parser.add_argument("--prompts", type=int, default=default.prompts, help="texts of the task prompts")
     parser.add_argument("--sampler", choices=list(SAMPLERS), default=default.sampler)
     parser.add_argument("--eta", type=float, default=default.eta, help="fresh noise in each step, 0 to 1")

@@ -10,7 +10,7 @@ from mmdiff.samplers import Denoiser, Prediction
 
 
 def guided(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Denoiser:
-    """unconditional + scale * (conditional - unconditional) (Ho & Salimans 2022): one direction of `composed`.
+    """unconditional + scale * (conditional - unconditional) (Ho & Salimans 2022), a case of `composed`.
 
     scale 1 is off and returns `conditional` itself; above 1 what is given is followed more closely.
     """

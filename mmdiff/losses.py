@@ -160,4 +160,3 @@ def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
     lower, upper = torch.where(lower > 0, -upper, lower), torch.where(lower > 0, -lower, upper)
     log_upper = torch.special.log_ndtr(upper)
     return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
-

@@ -13,7 +13,7 @@ from mmdiff.backbone import Backbone
 from mmdiff.channels import CHANNELS
 from mmdiff.config import ModelConfig
 from mmdiff.forward_process import signal
-from mmdiff.modalities import Modality, build_modality
+from mmdiff.modalities import build_modality
 from mmdiff.samplers import Denoiser, Prediction
 from mmdiff.schedule import NoiseSchedule, log_snr
 
@@ -132,7 +132,7 @@ class MultiModalDiffusion(nn.Module):
         return {n: self.channels.place(n, self.modalities[n].encode(value)) for n, value in x.items()}
 
     def condition(self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor) -> Conditioning:
-        """What is given, from true encodings: those not flagged known are dropped, the anchor's pixel by pixel.
+        """What is given, from true encodings: what is not flagged known is dropped, of the anchor by pixel.
 
         Args:
             e: name -> (B, *Z), true encodings of (at least) everything that is given.
@@ -184,7 +184,9 @@ class MultiModalDiffusion(nn.Module):
         for i, name in enumerate(self.names):
             if name == self.anchor:
                 known = self._fold_known(condition.known_pixels, name)
-                e[name] = torch.where(known > 0, condition.e[name], e[name]) if name in condition.e else e[name]
+                e[name] = (
+                    torch.where(known > 0, condition.e[name], e[name]) if name in condition.e else e[name]
+                )
                 continue
             flag = condition.flags[:, i, None, None, None]
             true = condition.e.get(name, torch.zeros_like(e[name]))  # zero where absent

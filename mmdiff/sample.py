@@ -25,15 +25,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="image=FILE, mask=FILE (class numbers), label=NAME, embedding=TEXT",
     )
-    parser.add_argument("--wanted", nargs="*", default=[], metavar="NAME", help="default: all that is not given")
+    parser.add_argument(
+        "--wanted", nargs="*", default=[], metavar="NAME", help="default: all that is not given"
+    )
     parser.add_argument("--known-pixels", help="black and white picture, white where the given image is kept")
     parser.add_argument("--out", default="samples", help="folder for the results (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="network calls (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample; the next ones count up")
     parser.add_argument("--num-samples", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--guidance", type=float, default=1.0, help="1 is off (default: %(default)s)")
-    parser.add_argument("--sampler", default="ddim", help="ddim, ancestral or dpmpp_2m (default: %(default)s)")
-    parser.add_argument("--eta", type=float, default=0.0, help="fresh noise of ddim, 0 to 1 (default: %(default)s)")
+    parser.add_argument(
+        "--sampler", default="ddim", help="ddim, ancestral or dpmpp_2m (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--eta", type=float, default=0.0, help="fresh noise of ddim, 0 to 1 (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     return parser.parse_args(arguments)
 
@@ -90,7 +96,15 @@ def main(arguments: list[str] | None = None) -> None:
         size = pipe.model.config.image_size
         known = read_known_pixels(args.known_pixels, size) if args.known_pixels else None
         stream = pipe.stream(
-            given, args.wanted, args.steps, args.seed, args.num_samples, known, args.guidance, args.sampler, args.eta
+            given,
+            args.wanted,
+            args.steps,
+            args.seed,
+            args.num_samples,
+            known,
+            args.guidance,
+            args.sampler,
+            args.eta,
         )
         for step in tqdm(stream, total=args.steps, unit="step"):
             output = step.output

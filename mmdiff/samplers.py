@@ -85,8 +85,8 @@ def timesteps(num_steps: int, steps: int) -> list[int]:
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= num_steps:
         raise ValueError(
-            f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the noise schedule; "
-            f"try {min(30, num_steps)}."
+            f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the noise "
+            f"schedule; try {min(30, num_steps)}."
         )
     times = [num_steps]
     for k in range(1, steps + 1):

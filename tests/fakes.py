@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # for the clients in the tests; the page never reports
 
 

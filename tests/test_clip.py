@@ -43,10 +43,14 @@ def write_squares(path, count, seed):
         pixels = np.clip(np.array(colour) + rng.normal(0, 12, (40, 56, 3)), 0, 255).astype(np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
-        rows.append({
-            "image": {"bytes": buffer.getvalue(), "path": None}, "label": label,
-            "caption": f"a photo of a {name} {('round', 'wide')[i // 4 % 2]} square", "source": "squares",
-        })
+        rows.append(
+            {
+                "image": {"bytes": buffer.getvalue(), "path": None},
+                "label": label,
+                "caption": f"a photo of a {name} {('round', 'wide')[i // 4 % 2]} square",
+                "source": "squares",
+            }
+        )
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
@@ -77,8 +81,9 @@ def test_learns_what_captions_say(trained):
 
 def test_short_prompts_work(trained):
     embedder = ClipEmbedder(trained[0])
-    pictures = torch.stack([torch.tensor(c).view(3, 1, 1) / 127.5 - 1 + torch.zeros(3, 50, 50)
-                            for c in COLOURS.values()])
+    pictures = torch.stack(
+        [torch.tensor(c).view(3, 1, 1) / 127.5 - 1 + torch.zeros(3, 50, 50) for c in COLOURS.values()]
+    )
     texts = embedder.embed_texts([f"{name} square" for name in COLOURS])
     assert (embedder.embed_images(pictures) @ texts.T).argmax(1).tolist() == [0, 1, 2, 3]
 
@@ -166,10 +171,13 @@ def test_failed_download_names_the_offline_option(monkeypatch):
         ClipEmbedder("ViT-B-32/laion2b_s34b_b79k")
 
 
-@pytest.mark.parametrize("caption, atoms", [
-    ("a photo of an orange dark red round apple", {"orange", "dark red", "round"}),
-    ("a bright photo of the sea with blue above, dark grey below", {"blue above", "dark grey below"}),
-])
+@pytest.mark.parametrize(
+    "caption, atoms",
+    [
+        ("a photo of an orange dark red round apple", {"orange", "dark red", "round"}),
+        ("a bright photo of the sea with blue above, dark grey below", {"blue above", "dark grey below"}),
+    ],
+)
 def test_variants_leave_out_but_never_change(caption, atoms):
     rng = random.Random(0)
     variants = {vary(caption, rng) for _ in range(300)}

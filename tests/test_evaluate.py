@@ -63,7 +63,7 @@ def test_guesses_score_at_chance():
 
 
 def test_mean_fill_matches_a_direct_computation(examples):
-    ev = Evaluation(Oracle(specs(), examples), examples, settings())
+    ev = Evaluation(Oracle(specs(), examples), examples, settings(samples=60))
     found = evaluate(ev, ["holes"])["holes"]["blocks"]
     real = ev.read(ev.rows)["image"].numpy()
     hidden = ~evaluation.HOLES["blocks"](60, SIZE, 0).numpy()

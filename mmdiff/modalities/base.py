@@ -156,9 +156,7 @@ def open_image(value: Any, what: str) -> Image.Image:
     except FileNotFoundError:
         raise ValueError(f"no file at {shown}; give the path of an existing {what}.") from None
     except Exception:
-        raise ValueError(
-            f"{shown} could not be read as a {what}; give a PNG, JPEG or WebP file."
-        ) from None
+        raise ValueError(f"{shown} could not be read as a {what}; give a PNG, JPEG or WebP file.") from None
     if 0 in image.size:
         raise ValueError(f"the {what} has no pixels ({image.width} x {image.height}); give another one.")
     return image
