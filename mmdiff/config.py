@@ -83,7 +83,6 @@ class DataConfig:
     margin: int = 0  # pixels a random crop can move by
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
     flip: bool = True
-    zoom: float = 0.0  # a crop is stretched by up to this share, in height and width apart
 
     def __post_init__(self) -> None:
         if self.margin_from not in ("pad", "resize"):
@@ -98,7 +97,6 @@ class TaskConfig:
     given: float = 0.4  # otherwise, the probability that a modality is given
     absent: float = 0.15  # probability that a modality that could be predicted is left out
     holes: float = 0.5  # share of the given images that have holes
-    read: float = 0.0  # share of examples with the whole image given and nothing else, before all of these
 
 
 @dataclass(frozen=True)

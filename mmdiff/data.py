@@ -130,16 +130,15 @@ def draw_batch(
     rows: Tensor,
     generator: torch.Generator | None,
     flip: bool,
-    zoom: float = 0.0,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Examples ``rows`` as data-space tensors: x name -> (B, *shape), present (B, N) bool.
 
-    With a generator the crop, its stretch, the flip and the choice among stored variants are random;
-    without one the crop is central and the first variant is taken.
+    With a generator the crop, the flip and the choice among stored variants are random; without one the
+    crop is central and the first variant is taken.
     """
     device = rows.device
     size = next(iter(modalities.values())).image_size
-    window = _windows(len(rows), size, examples.margin, generator, flip, zoom, device)
+    window = _windows(len(rows), size, examples.margin, generator, flip, device)
     x, present = {}, []
     for name, modality in modalities.items():
         if name not in examples.stored:
@@ -166,29 +165,17 @@ def _choose(batch: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _windows(
-    count: int,
-    size: int,
-    margin: int,
-    generator: torch.Generator | None,
-    flip: bool,
-    zoom: float,
-    device: torch.device,
+    count: int, size: int, margin: int, generator: torch.Generator | None, flip: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Row and column indices of each example's crop, (B, size) each; columns reversed where flipped.
-
-    What a shrunk picture leaves free repeats the border, like the margin.
-    """
+    """Row and column indices of each example's crop, (B, size) each; columns reversed where flipped."""
     axis = torch.arange(size, device=device)
     if generator is None:
         centre = (axis + margin // 2).expand(count, -1)
         return centre, centre
     start = torch.randint(margin + 1, (2, count, 1), generator=generator, device=device)
     mirrored = torch.rand(count, 1, generator=generator, device=device) < (0.5 if flip else 0.0)
-    stretch = 1 + zoom * (2 * torch.rand(2, count, 1, generator=generator, device=device) - 1)
-    middle = (size - 1) / 2
-    scaled = ((axis - middle) * stretch + middle).round().long()  # (2, B, size)
-    scaled = (scaled + start).clamp(0, size + margin - 1)
-    return scaled[0], torch.where(mirrored, scaled[1].flip(1), scaled[1])
+    columns = torch.where(mirrored, axis.flip(0), axis)
+    return start[0] + axis, start[1] + columns
 
 
 def _crop(batch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -38,13 +38,10 @@ def draw_flags(
         (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. The anchor is never absent.
     """
     shape, device = present.shape, present.device
-    draws = torch.rand(4, *shape, generator=generator, device=device)
+    draws = torch.rand(3, *shape, generator=generator, device=device)
     joint = draws[0, :, :1] < config.joint
     given = (draws[1] < config.given) & ~joint
     given[:, 0] &= ~anchor_holes
-    reading = draws[3, :, 0] < config.read
-    given[reading] = False
-    given[:, 0] |= reading
     absent = (draws[2] < config.absent) & ~given
     absent[:, 0] = False
     flags = torch.full(shape, UNKNOWN, device=device)

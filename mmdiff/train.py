@@ -90,12 +90,7 @@ class Trainer:
         """The terms of the objective on the examples ``rows``, noised and masked by ``generator``."""
         net = self.model
         x, present = draw_batch(
-            examples,
-            net.modalities,
-            rows,
-            generator if augment else None,
-            self.config.data.flip,
-            self.config.data.zoom,
+            examples, net.modalities, rows, generator if augment else None, self.config.data.flip
         )
         holes = torch.rand(len(rows), generator=generator, device=self.device) < self.config.tasks.holes
         flags = draw_flags(present, self.config.tasks, generator, holes)

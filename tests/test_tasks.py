@@ -111,10 +111,3 @@ def test_known_maps_are_blocks_or_boxes():
         kinds["box" if is_box(one) else grid] += 1
     assert None not in kinds and set(kinds) == {"box", 4, 8, 16, 32}
     assert 150 < kinds["box"] < 280
-
-
-def test_reading_examples_have_the_whole_photo_and_nothing_else():
-    flags = flags_of(TaskConfig(read=1.0, given=1.0, absent=0.0), holes=1.0)
-    assert (flags[:, 0] == KNOWN).all() and (flags[:, 1:] == UNKNOWN).all()
-    flags = flags_of(TaskConfig(read=0.5, joint=1.0))
-    assert share(flags[:, 0] == KNOWN) == pytest.approx(0.5, abs=0.02)
