@@ -71,7 +71,7 @@ def test_timesteps_fall_from_T_to_zero(num_steps):
 
 def test_timesteps_follow_the_parabola_where_there_is_room():
     times = timesteps(1000, 20)
-    assert times == [round(1000 - 1000 * (k / 20) ** 2) for k in range(21)]
+    assert all(abs(t - (1000 - 1000 * (k / 20) ** 2)) <= 0.5 for k, t in enumerate(times))
     gaps = [t - s for t, s in pairwise(times)]
     assert gaps == sorted(gaps)
 
@@ -264,9 +264,9 @@ def test_second_order_converges_faster(family):
         return Prediction(z0, {"mask": e}, {})
 
     def error(sampler, steps):
-        """A quarter of the way before data, as the last jump is first order for both."""
+        """At 7/16 of the time, three quarters of the steps: the last jump is first order for both."""
         trajectory = list(sampler(schedule, denoise, variance[-1:, None].sqrt(), steps))
-        return abs(trajectory[steps * 3 // 4 - 1].z.item() - variance[1024].sqrt().item())
+        return abs(trajectory[steps * 3 // 4 - 1].z.item() - variance[1792].sqrt().item())
 
     (first_16, first_32), (second_16, second_32) = (
         [error(sampler, steps) for steps in (16, 32)] for sampler in (sample_ddim, sample_dpmpp_2m)
