@@ -36,7 +36,7 @@ class Settings:
     """How to sample and how much. Guidance is used where a picture is made from a label, a mask or a text."""
 
     steps: int = 30
-    reading_steps: int = 4  # where a whole photo is given; further steps change nothing there
+    reading_steps: int = 1  # where a whole photo is given: p(x_i | photo) itself, more draw a sample of it
     batch: int = 64
     seed: int = 0
     sampler: str = "ddim"
