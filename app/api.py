@@ -145,5 +145,6 @@ def _details(service: Service, job: Job, result: Preview) -> dict[str, Any]:
     if "embedding" in job.wanted:
         vectors = result.x_hat["embedding"]
         details["embedding"] = vectors.tolist()
-        details["nearest_texts"] = [dict(service.nearest_texts(vector)) for vector in vectors]
+        if nearest := service.describe(vectors):
+            details["nearest"] = [description.as_dict() for description in nearest]
     return details

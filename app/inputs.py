@@ -18,6 +18,7 @@ from app.painter import Painter
 from app.theme import html
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # for events nobody needs to see
+GIVEN, GENERATE, IGNORE = "Given", "Generate", "Ignore"  # what may become of a modality
 HOLE_COLOUR = (242, 84, 45, 215)
 
 

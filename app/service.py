@@ -14,9 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mmdiff.vocabulary import Description
 
 SAMPLERS = {
     "ddim": "DDIM, the steady default",
@@ -26,9 +29,7 @@ SAMPLERS = {
 MAX_STEPS, MAX_SAMPLES, MAX_GUIDANCE, MAX_WAITING = 100, 8, 10.0, 12
 MAX_SEED = 2**31 - 1
 PREVIEWS = 12  # at least this many previews in a run that has as many steps
-COLOURS = "red, dark red, orange, yellow, dark yellow, green, brown, dark brown, blue, grey, white".split(
-    ", "
-)
+ANCHOR = "image"  # its pixels are kept as they are given, so there is nothing to guide
 WARM_UP_STEPS, WARM_UP_SECONDS = 20, 3.0
 
 
@@ -42,13 +43,17 @@ class Job:
     steps: int = 30
     seed: int = 0
     num_samples: int = 1
-    guidance_scale: float = 1.0
+    guidance_scale: float | Mapping[str, float] = 1.0
     sampler: str = "ddim"
 
     @property
     def batch(self) -> int:
-        """Samples in one step of the network; guidance runs each of them twice."""
-        return self.num_samples * (2 if self.given and self.guidance_scale != 1 else 1)
+        """Samples in one step of the network; every scale other than 1 runs each of them once more."""
+        scales = self.guidance_scale
+        guided = [name for name in self.given if name != ANCHOR]
+        if isinstance(scales, Mapping):
+            return self.num_samples * (1 + sum(scales.get(name, 1) != 1 for name in guided))
+        return self.num_samples * (2 if guided and scales != 1 else 1)
 
     def check(self, modalities: Mapping[str, Any]) -> None:
         """Raises ValueError, in words for the page, if this cannot be run."""
@@ -68,12 +73,21 @@ class Job:
         _in_range("steps", self.steps, 1, MAX_STEPS)
         _in_range("number of samples", self.num_samples, 1, MAX_SAMPLES)
         _in_range("seed", self.seed, 0, MAX_SEED)
-        if not isinstance(self.guidance_scale, int | float) or not 0 <= self.guidance_scale <= MAX_GUIDANCE:
-            raise ValueError(
-                f"The guidance scale is {self.guidance_scale}; use 0 to {MAX_GUIDANCE:g} (1 = off)."
-            )
+        self._check_guidance()
         if self.sampler not in SAMPLERS:
             raise ValueError(f"There is no sampler “{self.sampler}”; there are {', '.join(SAMPLERS)}.")
+
+    def _check_guidance(self) -> None:
+        scales = self.guidance_scale
+        by_name = scales if isinstance(scales, Mapping) else {"": scales}
+        for name, scale in by_name.items():
+            if name and (name == ANCHOR or name not in self.given):
+                why = "is kept as it is given" if name == ANCHOR else "is not given"
+                raise ValueError(f"There is a guidance scale for “{name}”, which {why}. Leave it out.")
+            number = isinstance(scale, int | float) and not isinstance(scale, bool)
+            if not number or not 0 <= scale <= MAX_GUIDANCE:
+                which = f"guidance scale of “{name}”" if name else "guidance scale"
+                raise ValueError(f"The {which} is {scale}; use 0 to {MAX_GUIDANCE:g} (1 = off).")
 
 
 def _in_range(what: str, value: int, low: int, high: int) -> None:
@@ -163,7 +177,6 @@ class Service:
         self.timing = Timing()
         self._turns = Turns()
         self._stops: dict[str, threading.Event] = {}
-        self._texts = self._describe()
         with ThreadPoolExecutor(1) as worker:  # like real runs not in the main thread, which differs in speed
             self.example = worker.submit(self._warm_up).result()
 
@@ -242,20 +255,6 @@ class Service:
             stop.set()
         return stop is not None
 
-    def _describe(self) -> tuple[tuple[str, ...], np.ndarray] | None:
-        """Texts about what the model knows, in many colours, and their embeddings (texts, D)."""
-        if "embedding" not in self.pipe.modalities or not self.pipe.has_text:
-            return None
-        specs = [spec for spec in self.pipe.modalities.values() if spec.kind == "label"]
-        things = dict.fromkeys(name.split()[0].lower() for spec in specs for name in spec.classes)
-        texts = tuple(f"{colour} {thing}" for thing in things or ["thing"] for colour in COLOURS)
-        prompts = [f"a photo of {'an' if text[0] in 'aeiou' else 'a'} {text}" for text in texts]
-        return texts, self.pipe.embed_text(prompts).cpu().numpy()
-
-    def nearest_texts(self, embedding: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
-        """The texts nearest to a unit vector (D,), with their cosine; none if the model has no text side."""
-        if self._texts is None:
-            return []
-        texts, vectors = self._texts
-        cosine = vectors @ embedding
-        return [(texts[i], float(cosine[i])) for i in np.argsort(-cosine)[:count]]
+    def describe(self, vectors: np.ndarray) -> list[Description]:
+        """Embeddings (B, D) in words; none if the model has no words for them."""
+        return self.pipe.describe(vectors) if self.pipe.can_describe else []

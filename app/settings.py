@@ -1,28 +1,35 @@
-"""How to sample: steps with a time estimate, seed, sampler, number of samples, guidance."""
+"""How to sample: steps with a time estimate, seed, sampler, number of samples, guidance by modality."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gradio as gr
 
-from app.inputs import QUIET
-from app.service import MAX_GUIDANCE, MAX_SAMPLES, MAX_SEED, MAX_STEPS, SAMPLERS, Service
+from app.inputs import GIVEN, QUIET
+from app.service import ANCHOR, MAX_GUIDANCE, MAX_SAMPLES, MAX_SEED, MAX_STEPS, SAMPLERS, Job, Service
 from app.theme import html
 from app.views import duration
+
+GUIDANCE = (
+    '<p class="title">Guidance</p><p class="hint">How strongly each counts where it is given. 1 is off; '
+    "any other number costs one more network call a step.</p>"
+)
 
 
 class Settings:
     """Controls made inside the current `gr.Blocks` context.
 
-    `components` is what `read` takes, in this order.
+    `components` is what `read` takes, in this order; `choices` are by name what each modality is to be.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, choices: Mapping[str, gr.Radio]) -> None:
         self._service = service
+        self._guidable = [name for name in choices if name != ANCHOR]
         self.steps = gr.Slider(1, MAX_STEPS, value=30, step=1, label="Steps", elem_id="steps")
-        self.estimate = html(self.estimated(30, 1, 1.0), elem_id="estimate")
+        self.estimate = html(self.estimate_of(Job(steps=30)), elem_id="estimate")
         with gr.Row(elem_classes="seed"):
             self.seed = gr.Number(
                 value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=120, elem_id="seed"
@@ -39,30 +46,43 @@ class Settings:
                 filterable=False,
             )
             self.samples = gr.Slider(1, MAX_SAMPLES, value=1, step=1, label="Samples", elem_id="samples")
-            self.guidance = gr.Slider(
-                0,
-                MAX_GUIDANCE,
-                value=1,
-                step=0.5,
-                label="Guidance",
-                info="1 = off; more obeys what is given more.",
-            )
-        self.components = [self.steps, self.seed, self.keep, self.sampler, self.samples, self.guidance]
-        costs = [self.steps, self.samples, self.guidance]
+            with gr.Column(elem_classes="guidance", visible=bool(self._guidable)):
+                html(GUIDANCE)
+                self.guidance = [_guidance_slider(name) for name in self._guidable]
+        self.components = [self.steps, self.seed, self.keep, self.sampler, self.samples, *self.guidance]
+        costs = [self.steps, self.samples, *self.guidance, *(choices[name] for name in self._guidable)]
         draw.click(new_seed, None, self.seed, **QUIET)
         # Without triggers: when the page loads and whenever one of these changes.
-        gr.on(None, self.estimated, costs, self.estimate, queue=False, trigger_mode="always_last", **QUIET)
+        gr.on(None, self._estimated, costs, self.estimate, queue=False, trigger_mode="always_last", **QUIET)
 
-    def estimated(self, steps: int, samples: int, guidance: float) -> str:
+    def _estimated(self, steps: int, samples: int, *values: Any) -> str:
+        """`values`: the scale of each guidable modality, then what each of them is to be."""
+        scales, roles = values[: len(self._guidable)], values[len(self._guidable) :]
+        given = {name: None for name, role in zip(self._guidable, roles, strict=True) if role == GIVEN}
+        return self.estimate_of(
+            Job(given, steps=steps, num_samples=samples, guidance_scale=self._scales(given, scales))
+        )
+
+    def estimate_of(self, job: Job) -> str:
         """HTML that says how long a run would take here."""
-        seconds = self._service.timing.estimate(steps, samples * (1 if guidance == 1 else 2))
+        seconds = self._service.timing.estimate(job.steps, job.batch)
         return (
             f'<p class="hint">about <b>{duration(seconds)}</b> on this {self._service.device.split()[0]}</p>'
         )
 
-    @staticmethod
+    def _scales(self, given: Collection[str], scales: Collection[float]) -> dict[str, float]:
+        """The scale of each modality that is given; the others have none to count."""
+        return {name: s for name, s in zip(self._guidable, scales, strict=True) if name in given}
+
     def read(
-        steps: int, seed: float | None, keep: bool, sampler: str, samples: int, guidance: float
+        self,
+        given: Collection[str],
+        steps: int,
+        seed: float | None,
+        keep: bool,
+        sampler: str,
+        samples: int,
+        *scales: float,
     ) -> dict[str, Any]:
         """The fields of a `Job` that are set here; the seed is drawn unless kept."""
         if keep and seed is None:
@@ -72,8 +92,12 @@ class Settings:
             "seed": int(seed) if keep else new_seed(),
             "sampler": sampler,
             "num_samples": int(samples),
-            "guidance_scale": guidance,
+            "guidance_scale": self._scales(given, scales),
         }
+
+
+def _guidance_slider(name: str) -> gr.Slider:
+    return gr.Slider(0, MAX_GUIDANCE, value=1, step=0.5, label=name.capitalize(), elem_id=f"{name}-guidance")
 
 
 def new_seed() -> int:

@@ -62,8 +62,7 @@ class Stage:
                 problem = explain(error)
                 yield self._ended(views.status(problem.message, kind="problem"))
                 raise problem from None
-            costs = (job.steps, job.num_samples, job.guidance_scale)
-            yield {settings.estimate: settings.estimated(*costs)}
+            yield {settings.estimate: settings.estimate_of(job)}
 
         outputs = [self.status, self.samples, self.run, self.halt, settings.seed, settings.estimate]
         for trigger in triggers:
@@ -110,9 +109,7 @@ class Stage:
             n: "generated" if n not in job.given else "filled in" if n in job.wanted else "given"
             for n in shown
         }
-        return views.Scene(
-            shown, roles, self._service.nearest_texts, f"mmdiff_{self._service.name}_{job.seed}"
-        )
+        return views.Scene(shown, roles, self._service.describe, f"mmdiff_{self._service.name}_{job.seed}")
 
 
 def _waiting(event: Waiting) -> str:

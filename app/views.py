@@ -19,9 +19,10 @@ from PIL import Image
 from app.adapters import colour_mask
 
 TOP = 5  # bars per list
+WORDS = {"captions": ("Nearest captions", 3), "labels": ("Nearest labels", 3), "probes": ("Text probes", 4)}
 MAX_LEGEND = 12  # classes in a legend
 
-Panel = tuple[str, str, str]  # "visual" or "list", its body and its link to save, as HTML
+Panel = tuple[str, str, str]  # "visual", "list" or "words", its body and what stands beside its name, as HTML
 
 
 @dataclass(frozen=True)
@@ -31,32 +32,52 @@ class Scene:
     Attributes:
         modalities: name -> spec, those given or wanted, in order.
         roles: name -> what became of it: "given", "generated" or "filled in".
-        nearest_texts: (D,) embedding -> texts with their cosine.
+        describe: embeddings (B, D) -> a `mmdiff.vocabulary.Description` of each, or nothing.
         file_name: start of the names under which pictures are saved.
     """
 
     modalities: Mapping[str, Any]
     roles: Mapping[str, str]
-    nearest_texts: Callable[[np.ndarray], Sequence[tuple[str, float]]]
+    describe: Callable[[np.ndarray], Sequence[Any]]
     file_name: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a preview.
+
+    Attributes:
+        number: counted from 1.
+        x: name -> its array, see `mmdiff.Pipeline.stream`.
+        words: name -> `mmdiff.vocabulary.Description` of those that can be put into words.
+    """
+
+    number: int
+    x: Mapping[str, np.ndarray]
+    words: Mapping[str, Any]
 
 
 def samples(scene: Scene, x_hat: Mapping[str, np.ndarray]) -> str:
     """All samples of a preview: arrays (B, ...) by modality -> HTML."""
     count = len(next(iter(x_hat.values())))
-    cards = "".join(_card(scene, {n: x_hat[n][k] for n in scene.modalities}, k, count) for k in range(count))
+    words = {n: scene.describe(x_hat[n]) for n, s in scene.modalities.items() if s.kind == "embedding"}
+    cards = ""
+    for k in range(count):
+        x = {name: x_hat[name][k] for name in scene.modalities}
+        cards += _card(scene, Sample(k + 1, x, {name: w[k] for name, w in words.items() if w}), count)
     legends = "".join(_legend(spec) for spec in scene.modalities.values() if spec.kind == "mask")
     return f'<div class="samples {"many" if count > 1 else "one"}">{cards}</div>{legends}'
 
 
-def _card(scene: Scene, x: Mapping[str, np.ndarray], index: int, count: int) -> str:
-    panels = {"visual": "", "list": ""}
+def _card(scene: Scene, sample: Sample, count: int) -> str:
+    panels = {"visual": "", "list": "", "words": ""}
     for spec in scene.modalities.values():
-        kind, body, save = PANELS[spec.kind](scene, spec, x, f"{index + 1}")
+        kind, body, save = PANELS[spec.kind](scene, spec, sample)
         panels[kind] += _panel(scene, spec, kind, body, save)
-    number = f'<div class="number">Sample {index + 1} of {count}</div>' if count > 1 else ""
+    number = f'<div class="number">Sample {sample.number} of {count}</div>' if count > 1 else ""
     lists = f'<div class="lists">{panels["list"]}</div>' if panels["list"] else ""
-    return f'<article class="sample">{number}<div class="panels">{panels["visual"]}{lists}</div></article>'
+    body = panels["visual"] + lists + panels["words"]
+    return f'<article class="sample">{number}<div class="panels">{body}</div></article>'
 
 
 def _panel(scene: Scene, spec: Any, kind: str, body: str, save: str) -> str:
@@ -72,20 +93,22 @@ def _save(uri: str, name: str) -> str:
     return f'<a class="save" download="{escape(name)}.png" href="{uri}" title="Save as PNG">Save</a>'
 
 
-def _image_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> Panel:
-    uri = png(Image.fromarray(x[spec.name]))
+def _image_panel(scene: Scene, spec: Any, sample: Sample) -> Panel:
+    uri = png(Image.fromarray(sample.x[spec.name]))
     body = f'<div class="frame"><img src="{uri}" alt="Predicted picture"></div>'
-    return "visual", body, _save(uri, f"{scene.file_name}_{spec.name}_{number}")
+    return "visual", body, _save(uri, f"{scene.file_name}_{spec.name}_{sample.number}")
 
 
-def _mask_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> Panel:
-    probabilities = x[spec.name]
-    pictures = [png(Image.fromarray(x[n])) for n, other in scene.modalities.items() if other.kind == "image"]
+def _mask_panel(scene: Scene, spec: Any, sample: Sample) -> Panel:
+    probabilities = sample.x[spec.name]
+    pictures = [
+        png(Image.fromarray(sample.x[n])) for n, other in scene.modalities.items() if other.kind == "image"
+    ]
     layers = "".join(f'<img src="{uri}" alt="">' for uri in pictures)
     mask = png(overlay(probabilities, spec.palette, bool(pictures)))
     layers += f'<img class="overlay" src="{mask}" alt="Predicted mask">'
     exact = png(colour_mask(probabilities.argmax(0), spec.palette))
-    save = _save(exact, f"{scene.file_name}_{spec.name}_{number}")
+    save = _save(exact, f"{scene.file_name}_{spec.name}_{sample.number}")
     return "visual", f'<div class="frame">{layers}</div>', save
 
 
@@ -101,18 +124,24 @@ def overlay(probabilities: np.ndarray, palette: np.ndarray, over_picture: bool) 
     return Image.fromarray(np.dstack([palette[best], (255 * opacity).astype(np.uint8)]))
 
 
-def _label_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> Panel:
-    top = np.argsort(-x[spec.name])[:TOP]
-    rows = [(spec.classes[k], float(x[spec.name][k]), f"{x[spec.name][k]:.0%}") for k in top]
+def _label_panel(scene: Scene, spec: Any, sample: Sample) -> Panel:
+    top = np.argsort(-sample.x[spec.name])[:TOP]
+    rows = [(spec.classes[k], float(sample.x[spec.name][k]), f"{sample.x[spec.name][k]:.0%}") for k in top]
     return "list", bars(rows), ""
 
 
-def _embedding_panel(scene: Scene, spec: Any, x: Mapping[str, np.ndarray], number: str) -> Panel:
-    nearest = scene.nearest_texts(x[spec.name])
-    if not nearest:
-        return "list", _strip(x[spec.name]), ""
-    rows = [(text, max(0.0, cosine), f"{cosine:.2f}") for text, cosine in nearest[:TOP]]
-    return "list", '<p class="hint">nearest texts, by cosine</p>' + bars(rows), ""
+def _embedding_panel(scene: Scene, spec: Any, sample: Sample) -> Panel:
+    if spec.name not in sample.words:
+        return "list", _strip(sample.x[spec.name]), ""
+    groups = "".join(_word_group(sample.words[spec.name], name) for name in WORDS)
+    return "words", f'<div class="groups">{groups}</div>', '<span class="unit">by cosine</span>'
+
+
+def _word_group(description: Any, name: str) -> str:
+    """The nearest captions, labels or probes with their cosines; nothing if there are none."""
+    title, count = WORDS[name]
+    rows = [(text, max(0.0, cosine), f"{cosine:.2f}") for text, cosine in getattr(description, name)[:count]]
+    return f'<section data-words="{name}"><h4>{title}</h4>{bars(rows)}</section>' if rows else ""
 
 
 def _strip(vector: np.ndarray) -> str:
@@ -122,7 +151,7 @@ def _strip(vector: np.ndarray) -> str:
     return f'<p class="hint">{text}</p><img class="strip" src="{uri}" alt="">'
 
 
-PANELS: dict[str, Callable[[Scene, Any, Mapping[str, np.ndarray], str], Panel]] = {
+PANELS: dict[str, Callable[[Scene, Any, Sample], Panel]] = {
     "image": _image_panel,
     "mask": _mask_panel,
     "label": _label_panel,

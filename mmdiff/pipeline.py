@@ -22,6 +22,7 @@ from mmdiff.modalities.image import to_uint8
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
 from mmdiff.samplers import SAMPLERS, Denoiser, SampleNoise, Step, timesteps
 from mmdiff.tasks import Condition
+from mmdiff.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
 
 MAX_SEED = 2**63 - 1
 
@@ -73,13 +74,20 @@ class Pipeline:
     >>> pipe(given={"label": "Apple Golden 2"}, wanted=("image", "mask"), seed=1).image[0]
     """
 
-    def __init__(self, model: MultiModalDiffusion, device: torch.device, embedder: Any = None) -> None:
+    def __init__(
+        self,
+        model: MultiModalDiffusion,
+        device: torch.device,
+        embedder: Any = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         self.model = model.to(device).eval()
         self.device = device
         schedule = model.make_schedule()
         # Tables beside the samples save a wait per look-up; only MPS has no float64 to hold them.
         self.schedule = schedule if device.type == "mps" else schedule.to(device)
         self.embedder = embedder
+        self.words = Words(embedder, vocabulary) if embedder is not None and vocabulary else None
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
@@ -89,12 +97,14 @@ class Pipeline:
         """Load a checkpoint folder or Hugging Face Hub id; "auto" takes the GPU where there is one.
 
         The embedder that the checkpoint names is looked for beside it, then in it, then as an open_clip
-        tag. Raises ValueError if the checkpoint is missing or damaged.
+        tag; its vocabulary is taken along if it has one. Raises ValueError if the checkpoint is missing or
+        damaged.
         """
         chosen = choose_device(device)
         folder = resolve(name)
         model = load_checkpoint(folder, chosen)
-        return cls(model, chosen, load_embedder(model.config.embedder, folder, chosen))
+        embedder = load_embedder(model.config.embedder, folder, chosen)
+        return cls(model, chosen, embedder, Vocabulary.load(folder))
 
     # -- embeddings --------------------------------------------------------------------------------
 
@@ -111,6 +121,24 @@ class Pipeline:
         """(B, D) unit vectors of photos in the space of the embedding modality."""
         pixels = [self.modalities[self.model.anchor].parse(image) for image in images]
         return self._need_embedder().embed_images(torch.stack(pixels).to(self.device))
+
+    @property
+    def can_describe(self) -> bool:
+        """Whether embeddings can be put into words."""
+        return self.words is not None
+
+    def describe(self, vectors: np.ndarray | Tensor, count: int = 5) -> list[Description]:
+        """Embeddings (B, D) in words: of each the `count` nearest captions, labels and text probes.
+
+        Raises ValueError if the checkpoint has no embedder or no vocabulary, or for another shape.
+        """
+        self._need_embedder()
+        if self.words is None:
+            raise ValueError(
+                f"this checkpoint has no {VOCABULARY_FILE}, so its embeddings cannot be put into words; "
+                f"write one with `{COMMAND}`, naming its folder and its training data."
+            )
+        return self.words.describe(vectors, count)
 
     def _need_embedder(self) -> Any:
         if self.embedder is None:

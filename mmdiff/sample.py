@@ -67,7 +67,7 @@ def read_known_pixels(path: str, size: int) -> Any:
 
 
 def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]) -> list[Path]:
-    """Pictures as PNG, numbers in results.json; returns the paths."""
+    """Pictures as PNG, numbers and what an embedding means in words in results.json; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     results: dict[str, Any] = {"settings": settings, "seconds": output.seconds}
@@ -80,6 +80,8 @@ def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]
         numbers = [number for _, number in exported if number is not None]
         if numbers:
             results[name] = numbers
+        if pipe.modalities[name].kind == "embedding" and pipe.can_describe:
+            results["nearest"] = [description.as_dict() for description in pipe.describe(values)]
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return [*written, folder / "results.json"]
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmdiff.vocabulary import Description, Vocabulary, Words
+
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # for the clients in the tests; the page never reports
 
 
@@ -40,6 +42,22 @@ COLOURS = np.array(
 )
 
 
+VOCABULARY = Vocabulary.from_captions(
+    [f"a photo of a {colour} {name.split()[0].lower()}" for name in LABELS for colour in ("red", "dark red")],
+    [label for label in range(len(LABELS)) for _ in range(2)],
+    LABELS,
+)
+
+
+class LetterEmbedder:
+    """Texts by their bytes."""
+
+    dim = 16
+
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([_unit(sum(text.encode()), self.dim) for text in texts]))
+
+
 class FakePipeline:
     """Draws a disc: its colour is the label, its place comes from the seed, its mask is the disc."""
 
@@ -59,11 +77,12 @@ class FakePipeline:
         self.modalities = {spec.name: spec for spec in specs if spec.name in modalities}
         self.size, self.step_seconds = size, step_seconds
         self.device = SimpleNamespace(type="cpu")
-        self.has_text = "embedding" in self.modalities
+        self.has_text = self.can_describe = "embedding" in self.modalities
+        self.words = Words(LetterEmbedder(), VOCABULARY)
         self.calls: list[dict[str, Any]] = []
 
-    def embed_text(self, texts: list[str]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([_unit(sum(text.encode()), 16) for text in texts]))
+    def describe(self, vectors: np.ndarray, count: int = 5) -> list[Description]:
+        return self.words.describe(vectors, count)
 
     def stream(
         self,
@@ -78,7 +97,9 @@ class FakePipeline:
         eta=0.0,
     ):
         given = dict(given or {})
-        self.calls.append({"given": given, "wanted": wanted, "seed": seed, "steps": steps})
+        self.calls.append(
+            {"given": given, "wanted": wanted, "seed": seed, "steps": steps, "guidance_scale": guidance_scale}
+        )
         targets = [self._target(seed + k, given) for k in range(num_samples)]
         rng = np.random.default_rng(seed)
         for index in range(1, steps + 1):
@@ -127,6 +148,8 @@ class FakePipeline:
         if "mask" in given:
             indices = np.asarray(given["mask"])
             x_hat["mask"][:] = np.stack([indices == k for k in range(2)])
+        if isinstance(given.get("embedding"), str):
+            x_hat["embedding"][:] = self.words.embedder.embed_texts([given["embedding"]]).numpy()
 
 
 def _unit(seed: int, dim: int) -> np.ndarray:

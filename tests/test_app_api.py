@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import LABELS, FakePipeline, photo, served
+from fakes import LABELS, FakePipeline, LetterEmbedder, photo, served
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -60,7 +60,12 @@ def test_everything_from_nothing(client):
     assert result["seed"] == 7 and result["steps"] == STEPS and result["checkpoint"] == "fake"
     assert [max(top, key=top.get) in LABELS for top in result["label"]] == [True, True]
     assert np.allclose(np.linalg.norm(result["embedding"], axis=1), 1, atol=1e-5)
-    assert len(result["nearest_texts"][0]) == 5
+    for vector, nearest in zip(result["embedding"], result["nearest"], strict=True):
+        assert list(nearest) == ["captions", "labels", "probes"]
+        best, cosine = next(iter(nearest["captions"].items()))
+        (own,) = LetterEmbedder().embed_texts([best]).numpy()
+        assert cosine == pytest.approx(own @ vector, abs=1e-4) == max(nearest["captions"].values())
+        assert set(nearest["labels"]) <= set(LABELS) and nearest["probes"]
 
 
 def test_the_same_seed_gives_the_same_pixels_and_no_seed_a_new_one(client):

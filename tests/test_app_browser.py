@@ -15,6 +15,12 @@ from app.service import Service
 
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 RUNNING = re.compile(r"Step \d+ of")
+RECORD_WORDS = """() => {
+  window.words = new Set();
+  const note = () => words.add(document.querySelector('[data-modality="embedding"]').innerText);
+  const options = { subtree: true, childList: true, characterData: true };
+  new MutationObserver(note).observe(document.getElementById('samples-view'), options);
+}"""
 RECORD_PICTURES = """() => {
   window.pictures = new Set();
   const note = () => pictures.add(document.querySelector('[data-modality="image"] img').src);
@@ -55,7 +61,7 @@ class Visitor:
     """Somebody in front of the page."""
 
     def __init__(self, page, address):
-        self.page, self.requests, self.errors = page, [], []
+        self.page, self.address, self.requests, self.errors = page, address, [], []
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
@@ -99,18 +105,26 @@ class Visitor:
         self.page.locator("#plan", has_text=text).wait_for(timeout=5_000)
 
 
+@pytest.fixture(scope="module")
+def wordy():
+    """A model with an embedding, and its page."""
+    pipe = FakePipeline(step_seconds=0.03, modalities=("image", "mask", "label", "embedding"))
+    with served(Service(pipe, "wordy")) as address:
+        yield pipe, address
+
+
 @pytest.fixture
 def visit(browser, address):
     visitors = []
 
-    def visit(width=1440, height=1000, **options):
+    def visit(width=1440, height=1000, address=address, **options):
         page = browser.new_page(viewport={"width": width, "height": height}, **options)
         visitors.append(Visitor(page, address))
         return visitors[-1]
 
     yield visit
     for visitor in visitors:
-        away = [url for url in visitor.requests if not url.startswith((address, "data:", "blob:"))]
+        away = [url for url in visitor.requests if not url.startswith((visitor.address, "data:", "blob:"))]
         assert not away, f"left the machine: {away}"
         assert not visitor.errors
         visitor.page.close()
@@ -284,9 +298,73 @@ def test_two_visitors_take_turns(visit, service, monkeypatch):
     second.status("Done")
 
 
+def words(visitor):
+    """What the embedding's panel says: by group the texts with their cosines, in the order shown."""
+    groups = {}
+    for group in visitor.page.locator("[data-words]").all():
+        rows = [row.inner_text().split("\n")[:2] for row in group.locator("li").all()]
+        groups[group.get_attribute("data-words")] = {text: float(cosine) for text, cosine in rows}
+    return groups
+
+
+def test_an_embedding_is_shown_in_words_at_every_step(visit, wordy):
+    visitor = visit(address=wordy[1])
+    assert set(words(visitor)) == {"captions", "labels", "probes"}  # of the example
+    visitor.page.evaluate(RECORD_WORDS)
+    visitor.page.click("#run")
+    visitor.status("Done")
+    assert visitor.page.evaluate("window.words.size") >= 10  # live
+    found = words(visitor)
+    assert [len(found[name]) for name in ("captions", "labels", "probes")] == [3, 3, 4]
+    for near in found.values():
+        assert list(near.values()) == sorted(near.values(), reverse=True)
+
+
+def test_a_text_or_a_photo_gives_the_embedding(visit, wordy, photo_file):
+    pipe, address = wordy
+    visitor = visit(address=address)
+    page = visitor.page
+    visitor.choose("embedding", "Given")
+    visitor.plan("First write a text or upload a photo")
+    page.locator("#embedding-text textarea, #embedding-text input").fill("a photo of a dark red cherry")
+    visitor.plan("Generates image, mask and label from the embedding")
+    page.click("#run")
+    visitor.status("Done")
+    assert pipe.calls[-1]["given"] == {"embedding": "a photo of a dark red cherry"}
+    assert next(iter(words(visitor)["captions"].items())) == ("a photo of a dark red cherry", 1.0)
+
+    page.locator("#embedding-text textarea, #embedding-text input").fill("")
+    visitor.plan("First write a text or upload a photo")
+    with page.expect_file_chooser() as chooser:
+        page.locator("#embedding-file").get_by_role("button").first.click()
+    chooser.value.set_files(photo_file)
+    visitor.plan("Generates image, mask and label from the embedding")
+    page.click("#run")
+    visitor.status(RUNNING)
+    visitor.status("Done")
+    assert np.array_equal(np.asarray(pipe.calls[-1]["given"]["embedding"]), np.asarray(photo((64, 64))))
+
+
+def test_guidance_is_set_for_each_modality(visit, wordy):
+    pipe, address = wordy
+    visitor = visit(address=address)
+    page = visitor.page
+    page.get_by_text("Sampler, samples, guidance").click()
+    assert page.locator(".guidance input[type=range]").count() == 3  # of all but the image
+    for modality, scale in (("label", "3"), ("embedding", "2")):
+        page.locator(f"#{modality}-guidance input[type=number]").fill(scale)
+    visitor.choose("label", "Given")
+    page.locator("#label-choice input").click()
+    page.get_by_role("option", name="Cherry Wax").click()
+    visitor.plan("from the label")
+    page.click("#run")
+    visitor.status("Done")
+    assert pipe.calls[-1]["guidance_scale"] == {"label": 3}  # the embedding is generated
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file):
-    visitor = visit(390, 844, color_scheme=scheme, has_touch=True)
+def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file, wordy):
+    visitor = visit(390, 844, address=wordy[1], color_scheme=scheme, has_touch=True)
     page = visitor.page
 
     def fits():
@@ -298,7 +376,7 @@ def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file):
     visitor.choose("mask", "Given")
     page.get_by_text("Sampler, samples, guidance").click()
     visitor.paint("mask", (0.3, 0.5), (0.7, 0.5))
-    visitor.plan("Generates label from the image and mask")
+    visitor.plan("Generates label and embedding from the image and mask")
     assert fits()
     page.click("#run")
     visitor.status("Done")

@@ -4,11 +4,12 @@ import dataclasses
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes import FakePipeline, photo
+from fakes import FakePipeline, LetterEmbedder, photo
 
 from app.service import MAX_WAITING, PREVIEWS, SAMPLERS, Job, Preview, Service, Timing, Waiting
 
@@ -208,13 +209,54 @@ def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
     assert 4 <= slow.example[0].steps < 10
 
 
+def test_every_scale_of_a_given_modality_counts_once():
+    given = {"image": None, "mask": None, "label": "x"}
+    for scales, runs in [({}, 1), ({"mask": 1}, 1), ({"mask": 3}, 2), ({"mask": 3, "label": 0.5}, 3)]:
+        job = Job(given=given, wanted=("embedding",), guidance_scale=scales, num_samples=4)
+        assert job.batch == 4 * runs
+    assert Job(given={"image": None}, guidance_scale=3.0, num_samples=4).batch == 4  # kept as it is anyway
+
+
+@pytest.mark.parametrize(
+    "scales, words",
+    [
+        ({"mask": 2}, "“mask”, which is not given"),
+        ({"image": 2}, "“image”, which is kept"),
+        ({"label": 11}, "guidance scale of “label” is 11; use 0 to 10"),
+        ({"label": None}, "guidance scale of “label” is None"),
+        (True, "guidance scale is True"),
+    ],
+)
+def test_guidance_that_cannot_be_is_explained(service, scales, words):
+    job = Job(given={"label": "Apple Red"}, wanted=("image",), guidance_scale=scales)
+    with pytest.raises(ValueError, match=words):
+        next(service.stream(job))
+
+
+def test_guidance_by_modality_reaches_the_model(pipe):
+    job = Job(given={"label": 1}, wanted=("image",), steps=3, guidance_scale={"label": 4.0})
+    *_, last = Service(pipe, "tiny").stream(job)
+    out = pipe(given={"label": 1}, wanted=("image",), steps=3, guidance_scale={"label": 4.0})
+    assert np.array_equal(last.x_hat["image"][0], np.asarray(out.image[0]))
+
+
 def test_an_embedding_is_put_into_words():
     service = Service(FakePipeline(modalities=("image", "label", "embedding")), "fake")
-    vector = service.pipe.embed_text(["a photo of an orange cherry"])[0].numpy()
-    nearest = service.nearest_texts(vector)
-    assert nearest[0] == ("orange cherry", pytest.approx(1.0))
-    assert [c for _, c in nearest] == sorted((c for _, c in nearest), reverse=True)
-    assert Service(FakePipeline(), "fake").nearest_texts(vector) == []
+    vectors = LetterEmbedder().embed_texts(["a photo of a red cherry", "a photo of a dark red tomato"])
+    red_cherry, tomato = service.describe(vectors.numpy())
+    assert red_cherry.captions[0] == ("a photo of a red cherry", pytest.approx(1.0))
+    assert tomato.captions[0] == ("a photo of a dark red tomato", pytest.approx(1.0))
+    assert Service(FakePipeline(), "fake").describe(vectors.numpy()) == []
+
+
+def test_putting_a_step_into_words_is_quick():
+    service = Service(FakePipeline(modalities=("image", "embedding")), "fake")
+    vectors = np.random.default_rng(0).normal(size=(8, 16))
+    service.describe(vectors)
+    started = time.perf_counter()
+    for _ in range(20):
+        service.describe(vectors)
+    assert time.perf_counter() - started < 20 * 0.005
 
 
 @pytest.mark.parametrize("kind, words", [("cpu", "CPU"), ("mps", "GPU (mps)")])
@@ -231,4 +273,4 @@ def test_with_the_real_pipeline(pipe):
     assert np.array_equal(last.x_hat["image"], np.stack([np.asarray(image) for image in out.image]))
     assert np.array_equal(last.x_hat["mask"].argmax(1), out.mask)
     assert np.array_equal(last.x_hat["label"], out.label)
-    assert service.nearest_texts(out.embedding[0])
+    assert service.describe(out.embedding) == []  # it has an embedder, but no vocabulary

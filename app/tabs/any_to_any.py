@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from app.inputs import INPUTS, QUIET, Input
+from app.inputs import GENERATE, GIVEN, IGNORE, INPUTS, QUIET, Input
 from app.service import Job, Service
 from app.settings import Settings
 from app.stage import Stage
@@ -19,7 +19,6 @@ from app.theme import html
 from app.views import listed
 
 TITLE = "Any to any"
-GIVEN, GENERATE, IGNORE = "Given", "Generate", "Ignore"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def build(service: Service) -> None:
                     rows = [_row(spec) for spec in service.pipe.modalities.values()]
                     plan = html(_plan(rows, [GENERATE] * len(rows)), elem_id="plan")
                 with gr.Column(elem_classes="card"):
-                    settings = Settings(service)
+                    settings = Settings(service, {row.spec.name: row.choice for row in rows})
                 stage.buttons()
             with gr.Column(elem_classes="stage-column"):
                 stage.view()
@@ -60,9 +59,8 @@ def build(service: Service) -> None:
         _keep_in_step(rows, plan)
         choices = [row.choice for row in rows]
         inputs = [*choices, *chain.from_iterable(row.input.components for row in rows), *settings.components]
-        stage.connect(
-            [stage.run.click, *(event.success for event in done)], _job_maker(rows), inputs, settings
-        )
+        triggers = [stage.run.click, *(event.success for event in done)]
+        stage.connect(triggers, _job_maker(rows, settings), inputs, settings)
 
 
 def _row(spec: Any) -> Row:
@@ -122,7 +120,7 @@ def _note(text: str, kind: str) -> str:
     return f'<p class="plan {kind}" role="status">{text}</p>'
 
 
-def _job_maker(rows: Sequence[Row]) -> Callable[..., Job]:
+def _job_maker(rows: Sequence[Row], settings: Settings) -> Callable[..., Job]:
     """A function from the values of choices, inputs and settings to a `Job`."""
 
     def make_job(*values: Any) -> Job:
@@ -141,7 +139,8 @@ def _job_maker(rows: Sequence[Row]) -> Callable[..., Job]:
             raise ValueError(
                 "There is nothing to generate. Set a row to Generate, or paint a hole in the photo."
             )
-        return Job(given=given, wanted=tuple(wanted), known_pixels=known_pixels, **Settings.read(*remaining))
+        how = settings.read(given, *remaining)
+        return Job(given=given, wanted=tuple(wanted), known_pixels=known_pixels, **how)
 
     return make_job
 

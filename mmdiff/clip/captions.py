@@ -61,7 +61,7 @@ def vary(caption: str, rng: random.Random, distractors: Sequence[str] = ()) -> s
 def _vary_subject(subject: str, keep: float, rng: random.Random, distractors: Sequence[str]) -> str:
     words = subject.split()
     article = words.pop(0) if words[0] in ARTICLES else ""
-    *attributes, noun = _attribute_groups(words)
+    *attributes, noun = attribute_groups(words)
     attributes = [group for group in attributes if rng.random() < keep]
     if distractors and rng.random() < 0.15:
         attributes.insert(rng.randint(0, len(attributes)), rng.choice(distractors))
@@ -71,7 +71,7 @@ def _vary_subject(subject: str, keep: float, rng: random.Random, distractors: Se
     return f"{article} {phrase}" if article and rng.random() < 0.8 else phrase
 
 
-def _attribute_groups(words: list[str]) -> list[str]:
+def attribute_groups(words: list[str]) -> list[str]:
     """["dark", "red", "round", "apple"] -> ["dark red", "round", "apple"]."""
     groups: list[str] = []
     for word in words:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -50,18 +51,22 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
 
 
 def read_captions(path: str | Path) -> tuple[list[str], list[int]]:
-    """Captions and labels of one parquet file, without touching its pictures."""
-    table = pq.read_table(path, columns=["caption", "label"])
+    """Captions and labels of one parquet file, without touching its pictures; an empty cell is None."""
+    table = _read_table(Path(path), ("caption", "label"))
     return table["caption"].to_pylist(), table["label"].to_pylist()
 
 
 def _read_rows(path: Path) -> list[dict]:
+    return _read_table(path, COLUMNS).to_pylist()
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; expected parquet with the columns {', '.join(COLUMNS)}")
-    missing = set(COLUMNS) - set(pq.read_schema(path).names)
+        raise ValueError(f"{path} is not a file; expected parquet with the columns {', '.join(columns)}")
+    missing = set(columns) - set(pq.read_schema(path).names)
     if missing:
-        raise ValueError(f"{path} lacks the columns {sorted(missing)}; expected {', '.join(COLUMNS)}")
-    return pq.read_table(path, columns=list(COLUMNS)).to_pylist()
+        raise ValueError(f"{path} lacks the columns {sorted(missing)}; expected {', '.join(columns)}")
+    return pq.read_table(path, columns=list(columns))
 
 
 def _decode(data: bytes) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdiff.clip.card import write_card
 from mmdiff.clip.data import Pairs, read_captions, read_pairs
 from mmdiff.clip.embedder import ClipEmbedder
+from mmdiff.vocabulary import prompt_centres
 
 GALLERY = 400
 NUM_GALLERIES = 10
@@ -93,7 +94,7 @@ def zero_shot(
     their weights. `majority` is the share of the commonest class.
     """
     images, labels = images[labels >= 0], labels[labels >= 0]
-    centres = torch.stack([_prompt_centre(embedder, prompt) for prompt in prompts])  # (K, D)
+    centres = prompt_centres(embedder, prompts)  # (K, D)
     order = (images @ centres.T).argsort(1, descending=True)
     return {
         "accuracy": (order[:, 0] == labels).double().mean().item(),
@@ -103,11 +104,6 @@ def zero_shot(
         "images": len(labels),
         "classes": len(prompts),
     }
-
-
-def _prompt_centre(embedder: ClipEmbedder, prompts: Counter[str]) -> Tensor:
-    weights = torch.tensor([float(count) for count in prompts.values()])
-    return F.normalize(weights @ embedder.embed_texts(list(prompts)).cpu(), dim=0)
 
 
 def name_prompts(classes: list[str]) -> list[Counter[str]]:
