@@ -1,4 +1,4 @@
-"""Names of colours by rule: hue, saturation and brightness of a median colour, and no network.
+"""Colours: their names by rule, what captions say of them, and hue, saturation and value. No network.
 
 The name is a hue word, perhaps with "dark" or "pale" before it. The bounds were read off the captions of
 the orchard set's training photos; `mmdiff.evaluate` reports how often the rule agrees with the captions of
@@ -6,6 +6,11 @@ the photos it measures on.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +31,7 @@ BROWN_BELOW = 0.5  # brightness of what would else be orange
 DARK_BELOW = 0.45  # brightness
 PALE_BELOW, PALE_FROM = 0.4, 0.65  # saturation, if at least this bright
 SHADES = ("dark", "pale")
+RARE_BELOW = 0.002  # share of the captions below which a combination of colour and kind is rare
 WORDS = frozenset({word for _, word in HUES} | {"black", "white", "grey", "brown"})
 
 
@@ -36,7 +42,7 @@ def median_colour(images: Tensor, inside: Tensor) -> Tensor:
 
 
 def hsv(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue in degrees [0, 360), saturation and value in [0, 1] of colours (B, 3) in [0, 1]; each (B,)."""
+    """Hue in degrees [0, 360), saturation and value in [0, 1], (B, ...) each, of (B, 3, ...) in [0, 1]."""
     red, green, blue = colours.unbind(1)
     value, darkest = colours.amax(1), colours.amin(1)
     chroma = (value - darkest).clamp(min=1e-12)
@@ -46,6 +52,13 @@ def hsv(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.where(value == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
     )
     return 60 * hue, (value - darkest) / value.clamp(min=1e-12), value
+
+
+def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """The inverse of `hsv`: each (B, ...), hue in degrees -> (B, 3, ...) in [0, 1]."""
+    offset = torch.tensor([5.0, 3.0, 1.0], device=hue.device).view(1, 3, *[1] * (hue.ndim - 1))
+    sector = (offset + hue[:, None] / 60) % 6
+    return value[:, None] * (1 - saturation[:, None] * torch.minimum(sector, 4 - sector).clamp(0, 1))
 
 
 def colour_names(colours: Tensor) -> list[str]:
@@ -78,3 +91,36 @@ def hue_word(name: str) -> str:
 def is_colour(name: str) -> bool:
     """Whether the text is a name that `colour_names` can give."""
     return hue_word(name) in WORDS
+
+
+class Said(NamedTuple):
+    """What a text says about the object: its colour, such as "dark red", and its kind, such as "apple"."""
+
+    colour: str
+    kind: str
+
+
+def parse(caption: str) -> Said | None:
+    """Read "a photo of a COLOUR SHAPE KIND", where COLOUR is one or two words; None for any other text."""
+    article, *words = caption.removeprefix("a photo of ").split() or [""]
+    colour = " ".join(words[:-2])
+    return Said(colour, words[-1]) if article in ("a", "an") and is_colour(colour) else None
+
+
+def with_colour(caption: str, colour: str) -> str:
+    """A caption that `parse` can read, saying another colour instead."""
+    start, _, rest = caption.partition(f" {parse(caption).colour} ")
+    start = start.removesuffix("n") if start.endswith("an") else start
+    return f"{start}{'n' if colour[0] in 'aeiou' else ''} {colour} {rest}"
+
+
+def combinations(captions: Sequence[str]) -> tuple[Counter[Said], list[Said], list[Said]]:
+    """How often captions combine a colour with a kind; and of all pairs the common and the rare ones.
+
+    Pairs in less than `RARE_BELOW` of the captions are rare, also those that never occur.
+    """
+    counts = Counter(said for caption in captions if (said := parse(caption)))
+    colours, kinds = sorted({said.colour for said in counts}), sorted({said.kind for said in counts})
+    pairs = [Said(*pair) for pair in product(colours, kinds)]
+    rare = [pair for pair in pairs if counts[pair] < RARE_BELOW * len(captions)]
+    return counts, [pair for pair in pairs if pair not in rare], rare

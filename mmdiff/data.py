@@ -34,6 +34,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def take(self, rows: Tensor) -> Examples:
+        """The examples ``rows`` (m,) in this order."""
+        return Examples(
+            {n: values[rows] for n, values in self.stored.items()},
+            {n: has[rows] for n, has in self.present.items()},
+            [self.captions[row] for row in rows.tolist()],
+            self.margin,
+        )
+
     def to(self, device: torch.device) -> Examples:
         """The same examples with all tensors on ``device``."""
         move = {n: t.to(device) for n, t in self.stored.items()}

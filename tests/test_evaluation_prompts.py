@@ -8,9 +8,18 @@ import torch
 from oracles import COLOURS, WORDS, ColourEmbedder, ColourJudge, Guess, Oracle, caption, make_examples, specs
 from PIL import Image
 
+from mmdiff.colours import (
+    Said,
+    colour_names,
+    combinations,
+    hsv,
+    hue_word,
+    is_colour,
+    median_colour,
+    parse,
+)
 from mmdiff.evaluate import Evaluation, Settings, evaluate
-from mmdiff.evaluation.colours import colour_names, hsv, hue_word, is_colour, median_colour
-from mmdiff.evaluation.prompts import Said, combinations, parse, write_prompts
+from mmdiff.evaluation.prompts import write_prompts
 
 EMBEDDER = ColourEmbedder()
 COMMON = [caption(label) for label in range(6)] * 200  # each colour with its own kind
@@ -116,6 +125,9 @@ def test_a_painter_that_obeys_scores_perfectly(examples):
     # the judge knows the kind by its colour, so a red pear looks like an apple to it
     assert (got["common"]["kind"], got["rare"]["kind"], got["overall"]["kind"]) == (1, 0, 0.5)
     assert got["photos"] == {"n": 60, "colour": 1, "colour_and_shade": 1}
+    # flat colours arrive exactly, and a judge that goes by colour is wrong about every kind, real as they are
+    ceiling = got["recoloured_photos"]
+    assert (ceiling["colour"], ceiling["kind"]) == (1, 0) and ceiling["n"] >= 25
     assert got["by_combination"]["red pear"] == {"train": 1, "seen": {"red": 5}}
     assert pipe.calls[0][:2] == (["embedding"], ("image",))
     json.dumps(got, allow_nan=False)

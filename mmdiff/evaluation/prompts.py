@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmdiff import metrics
-from mmdiff.evaluation.colours import colour_names, hue_word, is_colour, median_colour
+from mmdiff.colours import Said, colour_names, combinations, hue_word, median_colour, parse
+from mmdiff.data import draw_batch
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, or_reason
+from mmdiff.recolour import recoloured_copies
 
-RARE_BELOW = 0.002  # share of the training captions
 WORDINGS = (
     "a photo of {a} {colour} {kind}",
     "{a} {colour} {kind}",
@@ -25,32 +24,6 @@ WORDINGS = (
     "a photo of {a} {colour} wide {kind}",
     "{a} {colour} tall {kind}",
 )
-
-
-class Said(NamedTuple):
-    """What a text says about the object: its colour, such as "dark red", and its kind, such as "apple"."""
-
-    colour: str
-    kind: str
-
-
-def parse(caption: str) -> Said | None:
-    """Read "a photo of a COLOUR SHAPE KIND", where COLOUR is one or two words; None for any other text."""
-    article, *words = caption.removeprefix("a photo of ").split() or [""]
-    colour = " ".join(words[:-2])
-    return Said(colour, words[-1]) if article in ("a", "an") and is_colour(colour) else None
-
-
-def combinations(captions: Sequence[str]) -> tuple[Counter[Said], list[Said], list[Said]]:
-    """How often captions combine a colour with a kind; and of all pairs the common and the rare ones.
-
-    Pairs in less than `RARE_BELOW` of the captions are rare, also those that never occur.
-    """
-    counts = Counter(said for caption in captions if (said := parse(caption)))
-    colours, kinds = sorted({said.colour for said in counts}), sorted({said.kind for said in counts})
-    pairs = [Said(*pair) for pair in product(colours, kinds)]
-    rare = [pair for pair in pairs if counts[pair] < RARE_BELOW * len(captions)]
-    return counts, [pair for pair in pairs if pair not in rare], rare
 
 
 def write_prompts(pairs: Sequence[Said], count: int) -> tuple[list[str], list[Said]]:
@@ -90,7 +63,8 @@ def prompts(ev: Evaluation) -> Outcome:
     """Does the object have the colour (and, by the judge, the kind) that a text asks for?
 
     Half of the texts combine colour and kind as training captions commonly do, half as they rarely or never
-    do. "photos" is how often the rule agrees with the captions of real photos: the most it can measure.
+    do. "photos" is how often the rule agrees with the captions of real photos, and "recoloured_photos" what
+    rule and judge say of real photos in the colours of rare combinations: the most that they can measure.
     """
     ev.require("embedding")
     ev.require_rule()
@@ -111,8 +85,25 @@ def prompts(ev: Evaluation) -> Outcome:
         figures[name]["kind"] = or_reason(lambda part=part: _kind_agreement(ev, images[part], asked[part]))
     rows, captions = ev.with_captions(ev.having("image"))
     figures["photos"] = caption_colours(ev, ev.read(rows)["image"], captions)
+    figures["recoloured_photos"] = or_reason(lambda: _recoloured_photos(ev, rare))
     figures["by_combination"] = _by_combination(counts, asked, seen)
     return Outcome(figures, [ev.picture(images)], texts)
+
+
+def _recoloured_photos(ev: Evaluation, rare: Sequence[Said]) -> dict:
+    """The figures of `prompts` for photos that were recoloured to the rare combinations."""
+    photos = ev.examples.take(ev.having("image", "mask"))
+    try:
+        copies = recoloured_copies(photos, len(photos), "image", "mask", ev.settings.seed)
+    except ValueError as reason:
+        raise Skip(str(reason)) from None
+    rows = [k for k, caption in enumerate(copies.captions) if parse(caption) in rare]
+    if not rows:
+        raise Skip("no photo could be recoloured to a rare combination")
+    images = draw_batch(copies, ev.pipe.modalities, torch.tensor(rows), None, flip=False)[0]["image"]
+    asked = [parse(copies.captions[k]) for k in rows]
+    kind = or_reason(lambda: _kind_agreement(ev, images, asked))
+    return colour_agreement(seen_colours(images), asked) | {"kind": kind}
 
 
 def _kind_agreement(ev: Evaluation, images: Tensor, asked: Sequence[Said]) -> float:

@@ -1,0 +1,98 @@
+"""Recoloured copies of photos, which show any kind of object in any colour.
+
+In the data some colours occur with some kinds only: there is no grey tomato. A copy is the photo of one
+example in the colour of another, with a caption that says so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from mmdiff.colours import from_hsv, hsv, median_colour, parse, with_colour
+from mmdiff.data import Examples
+
+LEAST_SATURATION = 0.2  # of a photo to recolour; the hue of what is greyer is noise
+
+
+def recolour(images: Tensor, inside: Tensor, colours: Tensor) -> Tensor:
+    """Move the median colour of the pixels ``inside`` to another one and all of their colours along with it.
+
+    Hue is turned, saturation scaled, and brightness raised to a power, which keeps highlights and shadows.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1]. inside: (B, H, W) bool. colours: (B, 3) in [0, 1], to aim at.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1], unchanged outside.
+    """
+    hue, saturation, value = hsv((images + 1) / 2)
+    now, aim = (
+        [part[:, None, None] for part in hsv(colour)] for colour in (median_colour(images, inside), colours)
+    )
+    hue = (hue + aim[0] - now[0]) % 360
+    saturation = (saturation * aim[1] / now[1].clamp(min=1e-3)).clamp(0, 1)
+    power = aim[2].clamp(0.02, 0.98).log() / now[2].clamp(0.02, 0.98).log()
+    moved = 2 * from_hsv(hue, saturation, value.clamp(0, 1) ** power) - 1
+    return torch.where(inside[:, None], moved, images)
+
+
+def recoloured_copies(examples: Examples, count: int, image: str, mask: str, seed: int) -> Examples:
+    """``count`` copies of examples in the colours of others, with captions that say so.
+
+    Every kind gets every colour equally often. ``mask`` says where the object is (class 1). Captions must
+    read "a photo of a COLOUR SHAPE KIND"; examples with other ones are not copied.
+
+    Raises:
+        ValueError: if there are no masks of two classes, or no captions of this form.
+    """
+    if mask not in examples.stored or examples.stored[mask].max() > 1:
+        raise ValueError("recolouring needs masks of two classes, background and object.")
+    rows, donors = _pairs(examples, count, image, mask, torch.Generator().manual_seed(seed))
+    copies = examples.take(rows)
+    copies.captions = [
+        with_colour(caption, parse(examples.captions[donor]).colour)
+        for caption, donor in zip(copies.captions, donors.tolist(), strict=True)
+    ]
+    for chunk in torch.arange(count).split(256):
+        inside = copies.stored[mask][chunk] == 1
+        colours = _object_colours(examples, donors[chunk], image, mask)
+        moved = recolour(copies.stored[image][chunk].float() / 127.5 - 1, inside, colours)
+        copies.stored[image][chunk] = ((moved + 1) * 127.5).round().to(torch.uint8)
+    return copies
+
+
+def _object_colours(examples: Examples, rows: Tensor, image: str, mask: str) -> Tensor:
+    """Median colour of each object, (n, 3) in [0, 1]."""
+    pixels = examples.stored[image][rows].float() / 127.5 - 1
+    return median_colour(pixels, examples.stored[mask][rows] == 1)
+
+
+def _pairs(
+    examples: Examples, count: int, image: str, mask: str, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows to copy and rows whose colour the copies take, (count,) each, kinds and colours in turn."""
+    by_kind, by_colour = defaultdict(list), defaultdict(list)
+    colours = torch.cat(
+        [_object_colours(examples, rows, image, mask) for rows in torch.arange(len(examples)).split(256)]
+    )
+    vivid = (hsv(colours)[1] >= LEAST_SATURATION) & examples.present[mask] & examples.present[image]
+    for row, caption in enumerate(examples.captions):
+        if (said := parse(caption)) and examples.present[mask][row]:
+            by_colour[said.colour].append(row)
+            if vivid[row]:
+                by_kind[said.kind].append(row)
+    if not by_kind:
+        raise ValueError(
+            'recolouring needs captions such as "a photo of a dark red round apple" on photos with a mask.'
+        )
+
+    def drawn(pool: list[int]) -> int:
+        return pool[int(torch.randint(len(pool), (), generator=generator))]
+
+    kinds, names = sorted(by_kind), sorted(by_colour)
+    rows = [drawn(by_kind[kinds[k % len(kinds)]]) for k in range(count)]
+    donors = [drawn(by_colour[names[k // len(kinds) % len(names)]]) for k in range(count)]
+    return torch.tensor(rows), torch.tensor(donors)
