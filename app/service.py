@@ -258,3 +258,9 @@ class Service:
     def describe(self, vectors: np.ndarray) -> list[Description]:
         """Embeddings (B, D) in words; none if the model has no words for them."""
         return self.pipe.describe(vectors) if self.pipe.can_describe else []
+
+    @property
+    def example_text(self) -> str:
+        """The commonest thing that training captions say, to try; "" if the model has no words."""
+        captions = self.pipe.words.vocabulary.captions if self.pipe.can_describe else [""]
+        return next(iter(captions)).removeprefix("a photo of ")

@@ -33,7 +33,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30, help="network calls (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample; the next ones count up")
     parser.add_argument("--num-samples", type=int, default=4, help="default: %(default)s")
-    parser.add_argument("--guidance", type=float, default=1.0, help="1 is off (default: %(default)s)")
+    parser.add_argument(
+        "--guidance",
+        nargs="+",
+        default=["1"],
+        metavar="[NAME=]NUMBER",
+        help="how strongly what is given counts, all of it or each by name, as in mask=1.5; 1 is off",
+    )
     parser.add_argument(
         "--sampler", default="ddim", help="ddim, ancestral or dpmpp_2m (default: %(default)s)"
     )
@@ -53,6 +59,20 @@ def parse_given(pairs: list[str]) -> dict[str, Any]:
             raise ValueError(f"--given {pair!r} is not of the form NAME=VALUE, such as label=3.")
         given[name] = int(value) if value.isdigit() else value
     return given
+
+
+def parse_guidance(words: list[str]) -> float | dict[str, float]:
+    """["3"] -> 3.0, ["mask=1.5", ...] -> {"mask": 1.5, ...}."""
+    scales: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        try:
+            scales[name] = float(number)
+        except ValueError:
+            raise ValueError(f"--guidance {word!r}: {number!r} is no number; write 3 or mask=1.5.") from None
+    if "" in scales and len(words) > 1:
+        raise ValueError(f"--guidance {' '.join(words)}: give one number for all, or each with its name.")
+    return scales[""] if "" in scales else scales
 
 
 def read_known_pixels(path: str, size: int) -> Any:
@@ -104,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
             args.seed,
             args.num_samples,
             known,
-            args.guidance,
+            parse_guidance(args.guidance),
             args.sampler,
             args.eta,
         )

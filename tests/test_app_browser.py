@@ -285,6 +285,16 @@ def test_one_click_examples(visit, example, role):
     assert role in visitor.page.locator('[data-modality="image"]').inner_text()
 
 
+def test_a_text_is_among_the_examples(visit, wordy):
+    pipe, address = wordy
+    visitor = visit(address=address)
+    visitor.page.get_by_role("button", name="“a red apple”").click()
+    visitor.status(RUNNING)
+    visitor.status("Done")
+    assert pipe.calls[-1]["given"] == {"embedding": "a red apple"}
+    assert set(pipe.calls[-1]["wanted"]) == {"image", "mask", "label"}
+
+
 def test_two_visitors_take_turns(visit, service, monkeypatch):
     first, second = visit(), visit()
     monkeypatch.setattr(service.pipe, "step_seconds", 0.5)

@@ -274,3 +274,9 @@ def test_with_the_real_pipeline(pipe):
     assert np.array_equal(last.x_hat["mask"].argmax(1), out.mask)
     assert np.array_equal(last.x_hat["label"], out.label)
     assert service.describe(out.embedding) == []  # it has an embedder, but no vocabulary
+
+
+def test_the_text_to_try_is_the_commonest_there_is():
+    pipe = FakePipeline(modalities=("image", "embedding"))
+    assert Service(pipe, "fake").example_text == "a red apple"
+    assert Service(FakePipeline(), "fake").example_text == ""

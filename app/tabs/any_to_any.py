@@ -156,6 +156,8 @@ def _examples(service: Service) -> list[Example]:
                 Example(name, {spec.name: (name,)})
                 for name in spec.classes[count // 4 :: max(1, count // 2)][:2]
             ]
+        if spec.kind == "embedding" and (text := service.example_text):
+            examples += [Example(f"“{text}”", {spec.name: (text,)})]
         if spec.kind == "image":
             picture = Image.fromarray(service.example[1].x_hat[spec.name][0])
             examples += [Example("Fill a hole", {spec.name: (picture, _middle(spec.shape[-1]))})]
