@@ -151,6 +151,7 @@ def study(base: TrainConfig, bench: Bench, seeds: int, out: Path, facts: dict[st
     changed = ", ".join(name for name in SAME if report.get(name) != fixed.get(name))
     if changed:
         raise ValueError(f"{out} was made with another {changed}; remove it or give another --out.")
+    report |= fixed
     for seed in range(seeds):
         for name, change in VARIANTS.items():
             entry = report["variants"].setdefault(name, {"runs": {}})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "checkpoints/orchard/README.md")
+PAGES = ("README.md", "checkpoints/orchard/README.md", "docs/conditionals.md")
 BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # what is measured, where it stands in the JSON, how it is written
@@ -30,6 +30,16 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("photo and label together: that classifier agrees", "joint.judge_agreement", ".1%"),
     ("photo and mask together: IoU of mask and picture", "joint.mask_rule_iou", ".4f"),
     ("photo from mask: IoU of the asked mask and picture", "image_from_mask.mask_rule_iou", ".4f"),
+    ("embedding from photo: cosine", "embedding_from_image.cosine", ".3f"),
+    ("embedding from photo: its own among the 5 nearest of 400", "embedding_from_image.recall@5", ".1%"),
+    ("the same by chance", "embedding_from_image.chance@5", ".1%"),
+    ("photo from caption: cosine in the embedding space", "image_from_text.generated.cosine", ".3f"),
+    ("the same of the captions' own photos", "image_from_text.photos.cosine", ".3f"),
+    ("photo from text: the fruit has the colour asked for", "prompts.overall.colour", ".1%"),
+    ("… colour and kind often together in training", "prompts.common.colour", ".1%"),
+    ("… colour and kind rarely or never together in training", "prompts.rare.colour", ".1%"),
+    ("the same check on captions of real photos", "prompts.photos.colour", ".1%"),
+    ("photo from text, often together: a separate classifier names the kind", "prompts.common.kind", ".1%"),
     ("holes, half of the pixels in blocks: PSNR inside (dB)", "holes.blocks.psnr", ".2f"),
     ("the same, filled with the mean of the known pixels (dB)", "holes.blocks.psnr_mean_fill", ".2f"),
 )
@@ -45,6 +55,20 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+# columns of the subsets: text, name of the metric, how it is written
+SUBSET_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("photo: classifier names the class", "image.judge", ".2f"),
+    ("photo: cosine to the caption", "image.caption", ".3f"),
+    ("photo: IoU with the mask", "image.mask_rule_iou", ".3f"),
+    ("hole: PSNR (dB)", "image.psnr", ".2f"),
+    ("hole: LPIPS", "image.negative_lpips", ".3f"),
+    ("mask: IoU", "mask.iou_fruit", ".3f"),
+    ("label: top-1", "label.top1", ".2f"),
+    ("embedding: cosine", "embedding.cosine", ".3f"),
+    ("embedding: recall@5", "embedding.recall@5", ".2f"),
+)
+
+
 def look_up(tree: Any, path: str) -> Any:
     """The value at a dotted path, None if there is none."""
     for key in path.split("."):
@@ -54,7 +78,9 @@ def look_up(tree: Any, path: str) -> Any:
 
 def table(results: dict[str, Any]) -> str:
     """Measured results as a Markdown table, with how they were measured below it."""
-    return ablations_table(results) if "variants" in results else tasks_table(results)
+    if "variants" in results:
+        return ablations_table(results)
+    return subsets_table(results) if "subsets" in results else tasks_table(results)
 
 
 def tasks_table(results: dict[str, Any]) -> str:
@@ -65,12 +91,51 @@ def tasks_table(results: dict[str, Any]) -> str:
         if value is not None:
             lines.append(f"| {text} | {value:{form}} |")
     settings = results["settings"]
+    texts = f" and {settings['prompts']} texts" if "prompts" in results["tasks"] else ""
     lines += [
         "",
-        f"{results['examples']:,} examples, {settings['steps']} steps of `{settings['sampler']}`, "
+        f"{results['examples']:,} examples{texts}, {settings['steps']} steps of `{settings['sampler']}`, "
         f"guidance {settings['guidance']:g}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def subsets_table(results: dict[str, Any]) -> str:
+    """`mmdiff.evaluate --all-subsets`: a row for every given subset, a column for every metric."""
+    found = results["subsets"]
+    head = ["given", *(text for text, _, _ in SUBSET_COLUMNS)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in [*found["subsets"], {"given": "(real photos)", "metrics": found["photos"]}]:
+        cells = [_subset_cell(row, metric, form) for _, metric, form in SUBSET_COLUMNS]
+        lines.append(f"| {row['given']} | " + " | ".join(cells) + " |")
+    order, settings = found["monotonicity"], results["settings"]
+    lines += [
+        "",
+        f"Mean over {found['examples']} examples, {settings['steps']} steps of `{settings['sampler']}` with "
+        "the same noise for every subset. Embeddings are looked up among "
+        f"{found['gallery']}. LPIPS is of pictures whose known pixels are true. An empty cell is of a "
+        "modality that is given.",
+        "",
+        f"More given is worse by over {order['standard_errors']:g} standard errors in "
+        f"{len(order['worse'])} of {order['compared']} comparisons of a subset with one that contains it; if "
+        f"all were equal, about {order['worse_if_all_were_equal']:g} would be.",
+        "",
+    ]
+    for pair in order["worse"]:
+        lines.append(
+            f"- {pair['metric']}: {pair['subset_mean']:.4f} given {pair['subset']}, "
+            f"{pair['superset_mean']:.4f} given {pair['superset']}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _subset_cell(row: dict[str, Any], metric: str, form: str) -> str:
+    """A mean, the distance of `negative_` metrics with its usual sign; LPIPS only where there are holes."""
+    value = row["metrics"].get(metric)
+    if value is None or (metric == "image.negative_lpips" and "holes" not in row["given"]):
+        return ""
+    mean = -value["mean"] if ".negative_" in metric else value["mean"]
+    return f"{mean:{form}}"
 
 
 def ablations_table(results: dict[str, Any]) -> str:
