@@ -7,11 +7,12 @@ example in the colour of another, with a caption that says so.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from mmdiff.colours import from_hsv, hsv, median_colour, parse, with_colour
+from mmdiff.colours import Said, from_hsv, hsv, median_colour, parse, with_colour
 from mmdiff.data import Examples
 
 LEAST_SATURATION = 0.2  # of a photo to recolour; the hue of what is greyer is noise
@@ -39,45 +40,47 @@ def recolour(images: Tensor, inside: Tensor, colours: Tensor) -> Tensor:
     return torch.where(inside[:, None], moved, images)
 
 
-def recoloured_copies(examples: Examples, count: int, image: str, mask: str, seed: int) -> Examples:
+def recoloured_copies(
+    examples: Examples, count: int, image: str, mask: str, seed: int, wanted: Collection[Said] | None = None
+) -> Examples:
     """``count`` copies of examples in the colours of others, with captions that say so.
 
-    Every kind gets every colour equally often. ``mask`` says where the object is (class 1). Captions must
-    read "a photo of a COLOUR SHAPE KIND"; examples with other ones are not copied.
+    Every kind gets every colour equally often; with ``wanted`` only the copies of these combinations are
+    made. ``mask`` says where the object is (class 1). Captions must read "a photo of a COLOUR SHAPE KIND";
+    examples with other ones are not copied.
 
     Raises:
         ValueError: if there are no masks of two classes, or no captions of this form.
     """
     if mask not in examples.stored or examples.stored[mask].max() > 1:
         raise ValueError("recolouring needs masks of two classes, background and object.")
-    rows, donors = _pairs(examples, count, image, mask, torch.Generator().manual_seed(seed))
-    copies = examples.take(rows)
-    copies.captions = [
-        with_colour(caption, parse(examples.captions[donor]).colour)
-        for caption, donor in zip(copies.captions, donors.tolist(), strict=True)
+    colours = _object_colours(examples, image, mask)
+    rows, donors = _pairs(examples, colours, count, image, mask, torch.Generator().manual_seed(seed))
+    captions = [
+        with_colour(examples.captions[row], parse(examples.captions[donor]).colour)
+        for row, donor in zip(rows.tolist(), donors.tolist(), strict=True)
     ]
-    for chunk in torch.arange(count).split(256):
+    kept = [k for k, caption in enumerate(captions) if wanted is None or parse(caption) in wanted]
+    copies, aims = examples.take(rows[kept]), colours[donors[kept]]
+    copies.captions = [captions[k] for k in kept]
+    for chunk in torch.arange(len(kept)).split(256):
         inside = copies.stored[mask][chunk] == 1
-        colours = _object_colours(examples, donors[chunk], image, mask)
-        moved = recolour(copies.stored[image][chunk].float() / 127.5 - 1, inside, colours)
+        moved = recolour(copies.stored[image][chunk].float() / 127.5 - 1, inside, aims[chunk])
         copies.stored[image][chunk] = ((moved + 1) * 127.5).round().to(torch.uint8)
     return copies
 
 
-def _object_colours(examples: Examples, rows: Tensor, image: str, mask: str) -> Tensor:
-    """Median colour of each object, (n, 3) in [0, 1]."""
-    pixels = examples.stored[image][rows].float() / 127.5 - 1
-    return median_colour(pixels, examples.stored[mask][rows] == 1)
+def _object_colours(examples: Examples, image: str, mask: str) -> Tensor:
+    """Median colour of each example's object, (n, 3) in [0, 1], NaN where there is none."""
+    batches = zip(examples.stored[image].split(256), examples.stored[mask].split(256), strict=True)
+    return torch.cat([median_colour(pixels.float() / 127.5 - 1, where == 1) for pixels, where in batches])
 
 
 def _pairs(
-    examples: Examples, count: int, image: str, mask: str, generator: torch.Generator
+    examples: Examples, colours: Tensor, count: int, image: str, mask: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Rows to copy and rows whose colour the copies take, (count,) each, kinds and colours in turn."""
     by_kind, by_colour = defaultdict(list), defaultdict(list)
-    colours = torch.cat(
-        [_object_colours(examples, rows, image, mask) for rows in torch.arange(len(examples)).split(256)]
-    )
     vivid = (hsv(colours)[1] >= LEAST_SATURATION) & examples.present[mask] & examples.present[image]
     for row, caption in enumerate(examples.captions):
         if (said := parse(caption)) and examples.present[mask][row]:

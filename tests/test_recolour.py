@@ -71,6 +71,17 @@ def test_copies_show_every_kind_in_every_colour_and_say_so():
     assert kinds == [one.kind for one in said]
 
 
+def test_only_wanted_combinations_are_made_and_they_are_the_same():
+    examples, wanted = make_examples(60), {Said("red", "pear"), Said("blue", "apple")}
+    every = recoloured_copies(examples, 48, "image", "mask", seed=3)
+    some = recoloured_copies(examples, 48, "image", "mask", seed=3, wanted=wanted)
+    rows = torch.tensor([k for k, caption in enumerate(every.captions) if parse(caption) in wanted])
+    assert len(some) == len(rows) == 8 and some.captions == every.take(rows).captions
+    for name, values in some.stored.items():
+        assert torch.equal(values, every.stored[name][rows])
+    assert len(recoloured_copies(examples, 48, "image", "mask", seed=3, wanted=[])) == 0
+
+
 def test_the_seed_decides():
     examples = make_examples(60)
     first, same, other = (recoloured_copies(examples, 20, "image", "mask", seed=s) for s in (0, 0, 1))

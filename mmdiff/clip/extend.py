@@ -29,6 +29,7 @@ from mmdiff.clip.train import save, shuffled_batches
 from mmdiff.colours import Said, combinations, parse
 from mmdiff.config import DataConfig
 from mmdiff.data import Examples, read_parquet
+from mmdiff.device import choose_device
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.mask import MaskModality
 from mmdiff.recolour import recoloured_copies
@@ -60,12 +61,11 @@ def new_texts(embedder: ClipEmbedder, photos: Examples, rng: random.Random) -> t
 
     Raises ValueError if the captions of the photos leave no combination out.
     """
-    counts, common, rare = combinations(photos.captions)
+    _, common, rare = combinations(photos.captions)
     if not rare:
         raise ValueError("the captions combine all colours with all kinds, so there is nothing to add.")
-    copies = recoloured_copies(photos, COPIES * (len(common) + len(rare)), "image", "mask", seed=0)
-    rows = torch.tensor([k for k, caption in enumerate(copies.captions) if parse(caption) in rare])
-    copies = copies.take(rows)
+    count = COPIES * (len(common) + len(rare))
+    copies = recoloured_copies(photos, count, "image", "mask", seed=0, wanted=rare)
     pixels = copies.stored["image"].float() / 127.5 - 1
     vectors = torch.cat([embedder.embed_images(chunk).cpu() for chunk in pixels.split(256)])
     texts: dict[str, Tensor] = {}
@@ -158,12 +158,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
     try:
-        embedder = ClipEmbedder(args.checkpoint, args.device)
+        embedder = ClipEmbedder(args.checkpoint, choose_device(args.device))
         photos = photos_with_masks(args.data)
         new, rare = new_texts(embedder, photos, rng)
         captions = [*photos.captions, *(c for path in args.keep for c in read_captions(path)[0])]

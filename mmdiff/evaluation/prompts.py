@@ -94,14 +94,14 @@ def _recoloured_photos(ev: Evaluation, rare: Sequence[Said]) -> dict:
     """The figures of `prompts` for photos that were recoloured to the rare combinations."""
     photos = ev.examples.take(ev.having("image", "mask"))
     try:
-        copies = recoloured_copies(photos, len(photos), "image", "mask", ev.settings.seed)
+        copies = recoloured_copies(photos, len(photos), "image", "mask", ev.settings.seed, wanted=rare)
     except ValueError as reason:
         raise Skip(str(reason)) from None
-    rows = [k for k, caption in enumerate(copies.captions) if parse(caption) in rare]
-    if not rows:
+    if not len(copies):
         raise Skip("no photo could be recoloured to a rare combination")
-    images = draw_batch(copies, ev.pipe.modalities, torch.tensor(rows), None, flip=False)[0]["image"]
-    asked = [parse(copies.captions[k]) for k in rows]
+    rows = torch.arange(len(copies))
+    images = draw_batch(copies, ev.pipe.modalities, rows, None, flip=False)[0]["image"]
+    asked = [parse(caption) for caption in copies.captions]
     kind = or_reason(lambda: _kind_agreement(ev, images, asked))
     return colour_agreement(seen_colours(images), asked) | {"kind": kind}
 
