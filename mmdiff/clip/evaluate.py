@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdiff.clip.card import write_card
 from mmdiff.clip.data import Pairs, read_captions, read_pairs
 from mmdiff.clip.embedder import ClipEmbedder
+from mmdiff.device import choose_device
 from mmdiff.vocabulary import prompt_centres
 
 GALLERY = 400
@@ -186,10 +187,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="JSON")
     parser.add_argument("--classes", metavar="TXT", help="class names, one a line [classes.txt beside]")
     parser.add_argument("--train", metavar="PARQUET", help="captions of the classes [train.parquet beside]")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     arguments = parser.parse_args()
     try:
-        embedder = ClipEmbedder(arguments.checkpoint, arguments.device)
+        embedder = ClipEmbedder(arguments.checkpoint, choose_device(arguments.device))
         results = [evaluate(embedder, data, arguments.classes, arguments.train) for data in arguments.data]
     except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

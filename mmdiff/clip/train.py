@@ -28,6 +28,7 @@ from mmdiff.clip.data import Pairs, read_pairs
 from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, ClipEmbedder, resize_square
 from mmdiff.clip.evaluate import evaluate
 from mmdiff.clip.loss import pair_loss
+from mmdiff.device import choose_device
 
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 20  # steps; reading the loss waits for the device
@@ -219,14 +220,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     given = parser.parse_args()
-    device = given.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        device = choose_device(given.device)
         recipe = Recipe(**{field.name: getattr(given, field.name) for field in fields(Recipe)})
         config = json.loads(given.config.read_text())
         val = read_pairs(given.val) if given.val else None
-        train(read_pairs(given.data), val, config, given.out, recipe, torch.device(device))
+        train(read_pairs(given.data), val, config, given.out, recipe, device)
         embedder = ClipEmbedder(given.out, device)
         results = [evaluate(embedder, path) for path in given.val]
     except (ValueError, OSError) as error:
