@@ -26,21 +26,27 @@ def composed(conditional: Denoiser, directions: Sequence[tuple[Denoiser, float]]
     with differences from all conditions in place of differences from none: at scales of 1 it is exactly the
     conditional, also for conditions that depend on each other, which a sum of single ones counts twice.
 
-    A scale of 1 costs nothing, any other one more network call a step. As the implied noise is linear in z_0
-    and e, guiding them is guiding eps_hat. x is that of the conditional prediction. A modality whose encoding
-    all predictions share, such as the true one, keeps it exactly.
+    A scale of 1 costs nothing, any other runs every sample through the network once more a step.
+    `combined` says how the predictions are put together.
     """
     directions = [(without, scale) for without, scale in directions if scale != 1]
     if not directions:
         return conditional
 
     def denoise(z_t: Tensor, t: Tensor) -> Prediction:
-        told = conditional(z_t, t)
-        z0, e = torch.zeros_like(told.z0), {name: torch.zeros_like(v) for name, v in told.e.items()}
-        for without, scale in directions:
-            free = without(z_t, t)
-            z0 = z0 + (scale - 1) * (told.z0 - free.z0)
-            e = {name: v + (scale - 1) * (told.e[name] - free.e[name]) for name, v in e.items()}
-        return replace(told, z0=told.z0 + z0, e={name: told.e[name] + v for name, v in e.items()})
+        return combined(conditional(z_t, t), [(without(z_t, t), scale) for without, scale in directions])
 
     return denoise
+
+
+def combined(told: Prediction, directions: Sequence[tuple[Prediction, float]]) -> Prediction:
+    """told + sum_i (s_i - 1) (told - free_i) of directions (free_i, s_i), on z_0 and on every e.
+
+    As the implied noise is linear in z_0 and e, guiding them is guiding eps_hat. x is that of `told`. A
+    modality whose encoding all predictions share, such as the true one, keeps it exactly.
+    """
+    z0, e = torch.zeros_like(told.z0), {name: torch.zeros_like(v) for name, v in told.e.items()}
+    for free, scale in directions:
+        z0 = z0 + (scale - 1) * (told.z0 - free.z0)
+        e = {name: v + (scale - 1) * (told.e[name] - free.e[name]) for name, v in e.items()}
+    return replace(told, z0=told.z0 + z0, e={name: told.e[name] + v for name, v in e.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from mmdiff.channels import CHANNELS
 from mmdiff.config import ModelConfig
 from mmdiff.forward_process import signal
 from mmdiff.modalities import build_modality
-from mmdiff.samplers import Denoiser, Prediction
+from mmdiff.samplers import Prediction
 from mmdiff.schedule import NoiseSchedule, log_snr
 
 UNKNOWN, KNOWN, ABSENT = 0, 1, 2
@@ -37,6 +37,15 @@ class Conditioning:
     flags: Tensor
     known_pixels: Tensor
     previous: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """One call of the network: z_t (B, *Z), log_snr (B,) of its time and what the network is told."""
+
+    z_t: Tensor
+    log_snr: Tensor
+    seen: Conditioning
 
 
 class DenseHead(nn.Module):
@@ -178,29 +187,40 @@ class MultiModalDiffusion(nn.Module):
         parts = [self.channels.take(name, z) for name in self.dense_names]
         return torch.cat([F.pixel_shuffle(p, self.config.patch_size) for p in parts], dim=1)
 
+    @torch.no_grad()
+    def answer(self, queries: Sequence[Query]) -> list[dict[str, Tensor]]:
+        """Raw outputs for each of the queries, from one call of the network."""
+        joined = queries[0] if len(queries) == 1 else _joined(queries)
+        raw = self(joined.z_t, joined.log_snr, joined.seen)
+        sizes = [len(query.z_t) for query in queries]
+        parts = {name: value.split(sizes) for name, value in raw.items()}
+        return [{name: part[k] for name, part in parts.items()} for k in range(len(queries))]
+
     def interpret(self, raw: Mapping[str, Tensor], condition: Conditioning) -> Prediction:
         """Raw head outputs -> clean predictions in data space and in Z, with what is given put in place."""
         e = {n: self.channels.place(n, m.expected_encoding(raw[n])) for n, m in self.modalities.items()}
-        for i, name in enumerate(self.names):
-            if name == self.anchor:
-                known = self._fold_known(condition.known_pixels, name)
-                e[name] = (
-                    torch.where(known > 0, condition.e[name], e[name]) if name in condition.e else e[name]
-                )
-                continue
-            flag = condition.flags[:, i, None, None, None]
-            true = condition.e.get(name, torch.zeros_like(e[name]))  # zero where absent
-            e[name] = torch.where(flag == UNKNOWN, e[name], true)
         x = {n: m.predict(raw[n]) for n, m in self.modalities.items()}
-        return Prediction(z0=e.pop(self.anchor), e=e, x=x)
+        return self.put_in_place(Prediction(z0=e.pop(self.anchor), e=e, x=x), condition)
 
-    def denoiser(self, schedule: NoiseSchedule, condition: Conditioning) -> Denoiser:
+    def put_in_place(self, prediction: Prediction, condition: Conditioning) -> Prediction:
+        """The prediction with the true encodings of what is given, and zeros for what is absent."""
+        z0, e = prediction.z0, dict(prediction.e)
+        if self.anchor in condition.e:
+            known = self._fold_known(condition.known_pixels, self.anchor)
+            z0 = torch.where(known > 0, condition.e[self.anchor], z0)
+        for i, name in enumerate(self.names):
+            if name != self.anchor:
+                unknown = condition.flags[:, i, None, None, None] == UNKNOWN
+                e[name] = torch.where(unknown, e[name], condition.e.get(name, torch.zeros_like(e[name])))
+        return replace(prediction, z0=z0, e=e)
+
+    def denoiser(self, schedule: NoiseSchedule, condition: Conditioning) -> TrajectoryDenoiser:
         """(z_t, t) -> `Prediction`, for samplers; runs without gradients."""
         return TrajectoryDenoiser(self, schedule, condition)
 
     def unconditional_denoiser(
         self, schedule: NoiseSchedule, condition: Conditioning, dropped: Collection[str] | None = None
-    ) -> Denoiser:
+    ) -> TrajectoryDenoiser:
         """The denoiser that is not told of the given modalities ``dropped`` (None: of any), for guidance.
 
         They are made absent: not only flagged, but also taken out of z_t, which carries them under noise.
@@ -211,22 +231,19 @@ class MultiModalDiffusion(nn.Module):
         flags = condition.flags.masked_fill(hidden & (condition.flags == KNOWN), ABSENT)
         blind = self.condition(condition.e, flags, condition.known_pixels)
         taken = {n: v for n, v in condition.e.items() if n in names}
-        denoiser = TrajectoryDenoiser(self, schedule, blind, shown=condition)
-
-        def denoise(z_t: Tensor, t: Tensor) -> Prediction:
-            return denoiser(z_t - signal(schedule, torch.zeros_like(z_t), t, taken), t)
-
-        return denoise
+        return TrajectoryDenoiser(self, schedule, blind, shown=condition, taken=taken)
 
 
 class TrajectoryDenoiser:
     """(z_t, t) -> `Prediction` of a batch of trajectories, without gradients.
 
     With self-conditioning it hands the network its own last prediction of every sample. A sample whose time
-    has not decreased since the last call begins a new trajectory and has none.
+    has not decreased since the last call begins a new trajectory and has none. `query` and `interpret` are
+    the two halves of a call, for a network that is asked elsewhere, together with other queries.
 
     Args:
         seen: what the network is told. shown: what is put in place in the predictions, by default the same.
+        taken: encodings that are taken out of z_t.
     """
 
     def __init__(
@@ -235,19 +252,33 @@ class TrajectoryDenoiser:
         schedule: NoiseSchedule,
         seen: Conditioning,
         shown: Conditioning | None = None,
+        taken: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.seen, self.shown = model, seen, shown or seen
+        self.model, self.schedule, self.seen, self.shown = model, schedule, seen, shown or seen
+        self.taken = taken or {}
         self.log_snr = log_snr(schedule.log_abar).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
         self.last: tuple[Tensor, Tensor] | None = None  # t (B,) and `Prediction.clean` (B, *Z)
 
-    @torch.no_grad()
     def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
+        return self.interpret(*self.model.answer([self.query(z_t, t)]), t)
+
+    @torch.no_grad()
+    def query(self, z_t: Tensor, t: Tensor) -> Query:
+        """What to ask the network."""
         log_snr_t = self.log_snr[t.to(self.log_snr.device)].to(z_t.device, torch.float32)
-        seen = replace(self.seen, previous=self._previous(t))
-        raw = self.model(z_t, log_snr_t, seen)
+        if self.taken:
+            z_t = z_t - signal(self.schedule, torch.zeros_like(z_t), t, self.taken)
+        seen = self.seen
+        if self.model.config.self_conditioning:
+            seen = replace(seen, previous=self._previous(t))
+        return Query(z_t, log_snr_t, seen)
+
+    @torch.no_grad()
+    def interpret(self, raw: Mapping[str, Tensor], t: Tensor) -> Prediction:
+        """What the network's answer to `query` says."""
         if self.model.config.self_conditioning:
             # not of `shown`, which holds what the network is not to see
-            self.last = t, self.model.interpret(raw, seen).clean
+            self.last = t, self.model.interpret(raw, self.seen).clean
         return self.model.interpret(raw, self.shown)
 
     def _previous(self, t: Tensor) -> Tensor | None:
@@ -255,3 +286,20 @@ class TrajectoryDenoiser:
             return None
         t_last, clean = self.last
         return clean * (t < t_last).to(clean.device)[:, None, None, None]
+
+
+def _joined(queries: Sequence[Query]) -> Query:
+    """The queries as one batch. What one of them lacks is zero there, which says the same."""
+    seen = [query.seen for query in queries]
+    names = dict.fromkeys(name for s in seen for name in s.e)
+    zeros = [torch.zeros_like(query.z_t) for query in queries]
+    e = {n: torch.cat([s.e.get(n, zero) for s, zero in zip(seen, zeros, strict=True)]) for n in names}
+    previous = None
+    if any(s.previous is not None for s in seen):
+        previous = torch.cat(
+            [zero if s.previous is None else s.previous for s, zero in zip(seen, zeros, strict=True)]
+        )
+    joined = Conditioning(
+        e, torch.cat([s.flags for s in seen]), torch.cat([s.known_pixels for s in seen]), previous
+    )
+    return Query(torch.cat([q.z_t for q in queries]), torch.cat([q.log_snr for q in queries]), joined)

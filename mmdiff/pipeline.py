@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.device import choose_device
-from mmdiff.guidance import composed
+from mmdiff.engine import Engine, Member, Ticket
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.modalities.image import to_uint8
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
-from mmdiff.samplers import SAMPLERS, Denoiser, SampleNoise, Step, timesteps
+from mmdiff.run import Run, Segment
+from mmdiff.samplers import RULES, Rule, SampleNoise, Step, Trajectory, timesteps
 from mmdiff.tasks import Condition
 from mmdiff.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
 
@@ -67,6 +67,57 @@ class StreamedStep:
     output: Output | None
 
 
+@dataclass(frozen=True)
+class Change:
+    """Other conditions for the rest of a run, from after step `after` on (1 to steps - 1).
+
+    The other attributes are the arguments of the same names of `Pipeline.stream`. Pictures, masks and labels
+    that were decided by then stay as far as the new conditions leave them free.
+    """
+
+    after: int
+    given: Mapping[str, Any] = field(default_factory=dict)
+    wanted: Sequence[str] = ()
+    known_pixels: np.ndarray | None = None
+    guidance_scale: float | Mapping[str, float] = 1.0
+
+
+class Stream(Iterator[Any]):
+    """Steps as they are made. Sampling begins when the first one is asked for and ends with `close`.
+
+    Args:
+        present: what the engine makes and the seconds since sampling began -> what is yielded.
+    """
+
+    def __init__(self, engine: Engine, member: Member, present: Callable[[Any, float], Any]) -> None:
+        self._engine, self._member, self._present = engine, member, present
+        self._ticket: Ticket | None = None
+        self._started = 0.0
+
+    def __next__(self) -> Any:
+        step = next(self._begun())
+        return self._present(step, time.perf_counter() - self._started)
+
+    def wait(self, seconds: float) -> int:
+        """Waits for the next step, at most so long; the place in line, 0 once sampling goes on."""
+        ticket = self._begun()
+        return 0 if ticket.wait(seconds) else ticket.ahead
+
+    def close(self) -> None:
+        """Ends sampling within a step."""
+        if self._ticket is not None:
+            self._ticket.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _begun(self) -> Ticket:
+        if self._ticket is None:
+            self._started = time.perf_counter()
+            self._ticket = self._engine.submit(self._member)
+        return self._ticket
+
+
 class Pipeline:
     """Any subset of the modalities given, any subset wanted.
 
@@ -91,6 +142,7 @@ class Pipeline:
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
+        self.engine = Engine(self.model.answer)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "auto") -> Pipeline:
@@ -164,8 +216,9 @@ class Pipeline:
         guidance_scale: float | Mapping[str, float] = 1.0,
         sampler: str = "ddim",
         eta: float = 0.0,
-    ) -> Iterator[StreamedStep]:
-        """Denoise and yield every step.
+        changes: Sequence[Change] = (),
+    ) -> Stream:
+        """Denoise and yield every step; whatever else this pipeline streams meanwhile shares the batches.
 
         Args:
             given: name -> value. image: picture, array or path. mask: class numbers. label: class name or
@@ -175,26 +228,24 @@ class Pipeline:
             num_samples: results to generate at once.
             known_pixels: (H, W) bool, the part of the given image to keep; the rest is filled in.
             guidance_scale: how strongly what is given counts, 0 to 100; 1 is off. A number counts for all
-                of it at once and takes a second network call a step. A mapping from names to numbers, such
-                as {"embedding": 3, "mask": 1.5}, counts for each modality by itself and takes one more
-                call for each number other than 1; names that are left out have 1. Pixels that are given
-                are kept whatever the scale. See `mmdiff.guidance.composed`.
+                of it at once and runs every sample through the network twice a step. A mapping from names to
+                numbers, such as {"embedding": 3, "mask": 1.5}, counts for each modality by itself and takes
+                once more for each number other than 1; names that are left out have 1. Pixels that are
+                given are kept whatever the scale. See `mmdiff.guidance.composed`.
             sampler: "ddim", "ancestral" or "dpmpp_2m". eta: fresh noise of "ddim", 0 to 1.
+            changes: other conditions from some step on, in order; see `Change`.
 
         Raises:
             ValueError: at once, for anything in the wrong form.
         """
-        given = dict(given or {})
-        known = self._check_known_pixels(given, known_pixels)
-        wanted = self._check_wanted(given, wanted, known)
         self._check_numbers(steps, seed, num_samples)
-        values = {n: self.modalities[n].parse(v) for n, v in given.items()}
-        batch = {n: v.expand(num_samples, *v.shape).to(self.device) for n, v in values.items()}
-        if known is not None:
-            known = torch.from_numpy(known).expand(num_samples, -1, -1).to(self.device)
+        conditions = [Change(0, given or {}, wanted, known_pixels, guidance_scale), *changes]
+        self._check_changes(changes, steps)
+        segments = [self._segment(condition, num_samples) for condition in conditions]
         seeds = [seed + k for k in range(num_samples)]
-        trajectory = self.run(Condition(batch, known), wanted, seeds, steps, sampler, guidance_scale, eta)
-        return self._presented(trajectory, {*given, *wanted}, seed)
+        run = self._run(segments, seeds, steps, sampler, eta)
+        shown = {name for c in conditions for name in (*c.given, *self._wanted(c))}
+        return Stream(self.engine, run, lambda step, seconds: self._present(step, shown, seed, seconds))
 
     def run(
         self,
@@ -205,39 +256,43 @@ class Pipeline:
         sampler: str = "ddim",
         guidance_scale: float | Mapping[str, float] = 1.0,
         eta: float = 0.0,
-    ) -> Iterator[Step]:
+    ) -> Stream:
         """The batched interface on tensors: one sample per seed, x_hat in the modalities' own ranges.
 
-        The last step's x_hat is the result. Given modalities come back as they are (classes one-hot).
+        Yields `mmdiff.samplers.Step`; the last one's x_hat is the result. Given modalities come back as they
+        are (classes one-hot).
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"no sampler is called {sampler!r}; choose among {', '.join(SAMPLERS)}.")
+        self._check_guidance(guidance_scale, condition.given)
+        segment = Segment(0, condition, self._encode(condition, wanted, len(seeds)), guidance_scale)
+        return Stream(self.engine, self._run([segment], seeds, steps, sampler, eta), lambda step, _: step)
+
+    def _run(
+        self, segments: Sequence[Segment], seeds: Sequence[int], steps: int, sampler: str, eta: float
+    ) -> Run:
+        if sampler not in RULES:
+            raise ValueError(f"no sampler is called {sampler!r}; choose among {', '.join(RULES)}.")
         if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta!r}; give a number from 0 (deterministic) to 1.")
         if eta and sampler != "ddim":
             raise ValueError(f"eta is an option of the sampler 'ddim', not of {sampler!r}; leave it at 0.")
-        timesteps(self.schedule.num_steps, steps)
-        self._check_guidance(guidance_scale, condition.given)
-        internal = self._encode(condition, wanted, len(seeds))
         noise = SampleNoise(list(seeds), self.device)
-        denoiser = self._denoiser(internal, guidance_scale)
-        options = {"eta": eta} if eta else {}
-        z_T = noise(self.model.z_shape)
-        trajectory = SAMPLERS[sampler](self.schedule, denoiser, z_T, steps, noise, **options)
-        return (self._with_given(step, condition) for step in trajectory)
+        rule = Rule(eta) if eta else RULES[sampler]
+        trajectory = Trajectory(self.schedule, noise(self.model.z_shape), steps, rule, noise)
+        return Run(self.model, trajectory, segments)
 
-    def _denoiser(self, internal: Conditioning, guidance_scale: float | Mapping[str, float]) -> Denoiser:
-        """The model's denoiser, guided by what is given: each modality by its own scale, or all by one."""
-        if isinstance(guidance_scale, Mapping):
-            scales = {(name,): scale for name, scale in guidance_scale.items()}
-        else:
-            scales = {tuple(set(internal.e) - {self.model.anchor}): guidance_scale}
-        directions = [
-            (self.model.unconditional_denoiser(self.schedule, internal, names), scale)
-            for names, scale in scales.items()
-            if names and scale != 1
-        ]
-        return composed(self.model.denoiser(self.schedule, internal), directions)
+    def _segment(self, change: Change, num_samples: int) -> Segment:
+        """Conditions as people give them -> checked and on the device, the same for every sample."""
+        given = dict(change.given)
+        known = self._check_known_pixels(given, change.known_pixels)
+        wanted = self._wanted(change)
+        self._check_guidance(change.guidance_scale, given)
+        values = {n: self.modalities[n].parse(v) for n, v in given.items()}
+        batch = {n: v.expand(num_samples, *v.shape).to(self.device) for n, v in values.items()}
+        if known is not None:
+            known = torch.from_numpy(known).expand(num_samples, -1, -1).to(self.device)
+        condition = Condition(batch, known)
+        internal = self._encode(condition, wanted, num_samples)
+        return Segment(change.after, condition, internal, change.guidance_scale)
 
     @torch.no_grad()
     def _encode(self, condition: Condition, wanted: Sequence[str], batch: int) -> Conditioning:
@@ -256,26 +311,15 @@ class Pipeline:
             flags[:, 0] = torch.where(holes, UNKNOWN, KNOWN)
         return model.condition(model.encode(condition.given), flags, known)
 
-    def _with_given(self, step: Step, condition: Condition) -> Step:
-        x_hat = dict(step.x_hat)
-        for name, value in condition.given.items():
-            prediction = self.modalities[name].as_prediction(value)
-            if name == self.model.anchor and condition.known_pixels is not None:
-                prediction = torch.where(condition.known_pixels[:, None], prediction, x_hat[name])
-            x_hat[name] = prediction
-        return dataclasses.replace(step, x_hat=x_hat)
-
-    def _presented(self, trajectory: Iterator[Step], shown: set[str], seed: int) -> Iterator[StreamedStep]:
-        start = time.perf_counter()
-        for step in trajectory:
-            x_hat = {n: v.float().cpu().numpy() for n, v in step.x_hat.items() if n in shown}
-            if self.model.anchor in x_hat:
-                x_hat[self.model.anchor] = to_uint8(x_hat[self.model.anchor])
-            output = None
-            if step.index == step.total:
-                values = {n: self.modalities[n].present(v) for n, v in x_hat.items()}
-                output = Output(values, time.perf_counter() - start, step.total, seed)
-            yield StreamedStep(step.index, step.total, step.t, x_hat, output)
+    def _present(self, step: Step, shown: set[str], seed: int, seconds: float) -> StreamedStep:
+        x_hat = {n: v.float().cpu().numpy() for n, v in step.x_hat.items() if n in shown}
+        if self.model.anchor in x_hat:
+            x_hat[self.model.anchor] = to_uint8(x_hat[self.model.anchor])
+        output = None
+        if step.index == step.total:
+            values = {n: self.modalities[n].present(v) for n, v in x_hat.items()}
+            output = Output(values, seconds, step.total, seed)
+        return StreamedStep(step.index, step.total, step.t, x_hat, output)
 
     # -- checks ------------------------------------------------------------------------------------
 
@@ -293,15 +337,15 @@ class Pipeline:
             )
         return known
 
-    def _check_wanted(
-        self, given: Mapping[str, Any], wanted: Sequence[str], known: np.ndarray | None
-    ) -> tuple[str, ...]:
+    def _wanted(self, change: Change) -> tuple[str, ...]:
+        """Names of what is to be generated; all that is not given if none are named."""
+        given, known, wanted = change.given, change.known_pixels, change.wanted
         wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
         for name in (*given, *wanted):
             if name not in self.modalities:
                 names = ", ".join(self.modalities)
                 raise ValueError(f"no modality is called {name!r}; this checkpoint has {names}.")
-        filling = {self.model.anchor} if known is not None and not known.all() else set()
+        filling = {self.model.anchor} if known is not None and not np.all(known) else set()
         wanted = wanted or tuple(n for n in self.modalities if n not in given or n in filling)
         both = [n for n in wanted if n in given and n not in filling]
         if both:
@@ -316,6 +360,17 @@ class Pipeline:
             raise ValueError(f"num_samples is {num_samples!r}; give a whole number of at least 1.")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED - num_samples:
             raise ValueError(f"seed is {seed!r}; give a whole number from 0 to {MAX_SEED - num_samples}.")
+
+    def _check_changes(self, changes: Sequence[Change], steps: int) -> None:
+        earliest = 1
+        for change in changes:
+            after = change.after
+            if isinstance(after, bool) or not isinstance(after, int) or not earliest <= after < steps:
+                raise ValueError(
+                    f"a change comes after step {after!r}; give whole numbers from {earliest} to "
+                    f"{steps - 1}, each larger than the one before."
+                )
+            earliest = after + 1
 
     def _check_guidance(self, guidance_scale: float | Mapping[str, float], given: Collection[str]) -> None:
         if not isinstance(guidance_scale, Mapping):

@@ -1,4 +1,4 @@
-"""Samplers: free functions over a denoiser callable that yield a `Step` after every jump.
+"""Samplers: free functions over a denoiser callable that yield a `Step` after every jump of a `Trajectory`.
 
 One rule carries them all, (5), the jump from time t to any earlier time s with the clean predictions held
 fixed. `sample_ddim` applies it as it is, `sample_ancestral` with eta = 1, where it is the exact posterior
@@ -8,7 +8,6 @@ The rules take one (t, s) per sample, so that samples at different times can sha
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -169,7 +168,99 @@ def extrapolate(
     )
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Rule:
+    """How a trajectory goes on: eta of (5), and whether predictions are extrapolated (DPM-Solver++(2M))."""
+
+    eta: float = 0.0
+    multistep: bool = False
+
+
+RULES = {"ddim": Rule(), "ancestral": Rule(eta=1.0), "dpmpp_2m": Rule(multistep=True)}
+
+
+class Trajectory:
+    """A batch of samples on their way from z_T to z_0, one jump (5) at a time.
+
+    Attributes:
+        z: (B, *Z), where they stand. index: jumps made. times: of z after each number of jumps.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        z_T: Tensor,
+        steps: int,
+        rule: Rule = RULES["ddim"],
+        noise: SampleNoise | None = None,
+    ) -> None:
+        """`noise` is needed if the rule's eta is not 0. Raises ValueError for what cannot be sampled."""
+        if not 0 <= rule.eta <= 1:
+            raise ValueError(
+                f"eta is {rule.eta}, expected a number from 0 (deterministic) to 1 (ancestral); try 0."
+            )
+        if rule.eta > 0 and noise is None:
+            raise ValueError(
+                f"eta is {rule.eta} and no noise was given; pass SampleNoise with one seed per sample, "
+                "or eta=0."
+            )
+        self.schedule, self.rule, self.noise = schedule, rule, noise
+        self.z, self.index, self.times = z_T, 0, timesteps(schedule.num_steps, steps)
+        self._clean: Prediction | None = None  # what the last jump held fixed
+        self._previous: tuple[Prediction, Tensor] | None = None  # for the next extrapolation
+
+    @property
+    def done(self) -> bool:
+        return self.index == len(self.times) - 1
+
+    @property
+    def t(self) -> Tensor:
+        """(B,) long, the time of z."""
+        return self._filled(self.times[self.index])
+
+    @torch.no_grad()
+    def advance(self, prediction: Prediction) -> Step:
+        """The jump to the next time, from the prediction made of z."""
+        t, s = self.t, self._filled(self.times[self.index + 1])
+        eps_hat = implied_noise(self.schedule, self.z, t, prediction)
+        clean = prediction
+        if self.rule.multistep:
+            previous, t_previous = self._previous or (None, None)
+            clean = extrapolate(self.schedule, prediction, previous, t, s, t_previous)
+            self._previous = prediction, t
+        fresh = self.noise(self.z.shape[1:]).to(self.z) if self.rule.eta > 0 else None
+        self.z = jump(self.schedule, self.z, t, s, clean, fresh, self.rule.eta)
+        self._clean = clean
+        self.index += 1
+        return Step(
+            self.index, len(self.times) - 1, self.times[self.index - 1], self.z, eps_hat, prediction.x
+        )
+
+    @torch.no_grad()
+    def revise(self, put: Callable[[Prediction], Prediction]) -> None:
+        """Replaces parts of the clean data on which z stands, under the same noise; at least one jump in.
+
+        `put` maps the prediction that the last jump held fixed to the one it should have held. The next jump
+        is first order.
+        """
+        if self._clean is None:
+            raise ValueError("nothing has been predicted yet that could be revised; advance first.")
+        old, new = self._clean, put(self._clean)
+        differences = {name: new.e[name] - old.e[name] for name in old.e}
+        self.z = self.z + signal(self.schedule, new.z0 - old.z0, self.t, differences)
+        self._clean, self._previous = new, None
+
+    def _filled(self, t: int) -> Tensor:
+        return torch.full((len(self.z),), t, dtype=torch.long, device=self.z.device)
+
+
+def _followed(trajectory: Trajectory, denoiser: Denoiser) -> Iterator[Step]:
+    while not trajectory.done:
+        with torch.no_grad():
+            prediction = denoiser(trajectory.z, trajectory.t)
+        yield trajectory.advance(prediction)
+
+
 def sample_ddim(
     schedule: NoiseSchedule,
     denoiser: Denoiser,
@@ -179,30 +270,16 @@ def sample_ddim(
     eta: float = 0.0,
 ) -> Iterator[Step]:
     """Yield `steps` jumps (5) from z_T (B, *Z) to z_0; `noise` is used if eta, in [0, 1], is not 0."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta}, expected a number from 0 (deterministic) to 1 (ancestral); try 0.")
-    if eta > 0 and noise is None:
-        raise ValueError(
-            f"eta is {eta} and no noise was given; pass SampleNoise with one seed per sample, or eta=0."
-        )
-    z = z_T
-    for index, (t, s) in enumerate(pairwise(timesteps(schedule.num_steps, steps)), start=1):
-        time, time_after = _filled(t, z), _filled(s, z)
-        prediction = denoiser(z, time)
-        eps_hat = implied_noise(schedule, z, time, prediction)
-        fresh = noise(z.shape[1:]).to(z) if eta > 0 else None
-        z = jump(schedule, z, time, time_after, prediction, fresh, eta)
-        yield Step(index, steps, t, z, eps_hat, prediction.x)
+    return _followed(Trajectory(schedule, z_T, steps, Rule(eta), noise), denoiser)
 
 
 def sample_ancestral(
     schedule: NoiseSchedule, denoiser: Denoiser, z_T: Tensor, steps: int, noise: SampleNoise
 ) -> Iterator[Step]:
     """Yield `steps` posterior draws, (5) with eta = 1; where times differ by one, that is (4)."""
-    return sample_ddim(schedule, denoiser, z_T, steps, noise, eta=1.0)
+    return _followed(Trajectory(schedule, z_T, steps, RULES["ancestral"], noise), denoiser)
 
 
-@torch.no_grad()
 def sample_dpmpp_2m(
     schedule: NoiseSchedule, denoiser: Denoiser, z_T: Tensor, steps: int, noise: SampleNoise | None = None
 ) -> Iterator[Step]:
@@ -210,15 +287,7 @@ def sample_dpmpp_2m(
 
     Deterministic: `noise` is accepted so that all samplers can be called alike, and left alone.
     """
-    z, previous, time_before = z_T, None, None
-    for index, (t, s) in enumerate(pairwise(timesteps(schedule.num_steps, steps)), start=1):
-        time, time_after = _filled(t, z), _filled(s, z)
-        prediction = denoiser(z, time)
-        eps_hat = implied_noise(schedule, z, time, prediction)
-        corrected = extrapolate(schedule, prediction, previous, time, time_after, time_before)
-        z = jump(schedule, z, time, time_after, corrected)
-        previous, time_before = prediction, time
-        yield Step(index, steps, t, z, eps_hat, prediction.x)
+    return _followed(Trajectory(schedule, z_T, steps, RULES["dpmpp_2m"]), denoiser)
 
 
 SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
@@ -226,7 +295,3 @@ SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
     "ancestral": sample_ancestral,
     "dpmpp_2m": sample_dpmpp_2m,
 }
-
-
-def _filled(t: int, z: Tensor) -> Tensor:
-    return torch.full((len(z),), t, dtype=torch.long, device=z.device)

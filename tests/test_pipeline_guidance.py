@@ -31,11 +31,12 @@ def final(pipe, condition, guidance_scale, wanted=("image",), **options):
 
 @pytest.fixture
 def calls(pipe, monkeypatch):
-    """The flags of every network call."""
+    """The flags of every row that the network is asked about, of the first of the two samples."""
     flags, forward = [], pipe.model.forward
 
     def spy(z_t, log_snr_t, condition):
-        flags.append(dict(zip(pipe.model.names, condition.flags[0].tolist(), strict=True)))
+        for row in condition.flags[::2].tolist():
+            flags.append(dict(zip(pipe.model.names, row, strict=True)))
         return forward(z_t, log_snr_t, condition)
 
     monkeypatch.setattr(pipe.model, "forward", spy)
@@ -55,12 +56,12 @@ def test_scales_of_one_change_nothing_and_cost_nothing(pipe, calls):
     ("scale", "extra"),
     [(2.0, 1), ({"mask": 2.0}, 1), ({"mask": 2.0, "label": 1.0}, 1), ({"mask": 2.0, "label": 3.0}, 2)],
 )
-def test_every_other_scale_costs_one_network_call_a_step(pipe, calls, scale, extra):
+def test_every_other_scale_asks_the_network_once_more_a_step(pipe, calls, scale, extra):
     final(pipe, given(pipe, "mask", "label"), scale)
     assert len(calls) == STEPS * (1 + extra)
 
 
-def test_each_call_hides_one_modality(pipe, calls):
+def test_each_question_hides_one_modality(pipe, calls):
     final(pipe, given(pipe, "mask", "label", "embedding"), {"mask": 2.0, "embedding": 3.0})
     told = {"image": UNKNOWN, "mask": KNOWN, "label": KNOWN, "embedding": KNOWN}
     assert calls[:3] == [told, told | {"mask": ABSENT}, told | {"embedding": ABSENT}]

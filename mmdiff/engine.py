@@ -1,0 +1,180 @@
+"""The step engine: one thread that takes all running samples a step further, together.
+
+Whoever samples submits a `Member` and iterates over the `Ticket` it gets. Every turn of the thread asks all
+members what they want to know of the network, has that answered in one batch, and hands each member its
+answers, which make its next step. Members join and leave between turns, so they may stand at different times,
+do different tasks and take different numbers of steps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+CAPACITY = 32  # samples in one call of the network
+AHEAD = 2  # steps made before somebody asks for them; a reader that falls behind only holds up itself
+IDLE_SECONDS = 10.0
+
+
+class Member(Protocol):
+    """Samples that are denoised together.
+
+    Attributes:
+        rows: how many samples of a batch its queries take, at most.
+        done: whether it has made its last step.
+    """
+
+    rows: int
+
+    @property
+    def done(self) -> bool: ...
+
+    def queries(self) -> Sequence[Any]:
+        """What to ask for the next step."""
+        ...
+
+    def advance(self, answers: Sequence[Any]) -> Any:
+        """Takes the answers to `queries` and makes the step."""
+        ...
+
+
+class Ticket(Iterator[Any]):
+    """The steps of one member, in order; raises what went wrong in making them."""
+
+    def __init__(self, engine: Engine, member: Member) -> None:
+        self._engine, self._member = engine, member
+        self._steps: deque[Any] = deque()
+        self._error: Exception | None = None
+        self._closed = False
+
+    def __next__(self) -> Any:
+        with self._engine.changed:
+            self._engine.changed.wait_for(self._ready)
+            if self._steps:
+                self._engine.changed.notify_all()  # there is room for another step
+                return self._steps.popleft()
+            if self._error is not None:
+                raise self._error
+            raise StopIteration
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until there is something to take, at most so long; whether there is."""
+        with self._engine.changed:
+            return self._engine.changed.wait_for(self._ready, seconds)
+
+    @property
+    def ahead(self) -> int:
+        """Its place in line, 1 is next; 0 for one that takes part already."""
+        with self._engine.changed:
+            return self._engine.position(self)
+
+    def close(self) -> None:
+        """Leaves before the engine's next step and frees the place."""
+        with self._engine.changed:
+            self._closed = True
+            self._engine.dismiss(self)
+
+    def _ready(self) -> bool:
+        return bool(self._steps) or self._closed or self._error is not None or self._member.done
+
+    @property
+    def _hungry(self) -> bool:
+        return len(self._steps) < AHEAD
+
+
+class Engine:
+    """Advances all members together.
+
+    Args:
+        answer: queries of all members -> an answer to each, in order. Called by one thread only.
+        capacity: rows in flight. Who does not fit waits in line, first come, first served; a member that is
+            larger than that runs alone.
+    """
+
+    def __init__(self, answer: Callable[[list[Any]], Sequence[Any]], capacity: int = CAPACITY) -> None:
+        self.changed = threading.Condition(threading.RLock())
+        self._answer, self._capacity = answer, capacity
+        self._running: list[Ticket] = []
+        self._line: deque[Ticket] = deque()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, member: Member) -> Ticket:
+        """Has `member` join at the next step, or stand in line."""
+        ticket = Ticket(self, member)
+        with self.changed:
+            self._line.append(ticket)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="mmdiff-engine", daemon=True)
+                self._thread.start()
+            self.changed.notify_all()
+        return ticket
+
+    @property
+    def waiting(self) -> int:
+        """How many stand in line."""
+        with self.changed:
+            return len(self._line)
+
+    def position(self, ticket: Ticket) -> int:
+        """The place of `ticket` in line, 1 is next; 0 if it is not in line."""
+        return self._line.index(ticket) + 1 if ticket in self._line else 0
+
+    def dismiss(self, ticket: Ticket) -> None:
+        """Takes it out, wherever it is."""
+        if ticket in self._running:
+            self._running.remove(ticket)
+        elif ticket in self._line:
+            self._line.remove(ticket)
+        self.changed.notify_all()
+
+    def _work(self) -> None:
+        while going := self._next():
+            self._step(going)
+
+    def _next(self) -> list[Ticket]:
+        """Those to take a step further, as soon as there are any; nobody after a long idle time."""
+        with self.changed:
+            while not (going := self._admitted()):
+                busy = self._running or self._line
+                if not self.changed.wait(None if busy else IDLE_SECONDS) and not self._line:
+                    self._thread = None  # so that nothing is kept alive by an idle engine
+                    return []
+            return going
+
+    def _admitted(self) -> list[Ticket]:
+        rows = sum(ticket._member.rows for ticket in self._running)
+        while self._line and (not self._running or rows + self._line[0]._member.rows <= self._capacity):
+            ticket = self._line.popleft()
+            rows += ticket._member.rows
+            self._running.append(ticket)
+        return [ticket for ticket in self._running if ticket._hungry]
+
+    def _step(self, going: list[Ticket]) -> None:
+        """A step of all of them. If that fails, one by one, so that only those leave who are to blame."""
+        try:
+            queries = [ticket._member.queries() for ticket in going]
+            answers = iter(self._answer([query for own in queries for query in own]))
+        except Exception as error:
+            if len(going) > 1:
+                for ticket in going:
+                    self._step([ticket])
+            else:
+                self._deliver(going[0], error=error)
+            return
+        for ticket, own in zip(going, queries, strict=True):
+            own_answers = [next(answers) for _ in own]
+            try:
+                self._deliver(ticket, ticket._member.advance(own_answers))
+            except Exception as error:
+                self._deliver(ticket, error=error)
+
+    def _deliver(self, ticket: Ticket, step: Any = None, error: Exception | None = None) -> None:
+        with self.changed:
+            if error is None:
+                ticket._steps.append(step)
+            ticket._error = error
+            if error is not None or ticket._member.done:
+                self.dismiss(ticket)
+            self.changed.notify_all()

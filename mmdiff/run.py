@@ -1,0 +1,96 @@
+"""One request on its way through the engine: a trajectory, its denoisers, and changes of mind on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmdiff.guidance import combined
+from mmdiff.model import Conditioning, MultiModalDiffusion, Query, TrajectoryDenoiser
+from mmdiff.samplers import Step, Trajectory
+from mmdiff.tasks import Condition
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What holds from after step `after` on.
+
+    Attributes:
+        condition: what is given, in data space. internal: the same and what is wanted, in Z.
+        guidance_scale: a number for everything given at once, or name -> number.
+    """
+
+    after: int
+    condition: Condition
+    internal: Conditioning
+    guidance_scale: float | Mapping[str, float] = 1.0
+
+
+class Run:
+    """A member of `mmdiff.engine.Engine`; its steps are `mmdiff.samplers.Step` with what is given put in.
+
+    The first segment holds from the start. At a later one the samples go on from where they are: what
+    becomes given takes its place in z at once, under the noise that is there; what becomes free stays as it
+    is until the network thinks otherwise.
+    """
+
+    def __init__(
+        self, model: MultiModalDiffusion, trajectory: Trajectory, segments: Sequence[Segment]
+    ) -> None:
+        self._model, self._trajectory = model, trajectory
+        self._later = list(segments)
+        calls = max(len(self._denoisers_of(segment)) for segment in segments)
+        self.rows = len(trajectory.z) * calls
+        self._begin(self._later.pop(0))
+
+    @property
+    def done(self) -> bool:
+        return self._trajectory.done
+
+    def queries(self) -> list[Query]:
+        """What the network is asked for the next step."""
+        if self._later and self._later[0].after == self._trajectory.index:
+            segment = self._later.pop(0)
+            self._trajectory.revise(lambda clean: self._model.put_in_place(clean, segment.internal))
+            self._begin(segment)
+        return [d.query(self._trajectory.z, self._trajectory.t) for d, _ in self._denoisers]
+
+    @torch.no_grad()
+    def advance(self, answers: Sequence[Mapping[str, Tensor]]) -> Step:
+        """The step that the network's answers lead to."""
+        t = self._trajectory.t
+        told, *free = (d.interpret(raw, t) for (d, _), raw in zip(self._denoisers, answers, strict=True))
+        if free:
+            scales = [scale for _, scale in self._denoisers[1:]]
+            told = combined(told, list(zip(free, scales, strict=True)))
+        return self._with_given(self._trajectory.advance(told))
+
+    def _begin(self, segment: Segment) -> None:
+        self._segment = segment
+        self._denoisers = self._denoisers_of(segment)
+
+    def _denoisers_of(self, segment: Segment) -> list[tuple[TrajectoryDenoiser, float]]:
+        """The denoiser that is told everything, then those that are told less, with their scales."""
+        model, schedule, internal = self._model, self._trajectory.schedule, segment.internal
+        if isinstance(segment.guidance_scale, Mapping):
+            scales = {(name,): scale for name, scale in segment.guidance_scale.items()}
+        else:
+            scales = {tuple(set(internal.e) - {model.anchor}): segment.guidance_scale}
+        return [(model.denoiser(schedule, internal), 1.0)] + [
+            (model.unconditional_denoiser(schedule, internal, names), scale)
+            for names, scale in scales.items()
+            if names and scale != 1
+        ]
+
+    def _with_given(self, step: Step) -> Step:
+        condition, x_hat = self._segment.condition, dict(step.x_hat)
+        for name, value in condition.given.items():
+            prediction = self._model.modalities[name].as_prediction(value)
+            if name == self._model.anchor and condition.known_pixels is not None:
+                prediction = torch.where(condition.known_pixels[:, None], prediction, x_hat[name])
+            x_hat[name] = prediction
+        return dataclasses.replace(step, x_hat=x_hat)

@@ -1,0 +1,239 @@
+"""The step engine with members that only count, then with the pipeline: nobody's result depends on others."""
+
+import gc
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from synthetic import lively_model, tiny_config
+
+from mmdiff.engine import AHEAD, Engine
+from mmdiff.pipeline import Change, Pipeline
+
+
+class Counter:
+    """Asks for its own name and counts its steps."""
+
+    def __init__(self, name, total=5, rows=1, fails_at=None):
+        self.name, self.total, self.rows, self.fails_at, self.index = name, total, rows, fails_at, 0
+
+    @property
+    def done(self):
+        return self.index == self.total
+
+    def queries(self):
+        return [self.name] * self.rows
+
+    def advance(self, answers):
+        assert answers == [self.name.upper()] * self.rows
+        if self.index == self.fails_at:
+            raise RuntimeError(f"{self.name} broke")
+        self.index += 1
+        return self.index
+
+
+class Network:
+    """Answers in capitals; remembers its batches; may be held up, and may refuse a name."""
+
+    def __init__(self, refuses=None):
+        self.batches, self.refuses, self.go = [], refuses, threading.Event()
+        self.go.set()
+
+    def __call__(self, queries):
+        self.go.wait()
+        self.batches.append(list(queries))
+        if self.refuses in queries:
+            raise RuntimeError(f"cannot answer {self.refuses}")
+        return [query.upper() for query in queries]
+
+
+def together(engine, network, members):
+    """Everybody submitted before the first step, then all read to the end."""
+    network.go.clear()
+    tickets = [engine.submit(member) for member in members]
+    network.go.set()
+    with ThreadPoolExecutor(len(members)) as readers:
+        return list(readers.map(list, tickets))
+
+
+def until(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_members_share_batches_although_they_take_different_numbers_of_steps():
+    network = Network()
+    results = together(Engine(network), network, [Counter("a", 3), Counter("b", 6, rows=2), Counter("c", 1)])
+    assert results == [[1, 2, 3], [1, 2, 3, 4, 5, 6], [1]]
+    rows = [query for batch in network.batches for query in batch]
+    assert sorted(rows) == ["a"] * 3 + ["b"] * 12 + ["c"]
+    assert max(map(len, network.batches)) >= 3 and len(network.batches) < 10
+
+
+def test_a_newcomer_joins_at_the_next_step():
+    network = Network()
+    engine = Engine(network)
+    first = engine.submit(Counter("a", 20))
+    next(first)
+    second = engine.submit(Counter("b", 20))
+    next(second)
+    assert not network.batches[-1] == ["a"] * 20 and 0 < len(network.batches) < 20
+    assert list(first)[-1] == list(second)[-1] == 20
+
+
+def test_who_does_not_fit_waits_in_line_first_come_first_served():
+    network = Network()
+    engine = Engine(network, capacity=3)
+    network.go.clear()
+    tickets = [engine.submit(Counter(name, 2, rows=2)) for name in "abc"]
+    small = engine.submit(Counter("d", 2))
+    until(lambda: engine.waiting == 3)
+    assert [t.ahead for t in (*tickets, small)][1:] == [1, 2, 3]
+    network.go.set()
+    for ticket in (*tickets, small):
+        assert list(ticket) == [1, 2]
+    order = [batch[0] for batch in network.batches]
+    assert order == sorted(order) and all(len(batch) <= 3 for batch in network.batches)
+    assert ["c", "c", "d"] in network.batches  # and a place that is left is used
+
+
+def test_one_that_is_larger_than_the_capacity_runs_alone():
+    network = Network()
+    assert (
+        together(Engine(network, capacity=2), network, [Counter("a", rows=5), Counter("b")])
+        == [[1, 2, 3, 4, 5]] * 2
+    )
+    assert all(len(set(batch)) == 1 for batch in network.batches)
+
+
+def test_who_leaves_is_gone_at_the_next_step_and_frees_the_place():
+    network = Network()
+    engine = Engine(network, capacity=1)
+    first, second, third = (engine.submit(Counter(name, 50)) for name in "abc")
+    next(first)
+    third.close()
+    first.close()
+    before = len(network.batches)
+    assert next(second) == 1 and engine.waiting == 0
+    assert "a" not in sum(network.batches[before + 1 :], []) and list(third) == []
+    assert list(second)[-1] == 50
+
+
+def test_a_reader_that_falls_behind_holds_up_only_itself():
+    network = Network()
+    engine = Engine(network)
+    slow = engine.submit(Counter("slow", 30))
+    assert list(engine.submit(Counter("quick", 30)))[-1] == 30
+    assert sum(batch.count("slow") for batch in network.batches) <= AHEAD
+    assert list(slow)[-1] == 30
+
+
+@pytest.mark.parametrize("culprit", ["network", "member"])
+def test_only_who_fails_leaves(culprit):
+    network = Network(refuses="bad" if culprit == "network" else None)
+    engine = Engine(network)
+    network.go.clear()
+    good = [engine.submit(Counter(name)) for name in ("a", "b")]
+    bad = engine.submit(Counter("bad", fails_at=2 if culprit == "member" else None))
+    network.go.set()
+    with pytest.raises(RuntimeError, match="bad"):
+        list(bad)
+    assert [list(ticket)[-1] for ticket in good] == [5, 5]
+    assert list(engine.submit(Counter("later")))[-1] == 5
+
+
+def test_an_idle_engine_lets_go(monkeypatch):
+    monkeypatch.setattr("mmdiff.engine.IDLE_SECONDS", 0.05)
+    engine = Engine(Network())
+    list(engine.submit(Counter("a")))
+    gone = weakref.ref(engine)
+    thread = engine._thread
+    thread.join(5)
+    assert not thread.is_alive()
+    assert list(engine.submit(Counter("b")))[-1] == 5  # and starts again
+    engine._thread.join(5)
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+# -- with the pipeline -----------------------------------------------------------------------------
+
+
+REQUESTS = [
+    {"wanted": ("image", "mask", "label"), "steps": 7, "seed": 1},
+    {"given": {"label": 1}, "wanted": ("image",), "steps": 3, "seed": 2, "sampler": "dpmpp_2m"},
+    {"given": {"mask": "mask"}, "steps": 5, "seed": 3, "eta": 0.7, "guidance_scale": {"mask": 3.0}},
+    {"given": {"image": "photo"}, "wanted": ("label",), "steps": 4, "seed": 4},
+    {"given": {"image": "photo"}, "known_pixels": "hole", "steps": 6, "seed": 5, "sampler": "ancestral"},
+    {"given": {"label": 2}, "steps": 6, "seed": 6, "num_samples": 3, "guidance_scale": 2.0},
+    {"given": {"embedding": "a red disc"}, "steps": 8, "seed": 7},
+    {"wanted": ("mask",), "steps": 5, "seed": 8, "changes": [Change(2, {"label": 1}, ("mask", "image"))]},
+]
+
+
+def arguments(request, size):
+    rng = np.random.default_rng(0)
+    values = {
+        "photo": rng.integers(0, 256, (size, size, 3), dtype=np.uint8),
+        "mask": rng.integers(0, 2, (size, size)),
+        "hole": np.arange(size)[:, None] + np.arange(size) < size,
+    }
+    filled = dict(request)
+    filled["given"] = {n: values.get(v, v) for n, v in request.get("given", {}).items()}
+    if "known_pixels" in filled:
+        filled["known_pixels"] = values["hole"]
+    return filled
+
+
+@pytest.mark.parametrize("self_conditioning", [False, True])
+def test_alone_or_among_eight_is_the_same(embedder, self_conditioning):
+    import torch
+
+    model = lively_model(tiny_config(self_conditioning=self_conditioning), seed=1)
+    pipe = Pipeline(model, torch.device("cpu"), embedder)
+    requests = [arguments(request, model.config.image_size) for request in REQUESTS]
+    alone = [list(pipe.stream(**request)) for request in requests]
+
+    batches, answer = [], pipe.engine._answer
+    pipe.engine._answer = lambda queries: batches.append(len(queries)) or answer(queries)
+    with ThreadPoolExecutor(8) as people:
+        among = list(people.map(lambda request: list(pipe.stream(**request)), requests))
+    assert max(batches) >= 5  # they did share
+    for one, other in zip(alone, among, strict=True):
+        for a, b in zip(one, other, strict=True):
+            for name in a.x_hat:
+                if name == "image":
+                    levels = a.x_hat[name].astype(int) - b.x_hat[name].astype(int)
+                    assert abs(levels).max() <= 1  # of 255, where rounding tips over
+                else:
+                    np.testing.assert_allclose(a.x_hat[name], b.x_hat[name], rtol=0, atol=1e-5)
+
+
+def test_a_stream_that_is_closed_or_forgotten_leaves(pipe):
+    for leave in (lambda stream: stream.close(), lambda stream: None):
+        stream = pipe.stream(steps=50)
+        next(stream)
+        leave(stream)
+        del stream
+        gc.collect()
+        assert not pipe.engine._running
+
+
+def test_sampling_begins_when_the_first_step_is_asked_for(pipe):
+    stream = pipe.stream(steps=3)
+    time.sleep(0.05)
+    assert not pipe.engine._running and not pipe.engine.waiting
+    assert stream.wait(5) == 0 and next(stream).index == 1
+    assert [step.index for step in stream] == [2, 3]
+
+
+def test_output_counts_the_seconds_of_sampling(pipe):
+    started = time.perf_counter()
+    out = pipe(steps=3)
+    assert 0 < out.seconds <= time.perf_counter() - started
