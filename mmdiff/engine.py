@@ -47,7 +47,7 @@ class Ticket(Iterator[Any]):
         self._engine, self._member = engine, member
         self._steps: deque[Any] = deque()
         self._error: Exception | None = None
-        self._closed = False
+        self._over = False  # whether no step is to come any more
 
     def __next__(self) -> Any:
         with self._engine.changed:
@@ -73,11 +73,11 @@ class Ticket(Iterator[Any]):
     def close(self) -> None:
         """Leaves before the engine's next step and frees the place."""
         with self._engine.changed:
-            self._closed = True
+            self._over = True
             self._engine.dismiss(self)
 
     def _ready(self) -> bool:
-        return bool(self._steps) or self._closed or self._error is not None or self._member.done
+        return bool(self._steps) or self._over
 
     @property
     def _hungry(self) -> bool:
@@ -174,7 +174,7 @@ class Engine:
         with self.changed:
             if error is None:
                 ticket._steps.append(step)
-            ticket._error = error
             if error is not None or ticket._member.done:
+                ticket._error, ticket._over = error, True
                 self.dismiss(ticket)
             self.changed.notify_all()

@@ -147,6 +147,16 @@ def test_only_who_fails_leaves(culprit):
     assert list(engine.submit(Counter("later")))[-1] == 5
 
 
+def test_the_last_step_is_not_lost_while_it_is_being_made():
+    class Slow(Counter):
+        def advance(self, answers):
+            step = super().advance(answers)  # done already, but nothing is delivered yet
+            time.sleep(0.02)
+            return step
+
+    assert list(Engine(Network()).submit(Slow("a", 3))) == [1, 2, 3]
+
+
 def test_an_idle_engine_lets_go(monkeypatch):
     monkeypatch.setattr("mmdiff.engine.IDLE_SECONDS", 0.05)
     engine = Engine(Network())
