@@ -1,0 +1,106 @@
+"""What one run is asked to do, and whether it can be done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmdiff.pipeline import Change
+
+SAMPLERS = {
+    "ddim": "DDIM, the steady default",
+    "dpmpp_2m": "DPM-Solver++ (2M), good with few steps",
+    "ancestral": "Ancestral, random all the way",
+}
+MAX_STEPS, MAX_SAMPLES, MAX_GUIDANCE = 100, 8, 10.0
+MAX_SEED = 2**31 - 1
+ANCHOR = "image"  # its pixels are kept as they are given, so there is nothing to guide
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is asked to do; the fields are the arguments of `mmdiff.Pipeline.stream`."""
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
+    known_pixels: np.ndarray | None = None
+    steps: int = 30
+    seed: int = 0
+    num_samples: int = 1
+    guidance_scale: float | Mapping[str, float] = 1.0
+    sampler: str = "ddim"
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[Change, ...]:
+        """What is given and wanted from the start, then what it is changed to later."""
+        first = Change(0, self.given, self.wanted, self.known_pixels, self.guidance_scale)
+        return (first, *self.changes)
+
+    @property
+    def batch(self) -> int:
+        """Samples in one step of the network; every scale other than 1 runs each of them once more."""
+        return self.num_samples * max(_calls(condition) for condition in self.conditions)
+
+    @property
+    def shown(self) -> frozenset[str]:
+        """Names of the modalities that are given or wanted at any time."""
+        return frozenset(name for c in self.conditions for name in (*c.given, *c.wanted))
+
+    def check(self, modalities: Mapping[str, Any]) -> None:
+        """Raises ValueError, in words for the page, if this cannot be run."""
+        _in_range("steps", self.steps, 1, MAX_STEPS)
+        _in_range("number of samples", self.num_samples, 1, MAX_SAMPLES)
+        _in_range("seed", self.seed, 0, MAX_SEED)
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"There is no sampler “{self.sampler}”; there are {', '.join(SAMPLERS)}.")
+        for condition in self.conditions:
+            _check_condition(condition, modalities)
+        for earlier, later in zip(self.conditions[:-1], self.changes, strict=True):
+            _in_range("step to fork from", later.after, max(1, earlier.after + 1), self.steps - 1)
+
+
+def _calls(condition: Change) -> int:
+    scales = condition.guidance_scale
+    guided = [name for name in condition.given if name != ANCHOR]
+    if isinstance(scales, Mapping):
+        return 1 + sum(scales.get(name, 1) != 1 for name in guided)
+    return 2 if guided and scales != 1 else 1
+
+
+def _check_condition(condition: Change, modalities: Mapping[str, Any]) -> None:
+    names = ", ".join(modalities)
+    for name in (*condition.given, *condition.wanted):
+        if name not in modalities:
+            raise ValueError(f"This model does not know “{name}”; it knows {names}.")
+    filled_in = {ANCHOR} if condition.known_pixels is not None else set()
+    if filled_in and ANCHOR not in condition.given:
+        raise ValueError(
+            "There is a hole but no photo to fill in. Give the photo too, or leave the hole out."
+        )
+    if not condition.wanted:
+        raise ValueError(f"There is nothing to generate. Ask for at least one of {names}.")
+    for name in set(condition.given) & set(condition.wanted) - filled_in:
+        raise ValueError(f"“{name}” is given and asked for at once. Choose one of the two.")
+    _check_guidance(condition)
+
+
+def _check_guidance(condition: Change) -> None:
+    scales = condition.guidance_scale
+    by_name = scales if isinstance(scales, Mapping) else {"": scales}
+    for name, scale in by_name.items():
+        if name and (name == ANCHOR or name not in condition.given):
+            why = "is kept as it is given" if name == ANCHOR else "is not given"
+            raise ValueError(f"There is a guidance scale for “{name}”, which {why}. Leave it out.")
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not number or not 0 <= scale <= MAX_GUIDANCE:
+            which = f"guidance scale of “{name}”" if name else "guidance scale"
+            raise ValueError(f"The {which} is {scale}; use 0 to {MAX_GUIDANCE:g} (1 = off).")
+
+
+def _in_range(what: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"The {what} is {value}; use a whole number from {low} to {high}.")

@@ -1,0 +1,215 @@
+"""Films have a frame per step that shows the record's own pictures, in files that players open."""
+
+import time
+
+import av
+import numpy as np
+import pytest
+from fakes import LABELS, FakePipeline
+from PIL import Image
+from test_app_bundle import record_of
+
+from app.film import FILM_MS, LAST_MS, MAX_SAMPLES, frames, overlaid, write_gif, write_mp4
+from app.job import Job
+from app.record import Record
+
+SIZE, STEPS = 64, 12
+TILE = 256  # 4 x 64, the multiple nearest to what a single sample is shown at
+SMALL_TILE = 192
+PIPE = FakePipeline(SIZE, modalities=("image", "mask", "label", "embedding"))
+EVERYTHING = ("image", "mask", "label", "embedding")
+
+
+@pytest.fixture(scope="module")
+def record() -> Record:
+    return record_of(Job(wanted=EVERYTHING, steps=STEPS, seed=7, num_samples=5), pipe=PIPE)
+
+
+@pytest.fixture(scope="module")
+def single() -> Record:
+    return record_of(Job(wanted=EVERYTHING, steps=STEPS, seed=7), pipe=PIPE)
+
+
+def found(frame: Image.Image, picture: np.ndarray, side: int) -> tuple[float, tuple[int, int]]:
+    """Where in a frame a picture is shown: the least mean difference of its inner part, and its corner.
+
+    It is sought everywhere, by sixty of its pixels, so that this knows nothing of the layout.
+    """
+    large = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+    wanted, pixels = (np.asarray(p.convert("RGB")).astype(np.float32) for p in (large, frame))
+    height, width = (n - side + 1 for n in pixels.shape[:2])
+    cost = np.zeros((height, width), dtype=np.float32)
+    for y, x in np.random.default_rng(0).integers(8, side - 8, (60, 2)):
+        cost += np.abs(pixels[y : y + height, x : x + width, 0] - wanted[y, x, 0])
+    y, x = np.unravel_index(cost.argmin(), cost.shape)
+    inner = slice(4, side - 4)
+    shown = pixels[y : y + side, x : x + side][inner, inner]
+    return float(np.abs(shown - wanted[inner, inner]).mean()), (int(x), int(y))
+
+
+def decoded(path) -> tuple[list[Image.Image], float]:
+    """The frames of an MP4 and its seconds."""
+    with av.open(str(path)) as container:
+        pictures = [frame.to_image() for frame in container.decode(video=0)]
+        return pictures, container.duration / av.time_base
+
+
+def test_a_frame_per_step_of_one_even_size(single):
+    pictures = frames(single, PIPE.describe)
+    assert len(pictures) == STEPS
+    (size,) = {picture.size for picture in pictures}
+    assert size[0] % 2 == size[1] % 2 == 0 and size[0] > 2 * TILE
+    assert {picture.mode for picture in pictures} == {"RGB"}
+
+
+def test_every_frame_shows_its_own_step(single):
+    pictures = frames(single, PIPE.describe)
+    for index in (0, STEPS // 2, STEPS - 1):
+        off, corner = found(pictures[index], single.frames[index].x["image"][0], TILE)
+        assert off == 0
+        mask = np.asarray(overlaid(single, single.frames[index], "mask", 0, TILE))
+        off, other = found(pictures[index], mask, TILE)
+        assert off == 0 and other[1] == corner[1] and other[0] >= corner[0] + TILE
+    assert found(pictures[0], single.frames[-1].x["image"][0], TILE)[0] > 10
+
+
+def test_progress_grows_with_the_steps(single):
+    accent = []
+    for picture in frames(single, PIPE.describe):
+        pixels = np.asarray(picture)[:74]
+        accent.append(int((pixels == (58, 105, 85)).all(-1).sum(1).max()))
+    assert np.all(np.diff(accent) > 0)
+    assert accent[-1] / accent[0] == pytest.approx(STEPS, rel=0.1)
+
+
+def test_each_of_up_to_four_samples_is_shown(record):
+    pictures = frames(record, PIPE.describe)
+    places = set()
+    for k in range(MAX_SAMPLES):
+        off, place = found(pictures[-1], record.last.x["image"][k], SMALL_TILE)
+        assert off == 0
+        places.add(place)
+    assert len(places) == MAX_SAMPLES
+    assert found(pictures[-1], record.last.x["image"][4], SMALL_TILE)[0] > 1
+    (last,) = frames(record, PIPE.describe, [4])[-1:]
+    assert found(last, record.last.x["image"][4], TILE)[0] == 0
+
+
+def test_two_tracks_are_side_by_side_and_the_shorter_one_waits(single):
+    short = record_of(Job({"label": LABELS[1]}, ("image", "mask"), steps=STEPS, seed=7), stop=5, pipe=PIPE)
+    pictures = frames([("Original", single), ("Fork: “label” given", short)], PIPE.describe)
+    assert len(pictures) == STEPS
+    off, left = found(pictures[-1], single.last.x["image"][0], SMALL_TILE)
+    assert off == 0
+    off, right = found(pictures[-1], short.frames[4].x["image"][0], SMALL_TILE)
+    assert off == 0 and right[1] == left[1] and right[0] > left[0] + 2 * SMALL_TILE
+    assert found(pictures[1], short.frames[1].x["image"][0], SMALL_TILE) == (0, right)
+
+
+@pytest.mark.parametrize(
+    "wanted", [("image",), ("label",), ("mask",), ("embedding",), ("label", "embedding")]
+)
+def test_any_heads_can_be_shown(wanted):
+    run = record_of(Job(wanted=wanted, steps=3), pipe=PIPE)
+    pictures = frames(run, PIPE.describe)
+    assert len(pictures) == 3
+    assert not np.array_equal(np.asarray(pictures[0])[74:], np.asarray(pictures[2])[74:])
+
+
+def test_the_likeliest_label_is_read_off_its_bar(single):
+    """Bars are as long as the probabilities: count accent pixels in the rows of the label's panel."""
+    for index in (3, STEPS - 1):
+        pixels = np.asarray(frames(single, PIPE.describe)[index])[100:]
+        lengths = (pixels == (58, 105, 85)).all(-1).sum(1)
+        assert lengths.max() == pytest.approx(236 * single.frames[index].x["label"][0].max(), abs=4)
+
+
+def test_what_the_embedding_says_changes_the_frame(single):
+    silent = np.asarray(frames(single, lambda vectors: [])[-1]).astype(int)
+    spoken = np.asarray(frames(single, PIPE.describe)[-1]).astype(int)
+    assert silent.shape == spoken.shape
+    rows = np.flatnonzero((silent != spoken).any((1, 2)))
+    assert len(rows) and rows.min() > 74
+
+
+def test_the_gif_has_every_step_and_holds_the_last(single, tmp_path):
+    write_gif(tmp_path / "a.gif", single, PIPE.describe)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == STEPS and gif.info["loop"] == 0
+        shown, times = [], []
+        for index in range(STEPS):
+            gif.seek(index)
+            shown.append(gif.convert("RGB"))
+            times.append(gif.info["duration"])
+    assert times == [250] * (STEPS - 1) + [LAST_MS]
+    assert shown[0].size == frames(single, PIPE.describe)[0].size
+    for index in (0, 5, STEPS - 1):
+        assert found(shown[index], single.frames[index].x["image"][0], TILE)[0] < 8
+    exact = [np.asarray(picture).astype(int) for picture in frames(single, PIPE.describe)]
+    paper = (exact[0] == exact[-1]).all(-1)
+    first, last = (np.asarray(picture).astype(int) for picture in (shown[0], shown[-1]))
+    assert np.array_equal(first[paper], last[paper])  # nothing flickers
+    assert np.abs(last - exact[-1]).mean() < 4
+    assert not np.array_equal(first, last)
+
+
+def test_the_mp4_has_every_step_and_holds_the_last(single, tmp_path):
+    write_mp4(tmp_path / "a.mp4", single, PIPE.describe)
+    shown, seconds = decoded(tmp_path / "a.mp4")
+    expected = frames(single, PIPE.describe)
+    held = LAST_MS // 250
+    assert len(shown) == STEPS - 1 + held
+    assert seconds == pytest.approx((STEPS - 1) * 0.25 + LAST_MS / 1000, abs=0.05)
+    assert shown[0].size == expected[0].size
+    for index in (0, 5, STEPS - 1):
+        assert found(shown[index], single.frames[index].x["image"][0], TILE)[0] < 10
+    assert np.abs(np.asarray(shown[-1], float) - np.asarray(expected[-1], float)).mean() < 2
+    assert np.abs(np.asarray(shown[0], float) - np.asarray(shown[-1], float)).mean() > 5
+
+
+def test_the_mp4_is_what_browsers_play(single, tmp_path):
+    write_mp4(tmp_path / "a.mp4", single, PIPE.describe)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        (stream,) = container.streams
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.codec_context.colorspace == 1 and stream.codec_context.color_primaries == 1
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # plays before it is all there
+
+
+@pytest.mark.parametrize("steps", [1, 2, 100])
+def test_short_and_long_runs_make_films(steps, tmp_path):
+    run = record_of(Job(wanted=("label",), steps=steps), pipe=PIPE)
+    write_gif(tmp_path / "a.gif", run, PIPE.describe)
+    write_mp4(tmp_path / "a.mp4", run, PIPE.describe)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == steps
+        gif.seek(steps - 1)
+        assert gif.info["duration"] == LAST_MS
+    _, seconds = decoded(tmp_path / "a.mp4")
+    assert LAST_MS / 1000 - 0.3 <= seconds <= (FILM_MS + LAST_MS) / 1000 + 1.1
+
+
+@pytest.mark.parametrize("text", ["Äpfel, très mûrs — 柿", "x" * 400, "", "un\ndeux"])
+def test_any_text_fits_the_frame(text, single):
+    run = Record(single.job, text, single.modalities, single.frames[-1:])
+    size = frames([(text, run)], PIPE.describe)[0].size
+    assert size == frames([("a", run)], PIPE.describe)[0].size or not text
+
+
+def test_nothing_to_show_is_said_in_words(single):
+    empty = Record(single.job, "orchard", single.modalities)
+    for tracks in (empty, [], [("a", single), ("b", empty)]):
+        with pytest.raises(ValueError, match="no step to show"):
+            frames(tracks, PIPE.describe)
+    for samples in ([], [1], [-1]):
+        with pytest.raises(ValueError, match="1 sample"):
+            frames(single, PIPE.describe, samples)
+
+
+def test_a_usual_run_is_filmed_quickly(tmp_path):
+    run = record_of(Job(wanted=EVERYTHING, steps=30), pipe=FakePipeline(96, modalities=EVERYTHING))
+    for write in (write_gif, write_mp4):
+        started = time.process_time()
+        write(tmp_path / "film", run, PIPE.describe)
+        assert time.process_time() - started < 6  # of all cores together; half of it is usual

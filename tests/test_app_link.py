@@ -1,0 +1,218 @@
+"""Links are short, readable, and restore what they say; what they cannot carry is said in words."""
+
+import base64
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+import pytest
+from fakes import LABELS, FakePipeline, photo
+from PIL import Image
+from test_app_recipe import JOBS, PHOTO, SIZE, SPECS, random_job, same
+
+from app.job import Job
+from app.link import MAX_QUERY, from_query, is_link, to_query
+from mmdiff.pipeline import Change
+
+
+def opened(query: str) -> dict[str, str]:
+    """The parameters as a browser hands them to a server."""
+    return dict(
+        parse_qsl(
+            urlsplit(f"http://127.0.0.1:7860/{query}").query, keep_blank_values=True, strict_parsing=True
+        )
+    )
+
+
+def disc(radius: float, classes: int = 2) -> np.ndarray:
+    rows, columns = np.mgrid[:SIZE, :SIZE] - SIZE / 2
+    return ((np.hypot(rows, columns) < radius) * (classes - 1)).astype(np.int64)
+
+
+def off_is_off(scales):
+    """Guidance scales without those that do nothing."""
+    if isinstance(scales, Mapping):
+        return {name: scale for name, scale in scales.items() if scale != 1} or 1
+    return scales
+
+
+def without_off(job: Job) -> Job:
+    changes = [replace(change, guidance_scale=off_is_off(change.guidance_scale)) for change in job.changes]
+    return replace(job, guidance_scale=off_is_off(job.guidance_scale), changes=tuple(changes))
+
+
+def same_meaning(a: Job, b: Job) -> bool:
+    """Equal but for the order of names and 1 or 1.0."""
+
+    def ordered(condition):
+        scales = condition.guidance_scale
+        by_name = scales if isinstance(scales, Mapping) else {"": scales}
+        return (
+            condition.after,
+            tuple(sorted(condition.wanted)),
+            dict(sorted(condition.given.items())),
+            condition.known_pixels,
+            {name: float(scale) for name, scale in sorted(by_name.items())},
+        )
+
+    numbers = [(job.steps, job.seed, job.num_samples, job.sampler) for job in (a, b)]
+    conditions = [tuple(map(ordered, without_off(job).conditions)) for job in (a, b)]
+    return numbers[0] == numbers[1] and same(*conditions)
+
+
+def test_a_link_reads_like_the_settings():
+    job = Job({"label": "Apple Red"}, ("image", "mask"), None, 12, 7, 4, {"label": 3}, "dpmpp_2m")
+    query, left_out = to_query(job, "orchard", "image-label")
+    assert left_out == []
+    assert query == (
+        "?task=image-label&model=orchard&seed=7&steps=12&samples=4&sampler=dpmpp_2m&want=image,mask&guide.label=3"
+        "&give.label=Apple+Red"
+    )
+
+
+def test_what_is_as_usual_is_left_out():
+    assert to_query(Job(wanted=("image",)), "orchard", "any") == (
+        "?task=any&model=orchard&seed=0&want=image",
+        [],
+    )
+
+
+SHORT = {
+    "nothing given": JOBS["nothing given"],
+    "label": JOBS["label"],
+    "text": Job({"embedding": "50 % “kaki” + très mûr & 柿 = #1?"}, ("image",), guidance_scale=2.5),
+    "mask": Job({"mask": disc(20)}, ("image", "label"), guidance_scale={"mask": 0.1 + 0.2}),
+    "off": Job({"label": LABELS[0]}, ("image",), guidance_scale={"label": 1.0}),
+    "tiny scale": Job({"label": LABELS[0]}, ("image",), guidance_scale=1e-5),
+    "numpy scale": Job({"label": LABELS[0]}, ("image",), guidance_scale=np.float64(2.5)),
+    "forks": Job(
+        {"label": LABELS[0]},
+        ("image", "mask"),
+        changes=(
+            Change(4, {"label": LABELS[3]}, ("image", "mask"), None, {"label": 2}),
+            Change(9, {"mask": disc(9), "embedding": "a red apple"}, ("image",), None, 1.5),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(SHORT))
+def test_links_restore_what_fits(name):
+    job = SHORT[name]
+    query, left_out = to_query(job, "orchard", "any-to-any")
+    linked = from_query(opened(query), SPECS)
+    assert left_out == [] and linked.missing == () and len(query) <= MAX_QUERY
+    assert same_meaning(linked.job, job)
+    assert (linked.checkpoint, linked.task) == ("orchard", "any-to-any")
+    assert to_query(linked.job, "orchard", "any-to-any")[0] == query
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_job_gives_a_link_that_opens(seed):
+    job = random_job(seed)
+    query, left_out = to_query(job, "orchard", "any")
+    linked = from_query(opened(query), SPECS)
+    assert len(query) <= MAX_QUERY and is_link(opened(query))
+    kept = {name: value for name, value in job.given.items() if name not in linked.missing}
+    known = None if "hole" in linked.missing else job.known_pixels
+    forks = () if any("changed" in words for words in left_out) else job.changes
+    assert same_meaning(linked.job, replace(job, given=kept, known_pixels=known, changes=forks))
+    photos = [name for name, value in job.given.items() if isinstance(value, Image.Image)]
+    assert set(photos) <= set(linked.missing)
+    assert len(left_out) == len(linked.missing) + (forks != job.changes)
+
+
+def test_a_photo_is_asked_for_and_its_hole_travels():
+    known = disc(12) == 0
+    job = Job({"image": PHOTO, "label": LABELS[1]}, ("image", "mask"), known, guidance_scale={"label": 2})
+    query, left_out = to_query(job, "orchard", "fill-in")
+    (words,) = left_out
+    assert words.startswith("The photo for “image” does not fit into a link. Save the settings file instead")
+    linked = from_query(opened(query), SPECS)
+    assert linked.missing == ("image",)
+    assert same(linked.job.known_pixels, known) and linked.job.given == {"label": LABELS[1]}
+    assert linked.job.wanted == ("image", "mask")
+
+
+def test_what_is_too_intricate_is_named():
+    noise = np.random.default_rng(0).integers(0, 2, (128, 128))
+    job = Job(
+        {"mask": noise, "image": photo((128, 128))},
+        ("image", "label"),
+        noise == 0,
+        guidance_scale={"mask": 3},
+    )
+    query, left_out = to_query(job, "orchard", "any")
+    linked = from_query(opened(query), FakePipeline(128).modalities)
+    assert set(linked.missing) == {"mask", "hole", "image"} and linked.job.guidance_scale == {"mask": 3}
+    assert {words.split(".")[0] for words in left_out} == {
+        "The photo for “image” does not fit into a link",
+        "The hole is too long for a link",
+        "The mask is too long for a link",
+    }
+
+
+def test_forks_with_photos_are_left_out_in_words():
+    job = Job({"label": LABELS[0]}, ("image",), changes=(Change(5, {"embedding": photo()}, ("image",)),))
+    query, left_out = to_query(job, "orchard", "any")
+    assert left_out[0].startswith("What was changed on the way does not fit into a link.")
+    assert from_query(opened(query), SPECS).job.changes == ()
+
+
+def test_a_link_written_by_hand_may_say_little():
+    job = from_query({"give.label": "apple red", "__theme": "dark", "utm_source": "mail"}, SPECS).job
+    assert same(job, Job({"label": "Apple Red"}, ("image", "mask", "embedding")))
+    assert is_link({"seed": "3"}) and not is_link({"__theme": "dark"}) and not is_link({})
+
+
+def packed(classes) -> str:
+    """Class numbers as links carry them."""
+    data = zlib.compress(np.asarray(classes, dtype=np.uint8).tobytes())
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+BAD = {
+    "unknown": ({"colour": "red"}, "“colour” is unknown"),
+    "seed": ({"seed": "seven"}, "“seed” is “seven” and not a whole number"),
+    "negative": ({"seed": "-1"}, "not a whole number"),
+    "seed range": ({"seed": "99999999999"}, "seed is 99999999999"),
+    "arabic digits": ({"seed": "٣"}, "not a whole number"),
+    "steps": ({"steps": "0"}, "steps is 0"),
+    "samples": ({"samples": "50"}, "number of samples is 50"),
+    "sampler": ({"sampler": "euler"}, "no sampler “euler”"),
+    "want": ({"want": "sound"}, "“want” names “sound”"),
+    "want twice": ({"want": "image,image"}, "each once"),
+    "want nothing": ({"want": ""}, "“want” names “”"),
+    "label": ({"give.label": "Pear"}, "no class “Pear”"),
+    "photo": ({"give.image": "cat.png"}, "“give.image” is not possible"),
+    "unknown given": ({"give.sound": "la"}, "“give.sound” is not possible"),
+    "mask": ({"give.mask": "eJxj"}, "“give.mask” is damaged"),
+    "mask letters": ({"give.mask": "*"}, "“give.mask” is damaged"),
+    "mask cut off": ({"give.mask": packed(disc(20))[:-9]}, "“give.mask” is damaged"),
+    "mask size": ({"give.mask": packed(disc(20)[:32])}, "another size than the 64 × 64 px"),
+    "mask bomb": ({"give.mask": packed(np.zeros((3000, 3000)))}, "another size than the 64 × 64 px"),
+    "mask classes": ({"give.mask": packed(disc(20, 9))}, "class number 8"),
+    "hole without photo": ({"hole": packed(disc(9))}, "no photo to fill in"),
+    "guide": ({"guide": "loud"}, "“guide” is “loud” and not a number"),
+    "guide range": ({"guide": "11"}, "guidance scale is 11"),
+    "guide nan": ({"guide": "nan"}, "not a number"),
+    "guide of nothing": ({"guide.label": "3"}, "“label”, which is not given"),
+    "guide twice": ({"guide.label": "3", "guide": "2"}, "once for all"),
+    "missing": ({"missing": "sound"}, "“missing” names “sound”"),
+    "missing and there": ({"missing": "label", "give.label": LABELS[0]}, "said to be missing"),
+    "fork": ({"fork1.give.label": LABELS[0]}, "“after”"),
+    "fork 2": ({"fork2.after": "3"}, "not numbered"),
+    "fork late": ({"fork1.after": "30"}, "fork from is 30"),
+    "fork unknown": ({"fork1.seed": "30"}, "“fork1.seed” is unknown"),
+    "task": ({"task": "a" * 999}, "“task” is not a name"),
+    "model": ({"model": "a\n"}, "“model” is not a name"),
+}
+
+
+@pytest.mark.parametrize("params, words", BAD.values(), ids=BAD)
+def test_damaged_links_are_refused_in_words(params, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        from_query(params, SPECS)
+    assert len(str(caught.value)) < 300

@@ -1,0 +1,185 @@
+"""The programs people copy run as they stand and give what the page gives."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fakes import LABELS, FakePipeline, photo, served
+from PIL import Image
+from test_app_bundle import record_of
+from test_app_recipe import JOBS, SPECS, random_job, same
+
+import mmdiff
+from app import recipe
+from app.job import Job
+from app.service import Service
+from app.snippet import library_snippet, python_snippet
+from mmdiff.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+SIZE, STEPS = 64, 5
+EVERYTHING = ("image", "mask", "label", "embedding")
+PHOTO = photo((SIZE, SIZE), 5)
+HOLE = np.zeros((SIZE, SIZE), dtype=bool)
+HOLE[10:30, 20:50] = True
+MASK = HOLE.astype(np.int64)
+HOSTILE = 'a "red" apple\'s  # \\ {x} """ + __import__("os").abort() + r"""\n${HOME} 柿'
+
+RUNS = {
+    "nothing given": Job(wanted=EVERYTHING, steps=STEPS, seed=4, num_samples=2),
+    "label and guidance": Job({"label": LABELS[3]}, ("image", "mask"), None, STEPS, 1, 1, {"label": 3}),
+    "guidance of all": Job({"label": LABELS[2]}, ("image",), None, STEPS, 1, 1, 2.5, "dpmpp_2m"),
+    "photo and hole": Job({"image": PHOTO}, ("image", "label"), ~HOLE, STEPS, 9),
+    "photo": Job({"image": PHOTO}, ("mask", "label"), None, STEPS),
+    "mask": Job({"mask": MASK}, ("image",), None, STEPS),
+    "text": Job({"embedding": HOSTILE}, ("image",), None, STEPS),
+    "embedding photo": Job({"embedding": PHOTO}, ("image",), None, STEPS),
+}
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    return Service(FakePipeline(SIZE, modalities=EVERYTHING), "fake")
+
+
+@pytest.fixture(scope="module")
+def address(service):
+    with served(service) as address:
+        yield address
+
+
+def executed(program: str, folder: Path) -> str:
+    """What the program prints, run in a folder where mmdiff cannot be found by accident."""
+    (folder / "program.py").write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_the_client_program_gives_what_a_direct_run_gives(name, service, address, tmp_path):
+    job = RUNS[name]
+    printed = executed(python_snippet(job, address, "fake", "any"), tmp_path).splitlines()
+    lines = printed[1:]  # the first one says what the client is connected to
+    asked = service.pipe.calls[-1]
+    last = record_of(job, pipe=service.pipe).last
+    assert asked["guidance_scale"] == job.guidance_scale
+    assert same(dict(sorted(asked["given"].items())), dict(job.given))
+    pictures = [Image.open(line) for line in lines[1:] if Path(line).name.startswith("image")]
+    masks = [Image.open(line) for line in lines[1:] if Path(line).name.startswith("mask")]
+    assert len(pictures) + len(masks) == len([line for line in lines[1:] if line])
+    assert len(pictures) == ("image" in job.wanted) * job.num_samples
+    assert len(masks) == ("mask" in job.wanted) * job.num_samples
+    for shown, expected in zip(pictures, last.x.get("image", []), strict=False):
+        assert np.array_equal(np.asarray(shown), expected)
+    for shown, expected in zip(masks, last.classes.get("mask", []), strict=False):
+        assert np.array_equal(np.asarray(shown), expected)
+    assert f"'seed': {job.seed}" in lines[0] and f"'sampler': '{job.sampler}'" in lines[0]
+
+
+def test_a_run_with_forks_is_sent_as_its_settings(service, address, tmp_path):
+    first = {"label": LABELS[0], "embedding": HOSTILE}
+    job = dataclasses.replace(JOBS["forks"], given=first, steps=21)
+    printed = executed(python_snippet(job, address, "fake", "any"), tmp_path).splitlines()
+    assert same(service.pipe.calls[-1]["given"], first)
+    (path,) = [line for line in printed if Path(line).name.startswith("image")]
+    expected = record_of(job, pipe=service.pipe).last.x["image"][0]
+    assert np.array_equal(np.asarray(Image.open(path)), expected)
+
+
+class Asked:
+    """Stands in for what a program talks to and notes what it is asked."""
+
+    def __init__(self):
+        self.arguments = {}
+
+    def predict(self, **arguments):
+        self.arguments = arguments
+        return ["image.png"], None, {}
+
+    def __call__(self, **arguments):
+        self.arguments = arguments
+        return SimpleNamespace(image=[], values={})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_forks_reach_the_endpoint_unchanged(seed, monkeypatch):
+    import gradio_client
+
+    job, asked = random_job(seed), Asked()
+    monkeypatch.setattr(gradio_client, "Client", lambda address: asked)
+    exec(compile(python_snippet(job, "http://localhost/", "fake", "any"), "program", "exec"), {})
+    if not job.changes:
+        assert asked.arguments["api_name"] == "/generate" and asked.arguments["checkpoint"] == "fake"
+        return
+    assert set(asked.arguments) == {"settings", "api_name"} and asked.arguments["api_name"] == "/run_settings"
+    assert json.loads(asked.arguments["settings"]) == recipe.to_dict(job, "fake", "any")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_library_program_asks_for_the_same(seed, monkeypatch):
+    job, asked = random_job(seed), Asked()
+    loaded = []
+    monkeypatch.setattr(mmdiff.Pipeline, "from_pretrained", lambda name: loaded.append(name) or asked)
+    exec(compile(library_snippet(job, "checkpoints/orchard"), "program", "exec"), {})
+    assert loaded == ["checkpoints/orchard"]
+    arguments = asked.arguments
+    arguments["changes"] = tuple(
+        dataclasses.replace(change, wanted=tuple(change.wanted)) for change in arguments.get("changes", ())
+    )
+    arguments["wanted"] = tuple(arguments["wanted"])
+    again = recipe.to_dict(Job(**arguments), "", "")
+    assert again == recipe.to_dict(job, "", "")
+
+
+def test_the_library_program_runs_with_a_real_model(model, tmp_path):
+    save_checkpoint(model, tmp_path / "tiny")
+    size = model.config.image_size
+    known = np.zeros((size, size), dtype=bool)
+    known[:, : size // 2] = True
+    job = Job(
+        {"image": photo((size, size)), "label": "red disc"}, ("image", "mask"), known, 3, 2, 2, {"label": 2}
+    )
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + library_snippet(job, "tiny")
+    printed = executed(program, tmp_path)
+    assert f"mask (2, {size}, {size})" in printed
+    for k in range(2):
+        picture = np.asarray(Image.open(tmp_path / f"image_{k + 1}.png"))
+        assert np.array_equal(picture[known], np.asarray(job.given["image"])[known])
+    direct = mmdiff.Pipeline.from_pretrained(tmp_path / "tiny", "cpu")(**vars(job))
+    assert np.abs(np.asarray(direct.image[1], int) - picture).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "text", [HOSTILE, '"""', "'''", "\\", 'r"""', "\u2028\x00\x7f", "{arguments}", "a\n#b"]
+)
+def test_texts_stay_texts(text, monkeypatch):
+    import gradio_client
+
+    for changes in ((), JOBS["forks"].changes):
+        job = Job({"embedding": text}, ("image",), changes=changes)
+        asked = Asked()
+        monkeypatch.setattr(gradio_client, "Client", lambda address, asked=asked: asked)
+        exec(compile(python_snippet(job, text, text, text), "program", "exec"), {})
+        settings = asked.arguments.get("settings")
+        assert text == (json.loads(settings)["given"]["embedding"] if settings else asked.arguments["text"])
+        monkeypatch.setattr(mmdiff.Pipeline, "from_pretrained", lambda name, asked=asked: asked)
+        exec(compile(library_snippet(job, text), "program", "exec"), {})
+        assert asked.arguments["given"] == {"embedding": text}
+
+
+def test_what_is_as_usual_is_not_in_the_way():
+    program = python_snippet(Job({"label": LABELS[0]}, ("image",), guidance_scale={"label": 1}), "http://a/")
+    assert "guidance" not in program and "sampler" not in program and "base64" not in program
+    assert max(map(len, python_snippet(RUNS["photo and hole"], "http://a/").splitlines())) <= 100
+
+
+def test_all_modalities_have_arguments():
+    assert set(SPECS) == set(EVERYTHING)
