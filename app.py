@@ -7,14 +7,17 @@ import logging
 import os
 from pathlib import Path
 
+CHECKPOINT = "folder of the checkpoint to show first; the page offers those beside it, too (%(default)s)"
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve the mmdiff demo page.")
-    parser.add_argument("--checkpoint", default="checkpoints/orchard", help="checkpoint folder (%(default)s)")
+    parser.add_argument("--checkpoint", default="checkpoints/orchard", help=CHECKPOINT)
+    host, port = os.environ.get("GRADIO_SERVER_NAME"), os.environ.get("GRADIO_SERVER_PORT")  # set by hosts
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)"
+        "--host", default=host or "127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)"
     )
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=port or 7860, help="port to listen on (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     arguments = parser.parse_args()
     if not (Path(arguments.checkpoint) / "config.json").is_file():
@@ -29,20 +32,22 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is reported to anybody
-    # Here, so that --help and a wrong argument answer at once.
-    from app.service import Service
+    # Here, so that --help and a wrong argument answer at once; first what must come before torch.
+    import app.zero_gpu  # noqa: F401
+    from app.checkpoints import load_all
     from app.ui import build_demo, launch
 
     try:
-        service = Service.from_checkpoint(arguments.checkpoint, arguments.device)
+        services = load_all(arguments.checkpoint, arguments.device)
     except (ValueError, OSError) as error:
         raise SystemExit(f"app.py: error: {error}") from None
-    demo = build_demo(service)
+    demo = build_demo(services)
     try:
         _, address, _ = launch(demo, arguments.host, arguments.port, prevent_thread_lock=True, quiet=True)
     except OSError as error:
         raise SystemExit(f"app.py: error: {error}") from None
-    print(f"{service.name} on {service.device}: open {address}", flush=True)
+    names = ", ".join(service.name for service in services)
+    print(f"{names} on {services[0].device}: open {address}", flush=True)
     demo.block_thread()
 
 

@@ -1,7 +1,9 @@
-"""The named endpoint `/generate` for `gradio_client`: plain values in, files and plain values out."""
+"""The named endpoints for `gradio_client`: plain values in, files and plain values out."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -9,16 +11,18 @@ import numpy as np
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
-from app import adapters
+from app import adapters, recipe
 from app.errors import plain_errors
-from app.service import Job, Preview, Service
+from app.job import Job
+from app.service import Preview, Service
 from app.settings import new_seed
 from app.stage import MAX_RUNS
 
+Result = tuple[list[str] | None, list[str] | None, dict[str, Any]]  # pictures, masks, everything else
 
-def build(service: Service) -> None:
-    """Adds the endpoint to the current `gr.Blocks`; its controls only describe it and are not shown."""
-    names = list(service.pipe.modalities)
+
+def build(services: Sequence[Service]) -> None:
+    """Adds the endpoints to the current `gr.Blocks`; their controls only describe them and are not shown."""
     with gr.Group(visible=False):
         inputs = [
             gr.File(label="image: photo file"),
@@ -27,23 +31,40 @@ def build(service: Service) -> None:
             gr.Textbox(None, label="label: class name"),
             gr.Textbox(None, label="text: for the embedding"),
             gr.File(label="embedding_image: photo for the embedding"),
-            gr.CheckboxGroup(
-                names, value=None, label="wanted: modalities to generate; all that are not given if left out"
-            ),
+            gr.JSON(None, label="wanted: list of modalities to generate; all that are not given if left out"),
             gr.Number(30, precision=0, label="steps"),
             gr.Number(None, precision=0, label="seed: random if left out"),
             gr.Number(1, precision=0, label="num_samples"),
-            gr.Number(1.0, label="guidance_scale"),
+            gr.JSON(None, label="guidance_scale: number, or object of numbers by modality; 1 if left out"),
             gr.Textbox("ddim", label="sampler"),
+            gr.Textbox(None, label="checkpoint: name; the first one if left out"),
         ]
+        settings = gr.Textbox(label="settings: the text of a settings file")
         outputs = [
             gr.File(label="pictures", file_count="multiple"),
             gr.File(label="masks (class numbers)", file_count="multiple"),
             gr.JSON(label="result"),
         ]
-        pictures = outputs[0]
+        facts = gr.JSON(label="checkpoints")
+    endpoints = Endpoints(services, outputs[0].GRADIO_CACHE)
+    runs = {"concurrency_limit": MAX_RUNS, "concurrency_id": "runs"}
+    for call, takes, gives, options in (
+        (endpoints.generate, inputs, outputs, runs),
+        (endpoints.run_settings, [settings], outputs, runs),
+        (endpoints.describe, None, facts, {}),
+    ):
+        gr.Button(visible=False).click(call, takes, gives, api_name=call.__name__, **options)
+
+
+class Endpoints:
+    """What the API can be asked for; `services` are all models, the first is meant where none is named."""
+
+    def __init__(self, services: Sequence[Service], cache: str) -> None:
+        self._services = {service.name: service for service in services}
+        self._cache = cache
 
     def generate(
+        self,
         image: str | None = None,
         hole: str | None = None,
         mask: str | None = None,
@@ -54,23 +75,68 @@ def build(service: Service) -> None:
         steps: int = 30,
         seed: int | None = None,
         num_samples: int = 1,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | dict[str, float] | None = None,
         sampler: str = "ddim",
-    ) -> tuple[list[str] | None, list[str] | None, dict[str, Any]]:
+        checkpoint: str | None = None,
+    ) -> Result:
         """Samples what is wanted from what is given: pictures, masks, and the rest of the result."""
         with plain_errors():
+            service = self._service(checkpoint)
             given, known = _given(service, image, hole, mask, label, text, embedding_image)
-            wanted = tuple(wanted or (name for name in names if name not in given))
+            wanted = tuple(_names(wanted) or (name for name in service.pipe.modalities if name not in given))
             if known is not None and "image" not in wanted:
                 wanted = (*wanted, "image")
             seed = new_seed() if seed is None else seed
-            job = Job(given, wanted, known, steps, seed, num_samples, guidance_scale, sampler)
-            *_, result = service.stream(job)
-            return _files(service, job, result, pictures.GRADIO_CACHE) + (_details(service, job, result),)
+            scale = 1.0 if guidance_scale is None else guidance_scale
+            job = Job(given, wanted, known, steps, seed, num_samples, scale, sampler)
+            return self._result(service, job)
 
-    gr.Button(visible=False).click(
-        generate, inputs, outputs, api_name="generate", concurrency_limit=MAX_RUNS, concurrency_id="runs"
-    )
+    def run_settings(self, settings: str) -> Result:
+        """Samples exactly what the text of a settings file says; the results are those of /generate."""
+        with plain_errors():
+            service = self._service(_checkpoint_of(settings))
+            job, _, _ = recipe.from_json(settings, service.pipe.modalities)
+            return self._result(service, job)
+
+    def describe(self) -> dict[str, Any]:
+        """The models that there are: their modalities with classes, sizes and colours."""
+        return {name: _facts(service) for name, service in self._services.items()}
+
+    def _service(self, checkpoint: str | None) -> Service:
+        name = checkpoint or next(iter(self._services))
+        if name not in self._services:
+            raise ValueError(f"There is no checkpoint “{name}”; there is {', '.join(self._services)}.")
+        return self._services[name]
+
+    def _result(self, service: Service, job: Job) -> Result:
+        *_, result = service.stream(job)
+        return *_files(service, job, result, self._cache), _details(service, job, result)
+
+
+def _checkpoint_of(settings: str) -> str | None:
+    """The model that settings name, if they can be read at all; `recipe.from_json` says what is wrong."""
+    try:
+        name = json.loads(settings)["checkpoint"]
+    except (ValueError, TypeError, LookupError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _names(wanted: Any) -> list[str] | None:
+    if wanted is not None and not (isinstance(wanted, list) and all(isinstance(n, str) for n in wanted)):
+        raise ValueError('wanted is a list of modalities, such as ["image", "mask"].')
+    return wanted
+
+
+def _facts(service: Service) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for name, spec in service.pipe.modalities.items():
+        facts[name] = {"kind": spec.kind, "shape": list(spec.shape)}
+        if spec.kind in ("mask", "label"):
+            facts[name]["classes"] = list(spec.classes)
+        if spec.kind == "mask":
+            facts[name]["palette"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
+    return facts
 
 
 def _given(
@@ -98,13 +164,14 @@ def _given(
         )
     if "image" in given:
         size = specs["image"].shape[-1]
-        given["image"] = adapters.read_photo(given["image"], size)[0]
-        known = adapters.known_pixels(adapters.hole_from_file(hole, size)) if hole else None
+        photo = adapters.read_photo(given["image"], size)
+        given["image"] = photo.for_model
+        known = adapters.known_pixels(adapters.read_hole(hole, size, photo.size).cells) if hole else None
     if "mask" in given:
         spec = specs["mask"]
         given["mask"] = adapters.mask_from_file(given["mask"], spec.shape[-1], spec.classes, spec.palette)
     if embedding_image:
-        given["embedding"] = adapters.open_picture(embedding_image, "embedding")
+        given["embedding"] = adapters.flat(adapters.open_picture(embedding_image, "embedding"))
     return given, known
 
 

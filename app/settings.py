@@ -8,52 +8,82 @@ from typing import Any
 
 import gradio as gr
 
-from app.inputs import GIVEN, QUIET
-from app.service import ANCHOR, MAX_GUIDANCE, MAX_SAMPLES, MAX_SEED, MAX_STEPS, SAMPLERS, Job, Service
+from app.inputs import QUIET
+from app.job import ANCHOR, MAX_GUIDANCE, MAX_SAMPLES, MAX_SEED, MAX_STEPS, SAMPLERS, Job
+from app.service import Service
+from app.tasks import GIVEN
 from app.theme import html
 from app.views import duration
 
+STEPS = 30
 GUIDANCE = (
     '<p class="title">Guidance</p><p class="hint">How strongly each counts where it is given. 1 is off; '
-    "any other number costs one more network call a step.</p>"
+    "any other number runs every sample through the network once more a step.</p>"
 )
 
 
 class Settings:
     """Controls made inside the current `gr.Blocks` context.
 
-    `components` is what `read` takes, in this order; `choices` are by name what each modality is to be.
+    `components` is what `read` takes and `show` gives, in this order; `choices` are by name what each
+    modality is to be. `every` is for the page: after how many steps to show what there is.
     """
 
-    def __init__(self, service: Service, choices: Mapping[str, gr.Radio]) -> None:
+    def __init__(self, service: Service, task: str, choices: Mapping[str, gr.Radio]) -> None:
         self._service = service
         self._guidable = [name for name in choices if name != ANCHOR]
-        self.steps = gr.Slider(1, MAX_STEPS, value=30, step=1, label="Steps", elem_id="steps")
-        self.estimate = html(self.estimate_of(Job(steps=30)), elem_id="estimate")
+        self.steps = gr.Slider(1, MAX_STEPS, value=STEPS, step=1, label="Steps", elem_id=f"{task}-steps")
+        self.estimate = html(
+            self.estimate_of(Job(steps=STEPS)), elem_id=f"{task}-estimate", elem_classes="estimate"
+        )
         with gr.Row(elem_classes="seed"):
             self.seed = gr.Number(
-                value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=120, elem_id="seed"
+                value=0,
+                precision=0,
+                minimum=0,
+                maximum=MAX_SEED,
+                label="Seed",
+                min_width=120,
+                elem_id=f"{task}-seed",
             )
             self.keep = gr.Checkbox(
-                False, label="Keep", container=False, min_width=70, scale=0, elem_id="keep-seed"
+                False, label="Keep", container=False, min_width=70, scale=0, elem_id=f"{task}-keep-seed"
             )
-            draw = gr.Button("New seed", size="sm", min_width=90, scale=0, elem_id="new-seed")
-        with gr.Accordion("Sampler, samples, guidance", open=False):
+            draw = gr.Button("New seed", size="sm", min_width=90, scale=0, elem_id=f"{task}-new-seed")
+        with gr.Accordion("Sampler, samples, guidance", open=False, elem_id=f"{task}-more"):
             self.sampler = gr.Dropdown(
                 [(title, name) for name, title in SAMPLERS.items()],
                 value="ddim",
                 label="Sampler",
                 filterable=False,
+                elem_id=f"{task}-sampler",
             )
-            self.samples = gr.Slider(1, MAX_SAMPLES, value=1, step=1, label="Samples", elem_id="samples")
+            self.samples = gr.Slider(
+                1, MAX_SAMPLES, value=1, step=1, label="Samples", elem_id=f"{task}-samples"
+            )
+            self.every = gr.Slider(
+                1, 10, value=1, step=1, label="Show every … steps", elem_id=f"{task}-every"
+            )
             with gr.Column(elem_classes="guidance", visible=bool(self._guidable)):
                 html(GUIDANCE)
-                self.guidance = [_guidance_slider(name) for name in self._guidable]
+                self.guidance = [self._guidance_slider(task, name) for name in self._guidable]
         self.components = [self.steps, self.seed, self.keep, self.sampler, self.samples, *self.guidance]
         costs = [self.steps, self.samples, *self.guidance, *(choices[name] for name in self._guidable)]
         draw.click(new_seed, None, self.seed, **QUIET)
-        # Without triggers: when the page loads and whenever one of these changes.
-        gr.on(None, self._estimated, costs, self.estimate, queue=False, trigger_mode="always_last", **QUIET)
+        gr.on(
+            [cost.change for cost in costs],
+            self._estimated,
+            costs,
+            self.estimate,
+            queue=False,
+            trigger_mode="always_last",
+            **QUIET,
+        )
+
+    def _guidance_slider(self, task: str, name: str) -> gr.Slider:
+        return gr.Slider(
+            0, MAX_GUIDANCE, value=1, step=0.5, label=name.capitalize(), elem_id=f"{task}-{name}-guidance"
+        )
 
     def _estimated(self, steps: int, samples: int, *values: Any) -> str:
         """`values`: the scale of each guidable modality, then what each of them is to be."""
@@ -95,9 +125,19 @@ class Settings:
             "guidance_scale": self._scales(given, scales),
         }
 
-
-def _guidance_slider(name: str) -> gr.Slider:
-    return gr.Slider(0, MAX_GUIDANCE, value=1, step=0.5, label=name.capitalize(), elem_id=f"{name}-guidance")
+    def show(self, job: Job) -> list[Any]:
+        """What `components` are to be so that they say what `job` says; the seed is kept."""
+        scales = job.guidance_scale
+        if not isinstance(scales, Mapping):
+            scales = {name: scales for name in job.given}
+        return [
+            job.steps,
+            job.seed,
+            True,
+            job.sampler,
+            job.num_samples,
+            *(scales.get(n, 1) for n in self._guidable),
+        ]
 
 
 def new_seed() -> int:

@@ -1,89 +1,247 @@
-"""Where a run is watched: a line on how it goes, every head's prediction, Run and Stop."""
+"""Where runs are watched: a line on how it goes, the player, and what one can do next with what is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import gradio as gr
 
 from app import views
+from app.compare import Compare
 from app.errors import explain
+from app.form import Form
 from app.inputs import QUIET
-from app.service import Job, Preview, Service, Waiting
-from app.settings import Settings
+from app.job import Job
+from app.player import Player, Track
+from app.service import Preview, Service, Waiting
+from app.take_home import TakeHome
+from app.tasks import Task
 from app.theme import html
+from mmdiff.pipeline import Change
 
 MAX_RUNS = 40  # that may be in line at the same time; the service says no before that
+REPEATED = 3  # frames that a message repeats, as the browser may skip messages
+KEPT_SECONDS = 3600  # of what is shown, after a visitor was last seen
 
 # On a narrow page the stage is below the controls.
-REVEAL = """() => { const stage = document.getElementById('stage');
+REVEAL = """() => { const stage = document.getElementById('%s-stage');
   if (stage && window.innerWidth < 900) stage.scrollIntoView({block: 'start'}); }"""
+# The scrubber is the browser's own; the server is told where it stands when a fork begins.
+STEP_SHOWN = """(step, ...others) => {
+  const player = document.querySelector('#%s-player .player');
+  return [Number(player?.dataset.step ?? 0), ...others];
+}"""
 
 Updates = dict[Any, Any]
+_ids = count(1)
+
+
+@dataclass
+class Live:
+    """A run that goes on: where, its track, and the last that was heard of it."""
+
+    service: Service
+    track: Track
+    event: Waiting | Preview | None = None
+
+    @property
+    def record(self) -> Any:
+        return self.track.record
+
+    @property
+    def over(self) -> bool:
+        return isinstance(self.event, Preview) and self.event.last
+
+    def hear(self, event: Waiting | Preview) -> None:
+        """Keeps what a preview shows."""
+        self.event = event
+        if isinstance(event, Preview):
+            self.record.add(event.index, event.t, event.x_hat)
+            self.record.seconds, self.record.stopped = event.seconds, event.stopped
 
 
 class Stage:
-    """Made in two places of the current `gr.Blocks` context, `buttons()` and `view()`; `connect` wires it."""
+    """The stage of one task; `services` are all models there are, this page's first."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, task: Task, services: Sequence[Service]) -> None:
+        self._task, self._service = task, services[0]
+        self._services = {service.name: service for service in services}
 
     def buttons(self) -> None:
+        """Run and Stop, made in the current context."""
+        name = self._task.name
         with gr.Row(elem_classes="run-row"):
-            self.run = gr.Button("Run", variant="primary", scale=3, min_width=140, elem_id="run")
+            self.run = gr.Button("Run", variant="primary", scale=3, min_width=140, elem_id=f"{name}-run")
             self.halt = gr.Button(
-                "Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id="stop"
+                "Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id=f"{name}-stop"
             )
 
     def view(self) -> None:
-        """Shows the example from the warm-up until something has been run."""
-        job, result = self._service.example
-        text = "An example, made while the app was starting. Choose what to give and press <b>Run</b>."
-        with gr.Column(elem_id="stage"):
-            self.status = html(views.status(text), elem_id="status")
-            self.samples = html(views.samples(self._scene(job), result.x_hat), elem_id="samples-view")
+        """The player and what belongs to it; shows the example from the warm-up until something is run."""
+        name = self._task.name
+        self._opening = [self._example()]
+        self.shown = gr.State(None, time_to_live=KEPT_SECONDS)
+        self.step = gr.Number(0, visible=False, precision=0)
+        with gr.Column(elem_classes="stage", elem_id=f"{name}-stage"):
+            text = "An example, made while the app was starting. Choose what to give and press <b>Run</b>."
+            self.status = html(views.status(text), elem_id=f"{name}-status", elem_classes="status-line")
+            self.player = Player(f"{name}-player")
+            self.player.component.value = self.player.value(self._opening)
+            with gr.Row(elem_classes="next"):
+                self.fork = gr.Button("Fork from this step", size="sm", scale=0, elem_id=f"{name}-fork")
+                html(
+                    '<p class="hint">Move the scrubber to a step, change what is given on the left, and '
+                    "denoise again from there. Both branches stay.</p>"
+                )
+            self.take_home = TakeHome(self._task, self.shown, self._opening)
 
-    def connect(
-        self,
-        triggers: list[Callable],
-        make_job: Callable[..., Job],
-        inputs: list[gr.components.Component],
-        settings: Settings,
-    ) -> None:
-        """Runs `make_job(*inputs)` on any of the triggers; `make_job` raises ValueError for bad input."""
+    def connect(self, form: Form, compare: Compare) -> None:
+        """Wires all of it to the controls."""
+        self._form = form
+        self.outputs = [
+            self.status,
+            self.player.component,
+            self.run,
+            self.halt,
+            self.fork,
+            compare.button,
+            form.settings.seed,
+            form.settings.keep,
+            form.settings.estimate,
+            self.shown,
+            *self.take_home.outputs,
+        ]
+        every = form.settings.every
+        self._on(self.run.click, self.run_form, [every, *form.components])
+        inputs = [self.step, self.shown, every, *form.components]
+        self._on(self.fork.click, self._fork, inputs, js=STEP_SHOWN % self._task.name)
+        self._compare = compare
+        self._on(compare.button.click, self._run_both, [every, *compare.components, *form.components])
+        self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
+
+    def _on(self, trigger: Callable, start: Callable, inputs: list, **options: Any) -> None:
+        self.after(trigger, inputs, start, **options)
+        trigger(None, js=REVEAL % self._task.name, **QUIET)
+
+    def after(self, trigger: Callable, inputs: list, start: Callable, **options: Any) -> None:
+        """Has `start(*inputs)`, one of the methods below, run on the trigger of an event."""
+        runs = {"concurrency_limit": MAX_RUNS, "concurrency_id": "runs"}
+        trigger(self._guarded(start), inputs, self.outputs, **runs, **options, **QUIET)
+
+    def _guarded(self, start: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
+        """`start`, with whatever goes wrong said on the page; the server goes on."""
 
         def run(request: gr.Request, *values: Any) -> Iterator[Updates]:
             try:
-                job = make_job(*values)
-                yield self._busy(views.status("Starting …", 0.0, "busy")) | {settings.seed: job.seed}
-                yield from self._watch(job, request.session_hash)
-            except Exception as error:  # whatever it is, the page says so and the server goes on
+                yield from start(request, *values)
+            except Exception as error:
                 problem = explain(error)
                 yield self._ended(views.status(problem.message, kind="problem"))
                 raise problem from None
-            yield {settings.estimate: settings.estimate_of(job)}
 
-        outputs = [self.status, self.samples, self.run, self.halt, settings.seed, settings.estimate]
-        for trigger in triggers:
-            trigger(run, inputs, outputs, concurrency_limit=MAX_RUNS, concurrency_id="runs", **QUIET)
-            trigger(None, js=REVEAL, **QUIET)
-        self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
+        return run
 
-    def _watch(self, job: Job, session: str) -> Iterator[Updates]:
-        scene, event = self._scene(job), None
-        for event in self._service.stream(job, session):
-            if isinstance(event, Waiting):
-                yield self._busy(views.status(_waiting(event), kind="busy"))
-            elif not event.last:
-                yield self._busy(_progress(event)) | {self.samples: views.samples(scene, event.x_hat)}
-        if isinstance(event, Preview):
-            yield self._ended(_result(job, event)) | {self.samples: views.samples(scene, event.x_hat)}
-        else:
-            yield self._ended(views.status("Stopped before it began."))
+    # -- what can be started ---------------------------------------------------------------------------
+
+    def run_form(self, request: gr.Request, every: int, *form: Any) -> Iterator[Updates]:
+        """What the form says."""
+        yield from self._start(request, [self._live(self._service, self._form.read(*form))], every)
+
+    def _run_both(self, request: gr.Request, every: int, *values: Any) -> Iterator[Updates]:
+        """The form's job, and the same with what `Compare` says, from the same seed."""
+        own, form = self._compare.split(values)
+        job = self._form.read(*form)
+        other, checkpoint = self._compare.read(job, *own)
+        service = self._services[checkpoint]
+        title, other_title = self._compare.titles(job, self._service.name, other, checkpoint)
+        runs = [self._live(self._service, job, title), self._live(service, other, other_title)]
+        yield from self._start(request, runs, every)
+
+    def _fork(
+        self, request: gr.Request, step: int, shown: list[Track] | None, every: int, *form: Any
+    ) -> Iterator[Updates]:
+        """The run that is shown, with the form's conditions from after `step` on, beside it."""
+        shown = shown or self._opening
+        base = shown[0].record
+        if not 1 <= step < base.job.steps:
+            raise ValueError(
+                f"After step {step} of {base.job.steps} nothing is left to denoise. Move the scrubber to an "
+                "earlier step, then fork."
+            )
+        now = self._form.read(*form)
+        change = Change(step, now.given, now.wanted, now.known_pixels, now.guidance_scale)
+        earlier = tuple(c for c in base.job.changes if c.after < step)
+        job = replace(base.job, changes=(*earlier, change))
+        original = replace(shown[0], title="Before the fork", since=0)
+        branch = self._live(self._services[base.checkpoint], job, f"Fork after step {step}", step)
+        yield from self._start(request, [branch], every, [original])
+
+    def replay(self, request: gr.Request, job: Job) -> Iterator[Updates]:
+        """Exactly this job, as a settings file or a link says."""
+        yield from self._start(request, [self._live(self._service, job)], 1)
+
+    # -- a run, or two ---------------------------------------------------------------------------------
+
+    def _start(
+        self, request: gr.Request, runs: list[Live], every: int, beside: Sequence[Track] = ()
+    ) -> Iterator[Updates]:
+        """Runs all of them at once, one step each in turn, with finished tracks beside them."""
+        key = f"{request.session_hash}/{self._task.name}"
+        self._service.stop(key)
+        seed = {self._form.settings.seed: runs[0].record.job.seed}
+        yield self._busy(views.status("Starting …", 0.0, "busy")) | seed
+        heard = 0
+        for live in _in_turn(runs, key):
+            if isinstance(live.event, Waiting):
+                yield self._busy(views.status(_waiting(live.event), kind="busy"))
+                continue
+            steps = len(live.record.frames)
+            due = steps == 1 or steps % every == 0 or live.over
+            if due and not all(run.over for run in runs):
+                since = max(0, min(len(run.record.frames) for run in runs) - every - REPEATED)
+                tracks = [*beside, *(replace(run.track, since=since) for run in runs)]
+                if heard:  # tracks beside were sent before
+                    tracks[: len(beside)] = [replace(t, since=t.record.job.steps) for t in beside]
+                heard += 1
+                yield self._busy(_progress(runs)) | {self.player.component: self.player.value(tracks)}
+        yield self._result(runs, beside, request)
+
+    def _result(self, runs: list[Live], beside: Sequence[Track], request: gr.Request) -> Updates:
+        if not all(run.record.frames for run in runs):
+            return self._ended(views.status("Stopped before it began."))
+        tracks = [*beside, *(replace(run.track, running=False) for run in runs)]
+        return (
+            self._ended(_summary(runs))
+            | {
+                self.player.component: self.player.value(tracks),
+                self.shown: tracks,
+                self._form.settings.estimate: self._form.settings.estimate_of(runs[0].record.job),
+            }
+            | self.take_home.update(tracks, request)
+        )
+
+    def _live(self, service: Service, job: Job, title: str = "", fork_step: int | None = None) -> Live:
+        record = service.record(job)
+        return Live(
+            service,
+            Track(f"run{next(_ids)}", title, record, service.describe, running=True, fork_step=fork_step),
+        )
+
+    def _example(self) -> Track:
+        """A record of the warm-up, as far as it has to do with the task."""
+        record = self._service.filled if self._task.fixed else self._service.example
+        names = self._task.modalities(self._service.pipe.modalities)
+        job = replace(record.job, wanted=tuple(names))
+        every_other = record.frames[-1::-2][::-1]  # they travel with the page
+        own = replace(record, job=job, modalities=names, frames=every_other)
+        return Track(f"run{next(_ids)}", "", own, self._service.describe)
 
     def _stop(self, request: gr.Request) -> Updates:
-        if self._service.stop(request.session_hash):
+        if self._service.stop(f"{request.session_hash}/{self._task.name}"):
             return {self.status: views.status("Stopping after this step …", kind="busy")}
         return {self.halt: gr.update(interactive=False)}
 
@@ -92,6 +250,8 @@ class Stage:
             self.status: status,
             self.run: gr.update(interactive=False, value="Running …"),
             self.halt: gr.update(interactive=True),
+            self.fork: gr.update(interactive=False),
+            self._compare.button: gr.update(interactive=False),
         }
 
     def _ended(self, status: str) -> Updates:
@@ -99,33 +259,47 @@ class Stage:
             self.status: status,
             self.run: gr.update(interactive=True, value="Run"),
             self.halt: gr.update(interactive=False),
+            self.fork: gr.update(interactive=True),
+            self._compare.button: gr.update(interactive=True),
         }
 
-    def _scene(self, job: Job) -> views.Scene:
-        shown = {
-            n: spec for n, spec in self._service.pipe.modalities.items() if n in (*job.given, *job.wanted)
-        }
-        roles = {
-            n: "generated" if n not in job.given else "filled in" if n in job.wanted else "given"
-            for n in shown
-        }
-        return views.Scene(shown, roles, self._service.describe, f"mmdiff_{self._service.name}_{job.seed}")
+
+def _in_turn(runs: list[Live], session: str) -> Iterator[Live]:
+    """Every run whenever something is heard of it, one of each in turn, until all are over."""
+    with ExitStack() as stack:
+        streams = [stack.enter_context(closing(run.service.stream(run.record.job, session))) for run in runs]
+        going = list(zip(runs, streams, strict=True))
+        while going:
+            for pair in list(going):
+                run, stream = pair
+                event = next(stream, None)
+                if event is None:
+                    going.remove(pair)
+                else:
+                    run.hear(event)
+                    yield run
 
 
 def _waiting(event: Waiting) -> str:
-    return "Someone else’s run is going on. " + (
-        "Yours is next." if event.ahead == 1 else f"{event.ahead} are before you; yours starts by itself."
-    )
+    if event.place == 1:
+        return "All places are taken. Yours is the next run to start."
+    return f"All places are taken. {event.place - 1} are before you; yours starts by itself."
 
 
-def _progress(event: Preview) -> str:
-    text = f"Step <b>{event.index}</b> of {event.total} · {views.duration(event.seconds_left)} left"
-    return views.status(text, event.index / event.total, "busy")
+def _progress(runs: Sequence[Live]) -> str:
+    heard = [run.event for run in runs if isinstance(run.event, Preview)]
+    slowest = max(heard, key=lambda event: event.seconds_left)
+    text = f"Step <b>{slowest.index}</b> of {slowest.total} · {views.duration(slowest.seconds_left)} left"
+    share = sum(event.index for event in heard) / sum(run.record.job.steps for run in runs)
+    return views.status(text, share, "busy")
 
 
-def _result(job: Job, event: Preview) -> str:
-    if event.stopped:
+def _summary(runs: Sequence[Live]) -> str:
+    events = [run.event for run in runs if isinstance(run.event, Preview)]
+    job, event = runs[0].record.job, max(events, key=lambda event: event.seconds)
+    if any(e.stopped for e in events):
         text = f"<b>Stopped</b> at step {event.index} of {event.total}. Below is what was predicted by then"
     else:
         text = f"<b>Done</b> in {views.duration(event.seconds)} · {event.total} steps"
-    return views.status(f"{text} · seed {job.seed} · {job.sampler}", event.index / event.total)
+    share = sum(e.index for e in events) / sum(e.total for e in events)
+    return views.status(f"{text} · seed {job.seed} · {job.sampler}", share)

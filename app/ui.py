@@ -1,30 +1,148 @@
-"""The page: a header that says what runs where, and a tab per task."""
+"""The page: a header that says what runs where, a tab per task, and runs that come from files and links."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 
-from app import api, theme
+from app import api, recipe, theme
+from app.errors import plain_errors
+from app.examples import opening
+from app.inputs import QUIET
+from app.link import from_query, is_link
 from app.service import Service
-from app.tabs import any_to_any
+from app.tabs import how_it_works, task
+from app.tabs.task import Tab
+from app.tasks import TASKS
 from app.views import listed
 
-TABS = (any_to_any,)
 CACHE_SECONDS = 24 * 3600
+# Pages of other models are below the first one's, wherever that is.
+MENU = (
+    "const own = this.dataset.own, path = location.pathname.replace(/\\/$/, '');"
+    "location.assign((own ? path.slice(0, -own.length - 1) : path) + '/' + this.value)"
+)
 
 
-def build_demo(service: Service) -> gr.Blocks:
-    """The whole page; `launch` serves it."""
+def build_demo(services: Sequence[Service]) -> gr.Blocks:
+    """The whole page, and one of its own for each further model; `launch` serves them."""
+    first, *others = services
     with gr.Blocks(title="mmdiff", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as demo:
-        theme.html(_header(service), elem_id="header")
-        with gr.Tabs():
-            for tab in TABS:
-                tab.build(service)
-        api.build(service)
+        _page(demo, first, services)
+        api.build(services)
+    for service in others:
+        with demo.route(service.name, service.name):
+            _page(demo, service, services)
     return demo.queue()
+
+
+def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> None:
+    """The page of one of the models."""
+    with gr.Row(elem_classes="top"):
+        theme.html(_header(service, services), elem_id="header")
+        restore = gr.UploadButton(
+            "Restore a run",
+            file_types=[".json", ".png", ".zip"],
+            size="sm",
+            scale=0,
+            min_width=120,
+            elem_id="restore",
+        )
+    message = theme.html("", elem_id="message")
+    with gr.Tabs() as tabs:
+        models = [service, *(other for other in services if other is not service)]
+        built = [task.build(t, models) for t in TASKS if t.fits(service.pipe.modalities)]
+        how_it_works.build(service)
+    Restorer(service, built, tabs, message).connect(demo, restore)
+
+
+class Restorer:
+    """Fills in the form of a task and runs it, as a file or the link of this page says."""
+
+    def __init__(self, service: Service, built: Sequence[Tab], tabs: gr.Tabs, message: gr.HTML) -> None:
+        self._service, self._tabs, self._message = service, tabs, message
+        self._by_name: Mapping[str, Tab] = {tab.task.name: tab for tab in built}
+        self._job, self._task = gr.State(None), gr.State("")
+        self._outputs = [tabs, message, self._job, self._task]
+        for tab in built:
+            self._outputs += tab.form.outputs
+
+    def connect(self, demo: gr.Blocks, button: gr.UploadButton) -> None:
+        """Restores what is uploaded with `button`, and what the page's own address asks for."""
+        for event in (
+            button.upload(self._from_file, button, self._outputs, **QUIET),
+            demo.load(self._from_link, None, self._outputs, **QUIET),
+        ):
+            for tab in self._by_name.values():
+                tab.stage.after(event.success, [self._task, self._job], _replay(tab))
+
+    def _from_file(self, path: str) -> list[Any]:
+        with plain_errors():
+            job, checkpoint, name = recipe.read(path, self._service.pipe.modalities)
+            self._check_checkpoint(checkpoint)
+            return self._shown(name, job, job, _note("The run is restored and starts again."))
+
+    def _from_link(self, request: gr.Request) -> list[Any]:
+        params = dict(request.query_params)
+        if not is_link(params):
+            return self._opened()
+        try:
+            linked = from_query(params, self._service.pipe.modalities)
+            self._check_checkpoint(linked.checkpoint)
+        except ValueError as error:
+            note = _note(f"This link cannot be restored. {escape(str(error), quote=False)}", "problem")
+            return self._opened(note)
+        if not linked.missing:
+            return self._shown(linked.task, linked.job, linked.job, _note("This run came from a link."))
+        things = listed([f"the {name}" for name in linked.missing])
+        note = _note(
+            f"The settings came from a link, but {things} did not fit into it. Add what is missing, then "
+            "press Run; Keep is ticked, so the seed is the same.",
+            "problem",
+        )
+        return self._shown(linked.task, linked.job, None, note)
+
+    def _check_checkpoint(self, name: str) -> None:
+        if name and name != self._service.name:
+            raise ValueError(
+                f"The run was made with the checkpoint “{name}”, this page shows “{self._service.name}”. "
+                "Choose the other one in the menu above, if it is there, and try again."
+            )
+
+    def _shown(self, name: str, job: Any, runs: Any, note: str) -> list[Any]:
+        """The form of the task filled in, and a run of `runs` to come."""
+        name = name if name in self._by_name else "any_to_any"
+        updates: list[Any] = [gr.update(selected=name), note, runs, name if runs else ""]
+        for other, tab in self._by_name.items():
+            updates += tab.form.show(job) if other == name else [gr.skip() for _ in tab.form.outputs]
+        return updates
+
+    def _opened(self, note: str = "") -> list[Any]:
+        """How the page begins: forms that need something given have something."""
+        updates: list[Any] = [gr.skip(), note, None, ""]
+        for tab in self._by_name.values():
+            job = opening(tab.task, self._service)
+            updates += [gr.skip() for _ in tab.form.outputs] if job is None else tab.form.show(job, False)
+        return updates
+
+
+def _replay(tab: Tab) -> Any:
+    """Runs the job if it is of this tab's task."""
+
+    def replay(request: gr.Request, name: str, job: Any) -> Any:
+        if name == tab.task.name and job is not None:
+            yield from tab.stage.replay(request, job)
+        else:
+            yield {tab.stage.status: gr.skip()}
+
+    return replay
+
+
+def _note(text: str, kind: str = "calm") -> str:
+    return f'<p class="message {kind}" role="status">{text}</p>'
 
 
 def launch(
@@ -35,7 +153,7 @@ def launch(
         server_name=host,
         server_port=port,
         theme=theme.theme(),
-        css_paths=theme.STYLE,
+        css_paths=theme.STYLES,
         share=False,
         ssr_mode=False,
         footer_links=["api"],
@@ -44,15 +162,29 @@ def launch(
     )
 
 
-def _header(service: Service) -> str:
-    facts = [service.name, *_sizes(service), service.device]
-    chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+def _header(service: Service, services: Sequence[Service]) -> str:
+    facts = [*_sizes(service), service.device]
+    chips = _menu(service, services) + "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return (
         '<header class="masthead"><div><h1>mmdiff</h1>'
         "<p>One diffusion model for "
         f"{listed(list(service.pipe.modalities))}: any of them from any others.</p></div>"
         f'<div class="facts" aria-label="Checkpoint and device">{chips}</div></header>'
     )
+
+
+def _menu(service: Service, services: Sequence[Service]) -> str:
+    """The name of the checkpoint; a menu if there are several."""
+    if len(services) == 1:
+        return f"<span>{escape(service.name)}</span>"
+    routes = {other.name: "" if other is services[0] else other.name for other in services}
+    chosen = {service.name: " selected"}
+    options = "".join(
+        f'<option value="{escape(route)}"{chosen.get(name, "")}>{escape(name)}</option>'
+        for name, route in routes.items()
+    )
+    own = escape(routes[service.name])
+    return f'<select aria-label="Checkpoint" data-own="{own}" onchange="{MENU}">{options}</select>'
 
 
 def _sizes(service: Service) -> list[str]:

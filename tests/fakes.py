@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmdiff.engine import Engine
+from mmdiff.pipeline import Change, Stream
 from mmdiff.vocabulary import Description, Vocabulary, Words
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # for the clients in the tests; the page never reports
@@ -66,6 +68,7 @@ class FakePipeline:
         size: int = 64,
         step_seconds: float = 0.0,
         modalities: tuple[str, ...] = ("image", "mask", "label"),
+        capacity: int = 32,
     ) -> None:
         palette = np.array([[38, 42, 51], [88, 178, 148]], dtype=np.uint8)
         specs = (
@@ -80,6 +83,8 @@ class FakePipeline:
         self.has_text = self.can_describe = "embedding" in self.modalities
         self.words = Words(LetterEmbedder(), VOCABULARY)
         self.calls: list[dict[str, Any]] = []
+        self.engine = Engine(self._answer, capacity)
+        self.broken: Exception | None = None
 
     def describe(self, vectors: np.ndarray, count: int = 5) -> list[Description]:
         return self.words.describe(vectors, count)
@@ -95,19 +100,21 @@ class FakePipeline:
         guidance_scale=1.0,
         sampler="ddim",
         eta=0.0,
+        changes=(),
     ):
         given = dict(given or {})
         self.calls.append(
             {"given": given, "wanted": wanted, "seed": seed, "steps": steps, "guidance_scale": guidance_scale}
         )
-        targets = [self._target(seed + k, given) for k in range(num_samples)]
-        rng = np.random.default_rng(seed)
-        for index in range(1, steps + 1):
-            time.sleep(self.step_seconds)
-            samples = [self._blur(target, 1 - index / steps, rng) for target in targets]
-            x_hat = {name: np.stack([sample[name] for sample in samples]) for name in {*given, *wanted}}
-            self._keep_given(x_hat, given, known_pixels)
-            yield SimpleNamespace(index=index, total=steps, t=1000 - index, x_hat=x_hat, output=None)
+        first = Change(0, given, wanted, known_pixels, guidance_scale)
+        run = FakeRun(self, [first, *changes], steps, seed, num_samples)
+        return Stream(self.engine, run, lambda step, seconds: step)
+
+    def _answer(self, queries):
+        time.sleep(self.step_seconds)
+        if self.broken:
+            raise self.broken
+        return queries
 
     def _target(self, seed: int, given: dict[str, Any]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -152,6 +159,36 @@ class FakePipeline:
             x_hat["embedding"][:] = self.words.embedder.embed_texts([given["embedding"]]).numpy()
 
 
+class FakeRun:
+    """A member of the engine: every step a little less blurred; what is given may change on the way."""
+
+    def __init__(
+        self, pipe: FakePipeline, conditions: list[Change], steps: int, seed: int, num_samples: int
+    ) -> None:
+        self.pipe, self.conditions, self.steps, self.seed = pipe, conditions, steps, seed
+        self.rows, self.index, self.rng = num_samples, 0, np.random.default_rng(seed)
+        self.shown = {name for c in conditions for name in (*c.given, *c.wanted)}
+
+    @property
+    def done(self) -> bool:
+        return self.index == self.steps
+
+    def queries(self) -> list[int]:
+        return [self.seed + k for k in range(self.rows)]
+
+    def advance(self, answers: list[int]) -> SimpleNamespace:
+        now = [c for c in self.conditions if c.after <= self.index][-1]
+        self.index += 1
+        noise = 1 - self.index / self.steps
+        samples = [
+            self.pipe._blur(self.pipe._target(seed, dict(now.given)), noise, self.rng) for seed in answers
+        ]
+        x_hat = {name: np.stack([sample[name] for sample in samples]) for name in self.shown}
+        self.pipe._keep_given(x_hat, dict(now.given), now.known_pixels)
+        t = round(1000 * (1 - ((self.index - 1) / self.steps) ** 2))
+        return SimpleNamespace(index=self.index, total=self.steps, t=t, x_hat=x_hat, output=None)
+
+
 def _unit(seed: int, dim: int) -> np.ndarray:
     vector = np.random.default_rng(seed).normal(size=dim).astype(np.float32)
     return vector / np.linalg.norm(vector)
@@ -164,11 +201,11 @@ def photo(size: tuple[int, int] = (120, 90), seed: int = 3) -> Image.Image:
 
 
 @contextmanager
-def served(service: Any) -> Iterator[str]:
-    """The page of this service on a free port; yields its address."""
+def served(*services: Any) -> Iterator[str]:
+    """The page of these services on a free port; yields its address."""
     from app.ui import build_demo, launch
 
-    demo = build_demo(service)
+    demo = build_demo(services)
     try:
         yield launch(demo, prevent_thread_lock=True, quiet=True)[1].rstrip("/")
     finally:

@@ -1,10 +1,10 @@
-"""The named endpoint as a client sees it: plain values in, exact files out, errors in plain words."""
+"""The named endpoints as a client sees them: plain values in, exact files out, errors in plain words."""
 
 import re
 import socket
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,11 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from synthetic import lively_model, tiny_config
 
+from app.job import Job
+from app.recipe import to_json
 from app.service import Service
 from mmdiff.checkpoint import save_checkpoint
+from mmdiff.pipeline import Change
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +33,8 @@ def service():
 
 @pytest.fixture(scope="module")
 def address(service):
-    with served(service) as address:
+    other = Service(FakePipeline(modalities=("image", "label")), "small")
+    with served(service, other) as address:
         yield address
 
 
@@ -45,7 +49,7 @@ def generate(client, **arguments):
 
 def test_the_endpoint_describes_itself(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(endpoints) == ["/generate"]
+    assert list(endpoints) == ["/generate", "/run_settings", "/describe"]
     parameters = endpoints["/generate"]["parameters"]
     assert all(parameter["parameter_has_default"] for parameter in parameters)
     assert {"image", "hole", "mask", "label", "text", "wanted", "seed"} <= {
@@ -147,12 +151,8 @@ def test_bad_input_is_explained_and_the_server_stays_up(client, tmp_path, argume
 
 
 def test_an_unexpected_error_is_logged_but_not_shown(client, service, monkeypatch, caplog):
-    def broken(**arguments):
-        raise RuntimeError("secret path /root")
-        yield
-
     with monkeypatch.context() as patch:
-        patch.setattr(service.pipe, "stream", broken)
+        patch.setattr(service.pipe, "broken", RuntimeError("secret path /root"))
         with pytest.raises(AppError, match="unexpected") as caught:
             generate(client)
     assert "secret" not in str(caught.value)
@@ -160,20 +160,87 @@ def test_an_unexpected_error_is_logged_but_not_shown(client, service, monkeypatc
     assert generate(client, wanted=["label"])[2]["label"]
 
 
-def test_clients_at_once_each_get_their_own(address, client):
-    results = {}
+def test_twelve_clients_at_once_each_get_their_own(address, client):
+    requests = [
+        {"seed": 1},
+        {"seed": 2, "steps": 9},
+        {"seed": 3, "label": "Cherry Wax"},
+        {"seed": 4, "label": "Tomato Heart", "wanted": ["image", "mask"]},
+        {"seed": 5, "text": "a red apple"},
+        {"seed": 6, "num_samples": 3},
+        {"seed": 7, "wanted": ["image"]},
+        {"seed": 8, "sampler": "dpmpp_2m"},
+        {"seed": 9, "checkpoint": "small"},
+        {"seed": 10, "checkpoint": "small", "label": "Apple Red"},
+        {"seed": 11, "guidance_scale": {"label": 3}, "label": "Apple Golden"},
+        {"seed": 12, "wanted": ["label"]},
+    ]
+    clients = [Client(address, verbose=False, analytics_enabled=False) for _ in requests]
+    with ThreadPoolExecutor(len(requests)) as people:
+        together = list(people.map(lambda one, request: generate(one, **request), clients, requests))
+    for request, result in zip(requests, together, strict=True):
+        assert content(result) == content(generate(client, **request))
 
-    def run(seed):
-        results[seed] = generate(Client(address, verbose=False, analytics_enabled=False), seed=seed)[2][
-            "label"
-        ]
 
-    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {seed: generate(client, seed=seed)[2]["label"] for seed in range(4)}
+def content(result):
+    """All of a result but how long it took."""
+    pictures, masks, details = result
+    pixels = [np.asarray(Image.open(path)).tobytes() for path in (*(pictures or []), *(masks or []))]
+    return pixels, {key: value for key, value in details.items() if key != "seconds"}
+
+
+def test_settings_run_again_exactly_forks_included(client, service):
+    job = Job(
+        {"label": "Apple Golden"},
+        ("image", "mask"),
+        steps=STEPS,
+        seed=5,
+        changes=(Change(3, {"label": "Cherry Wax"}, ("image", "mask")),),
+    )
+    _, masks, result = client.predict(to_json(job, "fake", "image_label"), api_name="/run_settings")
+    assert result["seed"] == 5 and len(masks) == 1
+    expected = service.run(job).last
+    (picture,), _, _ = client.predict(to_json(job, "fake", "image_label"), api_name="/run_settings")
+    assert np.array_equal(np.asarray(Image.open(picture)), expected.x["image"][0])
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ("dear diary", "settings"),
+        ("{}", "settings"),
+        (to_json(Job(wanted=("image",)), "gone", "any_to_any"), "no checkpoint “gone”; there is fake, small"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_explained(client, settings, words):
+    with pytest.raises(AppError, match=words):
+        client.predict(settings, api_name="/run_settings")
+
+
+def test_checkpoints_are_described_and_chosen_by_name(client):
+    facts = client.predict(api_name="/describe")
+    assert list(facts) == ["fake", "small"] and list(facts["small"]) == ["image", "label"]
+    assert facts["fake"]["label"]["classes"] == list(LABELS)
+    assert facts["fake"]["mask"] == {
+        "kind": "mask",
+        "shape": [64, 64],
+        "classes": ["background", "fruit"],
+        "palette": ["#262a33", "#58b294"],
+    }
+    assert generate(client, checkpoint="small")[2]["checkpoint"] == "small"
+    with pytest.raises(AppError, match="no checkpoint “gone”"):
+        generate(client, checkpoint="gone")
+    with pytest.raises(AppError, match="This model has no mask|does not know “mask”"):
+        generate(client, checkpoint="small", wanted=["mask"])
+
+
+def test_guidance_is_a_number_or_one_for_each_modality(client, service):
+    generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"label": 2.5})
+    assert service.pipe.calls[-1]["guidance_scale"] == {"label": 2.5}
+    generate(client, label="Cherry Wax", wanted=["image"], guidance_scale=3)
+    assert service.pipe.calls[-1]["guidance_scale"] == 3
+    with pytest.raises(AppError, match="guidance scale for “mask”, which is not given"):
+        generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"mask": 2.5})
 
 
 def run_app(*arguments):

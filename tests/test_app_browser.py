@@ -1,37 +1,39 @@
-"""The page in a real Chromium: upload, paint, watch, stop, on a phone, too; nothing leaves the machine."""
+"""The page in a real Chromium, every tab at desktop and phone size; nothing leaves the machine."""
 
 import base64
 import io
+import json
 import re
 import shutil
 import time
+import zipfile
+from urllib.parse import parse_qs, urlsplit
 
+import av
 import numpy as np
 import pytest
 from fakes import FakePipeline, photo, served
 from PIL import Image
 
 from app.service import Service
+from app.tasks import TASKS
 
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 RUNNING = re.compile(r"Step \d+ of")
-RECORD_WORDS = """() => {
-  window.words = new Set();
-  const note = () => words.add(document.querySelector('[data-modality="embedding"]').innerText);
-  const options = { subtree: true, childList: true, characterData: true };
-  new MutationObserver(note).observe(document.getElementById('samples-view'), options);
-}"""
-RECORD_PICTURES = """() => {
-  window.pictures = new Set();
-  const note = () => pictures.add(document.querySelector('[data-modality="image"] img').src);
-  const options = { subtree: true, childList: true, attributeFilter: ['src'] };
-  new MutationObserver(note).observe(document.getElementById('samples-view'), options);
+RECORD = """([id, selector]) => {
+  window.seen = new Set();
+  const player = document.getElementById(id);
+  const note = () => { const found = player.querySelector(selector); if (found) seen.add(found.outerHTML); };
+  const options = { subtree: true, childList: true, characterData: true, attributes: true };
+  new MutationObserver(note).observe(player, options);
 }"""
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
     "--no-first-run"
 ).split()
+EVERYTHING = ("image", "mask", "label", "embedding")
+SIZES = {"desktop": (1440, 1000), "phone": (390, 844)}
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium as the command `chromium`"),
@@ -39,13 +41,14 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def service():
-    return Service(FakePipeline(step_seconds=0.03), "orchard", 15.8)
+def pipe():
+    return FakePipeline(step_seconds=0.03, modalities=EVERYTHING)
 
 
 @pytest.fixture(scope="module")
-def address(service):
-    with served(service) as address:
+def address(pipe):
+    other = FakePipeline(step_seconds=0.03, modalities=EVERYTHING)
+    with served(Service(pipe, "orchard", 15.8), Service(other, "second")) as address:
         yield address
 
 
@@ -58,26 +61,50 @@ def browser():
 
 
 class Visitor:
-    """Somebody in front of the page."""
+    """Somebody in front of a tab of the page."""
 
-    def __init__(self, page, address):
+    def __init__(self, page, address, task):
         self.page, self.address, self.requests, self.errors = page, address, [], []
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         with page.expect_request("**/heartbeat/*"):  # sent once the page is ready to be used
             page.goto(address)
-        page.locator("#run").wait_for()
+        self.open(task)
+
+    def open(self, task):
+        self.task = task
+        title = next(t.title for t in TASKS if t.name == task)
+        self.page.locator("[role=tab]").first.wait_for()
+        tab = self.page.get_by_role("tab", name=title, exact=True).locator("visible=true")
+        if not tab.count():  # on a narrow page it is in the menu of tabs that do not fit
+            self.page.locator(".overflow-menu > button").locator("visible=true").click()
+            tab = self.page.locator(".overflow-dropdown button", has_text=title)
+        tab.first.click()
+        self.find("run").wait_for()
+        self.player("[data-run]").first.wait_for()
+        self.before = self.shown()
+
+    def find(self, name, inside=""):
+        return self.page.locator(f"#{self.task}-{name} {inside}".strip())
+
+    def player(self, selector):
+        return self.find("player", selector)
 
     def choose(self, modality, role):
-        self.page.locator(f"#{modality}-role").get_by_label(role, exact=True).check()
+        self.find(f"{modality}-role").get_by_label(role, exact=True).check()
 
-    def upload(self, modality, path):
-        self.page.locator(f"#{modality}-file input[type=file]").set_input_files(path)
+    def upload(self, name, path):
+        with self.page.expect_file_chooser() as chooser:
+            self.find(name).locator("visible=true").first.click()
+        chooser.value.set_files(path)
+
+    def give_photo(self, path):
+        self.find("image-file", "input[type=file]").set_input_files(path)
 
     def paint(self, modality, start, end):
         """A stroke between two points, (x, y) as shares of the sheet; returns them in pixels of the model."""
-        canvas = self.page.locator(f"#{modality}-painter canvas")
+        canvas = self.find(f"{modality}-painter", "canvas")
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
         points = np.linspace(start, end, 12)
@@ -89,42 +116,67 @@ class Visitor:
         return np.linspace(start, end, 200) * 64
 
     def cells(self, modality):
-        """What the paint area shows, (64, 64) bool, True where it is the second colour."""
-        data = self.page.locator(f"#{modality}-painter canvas").evaluate("canvas => canvas.toDataURL()")
+        """What the paint area shows, (64, 64) bool, True where something is painted."""
+        data = self.find(f"{modality}-painter", "canvas").evaluate("canvas => canvas.toDataURL()")
         pixels = np.asarray(decode(data).convert("RGBA"))
         return (pixels != pixels[0, 0]).any(2)
 
-    def picture(self, modality="image"):
-        return self.page.locator(f'[data-modality="{modality}"] .frame img').last.get_attribute("src")
+    def run(self):
+        self.find("run").click()
 
     def status(self, text, timeout=15_000):
-        self.page.locator("#status", has_text=text).wait_for(timeout=timeout)
-        return self.page.locator("#status").inner_text()
+        self.page.locator(f"#{self.task}-status", has_text=text).wait_for(timeout=timeout)
+        return self.find("status").inner_text()
+
+    def done(self):
+        """Waits for a run that has been started to end."""
+        near(lambda: self.shown() not in (self.before, None), 15)
+        status = self.status("Done")
+        self.before = self.shown()
+        return status
+
+    def shown(self):
+        """Which run is on the stage."""
+        track = self.player("[data-run]").last
+        return track.get_attribute("data-run") if track.count() else None
 
     def plan(self, text):
-        self.page.locator("#plan", has_text=text).wait_for(timeout=5_000)
+        self.page.locator(f"#{self.task}-plan", has_text=text).wait_for(timeout=5_000)
 
+    def picture(self, modality="image", track=0):
+        """The exact picture of a modality, as its Save link has it."""
+        link = self.player(f'[data-track="{track}"] [data-modality="{modality}"] .save')
+        return np.asarray(decode(link.first.get_attribute("href")))
 
-@pytest.fixture(scope="module")
-def wordy():
-    """A model with an embedding, and its page."""
-    pipe = FakePipeline(step_seconds=0.03, modalities=("image", "mask", "label", "embedding"))
-    with served(Service(pipe, "wordy")) as address:
-        yield pipe, address
+    def record(self, selector):
+        """Notes every state of what `selector` finds in the player; `seen` counts them."""
+        self.page.evaluate(RECORD, [f"{self.task}-player", selector])
+
+    def seen(self):
+        return self.page.evaluate("window.seen.size")
+
+    def fits(self):
+        return self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    def at(self, name):
+        return int(self.player(".player").get_attribute(f"data-{name}"))
 
 
 @pytest.fixture
 def visit(browser, address):
     visitors = []
 
-    def visit(width=1440, height=1000, address=address, **options):
+    def visit(task="any_to_any", size="desktop", query="", **options):
+        width, height = SIZES[size]
+        options = {"has_touch": size == "phone"} | options
         page = browser.new_page(viewport={"width": width, "height": height}, **options)
-        visitors.append(Visitor(page, address))
+        visitors.append(Visitor(page, address + query, task))
         return visitors[-1]
 
     yield visit
     for visitor in visitors:
-        away = [url for url in visitor.requests if not url.startswith((visitor.address, "data:", "blob:"))]
+        own = address, "data:", "blob:"
+        away = [url for url in visitor.requests if not url.startswith(own)]
         assert not away, f"left the machine: {away}"
         assert not visitor.errors
         visitor.page.close()
@@ -140,254 +192,527 @@ def photo_file(tmp_path):
     return tmp_path / "photo.png"
 
 
-def test_something_to_look_at_before_the_first_run(visit):
+def fetched(visitor, kind):
+    """What the button of this kind of file downloads."""
+    with visitor.page.expect_download() as download:
+        visitor.find(kind).click()
+    assert download.value.suggested_filename.endswith(f".{kind}")
+    return download.value.path()
+
+
+def near(condition, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# -- every tab ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
+def test_every_tab_has_something_to_look_at_and_runs_with_one_click(visit, pipe, task, size):
+    visitor = visit(task, size)
+    assert "example" in visitor.status("example") and visitor.fits()
+    assert visitor.player(".panel, figure").count() >= 2 and visitor.at("step") > 1
+    visitor.record('[data-modality="image"]')
+    visitor.run()
+    visitor.done()
+    assert visitor.seen() >= 10  # live
+    assert visitor.player(".player").get_attribute("data-state") == "done" and visitor.at("step") == 30
+    assert visitor.picture().shape == (64, 64, 3) and visitor.fits()
+    shown = {m.get_attribute("data-modality") for m in visitor.player("[data-modality]").all()}
+    wanted = next(t for t in TASKS if t.name == task).modalities(pipe.modalities)
+    assert shown == set(wanted)
+    if task == "fill_in":
+        assert set(pipe.calls[-1]["given"]) == {"image"}
+
+
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
+def test_three_one_click_examples(visit, pipe, task):
+    visitor = visit(task)
+    examples = visitor.page.locator(".examples button").locator("visible=true")
+    assert examples.count() >= 3
+    for k in range(1, 3):
+        before = len(pipe.calls)
+        examples.nth(k).click()
+        visitor.done()
+        assert len(pipe.calls) == before + 1 and pipe.calls[-1]["given"]
+
+
+def test_what_runs_where_is_said(visit):
     visitor = visit()
     facts = visitor.page.locator(".facts").inner_text()
     assert all(words in facts for words in ("orchard", "64 × 64 px", "16 MB", "CPU"))
-    assert "example" in visitor.status("example")
-    assert decode(visitor.picture()).size == (64, 64)
-    visitor.plan("Generates image, mask and label from noise alone")
-    assert re.search(r"about [\d.]+ s on this CPU", visitor.page.locator("#estimate").inner_text())
+    visitor.plan("Generates image, mask, label and embedding from noise alone")
+    assert re.search(r"about [\d.]+ s on this CPU", visitor.find("estimate").inner_text())
 
 
-def test_fill_a_painted_hole_then_stop_a_second_run(visit, service, photo_file, monkeypatch):
+def test_the_menu_leads_to_the_page_of_another_checkpoint(visit, address):
     visitor = visit()
-    page = visitor.page
+    menu = visitor.page.get_by_label("Checkpoint").first
+    assert menu.locator("option").all_inner_texts() == ["orchard", "second"]
+    menu.select_option("second")
+    visitor.page.wait_for_url(address + "/second")
+    visitor.open("image_label")
+    assert visitor.page.get_by_label("Checkpoint").first.input_value() == "second"
+    visitor.run()
+    visitor.done()
+    assert "second" in visitor.player(".save").first.get_attribute("download")
+    visitor.page.get_by_label("Checkpoint").first.select_option("orchard")
+    visitor.page.wait_for_url(re.compile(re.escape(address) + "/?$"))
+
+
+# -- what is given -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fill_a_painted_hole_then_stop_a_second_run(visit, pipe, photo_file, monkeypatch, size):
+    visitor = visit("any_to_any", size)
     visitor.choose("image", "Given")
     visitor.plan("First upload a photo")
-    visitor.upload("image", photo_file)
-    visitor.plan("Generates mask and label from the image")
+    visitor.give_photo(photo_file)
+    visitor.plan("Generates mask, label and embedding from the image")
     path = visitor.paint("image", (0.3, 0.35), (0.65, 0.6))
     visitor.plan("image (in the hole)")
 
     hole = visitor.cells("image")
     rows, columns = np.mgrid[:64, :64] + 0.5
     distance = np.hypot(columns[..., None] - path[:, 0], rows[..., None] - path[:, 1]).min(2)
-    radius = float(page.locator("#image-painter input[type=range]").input_value()) / 2
+    radius = float(visitor.find("image-painter", "input[type=range]").first.input_value()) / 2
     assert hole[distance < radius - 1].all() and not hole[distance > radius + 1].any()
 
-    page.evaluate(RECORD_PICTURES)
-    page.click("#run")
-    done = visitor.status("Done")
-    assert page.evaluate("window.pictures.size") >= 10  # live
-    assert f"seed {page.locator('#seed input').input_value()}" in done
-    assert "filled in" in page.locator('[data-modality="image"]').inner_text()
-    result, original = np.asarray(decode(visitor.picture())), np.asarray(photo((64, 64)))
+    visitor.run()
+    done = visitor.done()
+    assert f"seed {visitor.find('seed', 'input').input_value()}" in done
+    assert "filled in" in visitor.player('[data-modality="image"]').first.inner_text()
+    result, original = visitor.picture(), np.asarray(photo((64, 64)))
     assert np.array_equal(result[~hole], original[~hole])
     assert (result[hole] != original[hole]).mean() > 0.5
 
-    monkeypatch.setattr(service.pipe, "step_seconds", 0.2)
-    page.click("#run")
+    monkeypatch.setattr(pipe, "step_seconds", 0.3)
+    visitor.run()
     visitor.status(RUNNING)
-    page.click("#stop")
+    visitor.find("stop").click()
     stopped = visitor.status("Stopped at step")
     index, total = map(int, re.search(r"step (\d+) of (\d+)", stopped).groups())
-    assert index < total == 30
-    partial = np.asarray(decode(visitor.picture()))
+    assert index < total == 30 and visitor.at("step") == index
+    assert visitor.player(".player").get_attribute("data-state") == "stopped"
+    partial = visitor.picture()
     assert np.array_equal(partial[~hole], original[~hole]) and not np.array_equal(partial, result)
-    assert page.locator("#run").is_enabled() and page.locator("#stop").is_disabled()
+    assert visitor.find("run").is_enabled() and visitor.find("stop").is_disabled()
 
 
-def test_undo_erase_and_clear(visit, photo_file):
-    visitor = visit()
-    visitor.choose("image", "Given")
-    visitor.upload("image", photo_file)
-    visitor.page.locator("#image-painter canvas").wait_for()
-    visitor.paint("image", (0.2, 0.2), (0.2, 0.8))
-    first = visitor.cells("image")
-    visitor.paint("image", (0.8, 0.2), (0.8, 0.8))
-    assert visitor.cells("image").sum() > first.sum() > 0
-    visitor.page.locator("#image-painter .undo").click()
-    assert np.array_equal(visitor.cells("image"), first)
-    visitor.page.locator("#image-painter").get_by_text("Erase").click()
-    visitor.paint("image", (0.2, 0.2), (0.2, 0.5))
-    assert 0 < visitor.cells("image").sum() < first.sum()
-    visitor.choose("image", "Generate")
-    visitor.choose("image", "Given")  # what was painted is still there
-    assert 0 < visitor.cells("image").sum() < first.sum()
-    visitor.page.locator("#image-painter .clear").click()
-    visitor.plan("Generates mask and label from the image")
-    visitor.page.get_by_text("Other photo").click()
-    visitor.plan("First upload a photo")
+def test_before_and_after_of_what_was_filled_in(visit):
+    visitor = visit("fill_in")
+    visitor.run()
+    visitor.done()
+    slider = visitor.player(".before-after").first
+    box = slider.bounding_box()
+    before = visitor.page.screenshot(clip=box)
+    handle = slider.locator("input, [role=slider]").first
+    handle.focus()
+    for _ in range(20):
+        visitor.page.keyboard.press("ArrowRight")
+    near(lambda: visitor.page.screenshot(clip=box) != before)
 
 
-def test_a_painted_and_an_uploaded_mask_are_given(visit, tmp_path):
-    visitor = visit()
+def test_a_painted_and_an_uploaded_mask_are_given(visit, pipe, tmp_path):
+    visitor = visit("image_mask")
     visitor.choose("mask", "Given")
     visitor.plan("First paint or upload a mask")
     visitor.paint("mask", (0.3, 0.5), (0.7, 0.5))
-    visitor.plan("Generates image and label from the mask")
+    visitor.plan("Generates image from the mask")
     painted = visitor.cells("mask")
-    visitor.page.click("#run")
-    visitor.status("Done")
-    saved = visitor.page.locator('[data-modality="mask"] .save').get_attribute("href")
-    assert np.array_equal(np.asarray(decode(saved)) == 1, painted)
+    visitor.run()
+    visitor.done()
+    assert np.array_equal(visitor.picture("mask") == 1, painted)
 
     mask = np.zeros((64, 64), dtype=np.uint8)
     mask[16:40, 8:30] = 1
     Image.fromarray(mask).save(tmp_path / "mask.png")
     with visitor.page.expect_file_chooser() as chooser:
-        visitor.page.get_by_role("button", name="Upload mask").click()
+        visitor.page.get_by_role("button", name="Upload mask").locator("visible=true").click()
     chooser.value.set_files(tmp_path / "mask.png")
-    deadline = time.time() + 5
-    while not np.array_equal(visitor.cells("mask"), mask == 1):
-        assert time.time() < deadline
-        time.sleep(0.05)
+    near(lambda: np.array_equal(visitor.cells("mask"), mask == 1))
 
 
 def test_what_cannot_be_run_is_explained_and_the_page_goes_on(visit, tmp_path):
     visitor = visit()
     page = visitor.page
     visitor.choose("image", "Given")
-    page.click("#run")
+    visitor.run()
     visitor.status("nothing is given. Upload a photo")
-    assert page.locator("#run").is_enabled()
+    assert visitor.find("run").is_enabled()
     (tmp_path / "diary.png").write_bytes(b"dear diary")
-    visitor.upload("image", tmp_path / "diary.png")
-    page.get_by_text("“diary.png” cannot be read as a picture").wait_for()
-    for modality in ("image", "mask", "label"):
+    visitor.give_photo(tmp_path / "diary.png")
+    page.get_by_text("“diary.png” cannot be read as a picture").first.wait_for()
+    for modality in EVERYTHING:
         visitor.choose(modality, "Ignore")
     visitor.plan("Nothing to generate yet")
-    page.click("#run")
+    visitor.run()
     visitor.status("There is nothing to generate")
     visitor.choose("label", "Given")
     visitor.plan("First choose a label")
-    page.locator("#label-choice input").click()
+    visitor.find("label-choice", "input").click()
     page.get_by_role("option", name="Cherry Wax").click()
     visitor.choose("image", "Generate")
     visitor.plan("Generates image from the label")
-    page.click("#run")
-    visitor.status("Done")
-    assert page.locator("#samples-view .panel").count() == 2
+    visitor.run()
+    visitor.done()
+    assert visitor.player("figure[data-modality]").count() == 2
+
+
+def test_an_unexpected_error_is_said_in_plain_words(visit, pipe, monkeypatch):
+    visitor = visit()
+    monkeypatch.setattr(pipe, "broken", RuntimeError("secret path /root"))
+    visitor.run()
+    assert "secret" not in visitor.status("Something unexpected went wrong")
+    monkeypatch.undo()
+    visitor.run()
+    visitor.done()
+
+
+def test_a_text_or_a_photo_gives_the_embedding(visit, pipe, photo_file):
+    visitor = visit("image_embedding")
+    visitor.choose("embedding", "Given")
+    visitor.plan("First write a text or upload a photo")
+    text = visitor.find("embedding-text", "textarea, input").first
+    text.fill("a photo of a dark red cherry")
+    visitor.plan("Generates image from the embedding")
+    visitor.record('[data-modality="embedding"]')
+    visitor.run()
+    visitor.done()
+    assert pipe.calls[-1]["given"] == {"embedding": "a photo of a dark red cherry"}
+    words = visitor.player('figure[data-modality="embedding"]').inner_text()
+    assert re.search(r"a photo of a dark red cherry\s+1\.00", words)
+
+    text.fill("")
+    visitor.plan("First write a text or upload a photo")
+    visitor.find("embedding-file", "input[type=file]").set_input_files(photo_file)
+    visitor.plan("Generates image from the embedding")
+    visitor.run()
+    visitor.done()
+    assert np.array_equal(np.asarray(pipe.calls[-1]["given"]["embedding"]), np.asarray(photo((64, 64))))
+
+
+# -- how it is sampled -------------------------------------------------------------------------------
 
 
 def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
     visitor = visit()
-    page = visitor.page
-    page.click("#run")
-    visitor.status("Done")
-    seed, picture = page.locator("#seed input").input_value(), visitor.picture()
-    page.locator("#keep-seed input").check()
-    page.click("#run")
-    visitor.status(RUNNING)
-    visitor.status("Done")
-    assert page.locator("#seed input").input_value() == seed and visitor.picture() == picture
-    page.click("#new-seed")
-    page.wait_for_function("seed => document.querySelector('#seed input').value !== seed", arg=seed)
+    visitor.run()
+    visitor.done()
+    seed, picture = visitor.find("seed", "input").input_value(), visitor.picture()
+    visitor.find("keep-seed", "input").check()
+    visitor.run()
+    visitor.done()
+    assert visitor.find("seed", "input").input_value() == seed
+    assert np.array_equal(visitor.picture(), picture)
+    visitor.find("new-seed").click()
+    near(lambda: visitor.find("seed", "input").input_value() != seed)
 
 
-@pytest.mark.parametrize("example, role", [("Fill a hole", "filled in"), ("Read a photo", "given")])
-def test_one_click_examples(visit, example, role):
+def test_guidance_is_set_for_each_modality(visit, pipe):
     visitor = visit()
-    visitor.page.get_by_role("button", name=example).click()
-    visitor.status(RUNNING)
-    visitor.status("Done")
-    assert role in visitor.page.locator('[data-modality="image"]').inner_text()
+    visitor.choose("label", "Given")
+    visitor.find("label-choice", "input").click()
+    visitor.page.get_by_role("option", name="Cherry Wax").click()
+    visitor.plan("from the label")
+    plain = visitor.find("estimate").inner_text()
+    visitor.find("more", "button").first.click()
+    label = visitor.find("label-guidance", "input[type=number]")
+    label.wait_for()
+    assert visitor.page.locator(".guidance input[type=range]").locator("visible=true").count() == 3
+
+    def costs_more():
+        """The server has heard of the scale; until the slider is ready it forgets what is written."""
+        label.fill("3")
+        label.press("Tab")
+        visitor.page.wait_for_timeout(300)
+        return visitor.find("estimate").inner_text() != plain
+
+    near(costs_more)
+    visitor.run()
+    visitor.done()
+    assert pipe.calls[-1]["guidance_scale"] == {"label": 3}
 
 
-def test_a_text_is_among_the_examples(visit, wordy):
-    pipe, address = wordy
-    visitor = visit(address=address)
-    visitor.page.get_by_role("button", name="“a red apple”").click()
-    visitor.status(RUNNING)
-    visitor.status("Done")
-    assert pipe.calls[-1]["given"] == {"embedding": "a red apple"}
-    assert set(pipe.calls[-1]["wanted"]) == {"image", "mask", "label"}
-
-
-def test_two_visitors_take_turns(visit, service, monkeypatch):
-    first, second = visit(), visit()
-    monkeypatch.setattr(service.pipe, "step_seconds", 0.5)
-    first.page.click("#run")
+def test_visitors_run_at_the_same_time(visit, pipe, monkeypatch):
+    first, second = visit(), visit("image_label")
+    monkeypatch.setattr(pipe, "step_seconds", 0.3)
+    first.run()
     first.status(RUNNING)
-    second.page.click("#run")
-    second.status("Yours is next")
-    monkeypatch.undo()
-    first.page.click("#stop")
+    second.run()
+    second.status(RUNNING)
+    assert "Step" in first.find("status").inner_text()
+    first.find("stop").click()
     first.status("Stopped at step")
+    monkeypatch.undo()
     second.status("Done")
 
 
-def words(visitor):
-    """What the embedding's panel says: by group the texts with their cosines, in the order shown."""
-    groups = {}
-    for group in visitor.page.locator("[data-words]").all():
-        rows = [row.inner_text().split("\n")[:2] for row in group.locator("li").all()]
-        groups[group.get_attribute("data-words")] = {text: float(cosine) for text, cosine in rows}
-    return groups
+def test_who_finds_all_places_taken_is_told(visit, pipe, monkeypatch):
+    monkeypatch.setattr(pipe.engine, "_capacity", 1)
+    monkeypatch.setattr(pipe, "step_seconds", 0.3)
+    first, second = visit(), visit()
+    first.run()
+    first.status(RUNNING)
+    second.run()
+    second.status("Yours is the next run to start")
+    first.find("stop").click()
+    first.status("Stopped at step")
+    monkeypatch.setattr(pipe, "step_seconds", 0)
+    second.status("Done")
+    monkeypatch.setattr("app.service.MAX_WAITING", 0)
+    second.run()
+    second.status("Please try again in a minute")
 
 
-def test_an_embedding_is_shown_in_words_at_every_step(visit, wordy):
-    visitor = visit(address=wordy[1])
-    assert set(words(visitor)) == {"captions", "labels", "probes"}  # of the example
-    visitor.page.evaluate(RECORD_WORDS)
-    visitor.page.click("#run")
-    visitor.status("Done")
-    assert visitor.page.evaluate("window.words.size") >= 10  # live
-    found = words(visitor)
-    assert [len(found[name]) for name in ("captions", "labels", "probes")] == [3, 3, 4]
-    for near in found.values():
-        assert list(near.values()) == sorted(near.values(), reverse=True)
-
-
-def test_a_text_or_a_photo_gives_the_embedding(visit, wordy, photo_file):
-    pipe, address = wordy
-    visitor = visit(address=address)
-    page = visitor.page
-    visitor.choose("embedding", "Given")
-    visitor.plan("First write a text or upload a photo")
-    page.locator("#embedding-text textarea, #embedding-text input").fill("a photo of a dark red cherry")
-    visitor.plan("Generates image, mask and label from the embedding")
-    page.click("#run")
-    visitor.status("Done")
-    assert pipe.calls[-1]["given"] == {"embedding": "a photo of a dark red cherry"}
-    assert next(iter(words(visitor)["captions"].items())) == ("a photo of a dark red cherry", 1.0)
-
-    page.locator("#embedding-text textarea, #embedding-text input").fill("")
-    visitor.plan("First write a text or upload a photo")
-    with page.expect_file_chooser() as chooser:
-        page.locator("#embedding-file").get_by_role("button").first.click()
-    chooser.value.set_files(photo_file)
-    visitor.plan("Generates image, mask and label from the embedding")
-    page.click("#run")
+def test_a_closed_tab_frees_its_place(visit, pipe, monkeypatch):
+    monkeypatch.setattr(pipe, "step_seconds", 0.2)
+    visitor = visit()
+    visitor.run()
     visitor.status(RUNNING)
-    visitor.status("Done")
-    assert np.array_equal(np.asarray(pipe.calls[-1]["given"]["embedding"]), np.asarray(photo((64, 64))))
+    assert pipe.engine._running
+    visitor.page.goto("about:blank")
+    near(lambda: not pipe.engine._running, 10)
 
 
-def test_guidance_is_set_for_each_modality(visit, wordy):
-    pipe, address = wordy
-    visitor = visit(address=address)
-    page = visitor.page
-    page.get_by_text("Sampler, samples, guidance").click()
-    assert page.locator(".guidance input[type=range]").count() == 3  # of all but the image
-    for modality, scale in (("label", "3"), ("embedding", "2")):
-        page.locator(f"#{modality}-guidance input[type=number]").fill(scale)
+# -- what nobody has ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_scrubber_moves_every_head_without_the_server(visit, size):
+    visitor = visit("any_to_any", size)
+    visitor.run()
+    visitor.done()
+    scrubber = visitor.player(".scrubber")
+    scrubber.scroll_into_view_if_needed()
+    before = {m: visitor.player(f'figure[data-modality="{m}"]').inner_html() for m in EVERYTHING}
+    asked = len(visitor.requests)
+    box = scrubber.bounding_box()
+    visitor.page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
+    visitor.page.mouse.down()
+    for share in (0.8, 0.6, 0.4, 0.2):
+        visitor.page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+    visitor.page.mouse.up()
+    assert 5 <= visitor.at("step") <= 9  # a fifth of the way, which is step 6 or 7 of 30
+    for modality, html in before.items():
+        assert visitor.player(f'figure[data-modality="{modality}"]').inner_html() != html, modality
+    steps = [url for url in visitor.requests[asked:] if not url.startswith(("data:", "blob:"))]
+    assert not [url for url in steps if "queue" in url or "/file=" in url]
+    spent = visitor.page.evaluate(
+        """scrubber => { const start = performance.now();
+        for (let k = 1; k <= 30; k++) { scrubber.value = k; scrubber.dispatchEvent(new Event('input')); }
+        return (performance.now() - start) / 30; }""",
+        scrubber.element_handle(),
+    )
+    assert spent < 20  # ms; about 1 on a free machine
+
+
+def test_the_timeline_and_the_curves_have_every_step(visit):
+    visitor = visit()
+    visitor.run()
+    visitor.done()
+    assert visitor.player(".timeline").count() >= 1 and visitor.player(".curves svg").count() >= 2
+    cells = visitor.player(".timeline [data-step], .timeline button")
+    assert cells.count() >= 10
+    curve = visitor.player(".curves svg path, .curves svg polyline").first
+    assert curve.count() == 1
+    visitor.find("samples")
+
+
+def test_several_samples_have_cards_and_an_uncertainty_map(visit):
+    visitor = visit("image_mask")
+    visitor.find("more", "button").first.click()
+    samples = visitor.find("samples", "input[type=number]")
+    samples.wait_for()
+    visitor.page.wait_for_timeout(500)
+    samples.fill("4")
+    samples.press("Tab")
+    visitor.run()
+    visitor.done()
+    cards = visitor.player(".sample-card")
+    assert cards.count() == 4
+    assert visitor.player(".uncertainty img, .uncertainty canvas").count() == 2  # picture and mask
+    first = visitor.picture()
+    cards.nth(2).click()
+    assert visitor.at("sample") == 2 and not np.array_equal(visitor.picture(), first)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_same_seed_with_two_settings_side_by_side(visit, pipe, size):
+    visitor = visit("image_label", size)
+    visitor.find("compare", "button").first.click()
+    visitor.find("run-both").wait_for()
+    visitor.find("run-both").click()
+    visitor.done()
+    assert visitor.player("[data-track]").count() == 2 and visitor.fits()
+    one, two = pipe.calls[-2:]
+    assert one["seed"] == two["seed"] and {one["steps"], two["steps"]} == {30, 10}
+    words = visitor.find("player").inner_text()
+    assert "30 steps" in words and "10 steps" in words
+
+
+def test_two_checkpoints_side_by_side_and_two_equal_runs_refused(visit):
+    visitor = visit("image_label")
+    visitor.find("compare", "button").first.click()
+    steps = visitor.find("other-steps", "input[type=number]")
+    steps.wait_for()
+    visitor.page.wait_for_timeout(500)
+    steps.fill("0")
+    steps.press("Tab")
+    visitor.find("run-both").click()
+    visitor.status("Both runs would be the same")
+    visitor.find("other-checkpoint", "input").click()
+    visitor.page.get_by_role("option", name="second").click()
+    visitor.find("run-both").click()
+    visitor.done()
+    assert visitor.player("[data-track]").count() == 2
+    assert "second" in visitor.find("player").inner_text()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fork_from_the_step_of_the_scrubber(visit, size):
+    visitor = visit("image_label", size)
+    visitor.run()
+    visitor.done()
+    visitor.find("fork").click()
+    visitor.status("nothing is left to denoise")
+    label = visitor.player('figure[data-modality="label"]').inner_text()
+    scrubber = visitor.player(".scrubber")
+    scrubber.fill("12")
+    assert visitor.at("step") == 12
     visitor.choose("label", "Given")
-    page.locator("#label-choice input").click()
-    page.get_by_role("option", name="Cherry Wax").click()
-    visitor.plan("from the label")
-    page.click("#run")
-    visitor.status("Done")
-    assert pipe.calls[-1]["guidance_scale"] == {"label": 3}  # the embedding is generated
+    visitor.find("label-choice", "input").click()
+    other = "Cherry Wax" if "Cherry Wax" not in label.split("\n")[2] else "Apple Golden"
+    visitor.page.get_by_role("option", name=other).click()
+    visitor.plan("Generates image from the label")
+    original = visitor.picture()
+    visitor.find("fork").click()
+    visitor.done()
+    assert visitor.player("[data-track]").count() == 2 and visitor.fits()
+    assert "Fork after step 12" in visitor.find("player").inner_text()
+    scrubber.fill("12")
+    before = [visitor.player(f'[data-track="{k}"] [data-modality="image"] img').first for k in (0, 1)]
+    assert before[0].get_attribute("src") == before[1].get_attribute("src")
+    scrubber.fill("30")
+    branch = visitor.player('[data-track="1"] figure[data-modality="label"]').inner_text()
+    assert re.search(rf"{other}\s+100\s?%", branch)
+    assert not np.array_equal(visitor.picture(track=1), visitor.picture(track=0))
+    assert np.array_equal(visitor.picture(track=0)[..., :3].shape, original[..., :3].shape)
+
+
+def test_a_film_of_the_timeline(visit):
+    visitor = visit("image_label")
+    visitor.run()
+    visitor.done()
+    with Image.open(fetched(visitor, "gif")) as film:
+        assert film.n_frames == 30
+    with av.open(str(fetched(visitor, "mp4"))) as film:
+        assert sum(1 for _ in film.decode(video=0)) >= 30
+
+
+def test_a_link_reproduces_the_run(visit, pipe):
+    visitor = visit("image_label")
+    visitor.choose("label", "Given")
+    visitor.find("label-choice", "input").click()
+    visitor.page.get_by_role("option", name="Tomato Heart").click()
+    visitor.plan("Generates image from the label")
+    visitor.run()
+    visitor.done()
+    visitor.find("code", "button").first.click()
+    link = visitor.find("link", "textarea, input").first
+    near(lambda: "seed=" in link.input_value())
+    url = urlsplit(link.input_value())
+    assert parse_qs(url.query)["seed"] == [visitor.find("seed", "input").input_value()]
+    assert link.input_value().startswith(visitor.address)
+
+    again = visit("image_label", query=f"/?{url.query}")
+    again.status("Done")
+    assert np.array_equal(again.picture(), visitor.picture())
+    assert pipe.calls[-1]["given"] == {"label": "Tomato Heart"}
+    assert "came from a link" in again.page.locator("#message").inner_text()
+    assert again.find("seed", "input").input_value() == visitor.find("seed", "input").input_value()
+
+
+def test_a_link_says_what_could_not_travel_and_what_cannot_be_read(visit):
+    visitor = visit("fill_in")
+    visitor.run()
+    visitor.done()
+    visitor.find("code", "button").first.click()
+    link = visitor.find("link", "textarea, input").first
+    near(lambda: "seed=" in link.input_value())
+    assert "settings" in visitor.find("link-note").inner_text()
+    again = visit("fill_in", query="/?" + urlsplit(link.input_value()).query)
+    message = again.page.locator("#message")
+    near(lambda: "did not fit into it" in message.inner_text())
+    assert again.find("keep-seed", "input").is_checked()
+    broken = visit("image_label", query="/?task=image_label&seed=many")
+    near(lambda: "cannot be restored" in broken.page.locator("#message").inner_text())
+
+
+@pytest.mark.parametrize("kind", ["json", "zip"])
+def test_a_file_restores_the_run(visit, kind, photo_file):
+    visitor = visit("fill_in")
+    visitor.page.get_by_role("button", name="Fill a half").click()
+    visitor.done()
+    file = fetched(visitor, kind)
+    again = visit("image_label")
+    again.page.locator("#restore").click()
+    with again.page.expect_file_chooser() as chooser:
+        again.page.locator("#restore").click()
+    chooser.value.set_files({"name": f"run.{kind}", "mimeType": "", "buffer": file.read_bytes()})
+    again.task = "fill_in"
+    again.status("Done")
+    assert np.array_equal(again.picture(), visitor.picture())
+    assert np.array_equal(again.cells("image"), visitor.cells("image"))
+
+
+def test_a_file_without_settings_is_refused(visit, photo_file):
+    visitor = visit()
+    with visitor.page.expect_file_chooser() as chooser:
+        visitor.page.locator("#restore").click()
+    chooser.value.set_files(photo_file)
+    visitor.page.get_by_text("has no settings in it").first.wait_for()
+
+
+def test_the_zip_has_everything_and_its_pictures_restore_the_run(visit, tmp_path):
+    visitor = visit("image_mask")
+    visitor.run()
+    visitor.done()
+    with zipfile.ZipFile(fetched(visitor, "zip")) as files:
+        names = files.namelist()
+        settings = json.loads(files.read("settings.json"))
+        assert settings["seed"] == int(visitor.find("seed", "input").input_value())
+        picture = next(name for name in names if name.endswith("image.png") and "sample" in name)
+        (tmp_path / "image.png").write_bytes(files.read(picture))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "image.png")), visitor.picture())
+    again = visit("any_to_any")
+    with again.page.expect_file_chooser() as chooser:
+        again.page.locator("#restore").click()
+    chooser.value.set_files(tmp_path / "image.png")
+    again.task = "image_mask"
+    again.status("Done")
+    assert np.array_equal(again.picture(), visitor.picture())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file, wordy):
-    visitor = visit(390, 844, address=wordy[1], color_scheme=scheme, has_touch=True)
-    page = visitor.page
-
-    def fits():
-        return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-
-    assert fits()
+def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file):
+    visitor = visit("any_to_any", "phone", color_scheme=scheme)
     visitor.choose("image", "Given")
-    visitor.upload("image", photo_file)
+    visitor.give_photo(photo_file)
     visitor.choose("mask", "Given")
-    page.get_by_text("Sampler, samples, guidance").click()
+    visitor.find("more", "button").first.click()
     visitor.paint("mask", (0.3, 0.5), (0.7, 0.5))
     visitor.plan("Generates label and embedding from the image and mask")
-    assert fits()
-    page.click("#run")
-    visitor.status("Done")
-    assert fits()
+    assert visitor.fits()
+    visitor.run()
+    visitor.done()
+    assert visitor.fits()
+    visitor.find("compare", "button").first.click()
+    visitor.find("code", "button").first.click()
+    visitor.find("link", "textarea, input").first.wait_for()
+    assert visitor.fits()

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes import FakePipeline, LetterEmbedder, photo
+from fakes import LABELS, FakePipeline, LetterEmbedder, photo
 
-from app.service import MAX_WAITING, PREVIEWS, SAMPLERS, Job, Preview, Service, Timing, Waiting
+from app.job import SAMPLERS, Job
+from app.service import MAX_WAITING, Preview, Service, Timing, Waiting, middle_known
+from mmdiff.pipeline import Change
 
 JOINT = Job(wanted=("image", "mask", "label"))
 
@@ -70,11 +72,12 @@ def test_a_photo_with_a_hole_may_be_given_and_wanted(service):
     assert not np.array_equal(result, np.asarray(picture))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 12, 23, 24, 30, 47, 50, 99, 100])
-def test_at_least_ten_previews_with_the_first_and_the_last_step(service, steps):
-    seen = [p.index for p in previews(service, dataclasses.replace(JOINT, steps=steps))]
-    assert seen[0] == 1 and seen[-1] == steps and seen == sorted(set(seen))
-    assert min(steps, 10) <= len(seen) <= 2 * PREVIEWS + 1
+@pytest.mark.parametrize("steps", [1, 2, 12, 100])
+def test_every_step_is_previewed(service, steps):
+    seen = previews(service, dataclasses.replace(JOINT, steps=steps))
+    assert [p.index for p in seen] == list(range(1, steps + 1)) and seen[-1].last
+    times = [p.t for p in seen]
+    assert times[0] == 1000 and times == sorted(times, reverse=True)
 
 
 def test_previews_change_and_only_show_what_takes_part(service):
@@ -95,13 +98,14 @@ def test_stop_ends_the_run_within_a_step_and_keeps_the_prediction(service):
     assert not service.stop("me")
 
 
-def test_a_new_run_of_a_session_ends_its_older_one(service):
-    old = service.stream(dataclasses.replace(JOINT, steps=90), "me")
-    next(old)
-    new = service.stream(JOINT, "me")
-    assert next(new) == Waiting(1)
-    assert list(old)[-1].stopped
-    assert list(new)[-1].index == JOINT.steps
+def test_stop_ends_all_runs_of_a_session_and_no_others(service):
+    mine = [service.stream(dataclasses.replace(JOINT, steps=90), "me") for _ in range(2)]
+    other = service.stream(JOINT, "you")
+    for run in (*mine, other):
+        next(run)
+    assert service.stop("me")
+    assert all(list(run)[-1].stopped for run in mine)
+    assert list(other)[-1].index == JOINT.steps
 
 
 def test_a_closed_page_frees_the_model(service):
@@ -112,20 +116,16 @@ def test_a_closed_page_frees_the_model(service):
     assert previews(service, JOINT)[-1].last
 
 
-def test_an_error_frees_the_model(service, monkeypatch):
-    def broken(**arguments):
-        raise RuntimeError("out of memory")
-        yield
-
-    with monkeypatch.context() as patch:
-        patch.setattr(service.pipe, "stream", broken)
-        with pytest.raises(RuntimeError):
-            list(service.stream(JOINT))
+def test_an_error_frees_the_model(service):
+    service.pipe.broken = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError):
+        list(service.stream(JOINT))
+    service.pipe.broken = None
     assert previews(service, JOINT)[-1].last
 
 
-def test_runs_take_turns_in_order(service):
-    service.pipe.step_seconds = 0.005
+def test_who_finds_no_place_waits_in_line():
+    service = Service(FakePipeline(step_seconds=0.005, capacity=1), "small")
     first, second, third = (service.stream(JOINT, name) for name in "abc")
     next(first)
     assert next(second) == Waiting(1)
@@ -154,14 +154,11 @@ def test_eight_at_once_each_get_their_own(service):
     assert len(results) == 8
 
 
-def test_a_long_line_is_closed(service):
+def test_a_long_line_is_closed():
+    service = Service(FakePipeline(step_seconds=0.001, capacity=1), "small")
     waiting = [service.stream(JOINT) for _ in range(MAX_WAITING + 1)]
-    next(waiting[0])
-    threads = [threading.Thread(target=next, args=(run,)) for run in waiting[1:]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert isinstance(next(waiting[0]), Preview)
+    assert [next(run) for run in waiting[1:]] == [Waiting(k) for k in range(1, MAX_WAITING + 1)]
     with pytest.raises(ValueError, match="try again in a minute"):
         next(service.stream(JOINT))
     for run in waiting:
@@ -198,15 +195,37 @@ def test_guidance_counts_twice_only_if_something_is_given():
 
 
 def test_there_is_something_to_look_at_from_the_start(service):
-    job, preview = service.example
-    assert preview.last and not preview.stopped
-    assert set(preview.x_hat) == set(job.wanted) == set(service.pipe.modalities)
+    example, filled = service.example, service.filled
+    assert len(example.frames) == example.job.steps and not example.stopped
+    assert set(example.last.x) == set(example.job.wanted) == set(service.pipe.modalities)
+    known = middle_known(64)
+    assert np.array_equal(filled.job.known_pixels, known) and 0.05 < (~known).mean() < 0.3
+    assert np.array_equal(filled.last.x["image"][0][known], example.last.x["image"][0][known])
 
 
 def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
     monkeypatch.setattr("app.service.WARM_UP_SECONDS", 0.1)
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
-    assert 4 <= slow.example[0].steps < 10
+    assert 4 <= slow.example.job.steps < 10
+
+
+def test_a_fork_is_run_and_recorded(service):
+    job = dataclasses.replace(JOINT, changes=(Change(10, {"label": "Cherry Wax"}, ("image", "mask")),))
+    plain, forked = service.run(JOINT), service.run(job)
+    for before, after in zip(plain.frames[:10], forked.frames[:10], strict=True):
+        assert np.array_equal(before.x["image"], after.x["image"])
+    assert LABELS[forked.last.x["label"][0].argmax()] == "Cherry Wax"
+    assert forked.role("label") == "given" and plain.role("label") == "generated"
+    assert set(forked.modalities) == {"image", "mask", "label"}
+
+
+@pytest.mark.parametrize(
+    "afters, words", [([0], "step to fork from is 0"), ([30], "from 1 to 29"), ([9, 9], "from 10 to 29")]
+)
+def test_forks_at_impossible_steps_are_explained(service, afters, words):
+    changes = tuple(Change(after, {}, ("image",)) for after in afters)
+    with pytest.raises(ValueError, match=words):
+        next(service.stream(dataclasses.replace(JOINT, changes=changes)))
 
 
 def test_every_scale_of_a_given_modality_counts_once():

@@ -1,0 +1,93 @@
+"""The same seed twice, side by side: with other steps, another sampler, other guidance or another model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from app.job import ANCHOR, MAX_GUIDANCE, MAX_STEPS, SAMPLERS, Job
+from app.tasks import Task
+from app.theme import html
+
+SAME = "same"
+HINT = (
+    '<p class="hint">Runs what is set above and, beside it, the same with what is changed here. '
+    "Both start from the same seed.</p>"
+)
+
+
+class Compare:
+    """Controls made inside the current `gr.Blocks` context; `components` is what `read` takes after the job.
+
+    `checkpoints` are the names of all models, this page's first.
+    """
+
+    def __init__(self, task: Task, checkpoints: Sequence[str]) -> None:
+        name = task.name
+        with gr.Accordion("Side by side", open=False, elem_id=f"{name}-compare"):
+            html(HINT)
+            self.steps = gr.Slider(
+                0, MAX_STEPS, value=10, step=1, label="Steps (0: the same)", elem_id=f"{name}-other-steps"
+            )
+            self.guidance = gr.Slider(
+                0,
+                MAX_GUIDANCE,
+                value=1,
+                step=0.5,
+                label="Guidance of all that is given",
+                elem_id=f"{name}-other-guidance",
+            )
+            self.sampler = gr.Dropdown(
+                [("The same", SAME), *((title, key) for key, title in SAMPLERS.items())],
+                value=SAME,
+                label="Sampler",
+                filterable=False,
+                elem_id=f"{name}-other-sampler",
+            )
+            self.checkpoint = gr.Dropdown(
+                list(checkpoints),
+                value=checkpoints[0],
+                label="Checkpoint",
+                filterable=False,
+                visible=len(checkpoints) > 1,
+                elem_id=f"{name}-other-checkpoint",
+            )
+            self.button = gr.Button("Run both", size="sm", elem_id=f"{name}-run-both")
+        self.components = [self.steps, self.guidance, self.sampler, self.checkpoint]
+
+    def split(self, values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Values of `components` and what follows them -> the two parts."""
+        count = len(self.components)
+        return values[:count], values[count:]
+
+    def read(self, job: Job, steps: int, guidance: float, sampler: str, checkpoint: str) -> tuple[Job, str]:
+        """The other job and the name of its model."""
+        scales: Mapping[str, float] = {name: guidance for name in job.given if name != ANCHOR}
+        other = replace(
+            job,
+            steps=int(steps) or job.steps,
+            guidance_scale=scales,
+            sampler=job.sampler if sampler == SAME else sampler,
+        )
+        return other, checkpoint
+
+    def titles(self, job: Job, checkpoint: str, other: Job, other_checkpoint: str) -> tuple[str, str]:
+        """What tells the two apart, for each. Raises ValueError if nothing does."""
+        one, two = _facts(job, checkpoint), _facts(other, other_checkpoint)
+        differing = [k for k in range(len(one)) if one[k] != two[k]]
+        if not differing:
+            raise ValueError(
+                "Both runs would be the same. Under “Side by side”, change the steps, the guidance, the "
+                "sampler or the checkpoint."
+            )
+        return " · ".join(one[k] for k in differing), " · ".join(two[k] for k in differing)
+
+
+def _facts(job: Job, checkpoint: str) -> list[str]:
+    scales = job.guidance_scale
+    by_name = scales if isinstance(scales, Mapping) else {name: scales for name in job.given}
+    on = ", ".join(f"{name} {scale:g}" for name, scale in by_name.items() if scale != 1)
+    return [checkpoint, f"{job.steps} steps", f"guidance {on or 'off'}", job.sampler]

@@ -1,0 +1,171 @@
+// Keeps the frames of one or two runs and shows the step looked at; see player.py for the messages.
+// `element`, `props` and `watch` come from gr.HTML, `WORDS` from player.py; player_panels.js and player_steps.js
+// stand before this in the same script. A part of the page is {node, fill, show}: `fill` is called when there is
+// more to draw (frames, another sample, another width), `show` when another step is looked at.
+const SCALE = 10000; // of probabilities and areas
+const TOP = 5; // classes in bars and curves
+const PLAY_SECONDS = 4;
+const TWO_COLUMNS = 680, NARROW = 560; // px
+const root = element.querySelector('.player'), lanesNode = root.querySelector('.lanes');
+const scrubber = root.querySelector('.scrubber'), play = root.querySelector('.play');
+const where = root.querySelector('.where');
+
+let tracks = [], lanes = []; // what is known of the runs, and how they are drawn
+const view = { time: null, sample: 0, timer: null }; // time: of the step looked at, null: the newest
+
+// -- small helpers ---------------------------------------------------------------------------------------
+
+function make(tag, className, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  Object.assign(node, properties).append(...children);
+  return node;
+}
+const say = (tag, className, textContent) => make(tag, className, { textContent });
+function draw(tag, attributes, text) {
+  const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+function set(node, name, value) { // leaves alone what is right already
+  if (node[name] !== value) node[name] = value;
+}
+function swatch(colour) {
+  const node = make('i');
+  node.style.background = colour;
+  return node;
+}
+const capital = (name) => name.charAt(0).toUpperCase() + name.slice(1);
+const percent = (share) => (share > 0 && share < 0.01 ? '< 1%' : `${Math.round(100 * share)}%`);
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+const least = (items, cost) => items.reduce((best, item) => (cost(item) < cost(best) ? item : best), items[0]);
+const largest = (shares, count) => shares.map((share, k) => [k, share]).sort((a, b) => b[1] - a[1]).slice(0, count);
+
+const ofKind = (track, ...kinds) => track.heads.filter((head) => kinds.includes(head.kind));
+const sampleOf = (track) => Math.min(view.sample, track.samples - 1);
+const newest = (track) => track.frames.at(-1);
+
+// -- tracks ----------------------------------------------------------------------------------------------
+
+function lane(track, number) {
+  const many = track.samples > 1;
+  const makers = [...(many ? [cards] : []), panels, ...(many ? [heat] : []), timeline, curves];
+  const parts = makers.map((maker) => maker(track)), state = say('span', 'state', '');
+  const head = make('header', '', { hidden: tracks.length < 2 }, say('h2', '', track.title), state);
+  const node = make('article', 'lane', {}, head, ...parts.map((part) => part.node));
+  Object.assign(node.dataset, { track: number, run: track.id });
+  const show = (step) => {
+    set(state, 'textContent', step ? `Step ${step.i} of ${track.total}` : 'Waiting …');
+    if (step) parts.forEach((part) => part.show(step, sampleOf(track)));
+  };
+  return { node, show, fill: () => track.frames.length && parts.forEach((part) => part.fill()) };
+}
+function merge(sent) { // a message's track with the frames that are kept of it
+  const kept = tracks.find((track) => track.id === sent.id)?.frames ?? [];
+  const frames = new Map([...kept, ...sent.frames].map((frame) => [frame.i, frame]));
+  return { ...sent, frames: [...frames.values()].sort((a, b) => a.i - b.i) };
+}
+function shape(all) { // what lanes have to be built anew for
+  const facts = ({ id, title, total, fork, samples, heads }) => [id, title, total, fork, samples, heads];
+  return JSON.stringify(all.map(facts));
+}
+
+function load() {
+  const before = tracks, next = (props.value ? JSON.parse(props.value).tracks : []).map(merge);
+  const isOld = (track) => before.some((old) => old.id === track.id);
+  if (!next.every(isOld)) startAnew(next.some(isOld));
+  if (shape(next) === shape(before)) before.forEach((track, k) => Object.assign(track, next[k]));
+  else {
+    tracks = next;
+    lanes = tracks.map(lane);
+    lanesNode.replaceChildren(...lanes.map(({ node }) => node));
+  }
+  measure();
+}
+function startAnew(someStay) {
+  view.time = null;
+  view.timer = clearInterval(view.timer);
+  if (!someStay) slots.clear();
+}
+function measure() { // Gradio drops container queries from style sheets
+  const width = lanesNode.clientWidth, columns = lanes.length > 1 && width >= TWO_COLUMNS ? 2 : 1;
+  Object.assign(lanesNode.dataset, { columns, narrow: width / columns < NARROW });
+  fill();
+}
+function fill() {
+  view.sample = clamp(view.sample, 0, Math.max(0, ...tracks.map((track) => track.samples - 1)));
+  chooseClasses();
+  lanes.forEach((one) => one.fill());
+  show();
+}
+
+// -- the step looked at ----------------------------------------------------------------------------------
+
+// The scrubber counts the steps of the longest track; the others show the step that is nearest in time.
+function leader() {
+  const begun = tracks.filter((track) => track.frames.length);
+  return least(begun, (track) => -1000 * track.total - track.frames.length);
+}
+function latest() { // the time of the newest step
+  const running = tracks.find((track) => track.running && track.frames.length);
+  return newest(running ?? leader()).t;
+}
+function show() {
+  const lead = leader(), time = lead && (view.time ?? latest());
+  const steps = tracks.map((track) => least(track.frames, (frame) => Math.abs(frame.t - time)));
+  lanes.forEach((one, k) => one.show(steps[k]));
+  showBar(lead, lead ? steps[tracks.indexOf(lead)].i : 0);
+  const { i: step = 0 } = steps[0] ?? {}, total = tracks[0]?.total ?? 0;
+  Object.assign(root.dataset, { step, total, sample: view.sample, state: state() });
+}
+function showBar(lead, index) {
+  scrubber.max = lead?.total ?? 1;
+  scrubber.value = index || 1;
+  scrubber.style.setProperty('--done', `${(100 * (index - 1)) / Math.max(1, scrubber.max - 1)}%`);
+  scrubber.disabled = play.disabled = !lead;
+  set(where, 'textContent', lead ? `Step ${index} of ${lead.total}` : 'Waiting …');
+  scrubber.setAttribute('aria-valuetext', where.textContent);
+  play.setAttribute('aria-label', view.timer ? 'Pause' : 'Play');
+}
+function state() {
+  if (!tracks.length) return 'empty';
+  if (tracks.some((track) => track.running)) return 'running';
+  return tracks.some((track) => track.stopped) ? 'stopped' : 'done';
+}
+function goTo(track, index) {
+  const step = least(track.frames, (frame) => Math.abs(frame.i - index));
+  if (!step) return;
+  view.time = step.t === latest() ? null : step.t;
+  show();
+}
+function advance(by) { // false: there is nothing further that way
+  const lead = leader(), now = lead ? lead.frames.findIndex((frame) => frame.i === Number(scrubber.value)) : -1;
+  const next = lead?.frames[now + by];
+  if (next) goTo(lead, next.i);
+  return Boolean(next);
+}
+function pause() {
+  view.timer = clearInterval(view.timer);
+  show();
+}
+play.onclick = () => {
+  if (view.timer) return pause();
+  const lead = leader();
+  if (Number(scrubber.value) === newest(lead).i) goTo(lead, 1);
+  view.timer = setInterval(() => advance(1) || pause(), clamp((1000 * PLAY_SECONDS) / lead.total, 60, 400));
+  show();
+};
+scrubber.oninput = () => {
+  view.timer = clearInterval(view.timer);
+  goTo(leader(), Number(scrubber.value));
+};
+root.onkeydown = (event) => {
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!by || event.target.type === 'range') return; // a slider has its own keys
+  event.preventDefault();
+  advance(by);
+};
+new ResizeObserver(measure).observe(lanesNode);
+watch('value', load);
+load();

@@ -1,0 +1,230 @@
+// What every head says at the step looked at, and what several samples add; see player.js.
+const LEGEND = 12; // classes
+const MAGMA = '#000004 #140e36 #3b0f70 #641a80 #8c2981 #b73779 #de4968 #f7705c #fe9f6d #fecf92 #fcfdbf';
+const HEAT = MAGMA.split(' '); // of how much samples differ, from not at all on
+const PANELS = { image: imagePanel, mask: maskPanel, label: labelPanel, embedding: embeddingPanel };
+
+function panels(track) {
+  const parts = track.heads.map((head) => PANELS[head.kind](track, head));
+  const node = make('div', 'heads', {}, ...parts.map((part) => part.node));
+  node.dataset.columns = track.heads.length - ofKind(track, 'embedding').length;
+  node.style.setProperty('--columns', Math.max(1, node.dataset.columns));
+  return { node, fill() {}, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
+}
+function panel(head, kind, body, aside = []) {
+  const role = say('span', `role is-${head.role.split(' ')[0]}`, head.role);
+  const caption = make('figcaption', '', {}, say('b', '', capital(head.name)), role, ...aside);
+  const node = make('figure', `head ${kind}`, {}, caption, ...body);
+  node.dataset.modality = head.name;
+  return node;
+}
+function saveLink(track, head) {
+  const node = make('a', 'save');
+  const show = (uri, frame, sample) => {
+    const exact = !uri.startsWith('data:image/webp'), step = frame.exact ? '' : `_step${frame.i}`;
+    set(node, 'textContent', exact ? 'Save' : 'Save WebP');
+    node.title = exact ? 'The exact picture, PNG' : 'A light preview of this step; the last step is exact';
+    node.download = `${track.file}_${head.name}_${sample + 1}${step}.${exact ? 'png' : 'webp'}`;
+    set(node, 'href', uri);
+  };
+  return { node, show };
+}
+function slider(className, label, property, value) { // the same for all tracks
+  const node = make('input', className, { type: 'range', min: 0, max: 100, step: 1, value });
+  node.setAttribute('aria-label', label);
+  node.oninput = () => {
+    root.style.setProperty(property, `${node.value}%`);
+    root.querySelectorAll(`.${className}`).forEach((other) => set(other, 'value', node.value));
+  };
+  return node;
+}
+const percentOf = (property, otherwise) => parseFloat(root.style.getPropertyValue(property) || otherwise);
+
+// -- pictures and masks ----------------------------------------------------------------------------------
+
+function imagePanel(track, head) {
+  const result = make('img', '', { alt: `${capital(head.name)} at this step`, hidden: true });
+  const frame = make('div', 'frame', {}, ...(head.before ? beforeAfter(head) : []), result);
+  frame.classList.toggle('before-after', Boolean(head.before));
+  const save = saveLink(track, head);
+  const show = (step, sample) => {
+    result.hidden = false;
+    set(result, 'src', step.x[head.name][sample]);
+    save.show(result.src, step, sample);
+  };
+  return { node: panel(head, 'visual', [frame], [save.node]), show };
+}
+function beforeAfter(head) {
+  const before = make('img', 'before', { src: head.before, alt: 'Before; the part to fill in is tinted' });
+  const tags = [say('span', 'tag', 'before'), say('span', 'tag after', 'after')];
+  const label = 'Compare before and after, percent of before';
+  return [before, make('span', 'divider'), ...tags, slider('compare', label, '--split', percentOf('--split', 0))];
+}
+function maskPanel(track, head) {
+  const picture = ofKind(track, 'image')[0]?.name, save = saveLink(track, head);
+  const under = make('img', '', { alt: '', hidden: true });
+  const over = make('img', 'overlay', { alt: `${capital(head.name)} at this step`, hidden: true });
+  const frame = make('div', picture ? 'frame see-through' : 'frame', {}, ...(picture ? [under] : []), over);
+  const show = (step, sample) => {
+    over.hidden = under.hidden = false;
+    if (picture) set(under, 'src', step.x[picture][sample]);
+    set(over, 'src', step.x[head.name][sample].o);
+    save.show(step.x[head.name][sample].m, step, sample);
+  };
+  const body = [frame, classLegend(head), ...(picture ? [opacity()] : [])];
+  return { node: panel(head, 'visual', body, [save.node]), show };
+}
+function classLegend(head) {
+  const names = head.classes.slice(0, LEGEND).map((name, k) => make('span', '', {}, swatch(head.colours[k]), name));
+  return make('div', 'legend', {}, ...names);
+}
+function opacity() {
+  const label = 'Opacity of the mask, percent';
+  return make('label', 'fade', {}, 'Opacity', slider('opacity', label, '--opacity', percentOf('--opacity', 62)));
+}
+
+// -- labels and embeddings -------------------------------------------------------------------------------
+
+function bars(count) {
+  const rows = Array.from({ length: count }, () => {
+    const name = make('span', 'name'), value = make('span', 'value'), bar = make('i');
+    return { name, value, bar, node: make('li', '', {}, name, value, make('span', 'track', {}, bar)) };
+  });
+  const show = (items) => rows.forEach(({ node, name, value, bar }, k) => {
+    node.hidden = !items[k];
+    if (!items[k]) return;
+    const [text, share, number] = items[k];
+    set(name, 'textContent', text);
+    set(name, 'title', text);
+    set(value, 'textContent', number);
+    bar.style.width = `${100 * clamp(share, 0, 1)}%`;
+  });
+  return { node: make('ul', 'bars', {}, ...rows.map((row) => row.node)), show };
+}
+function labelPanel(track, head) {
+  const list = bars(TOP);
+  const row = ([k, value]) => [head.classes[k], value / SCALE, percent(value / SCALE)];
+  const show = (step, sample) => list.show(largest(step.x[head.name][sample], TOP).map(row));
+  return { node: panel(head, 'list', [list.node]), show };
+}
+function embeddingPanel(track, head) {
+  const groups = WORDS.map(wordGroup), unit = say('span', 'unit', 'by cosine');
+  const wordy = make('div', 'groups', {}, ...groups.map((group) => group.node));
+  const strip = make('img', 'strip', { alt: '' }), hint = make('p', 'hint');
+  const numbers = make('div', 'numbers', {}, strip, hint);
+  const show = (step, sample) => {
+    const said = step.x[head.name][sample];
+    numbers.hidden = !said.strip;
+    wordy.hidden = unit.hidden = Boolean(said.strip);
+    if (!said.strip) return groups.forEach((group) => group.show(said));
+    set(strip, 'src', said.strip);
+    set(hint, 'textContent', `${said.size} numbers; this model cannot put them into words`);
+  };
+  return { node: panel(head, 'words', [wordy, numbers], [unit]), show };
+}
+function wordGroup([name, heading, count]) {
+  const list = bars(count), node = make('section', '', {}, say('h4', '', heading), list.node);
+  node.dataset.words = name;
+  const show = (said) => {
+    node.hidden = !said[name].length;
+    list.show(said[name].map(([text, cosine]) => [text, cosine, cosine.toFixed(2)]));
+  };
+  return { node, show };
+}
+
+// -- several samples -------------------------------------------------------------------------------------
+
+function cards(track) {
+  const all = Array.from({ length: track.samples }, (_, k) => card(track, k));
+  return {
+    node: make('div', 'cards', {}, ...all.map(({ node }) => node)),
+    fill: () => all.forEach(({ node }, k) => node.setAttribute('aria-pressed', k === sampleOf(track))),
+    show: (step) => all.forEach((one) => one.show(step)),
+  };
+}
+function card(track, sample) {
+  const visual = ofKind(track, 'image')[0] ?? ofKind(track, 'mask')[0];
+  const told = ofKind(track, 'label')[0] ?? ofKind(track, 'embedding')[0];
+  const image = make('img', '', { alt: '' }), text = make('span', 'said');
+  const node = make('button', 'sample-card', {}, ...(visual ? [image] : []), say('b', '', sample + 1), text);
+  node.setAttribute('aria-label', `Sample ${sample + 1} of ${track.samples}`);
+  node.onclick = () => {
+    view.sample = sample;
+    fill();
+  };
+  const show = (step) => {
+    if (visual) set(image, 'src', thumbnail(visual, step, sample));
+    if (told) set(text, 'textContent', saying(told, step, sample)?.text ?? '');
+  };
+  return { node, show };
+}
+function thumbnail(head, step, sample) {
+  const found = step.x[head.name][sample];
+  return head.kind === 'mask' ? found.m : found;
+}
+function heat(track) {
+  const maps = ofKind(track, 'image', 'mask').map((head, k) => heatMap(track, head, k));
+  const row = make('div', 'maps', {}, ...maps.map((map) => map.node));
+  const heading = say('h3', '', `Where the ${track.samples} samples differ`);
+  return {
+    node: make('section', 'uncertainty', { hidden: !maps.length }, heading, row),
+    fill: () => maps.forEach((map) => map.fill()),
+    show: (step) => maps.forEach((map) => map.show(step)),
+  };
+}
+function heatMap(track, head, number) {
+  const id = `${element.id}-heat-${tracks.indexOf(track)}-${number}`, colours = heatFilter(id);
+  const image = make('img', '', { alt: `How much the samples differ: ${head.name}`, hidden: true });
+  image.style.filter = `url(#${id})`;
+  const about = heatScale(head), frame = make('div', 'frame', {}, image);
+  const highest = () => Math.max(...tracks.flatMap((t) => t.frames.map((step) => step.u?.[head.name]?.max ?? 0)));
+  return {
+    node: make('figure', '', {}, colours.node, frame, about.node),
+    fill() {
+      const top = highest();
+      about.fill(top, tracks.some((t) => t.running));
+      colours.fill(top || 1);
+    },
+    show(step) {
+      image.hidden = false;
+      set(image, 'src', step.u[head.name].map);
+      about.show(step.u[head.name]);
+    },
+  };
+}
+function heatScale(head) {
+  const gradient = make('div', 'gradient'), most = make('span', 'most'), now = make('p', 'now');
+  gradient.style.background = `linear-gradient(90deg, ${HEAT.join(', ')})`;
+  const ends = make('div', 'ends', {}, say('span', '', '0, all alike'), most);
+  const meaning = {
+    image: 'Spread of the colours; 1 would be half black, half white.',
+    mask: 'Doubt about the class; 1 would be all classes equally likely.',
+  }[head.kind];
+  const scale = make('div', 'scale', {}, gradient, ends);
+  return {
+    node: make('div', 'about', {}, say('b', '', capital(head.name)), scale, now, say('p', 'hint', meaning)),
+    fill(top, running) {
+      set(most, 'textContent', `${top.toFixed(2)}, the most ${running ? 'so far' : 'at any step'}`);
+    },
+    show: ({ mean, max }) => set(now, 'textContent', `At this step: mean ${mean.toFixed(2)}, most ${max.toFixed(2)}`),
+  };
+}
+function heatFilter(id) { // grey 0 … top -> the colours of HEAT
+  const channels = ['R', 'G', 'B'].map((name) => draw(`feFunc${name}`, { type: 'table' }));
+  const node = draw('svg', { class: 'filter', width: 0, height: 0, 'aria-hidden': 'true' });
+  const filter = draw('filter', { id, 'color-interpolation-filters': 'sRGB', x: 0, y: 0, width: 1, height: 1 });
+  const transfer = draw('feComponentTransfer', {});
+  transfer.append(...channels);
+  filter.append(transfer);
+  node.append(filter);
+  const fill = (top) => channels.forEach((table, channel) => {
+    const values = Array.from({ length: 256 }, (_, grey) => heatColour(grey / 255 / top, channel).toFixed(3));
+    table.setAttribute('tableValues', values.join(' '));
+  });
+  return { node, fill };
+}
+function heatColour(share, channel) {
+  const place = clamp(share, 0, 1) * (HEAT.length - 1), k = Math.min(Math.floor(place), HEAT.length - 2);
+  const [low, high] = HEAT.slice(k, k + 2).map((hex) => parseInt(hex.slice(1 + 2 * channel, 3 + 2 * channel), 16));
+  return (low + (place - k) * (high - low)) / 255;
+}

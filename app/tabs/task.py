@@ -1,0 +1,60 @@
+"""The tab of a task: examples, controls on the left, the stage on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from app.compare import Compare
+from app.examples import Example, examples
+from app.form import Form
+from app.inputs import QUIET
+from app.service import Service
+from app.stage import Stage
+from app.tasks import Task
+from app.theme import html
+
+
+@dataclass(frozen=True)
+class Tab:
+    """What the rest of the page may need of it."""
+
+    task: Task
+    form: Form
+    stage: Stage
+
+
+def build(task: Task, services: Sequence[Service]) -> Tab:
+    """Adds the tab to the current `gr.Tabs`; `services` are all models, this page's first."""
+    service, stage = services[0], Stage(task, services)
+    with gr.Tab(task.title, id=task.name, elem_id=f"{task.name}-tab"):
+        html(f'<p class="intro">{task.intro}</p>')
+        with gr.Row(elem_classes="workbench"):
+            with gr.Column(elem_classes="controls"):
+                example_row = gr.Row(elem_classes="examples")
+                form = Form(service, task)
+                with gr.Column(elem_classes="card"):
+                    compare = Compare(task, [s.name for s in services])
+                stage.buttons()
+            with gr.Column(elem_classes="stage-column"):
+                stage.view()
+        stage.connect(form, compare)
+        with example_row:
+            html('<span class="hint">Try</span>')
+            for example in examples(task, service):
+                done = _example_button(example, form)
+                stage.after(done.success, [form.settings.every, *form.components], stage.run_form)
+    return Tab(task, form, stage)
+
+
+def _example_button(example: Example, form: Form) -> Any:
+    """A button that fills in the form; returns the event after which to run."""
+
+    def fill_in() -> list[Any]:
+        return form.show(example.job, settings=False)
+
+    button = gr.Button(example.title, size="sm", scale=0, min_width=60)
+    return button.click(fill_in, None, form.outputs, **QUIET)

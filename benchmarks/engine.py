@@ -1,0 +1,211 @@
+"""How fast the demo is: the step engine against bare loops, the page against the engine, and its start.
+
+    python benchmarks/engine.py checkpoints/orchard --out docs/results/speed.json
+
+Every comparison is made in pairs, one after the other in turn, so that whatever else the machine does meets
+both sides; the figure is the median of the pairs' ratios. The page is driven in Chromium on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mmdiff.pipeline import Pipeline  # noqa: E402
+from mmdiff.samplers import SampleNoise, sample_ddim  # noqa: E402
+from mmdiff.tasks import Condition  # noqa: E402
+
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
+# Resolves with the milliseconds from the click to the first step and to the end of the run.
+TIME_A_RUN = """() => new Promise((resolve) => {
+  const status = document.getElementById('any_to_any-status'), start = performance.now();
+  let first = 0;
+  const look = () => {
+    const text = status.innerText;
+    if (!first && /Step \\d+ of/.test(text)) first = performance.now() - start;
+    if (first && /^Done/.test(text.trim())) resolve([first, performance.now() - start]);
+  };
+  new MutationObserver(look).observe(status, { subtree: true, childList: true, characterData: true });
+  document.getElementById('any_to_any-run').click();
+})"""
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def paired(one: Callable[[], float], other: Callable[[], float], rounds: int) -> dict[str, Any]:
+    """Seconds of both in turn, and the median of one / other."""
+    pairs = []
+    for k in range(rounds):
+        ordered = (one, other) if k % 2 == 0 else (other, one)  # neither is always first
+        times = {action: action() for action in ordered}
+        pairs.append((times[one], times[other]))
+    ratios = sorted(a / b for a, b in pairs)
+    return {
+        "seconds": round(statistics.median(a for a, _ in pairs), 3),
+        "against_seconds": round(statistics.median(b for _, b in pairs), 3),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "rounds": rounds,
+    }
+
+
+def bare_loop(pipe: Pipeline, steps: int, seed: int = 0) -> None:
+    """Everything generated, one sample: the model, its denoiser and the sampler, nothing else."""
+    internal = pipe._encode(Condition({}), pipe.model.names, 1)
+    noise = SampleNoise([seed], pipe.device)
+    denoiser = pipe.model.denoiser(pipe.schedule, internal)
+    for _ in sample_ddim(pipe.schedule, denoiser, noise(pipe.model.z_shape), steps, noise):
+        pass
+
+
+def engine_alone(pipe: Pipeline, steps: int, seed: int = 0) -> None:
+    """The same through the engine."""
+    for _ in pipe.run(Condition({}), pipe.model.names, [seed], steps):
+        pass
+
+
+def requests(pipe: Pipeline, count: int, steps: int, together: bool) -> None:
+    """`count` people who want everything generated, at once or one after the other."""
+    people = [
+        threading.Thread(target=lambda k=k: pipe(steps=steps, seed=k, wanted=tuple(pipe.modalities)))
+        for k in range(count)
+    ]
+    if together:
+        for person in people:
+            person.start()
+        for person in people:
+            person.join()
+        return
+    for person in people:
+        person.start()
+        person.join()
+
+
+@contextmanager
+def served(checkpoint: str) -> Iterator[tuple[str, float]]:
+    """`python app.py` on a free port; its address and the seconds from its start to the first page."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    start = time.perf_counter()
+    command = [sys.executable, "app.py", "--checkpoint", checkpoint, "--port", str(port)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL) as process:
+        try:
+            while not _answers(address):
+                if process.poll() is not None:
+                    raise RuntimeError("app.py ended before it served a page.")
+                time.sleep(0.05)
+            yield address, time.perf_counter() - start
+        finally:
+            process.terminate()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as page:
+            return page.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
+    """The page in Chromium against the bare loop in this process, in turn."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise SystemExit("the page is measured in Chromium, which is not installed as `chromium`.")
+    with served(checkpoint) as (address, started), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.goto(f"{address}/?task=any_to_any&steps=4&seed=1")  # opens the tab; its run is the warm-up
+        page.locator("#any_to_any-status", has_text="Done").wait_for(timeout=60_000)
+        page.locator("#any_to_any-steps input[type=number]").fill(str(steps))
+        page.locator("#any_to_any-steps input[type=number]").press("Tab")
+        page.wait_for_timeout(1000)
+        firsts: list[float] = []
+
+        def through_the_page() -> float:
+            first, total = page.evaluate(TIME_A_RUN)
+            firsts.append(first / 1000)
+            page.wait_for_timeout(300)
+            return total / 1000
+
+        through_the_page()
+        firsts.clear()
+        result = paired(through_the_page, lambda: seconds(lambda: bare_loop(pipe, steps)), rounds)
+        browser.close()
+    return {
+        "start_to_first_page_seconds": round(started, 2),
+        "first_preview_seconds": round(statistics.median(firsts), 3),
+        "page_against_bare_loop": result,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="folder of a checkpoint")
+    parser.add_argument("--out", type=Path, help="JSON to write; printed in any case")
+    parser.add_argument("--steps", type=int, default=30, help="steps of a request (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="pairs of each comparison (%(default)s)")
+    parser.add_argument("--requests", type=int, default=8, help="people at once (%(default)s)")
+    arguments = parser.parse_args()
+    steps, rounds = arguments.steps, arguments.rounds
+    pipe = Pipeline.from_pretrained(arguments.checkpoint)
+    for warm_up in (bare_loop, engine_alone):
+        warm_up(pipe, 5)
+    results = {
+        "checkpoint": Path(arguments.checkpoint).name,
+        "device": str(pipe.device),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "steps": steps,
+        "requests": arguments.requests,
+        "engine_against_bare_loop": paired(
+            lambda: seconds(lambda: engine_alone(pipe, steps)),
+            lambda: seconds(lambda: bare_loop(pipe, steps)),
+            rounds,
+        ),
+        "together_against_one_by_one": paired(
+            lambda: seconds(lambda: requests(pipe, arguments.requests, steps, True)),
+            lambda: seconds(lambda: requests(pipe, arguments.requests, steps, False)),
+            max(3, rounds // 2),
+        ),
+        **measure_page(arguments.checkpoint, pipe, steps, rounds),
+    }
+    text = json.dumps(results, indent=1) + "\n"
+    print(text, end="")
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""The tab that explains: its numbers are those of the JSON, its picture is XML, and it needs no network."""
+
+import json
+import re
+import shlex
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from fakes import FakePipeline
+
+from app import results, theme
+from app.tabs import how_it_works
+from mmdiff.evaluate import parse_arguments
+from mmdiff.forward_process import q_posterior, signal
+from mmdiff.schedule import NoiseSchedule
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium")
+ALL = ("image", "mask", "label", "embedding")
+SETTINGS = {"steps": 5, "sampler": "ddim", "guidance": 1.0}
+
+
+class Cells(HTMLParser):
+    """Rows of all tables: lists of the text of their cells."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag in ("th", "td")
+        if tag == "tr":
+            self.rows.append([])
+        if self.inside:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def rows(page):
+    return {row[0]: row[1:] for row in Cells(page).rows}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with results of the checkpoint “toy”; `write(**changes)` writes them anew."""
+    (tmp_path / "docs/results").mkdir(parents=True)
+    command = "python -m mmdiff.evaluate checkpoints/toy --data toy.parquet \\\n  --out docs/results/toy.json"
+    (tmp_path / "README.md").write_text(f"Text.\n\n```sh\nls\n{command}\npython next.py\n```\n")
+
+    def write(name="toy", **tasks):
+        found = {
+            "checkpoint": "toy",
+            "data": "val.parquet",
+            "examples": 1234,
+            "judge": {"classes": 8},
+            "settings": SETTINGS,
+            "tasks": tasks,
+        }
+        (tmp_path / f"docs/results/{name}.json").write_text(json.dumps(found))
+
+    return SimpleNamespace(root=tmp_path, write=write)
+
+
+def test_a_changed_number_changes_the_page(project):
+    project.write(
+        label_from_image={"n": 100, "top1": 0.5}, holes={"blocks": {"psnr": 20, "psnr_mean_fill": 9}}
+    )
+    found = rows(how_it_works.measured("toy", project.root))
+    assert found["Label from photo: top-1"] == ["50.0%", "100", "chance 12.5%"]
+    assert found["Holes (blocks): PSNR inside, dB"] == ["20.00", "1,234", "mean of the known pixels 9.00"]
+    project.write(label_from_image={"n": 99, "top1": 0.625})
+    found = rows(how_it_works.measured("toy", project.root))
+    assert found["Label from photo: top-1"] == ["62.5%", "99", "chance 12.5%"]
+    assert not any("Holes" in name for name in found)
+
+
+def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
+    found = rows(how_it_works.measured("orchard"))
+    folder = ROOT / "docs/results"
+    tasks = json.loads((folder / "orchard.json").read_text())["tasks"]
+    texts = json.loads((folder / "orchard-texts.json").read_text())["tasks"]
+    subsets = json.loads((folder / "orchard-subsets.json").read_text())["subsets"]["subsets"]
+    assert found["Mask from photo: IoU of “fruit”"][0] == f"{tasks['mask_from_image']['iou']['fruit']:.4f}"
+    assert found["Photo and mask together: their IoU"][0] == f"{tasks['joint']['mask_rule_iou']:.4f}"
+    assert found["Photo and mask together: their IoU"][1] == f"{tasks['joint']['n']}"
+    assert found["Photo from text: the colour asked for"][:2] == [
+        f"{texts['prompts']['overall']['colour']:.1%}",
+        str(texts["prompts"]["overall"]["n"]),
+    ]
+    assert float(found["L3"][1]) == pytest.approx(tasks["bound"]["bits_per_dimension"]["L3"], abs=1e-4)
+    holes = next(s for s in subsets if s["given"] == "image with holes")["metrics"]
+    assert f"{-holes['image.negative_lpips']['mean']:.3f}" in found["image with holes"]
+    given = [s["given"] for s in subsets]
+    assert len(given) == 23 and all(name in found for name in given)
+
+
+def test_the_commands_are_the_ones_that_were_run():
+    """They are read from pages; here the parser of `mmdiff.evaluate` reads them back."""
+    reports, problems = results.read("orchard")
+    assert len(reports) == 3 and not problems
+    for report in reports:
+        arguments = vars(parse_arguments(shlex.split(report.command.replace("\\\n", " "))[3:]))
+        found = json.loads((ROOT / report.source).read_text())
+        assert arguments["out"] == report.source and Path(arguments["data"]).name == found["data"]
+        for name, value in found["settings"].items():
+            if name != "limit":  # with --all-subsets it has a default of its own
+                assert arguments[name] == value, (report.source, name)
+        assert set(found.get("tasks", ())) <= set(arguments["tasks"])
+
+
+def test_a_command_is_cut_out_of_its_page(project):
+    project.write(label_from_image={"top1": 0.5})
+    (report,), _ = results.read("toy", project.root)
+    assert report.command.startswith("python -m mmdiff.evaluate") and report.command.endswith("toy.json")
+    (project.root / "README.md").unlink()
+    (report,), _ = results.read("toy", project.root)
+    assert report.command == "" and "<pre>" not in how_it_works.measured("toy", project.root)
+
+
+def test_no_results_are_said_in_words(project):
+    for name in ("other", "<b>"):
+        page = how_it_works.measured(name, project.root)
+        assert "no measured results for the checkpoint" in page and "<table" not in page and "<b>" not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "it is not JSON (line 1)"),
+        (b"\xff\xfe", "it is not text"),
+        ('{"checkpoint": "toy", "tasks": 3}', "instead of"),
+        (
+            '{"checkpoint": "toy", "tasks": {"label_from_image": {"top1": "good"}}}',
+            "“tasks.label_from_image.top1”",
+        ),
+        ('{"checkpoint": "toy", "tasks": {"label_from_image": {"top1": 0.5}}, "examples": []}', "“examples”"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_others_are_shown(project, text, words):
+    project.write("toy-good", label_from_image={"n": 5, "top1": 0.25})
+    path = project.root / "docs/results/toy.json"
+    path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text)
+    page = how_it_works.measured("toy", project.root)
+    assert 'role="alert"' in page and words in page and "docs/results/toy.json cannot be used" in page
+    assert rows(page)["Label from photo: top-1"][0] == "25.0%"
+    (project.root / "docs/results/toy.json").rename(project.root / "docs/results/another.json")
+    assert "cannot be used" not in how_it_works.measured("other", project.root)
+
+
+def test_names_in_the_files_cannot_become_markup(project):
+    project.write(mask_from_image={"iou": {"<script>": 0.5}})
+    page = how_it_works.measured("toy", project.root)
+    assert "<script>" not in page and "Mask from photo: IoU of “<script>”" in rows(page)
+
+
+def test_the_pictures_are_xml_and_say_what_they_show():
+    seen = set()
+    for path in how_it_works.PICTURES:
+        tree = ElementTree.parse(path).getroot()
+        space = {"s": tree.tag.partition("}")[0].strip("{")}
+        ids = {node.get("id") for node in tree.iter() if node.get("id")}
+        assert not ids & seen  # both stand in one page
+        seen |= ids
+        named = tree.get("aria-labelledby").split()
+        texts = {
+            node.get("id"): node.text
+            for node in tree.findall("s:title", space) + tree.findall("s:desc", space)
+        }
+        assert set(named) == set(texts) and all(texts.values())
+        used = {
+            re.fullmatch(r"url\(#(.*)\)", node.get("marker-end"))[1]
+            for node in tree.iter()
+            if node.get("marker-end")
+        }
+        assert used <= ids
+        kinds = [node.get("data-kind") for node in tree.iter() if node.get("data-kind")]
+        assert kinds == list(how_it_works.KINDS)
+        assert not any("http" in value for node in tree.iter() for value in node.attrib.values())
+
+
+def test_what_a_model_lacks_is_faint_and_its_tabs_are_not_listed():
+    specs = FakePipeline(64, modalities=("image", "label")).modalities
+    assert 'class="architecture without-mask without-embedding"' in how_it_works._picture(specs)
+    assert "64 × 64 px" in how_it_works._picture(specs) and "7 classes" in how_it_works._picture(specs)
+    page = how_it_works._page(specs)
+    assert "<dt>Image + label</dt>" in page and "<dt>Image + mask</dt>" not in page
+
+
+def test_the_model_card_comes_without_its_front_matter(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# toy\n\n---\n\nText.\n")
+    assert how_it_works.model_card(tmp_path) == "# toy\n\n---\n\nText.\n"
+    (tmp_path / "README.md").write_text("# toy\n")
+    assert how_it_works.model_card(tmp_path) == "# toy\n"
+    for folder in (None, tmp_path / "nowhere"):
+        assert "no model card" in how_it_works.model_card(folder)
+
+
+def test_the_posterior_in_the_page_is_the_one_of_the_code():
+    """(4) as the page writes it, with numpy, against `q_posterior`."""
+    s = NoiseSchedule(50, ("image", "mask"), weights={"mask": "ramp"}, scales={"mask": 0.7})
+    z_t, z0, e = (torch.randn(3, 2, 2, 2, dtype=torch.float64) for _ in range(3))
+    t = torch.tensor([2, 17, 50])
+    mean, variance = q_posterior(s, z_t, t, z0, {"mask": e})
+    for k, time in enumerate(t.tolist()):
+        a, abar, before = (float(v) for v in (s.a[time], s.abar[time], s.abar[time - 1]))
+        A, B = np.sqrt(a) * (1 - before) / (1 - abar), (1 - a) / (1 - abar)
+        c = float(s.w["mask"][time]) * e[k].numpy()
+        m_before = float(s.wbar["mask"][time - 1]) * e[k].numpy()
+        mu = A * (z_t[k].numpy() - np.sqrt(a) * c) + B * (np.sqrt(before) * z0[k].numpy() + m_before)
+        np.testing.assert_allclose(mean[k].numpy(), mu, rtol=1e-9, atol=1e-12)
+        assert float(variance[k].reshape(())) == pytest.approx((1 - before) * B)
+        marginal = signal(s, z0, t, {"mask": e})[k].numpy()
+        wanted = np.sqrt(abar) * z0[k].numpy() + float(s.wbar["mask"][time]) * e[k].numpy()
+        np.testing.assert_allclose(marginal, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def address():
+    service = SimpleNamespace(
+        name="orchard", folder=ROOT / "checkpoints/orchard", pipe=FakePipeline(96, modalities=ALL)
+    )
+    with gr.Blocks(analytics_enabled=False) as demo, gr.Tabs():
+        how_it_works.build(service)
+    options = {"ssr_mode": False, "prevent_thread_lock": True, "quiet": True}
+    yield demo.launch(theme=theme.theme(), css_paths=theme.STYLES, **options)[1].rstrip("/")
+    demo.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium as the command `chromium`")
+@pytest.mark.parametrize(("width", "scheme", "shown"), [(1440, "light", "wide"), (390, "dark", "narrow")])
+def test_the_page_in_a_browser(browser, address, width, scheme, shown):
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    requests, errors = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.goto(address)
+    formulas = len(how_it_works.EQUATIONS) + len(how_it_works.LOSS)
+    page.locator(".katex-display").nth(formulas - 1).wait_for()
+    assert page.locator(".katex-display").count() == formulas and page.locator(".katex-error").count() == 0
+    page.wait_for_function(
+        "[...document.fonts].some(f => f.family === 'KaTeX_Math' && f.status === 'loaded')"
+    )
+
+    visible = [
+        p.get_attribute("class").split()[1] for p in page.locator("svg.picture").all() if p.is_visible()
+    ]
+    assert visible == [shown]
+    scale = page.locator(f"svg.{shown}").evaluate("svg => svg.getScreenCTM().a")
+    sizes = page.locator(f"svg.{shown} text").evaluate_all(
+        "all => all.map(t => parseFloat(getComputedStyle(t).fontSize))"
+    )
+    assert min(sizes) * scale >= 10
+    assert inside(page, f"svg.{shown}")
+
+    page.evaluate("document.querySelectorAll('.how details').forEach(d => d.open = true)")
+    page.locator("#model-card").get_by_text("Model card").click()
+    page.get_by_text("4.81 M examples").wait_for()
+    assert "license:" not in page.locator("#model-card").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    away = [url for url in requests if not url.startswith((address, "data:", "blob:"))]
+    assert not away and not errors
+    page.close()
+
+
+def inside(page, picture):
+    """Whether all texts that stand in a box of the picture are within its drawn area and none overlap."""
+    return page.locator(picture).evaluate(
+        """svg => {
+          const all = svg.getBoundingClientRect();
+          const boxes = [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect());
+          const within = boxes.every(b =>
+            b.left >= all.left && b.right <= all.right && b.bottom <= all.bottom);
+          const apart = boxes.every((a, i) => boxes.slice(i + 1).every(b =>
+            a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 3 || b.bottom <= a.top + 3));
+          return within && apart;
+        }"""
+    )
