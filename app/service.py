@@ -22,13 +22,14 @@ from PIL import Image
 from app.job import ANCHOR, Job
 from app.record import Record
 from app.zero_gpu import ON_ZERO_GPU, gpu
+from mmdiff.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from mmdiff.vocabulary import Description
 
 MAX_WAITING = 12
 PATIENCE = 0.25  # seconds between looks at whether a waiting run was stopped
-WARM_UP_STEPS, WARM_UP_SECONDS = 15, 2.0
+WARM_UP_STEPS, WARM_UP_SECONDS = 12, 2.0
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,13 @@ class Service:
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str = "auto", stops: Stops | None = None) -> Service:
         """Loads the checkpoint in `folder`. Raises ValueError or OSError if that is not possible."""
-        from mmdiff.pipeline import Pipeline
-
         folder = Path(folder).resolve()
         weights = folder / "model.safetensors"
         size = weights.stat().st_size / 1e6 if weights.is_file() else None
         at_startup = "cpu" if ON_ZERO_GPU else device  # ZeroGPU lends its GPU to visitors only
-        service = cls(Pipeline.from_pretrained(folder, at_startup), folder.name, size, folder, stops)
+        service = cls(_loaded(folder, at_startup), folder.name, size, folder, stops)
         if ON_ZERO_GPU:
-            service.pipe = Pipeline.from_pretrained(folder, "cuda")
+            service.pipe = _loaded(folder, "cuda")
         return service
 
     def _warm_up(self) -> tuple[Record, Record]:
@@ -229,6 +228,12 @@ class Service:
         """The commonest thing that training captions say, to try; "" if the model has no words."""
         captions = self.pipe.words.vocabulary.captions if self.pipe.can_describe else [""]
         return next(iter(captions)).removeprefix("a photo of ")
+
+
+def _loaded(folder: Path, device: str) -> Pipeline:
+    """The pipeline, loaded in a thread that ends, so that its OpenMP threads do not stand in the way."""
+    with ThreadPoolExecutor(1) as worker:
+        return worker.submit(Pipeline.from_pretrained, folder, device, background=True).result()
 
 
 def middle_known(size: int) -> np.ndarray:

@@ -62,7 +62,7 @@ class Settings:
                 1, MAX_SAMPLES, value=1, step=1, label="Samples", elem_id=f"{task}-samples"
             )
             self.every = gr.Slider(
-                1, 10, value=1, step=1, label="Show every … steps", elem_id=f"{task}-every"
+                1, 10, value=5, step=1, label="Show every … steps", elem_id=f"{task}-every"
             )
             with gr.Column(elem_classes="guidance", visible=bool(self._guidable)):
                 html(GUIDANCE)

@@ -1,7 +1,7 @@
 """Put measured results into the Markdown that quotes them: `python benchmarks/report.py [--check]`.
 
 Text between `<!-- results NAME -->` and `<!-- end -->` is made from docs/results/NAME.json, which
-`python -m mmdiff.evaluate` or `python benchmarks/ablations.py` wrote, so no number is typed by hand.
+`python -m mmdiff.evaluate` or a script beside this one wrote, so no number is typed by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "checkpoints/orchard/README.md", "docs/conditionals.md")
+PAGES = ("README.md", "checkpoints/orchard/README.md", "docs/conditionals.md", "docs/demo.md")
 BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # what is measured, where it stands in the JSON, how it is written
@@ -80,6 +80,8 @@ def table(results: dict[str, Any]) -> str:
     """Measured results as a Markdown table, with how they were measured below it."""
     if "variants" in results:
         return ablations_table(results)
+    if "engine_against_bare_loop" in results:
+        return speed_table(results)
     return subsets_table(results) if "subsets" in results else tasks_table(results)
 
 
@@ -156,6 +158,34 @@ def ablations_table(results: dict[str, Any]) -> str:
         f"{model['width']} and {model['depth']} blocks, {optim['images']:,} images each in batches of "
         f"{optim['batch_size']}; {evaluation['limit']} validation examples, {evaluation['steps']} sampling "
         f"steps. The judge names {results['photos_judged']:.1%} of the real photos correctly.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# what `benchmarks/engine.py` compares: text and where it stands in the JSON
+COMPARISONS = (
+    ("one request through the engine, against a bare loop over the model", "engine_against_bare_loop"),
+    ("{requests} requests at once, against one after the other", "together_against_one_by_one"),
+    ("one request on the page in Chromium, against the bare loop", "page_against_bare_loop"),
+)
+
+
+def speed_table(results: dict[str, Any]) -> str:
+    """`benchmarks/engine.py`: a row for every comparison."""
+    lines = ["| | seconds | against | ratio (range) |", "|---|---|---|---|"]
+    for text, name in COMPARISONS:
+        pair = results[name]
+        low, high = pair["ratio_range"]
+        lines.append(
+            f"| {text.format(**results)} | {pair['seconds']:.2f} | {pair['against_seconds']:.2f} | "
+            f"{pair['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
+        )
+    lines += [
+        f"| from the click to the first preview | {results['first_preview_seconds']:.2f} | | |",
+        f"| from `python app.py` to the first page | {results['start_to_first_page_seconds']:.1f} | | |",
+        "",
+        f"Requests of {results['steps']} steps on {results['cores']} cores ({results['device']}), with the "
+        f"browser on the same cores; medians of pairs run in turn, torch {results['torch']}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,17 +1,26 @@
-"""The step engine: one thread that takes all running samples a step further, together.
+"""The step engine: takes all running samples a step further, together.
 
-Whoever samples submits a `Member` and iterates over the `Ticket` it gets. Every turn of the thread asks all
+Whoever samples submits a `Member` and iterates over the `Ticket` it gets. Every turn of the engine asks all
 members what they want to know of the network, has that answered in one batch, and hands each member its
 answers, which make its next step. Members join and leave between turns, so they may stand at different times,
 do different tasks and take different numbers of steps.
+
+In the background the engine has a thread of its own, which servers want. Otherwise the turn is made by the
+thread that waits for a step, which suits scripts: OpenMP keeps a pool of threads for every thread that
+computes, and is much slower once there are more of them than cores.
 """
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 CAPACITY = 32  # samples in one call of the network
 AHEAD = 2  # steps made before somebody asks for them; a reader that falls behind only holds up itself
@@ -50,8 +59,8 @@ class Ticket(Iterator[Any]):
         self._over = False  # whether no step is to come any more
 
     def __next__(self) -> Any:
+        self._engine.wait_for(self._ready)
         with self._engine.changed:
-            self._engine.changed.wait_for(self._ready)
             if self._steps:
                 self._engine.changed.notify_all()  # there is room for another step
                 return self._steps.popleft()
@@ -61,8 +70,7 @@ class Ticket(Iterator[Any]):
 
     def wait(self, seconds: float) -> bool:
         """Waits until there is something to take, at most so long; whether there is."""
-        with self._engine.changed:
-            return self._engine.changed.wait_for(self._ready, seconds)
+        return self._engine.wait_for(self._ready, seconds)
 
     @property
     def ahead(self) -> int:
@@ -91,25 +99,65 @@ class Engine:
         answer: queries of all members -> an answer to each, in order. Called by one thread only.
         capacity: rows in flight. Who does not fit waits in line, first come, first served; a member that is
             larger than that runs alone.
+        background: whether the engine has a thread of its own.
     """
 
-    def __init__(self, answer: Callable[[list[Any]], Sequence[Any]], capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        answer: Callable[[list[Any]], Sequence[Any]],
+        capacity: int = CAPACITY,
+        background: bool = False,
+    ) -> None:
         self.changed = threading.Condition(threading.RLock())
-        self._answer, self._capacity = answer, capacity
+        self._answer, self._capacity, self._background = answer, capacity, background
+        self._turn = threading.Lock()  # whose turn it is, if there is no thread
+        self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._running: list[Ticket] = []
         self._line: deque[Ticket] = deque()
         self._thread: threading.Thread | None = None
+        self._ending = False
 
     def submit(self, member: Member) -> Ticket:
         """Has `member` join at the next step, or stand in line."""
         ticket = Ticket(self, member)
         with self.changed:
             self._line.append(ticket)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="mmdiff-engine", daemon=True)
-                self._thread.start()
-            self.changed.notify_all()
+            self._wake()
         return ticket
+
+    def call(self, function: Callable[[], T]) -> T:
+        """The result of `function`, computed by the thread that computes the steps."""
+        if not self._background:
+            return function()
+        future: Future[T] = Future()
+        with self.changed:
+            self._calls.append((function, future))
+            self._wake()
+        return future.result()
+
+    def wait_for(self, ready: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Waits until `ready`, at most so long (without a thread: at least a step); whether it is."""
+        if self._background:
+            with self.changed:
+                return self.changed.wait_for(ready, seconds)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not ready():
+            with self._turn:  # perhaps after somebody else's turn, which brought the step
+                with self.changed:
+                    going = [] if ready() else self._admitted()
+                if going:
+                    self._step(going)
+            if not going and not ready():
+                time.sleep(0.005)  # those who have a place have steps to take first
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        return ready()
+
+    def _wake(self) -> None:
+        if self._background and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._work, name="mmdiff-engine", daemon=True)
+            self._thread.start()
+        self.changed.notify_all()
 
     @property
     def waiting(self) -> int:
@@ -130,18 +178,37 @@ class Engine:
         self.changed.notify_all()
 
     def _work(self) -> None:
-        while going := self._next():
-            self._step(going)
+        atexit.register(self._end)  # a thread that computes while Python ends would bring all down
+        while self._next():
+            pass
+        atexit.unregister(self._end)
 
-    def _next(self) -> list[Ticket]:
-        """Those to take a step further, as soon as there are any; nobody after a long idle time."""
+    def _end(self) -> None:
         with self.changed:
-            while not (going := self._admitted()):
+            self._ending, thread = True, self._thread
+            self.changed.notify_all()
+        if thread is not None:
+            thread.join()
+
+    def _next(self) -> bool:
+        """Does what there is to do, as soon as there is something; False after a long idle time."""
+        with self.changed:
+            while not ((going := self._admitted()) or self._calls):
                 busy = self._running or self._line
-                if not self.changed.wait(None if busy else IDLE_SECONDS) and not self._line:
+                woken = self._ending or self.changed.wait(None if busy else IDLE_SECONDS)
+                if self._ending or not (woken or self._line or self._calls):
                     self._thread = None  # so that nothing is kept alive by an idle engine
-                    return []
-            return going
+                    return False
+            calls = list(self._calls)
+            self._calls.clear()
+        for function, future in calls:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+        if going:
+            self._step(going)
+        return not self._ending
 
     def _admitted(self) -> list[Ticket]:
         rows = sum(ticket._member.rows for ticket in self._running)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +83,14 @@ class Change:
 
 
 class Stream(Iterator[Any]):
-    """Steps as they are made. Sampling begins when the first one is asked for and ends with `close`.
+    """Steps as they are made. Sampling begins when the first one is asked for and ends with `close`."""
 
-    Args:
-        present: what the engine makes and the seconds since sampling began -> what is yielded.
-    """
-
-    def __init__(self, engine: Engine, member: Member, present: Callable[[Any, float], Any]) -> None:
-        self._engine, self._member, self._present = engine, member, present
+    def __init__(self, engine: Engine, member: Member) -> None:
+        self._engine, self._member = engine, member
         self._ticket: Ticket | None = None
-        self._started = 0.0
 
     def __next__(self) -> Any:
-        step = next(self._begun())
-        return self._present(step, time.perf_counter() - self._started)
+        return next(self._begun())
 
     def wait(self, seconds: float) -> int:
         """Waits for the next step, at most so long; the place in line, 0 once sampling goes on."""
@@ -112,9 +106,7 @@ class Stream(Iterator[Any]):
         self.close()
 
     def _begun(self) -> Ticket:
-        if self._ticket is None:
-            self._started = time.perf_counter()
-            self._ticket = self._engine.submit(self._member)
+        self._ticket = self._ticket or self._engine.submit(self._member)
         return self._ticket
 
 
@@ -131,6 +123,7 @@ class Pipeline:
         device: torch.device,
         embedder: Any = None,
         vocabulary: Vocabulary | None = None,
+        background: bool = False,
     ) -> None:
         self.model = model.to(device).eval()
         self.device = device
@@ -142,11 +135,13 @@ class Pipeline:
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
-        self.engine = Engine(self.model.answer)
+        self.engine = Engine(self.model.answer, background=background)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto") -> Pipeline:
+    def from_pretrained(cls, name: str | Path, device: str = "auto", background: bool = False) -> Pipeline:
         """Load a checkpoint folder or Hugging Face Hub id; "auto" takes the GPU where there is one.
+
+        In the `background` sampling has a thread of its own, which is for servers; see `mmdiff.engine`.
 
         The embedder that the checkpoint names is looked for beside it, then in it, then as an open_clip
         tag; its vocabulary is taken along if it has one. Raises ValueError if the checkpoint is missing or
@@ -156,7 +151,7 @@ class Pipeline:
         folder = resolve(name)
         model = load_checkpoint(folder, chosen)
         embedder = load_embedder(model.config.embedder, folder, chosen)
-        return cls(model, chosen, embedder, Vocabulary.load(folder))
+        return cls(model, chosen, embedder, Vocabulary.load(folder), background)
 
     # -- embeddings --------------------------------------------------------------------------------
 
@@ -167,12 +162,15 @@ class Pipeline:
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, D) unit vectors of texts in the space of the embedding modality."""
-        return self._need_embedder().embed_texts(list(texts))
+        embedder = self._need_embedder()
+        return self.engine.call(lambda: embedder.embed_texts(list(texts)))
 
     def embed_image(self, images: Sequence[Image.Image]) -> Tensor:
         """(B, D) unit vectors of photos in the space of the embedding modality."""
-        pixels = [self.modalities[self.model.anchor].parse(image) for image in images]
-        return self._need_embedder().embed_images(torch.stack(pixels).to(self.device))
+        embedder, parse = self._need_embedder(), self.modalities[self.model.anchor].parse
+        return self.engine.call(
+            lambda: embedder.embed_images(torch.stack([parse(image) for image in images]).to(self.device))
+        )
 
     @property
     def can_describe(self) -> bool:
@@ -190,6 +188,8 @@ class Pipeline:
                 f"this checkpoint has no {VOCABULARY_FILE}, so its embeddings cannot be put into words; "
                 f"write one with `{COMMAND}`, naming its folder and its training data."
             )
+        if not self.words.ready:  # the networks are left to one thread, see `mmdiff.engine`
+            self.engine.call(self.words.prepare)
         return self.words.describe(vectors, count)
 
     def _need_embedder(self) -> Any:
@@ -239,13 +239,18 @@ class Pipeline:
             ValueError: at once, for anything in the wrong form.
         """
         self._check_numbers(steps, seed, num_samples)
-        conditions = [Change(0, given or {}, wanted, known_pixels, guidance_scale), *changes]
         self._check_changes(changes, steps)
-        segments = [self._segment(condition, num_samples) for condition in conditions]
-        seeds = [seed + k for k in range(num_samples)]
-        run = self._run(segments, seeds, steps, sampler, eta)
-        shown = {name for c in conditions for name in (*c.given, *self._wanted(c))}
-        return Stream(self.engine, run, lambda step, seconds: self._present(step, shown, seed, seconds))
+        conditions = [Change(0, given or {}, wanted, known_pixels, guidance_scale), *changes]
+
+        def make_run() -> Run:
+            segments = [self._segment(condition, num_samples) for condition in conditions]
+            shown = {name for c in conditions for name in (*c.given, *self._wanted(c))}
+            seeds = [seed + k for k in range(num_samples)]
+            trajectory = self._trajectory(seeds, steps, sampler, eta)
+            present = partial(self._present, shown=shown, seed=seed)
+            return Run(self.model, trajectory, segments, present)
+
+        return Stream(self.engine, self.engine.call(make_run))
 
     def run(
         self,
@@ -263,12 +268,14 @@ class Pipeline:
         are (classes one-hot).
         """
         self._check_guidance(guidance_scale, condition.given)
-        segment = Segment(0, condition, self._encode(condition, wanted, len(seeds)), guidance_scale)
-        return Stream(self.engine, self._run([segment], seeds, steps, sampler, eta), lambda step, _: step)
 
-    def _run(
-        self, segments: Sequence[Segment], seeds: Sequence[int], steps: int, sampler: str, eta: float
-    ) -> Run:
+        def make_run() -> Run:
+            segment = Segment(0, condition, self._encode(condition, wanted, len(seeds)), guidance_scale)
+            return Run(self.model, self._trajectory(seeds, steps, sampler, eta), [segment])
+
+        return Stream(self.engine, self.engine.call(make_run))
+
+    def _trajectory(self, seeds: Sequence[int], steps: int, sampler: str, eta: float) -> Trajectory:
         if sampler not in RULES:
             raise ValueError(f"no sampler is called {sampler!r}; choose among {', '.join(RULES)}.")
         if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
@@ -277,8 +284,7 @@ class Pipeline:
             raise ValueError(f"eta is an option of the sampler 'ddim', not of {sampler!r}; leave it at 0.")
         noise = SampleNoise(list(seeds), self.device)
         rule = Rule(eta) if eta else RULES[sampler]
-        trajectory = Trajectory(self.schedule, noise(self.model.z_shape), steps, rule, noise)
-        return Run(self.model, trajectory, segments)
+        return Trajectory(self.schedule, noise(self.model.z_shape), steps, rule, noise)
 
     def _segment(self, change: Change, num_samples: int) -> Segment:
         """Conditions as people give them -> checked and on the device, the same for every sample."""
@@ -311,7 +317,8 @@ class Pipeline:
             flags[:, 0] = torch.where(holes, UNKNOWN, KNOWN)
         return model.condition(model.encode(condition.given), flags, known)
 
-    def _present(self, step: Step, shown: set[str], seed: int, seconds: float) -> StreamedStep:
+    def _present(self, step: Step, seconds: float, shown: set[str], seed: int) -> StreamedStep:
+        """A step as people see it."""
         x_hat = {n: v.float().cpu().numpy() for n, v in step.x_hat.items() if n in shown}
         if self.model.anchor in x_hat:
             x_hat[self.model.anchor] = to_uint8(x_hat[self.model.anchor])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,17 +33,25 @@ class Segment:
 
 
 class Run:
-    """A member of `mmdiff.engine.Engine`; its steps are `mmdiff.samplers.Step` with what is given put in.
+    """A member of `mmdiff.engine.Engine`; its steps have what is given put in.
 
     The first segment holds from the start. At a later one the samples go on from where they are: what
     becomes given takes its place in z at once, under the noise that is there; what becomes free stays as it
     is until the network thinks otherwise.
+
+    Args:
+        present: a step and the seconds since the run began -> what is handed out.
     """
 
     def __init__(
-        self, model: MultiModalDiffusion, trajectory: Trajectory, segments: Sequence[Segment]
+        self,
+        model: MultiModalDiffusion,
+        trajectory: Trajectory,
+        segments: Sequence[Segment],
+        present: Callable[[Step, float], Any] = lambda step, seconds: step,
     ) -> None:
-        self._model, self._trajectory = model, trajectory
+        self._model, self._trajectory, self._present = model, trajectory, present
+        self._began: float | None = None
         self._later = list(segments)
         calls = max(len(self._denoisers_of(segment)) for segment in segments)
         self.rows = len(trajectory.z) * calls
@@ -53,6 +63,7 @@ class Run:
 
     def queries(self) -> list[Query]:
         """What the network is asked for the next step."""
+        self._began = self._began or time.perf_counter()
         if self._later and self._later[0].after == self._trajectory.index:
             segment = self._later.pop(0)
             self._trajectory.revise(lambda clean: self._model.put_in_place(clean, segment.internal))
@@ -60,14 +71,15 @@ class Run:
         return [d.query(self._trajectory.z, self._trajectory.t) for d, _ in self._denoisers]
 
     @torch.no_grad()
-    def advance(self, answers: Sequence[Mapping[str, Tensor]]) -> Step:
-        """The step that the network's answers lead to."""
+    def advance(self, answers: Sequence[Mapping[str, Tensor]]) -> Any:
+        """The step that the network's answers lead to, presented."""
         t = self._trajectory.t
         told, *free = (d.interpret(raw, t) for (d, _), raw in zip(self._denoisers, answers, strict=True))
         if free:
             scales = [scale for _, scale in self._denoisers[1:]]
             told = combined(told, list(zip(free, scales, strict=True)))
-        return self._with_given(self._trajectory.advance(told))
+        step = self._with_given(self._trajectory.advance(told))
+        return self._present(step, time.perf_counter() - self._began)
 
     def _begin(self, segment: Segment) -> None:
         self._segment = segment

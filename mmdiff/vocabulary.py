@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -192,23 +193,40 @@ class Words:
 
         Raises ValueError if the vectors have another shape.
         """
-        vectors = torch.as_tensor(vectors, dtype=torch.float32).cpu()
+        if isinstance(vectors, Tensor):
+            vectors = vectors.cpu()
+        vectors = np.asarray(vectors, dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.embedder.dim:
             raise ValueError(
                 f"got vectors of shape {tuple(vectors.shape)}, expected (B, {self.embedder.dim}); put a "
                 "single vector in a list."
             )
-        vectors = F.normalize(vectors, dim=1)
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
         groups = [_nearest(vectors, *table, count) for table in self._tables]
         return [Description(*nearest) for nearest in zip(*groups, strict=True)]
 
+    @property
+    def ready(self) -> bool:
+        """Whether the vocabulary has been embedded."""
+        return "_tables" in vars(self)
+
+    def prepare(self) -> None:
+        """Embeds the vocabulary if that has not been done."""
+        self._tables  # noqa: B018
+
     @cached_property
-    def _tables(self) -> tuple[tuple[list[str], Tensor], ...]:
-        """Of captions, labels and probes: the texts and their unit vectors (texts, D)."""
+    def _tables(self) -> tuple[tuple[list[str], np.ndarray], ...]:
+        """Of captions, labels and probes: the texts and their unit vectors (texts, D).
+
+        In NumPy, so that whoever looks something up starts no OpenMP threads, see `mmdiff.engine`.
+        """
         captions, labels = self.vocabulary.captions, self.vocabulary.labels
         probes = {probe: dict.fromkeys(self.prompts(probe), 1) for probe in self.vocabulary.probes}
         groups = {caption: {caption: 1} for caption in captions}, labels, probes
-        return tuple((list(group), prompt_centres(self.embedder, list(group.values()))) for group in groups)
+        return tuple(
+            (list(group), prompt_centres(self.embedder, list(group.values())).cpu().numpy())
+            for group in groups
+        )
 
     @cached_property
     def _kinds(self) -> dict[str, str]:
@@ -253,10 +271,12 @@ def prompt_centres(embedder: Any, groups: Sequence[Mapping[str, float]], batch: 
     return F.normalize(centres, dim=1)
 
 
-def _nearest(vectors: Tensor, texts: Sequence[str], table: Tensor, count: int) -> list[Near]:
-    cosines, order = (vectors @ table.T).sort(dim=1, descending=True, stable=True)
-    rows = zip(order[:, :count].tolist(), cosines[:, :count].tolist(), strict=True)
-    return [tuple((texts[i], cosine) for i, cosine in zip(*row, strict=True)) for row in rows]
+def _nearest(vectors: np.ndarray, texts: Sequence[str], table: np.ndarray, count: int) -> list[Near]:
+    cosines = np.einsum("bd,nd->bn", vectors, table)  # row by row: no result depends on its batch
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return [
+        tuple((texts[i], float(row[i])) for i in nearest) for row, nearest in zip(cosines, order, strict=True)
+    ]
 
 
 # -- the command ---------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class FakePipeline:
         self.has_text = self.can_describe = "embedding" in self.modalities
         self.words = Words(LetterEmbedder(), VOCABULARY)
         self.calls: list[dict[str, Any]] = []
-        self.engine = Engine(self._answer, capacity)
+        self.engine = Engine(self._answer, capacity, background=True)
         self.broken: Exception | None = None
 
     def describe(self, vectors: np.ndarray, count: int = 5) -> list[Description]:
@@ -108,7 +108,7 @@ class FakePipeline:
         )
         first = Change(0, given, wanted, known_pixels, guidance_scale)
         run = FakeRun(self, [first, *changes], steps, seed, num_samples)
-        return Stream(self.engine, run, lambda step, seconds: step)
+        return Stream(self.engine, run)
 
     def _answer(self, queries):
         time.sleep(self.step_seconds)

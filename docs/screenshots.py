@@ -1,0 +1,75 @@
+"""Screenshots of the demo for docs/: `python docs/screenshots.py` (needs Chromium and requirements-dev.txt).
+
+Every tab after a run, at the size of a desktop and of a phone, in light and in dark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from app.checkpoints import load_all  # noqa: E402
+from app.tasks import TASKS  # noqa: E402
+from app.ui import build_demo, launch  # noqa: E402
+
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
+SIZES = {"desktop": (1440, 1000), "phone": (390, 844)}
+LOOKS = (("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark"))
+SEED = 4  # so that the pictures are the same every time
+
+
+def run(page: Any, address: str, task: str) -> None:
+    """Opens the page with a link that runs the task."""
+    page.goto(f"{address}?task={task}&seed={SEED}&steps=20")
+    if task == "fill_in":  # a photo does not fit into a link
+        page.get_by_role("tab", name="Fill in", exact=True).first.click()
+        page.locator("#fill_in-run").click()
+    page.locator(f"#{task}-status", has_text="Done").wait_for(timeout=60_000)
+    page.wait_for_timeout(800)
+
+
+def fork(page: Any) -> None:
+    """Image + label: a fork with another label from the sixth step on."""
+    page.locator("#image_label-player .scrubber").fill("6")
+    page.locator("#image_label-label-role").get_by_label("Given", exact=True).check()
+    page.locator("#image_label-label-choice input").click()
+    page.get_by_role("option").nth(3).click()
+    page.locator("#image_label-plan", has_text="from the label").wait_for()
+    page.locator("#image_label-fork").click()
+    page.locator("#image_label-player [data-track='1']").wait_for(timeout=60_000)
+    page.locator("#image_label-status", has_text="Done").wait_for(timeout=60_000)
+    page.wait_for_timeout(800)
+
+
+def main() -> None:
+    from playwright.sync_api import sync_playwright
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default="checkpoints/orchard")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    demo = build_demo(load_all(arguments.checkpoint))
+    address = launch(demo, prevent_thread_lock=True, quiet=True)[1]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        for size, scheme in LOOKS:
+            width, height = SIZES[size]
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            for task in (t.name for t in TASKS if t.name != "fill_in" or size == "desktop"):
+                run(page, address, task)
+                if task == "image_label":
+                    fork(page)
+                page.screenshot(path=arguments.out / f"{task}-{size}-{scheme}.png", full_page=True)
+        browser.close()
+    demo.close(verbose=False)
+
+
+if __name__ == "__main__":
+    main()
