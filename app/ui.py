@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -12,6 +13,7 @@ from app import api, recipe, theme
 from app.errors import plain_errors
 from app.examples import opening
 from app.inputs import QUIET
+from app.job import Job
 from app.link import from_query, is_link
 from app.service import Service
 from app.tabs import how_it_works, task
@@ -95,15 +97,23 @@ class Restorer:
         except ValueError as error:
             note = _note(f"This link cannot be restored. {escape(str(error), quote=False)}", "problem")
             return self._opened(note)
+        job = linked.job if "want" in params else self._within(linked.task, linked.job)
         if not linked.missing:
-            return self._shown(linked.task, linked.job, linked.job, _note("This run came from a link."))
+            return self._shown(linked.task, job, job, _note("This run came from a link."))
         things = listed([f"the {name}" for name in linked.missing])
         note = _note(
             f"The settings came from a link, but {things} did not fit into it. Add what is missing, then "
             "press Run; Keep is ticked, so the seed is the same.",
             "problem",
         )
-        return self._shown(linked.task, linked.job, None, note)
+        return self._shown(linked.task, job, None, note)
+
+    def _within(self, name: str, job: Job) -> Job:
+        """The job with only those wanted that belong to the task."""
+        if name not in self._by_name:
+            return job
+        own = self._by_name[name].task.modalities(self._service.pipe.modalities)
+        return replace(job, wanted=tuple(n for n in job.wanted if n in own) or job.wanted)
 
     def _check_checkpoint(self, name: str) -> None:
         if name and name != self._service.name:

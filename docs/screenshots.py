@@ -66,6 +66,8 @@ def main() -> None:
                 run(page, address, task)
                 if task == "image_label":
                     fork(page)
+                page.evaluate("scrollTo(0, 0)")
+                page.wait_for_timeout(200)
                 page.screenshot(path=arguments.out / f"{task}-{size}-{scheme}.png", full_page=True)
         browser.close()
     demo.close(verbose=False)

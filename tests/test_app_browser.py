@@ -36,6 +36,8 @@ EVERYTHING = ("image", "mask", "label", "embedding")
 SIZES = {"desktop": (1440, 1000), "phone": (390, 844)}
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.flaky(reruns=1),  # a real browser on a machine that others use, too
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium as the command `chromium`"),
 ]
 
@@ -125,6 +127,7 @@ class Visitor:
         self.find("run").click()
 
     def status(self, text, timeout=15_000):
+        self.page.bring_to_front()  # a page behind another one is not drawn
         self.page.locator(f"#{self.task}-status", has_text=text).wait_for(timeout=timeout)
         return self.find("status").inner_text()
 

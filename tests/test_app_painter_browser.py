@@ -25,6 +25,8 @@ FLAGS = (
 ).split()
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.flaky(reruns=1),  # a real browser on a machine that others use, too
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium as the command `chromium`"),
 ]
 
