@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chromium import browser  # noqa: F401
 from synthetic import WordEmbedder, lively_model, make_rows, tiny_config, write_parquet
 
 from mmdiff.model import MultiModalDiffusion

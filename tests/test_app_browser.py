@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 import time
 import zipfile
 from urllib.parse import parse_qs, urlsplit
@@ -12,13 +11,13 @@ from urllib.parse import parse_qs, urlsplit
 import av
 import numpy as np
 import pytest
+from chromium import MARKS
 from fakes import FakePipeline, photo, served
 from PIL import Image
 
 from app.service import Service
 from app.tasks import TASKS
 
-sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 RUNNING = re.compile(r"Step \d+ of")
 RECORD = """([id, selector]) => {
   window.seen = new Set();
@@ -27,19 +26,9 @@ RECORD = """([id, selector]) => {
   const options = { subtree: true, childList: true, characterData: true, attributes: true };
   new MutationObserver(note).observe(player, options);
 }"""
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
 EVERYTHING = ("image", "mask", "label", "embedding")
 SIZES = {"desktop": (1440, 1000), "phone": (390, 844)}
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.flaky(reruns=1),  # a real browser on a machine that others use, too
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium as the command `chromium`"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +41,6 @@ def address(pipe):
     other = FakePipeline(step_seconds=0.03, modalities=EVERYTHING)
     with served(Service(pipe, "orchard", 15.8), Service(other, "second")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Visitor:

@@ -2,13 +2,13 @@
 
 import base64
 import io
-import shutil
 import time
 from contextlib import contextmanager
 
 import gradio as gr
 import numpy as np
 import pytest
+from chromium import MARKS
 from fakes import Spec, photo
 from PIL import Image
 from scipy import ndimage
@@ -17,18 +17,7 @@ from app import theme
 from app.inputs import INPUTS, QUIET, Given
 from mmdiff.holes import BLOCKS_A_SIDE
 
-sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.flaky(reruns=1),  # a real browser on a machine that others use, too
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium as the command `chromium`"),
-]
+pytestmark = MARKS
 
 SIZE = 64
 PALETTE = np.array([[38, 42, 51], [90, 160, 220], [150, 90, 140], [70, 150, 80]], dtype=np.uint8)
@@ -89,14 +78,6 @@ def desk():
         yield desk
     finally:
         page.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Visitor:

@@ -3,12 +3,12 @@
 import base64
 import io
 import re
-import shutil
 import time
 
 import gradio as gr
 import numpy as np
 import pytest
+from chromium import MARKS
 from fakes import photo
 from PIL import Image
 from records import PALETTE, describe, make_record
@@ -16,18 +16,7 @@ from records import PALETTE, describe, make_record
 from app import theme
 from app.player import Player, Track
 
-sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.flaky(reruns=1),  # a real browser on a machine that others use, too
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium as the command `chromium`"),
-]
+pytestmark = MARKS
 HOTTEST, COLDEST = (252, 253, 191), (0, 0, 4)  # the ends of magma
 
 
@@ -63,14 +52,6 @@ def table():
 def address(table):
     options = {"theme": theme.theme(), "css_paths": theme.STYLES, "ssr_mode": False, "quiet": True}
     return table.demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, **options)[1]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Viewer:
