@@ -33,7 +33,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is reported to anybody
     # OpenMP threads that wait give way soon: a browser may well use the same cores.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     # Here, so that --help and a wrong argument answer at once; first what must come before torch.
     import app.zero_gpu  # noqa: F401
     from app.checkpoints import load_all

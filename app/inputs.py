@@ -20,7 +20,9 @@ from app.errors import plain_errors
 from app.painter import Painter, to_text
 from app.theme import html
 
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # for events nobody needs to see
+# For events nobody needs to see. If they had targets to show progress on, every message of any event would
+# have the page go through all of those.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 HOLE_COLOUR = (242, 84, 45, 255)
 
 

@@ -8,10 +8,12 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from app import api, recipe, theme
 from app.errors import plain_errors
 from app.examples import opening
+from app.first_script import FirstScript
 from app.inputs import QUIET
 from app.job import Job
 from app.link import from_query, is_link
@@ -164,6 +166,7 @@ def launch(
         server_port=port,
         theme=theme.theme(),
         css_paths=theme.STYLES,
+        app_kwargs={"middleware": [Middleware(FirstScript)]},
         share=False,
         ssr_mode=False,
         footer_links=["api"],

@@ -21,6 +21,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -31,17 +32,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mmdiff.model import Query  # noqa: E402
 from mmdiff.pipeline import Pipeline  # noqa: E402
 from mmdiff.samplers import SampleNoise, sample_ddim  # noqa: E402
 from mmdiff.tasks import Condition  # noqa: E402
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
+STARTS = 3
 # Resolves with the milliseconds from the click to the first step and to the end of the run.
 TIME_A_RUN = """() => new Promise((resolve) => {
   const status = document.getElementById('any_to_any-status'), start = performance.now();
   let first = 0;
   const look = () => {
-    const text = status.innerText;
+    const text = status.textContent;
     if (!first && /Step \\d+ of/.test(text)) first = performance.now() - start;
     if (first && /^Done/.test(text.trim())) resolve([first, performance.now() - start]);
   };
@@ -91,6 +94,17 @@ def _bare_loop(pipe: Pipeline, steps: int) -> None:
     denoiser = pipe.model.denoiser(pipe.schedule, internal)
     for _ in sample_ddim(pipe.schedule, denoiser, noise(pipe.model.z_shape), steps, noise):
         pass
+
+
+def network_calls(pipe: Pipeline, calls: int, batch: int) -> float:
+    """Seconds of some calls of the network and nothing else."""
+
+    def call() -> float:
+        seen = pipe._encode(Condition({}), pipe.model.names, batch)
+        query = Query(torch.randn(batch, *pipe.model.z_shape), torch.zeros(batch), seen)
+        return seconds(lambda: [pipe.model.answer([query]) for _ in range(calls)])
+
+    return pipe.engine.call(call)  # no other thread computes, see `mmdiff.engine`
 
 
 def engine_alone(pipe: Pipeline, steps: int) -> float:
@@ -143,14 +157,37 @@ def _answers(address: str) -> bool:
         return False
 
 
+def replayed(address: str, request: dict[str, Any]) -> float:
+    """Seconds of a run that a page once asked for, all its previews received by nobody's browser."""
+    request = {**request, "session_hash": uuid.uuid4().hex}
+    queue = f"{address}/gradio_api/queue"
+    start = time.perf_counter()
+    headers = {"Content-Type": "application/json"}
+    join = urllib.request.Request(f"{queue}/join", json.dumps(request).encode(), headers)
+    with urllib.request.urlopen(join, timeout=60):
+        pass
+    with urllib.request.urlopen(f"{queue}/data?session_hash={request['session_hash']}", timeout=60) as events:
+        for line in events:
+            if b'"process_completed"' in line:
+                if b'"success":true' not in line.replace(b" ", b""):
+                    raise RuntimeError(f"the run failed: {line[:500]!r}")
+                return time.perf_counter() - start
+    raise RuntimeError("the stream of the run ended before the run.")
+
+
 def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
-    """The page in Chromium against the bare loop in this process, in turn."""
+    """The page in Chromium, and its stream without a browser, against the bare loop in this process."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("the page is measured in Chromium, which is not installed as `chromium`.")
+    starts = []
+    for _ in range(STARTS - 1):
+        with served(checkpoint) as (_, started):
+            starts.append(started)
     with served(checkpoint) as (address, started), sync_playwright() as playwright:
+        starts.append(started)
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
         page.goto(f"{address}/?task=any_to_any&steps=4&seed=1")  # opens the tab; its run is the warm-up
@@ -159,6 +196,8 @@ def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> di
         page.locator("#any_to_any-steps input[type=number]").press("Tab")
         page.wait_for_timeout(1000)
         firsts: list[float] = []
+        joins: list[dict[str, Any]] = []
+        page.on("request", lambda r: joins.append(r.post_data_json) if "/queue/join" in r.url else None)
 
         def through_the_page() -> float:
             first, total = page.evaluate(TIME_A_RUN)
@@ -168,12 +207,16 @@ def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> di
 
         through_the_page()
         firsts.clear()
-        result = paired(through_the_page, lambda: bare_loop(pipe, steps), rounds)
+        loop = lambda: bare_loop(pipe, steps)  # noqa: E731
+        result = paired(through_the_page, loop, rounds)
         browser.close()
+        run = max(joins, key=lambda request: len(request["data"]))  # the others tell less
+        stream = paired(lambda: replayed(address, run), loop, rounds)
     return {
-        "start_to_first_page_seconds": round(started, 2),
+        "start_to_first_page_seconds": round(statistics.median(starts), 2),
         "first_preview_seconds": round(statistics.median(firsts), 3),
         "page_against_bare_loop": result,
+        "stream_against_bare_loop": stream,
     }
 
 
@@ -202,12 +245,17 @@ def main() -> None:
         "engine_against_bare_loop": paired(
             lambda: engine_alone(pipe, steps),
             lambda: bare_loop(pipe, steps),
-            rounds,
+            2 * rounds,
         ),
         "together_against_one_by_one": paired(
             lambda: seconds(lambda: requests(pipe, arguments.requests, steps, True)),
             lambda: seconds(lambda: requests(pipe, arguments.requests, steps, False)),
             max(3, rounds // 2),
+        ),
+        "network_together_against_one_by_one": paired(
+            lambda: network_calls(pipe, 1, arguments.requests),
+            lambda: network_calls(pipe, arguments.requests, 1),
+            4 * rounds,
         ),
         **measure_page(arguments.checkpoint, pipe, steps, rounds),
     }

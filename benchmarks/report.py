@@ -166,7 +166,12 @@ def ablations_table(results: dict[str, Any]) -> str:
 COMPARISONS = (
     ("one request through the engine, against a bare loop over the model", "engine_against_bare_loop"),
     ("{requests} requests at once, against one after the other", "together_against_one_by_one"),
-    ("one request on the page in Chromium, against the bare loop", "page_against_bare_loop"),
+    (
+        "the network alone: one call with a batch of {requests}, against {requests} calls",
+        "network_together_against_one_by_one",
+    ),
+    ("one request with all previews over HTTP, against the bare loop", "stream_against_bare_loop"),
+    ("the same on the page in Chromium, on the same cores, against the bare loop", "page_against_bare_loop"),
 )
 
 

@@ -26,6 +26,11 @@ RECORD = """([id, selector]) => {
   const options = { subtree: true, childList: true, characterData: true, attributes: true };
   new MutationObserver(note).observe(player, options);
 }"""
+COUNT_FRAMES = """
+  window.framesAskedFor = 0;
+  const native = window.requestAnimationFrame.bind(window);
+  window.requestAnimationFrame = (callback) => { window.framesAskedFor += 1; return native(callback); };
+"""
 EVERYTHING = ("image", "mask", "label", "embedding")
 SIZES = {"desktop": (1440, 1000), "phone": (390, 844)}
 pytestmark = MARKS
@@ -54,6 +59,13 @@ class Visitor:
         with page.expect_request("**/heartbeat/*"):  # sent once the page is ready to be used
             page.goto(address)
         self.open(task)
+
+    def leave(self, action):
+        """An action that goes to another page, which complains of the requests that it cuts off."""
+        assert not self.errors
+        with self.page.expect_request("**/heartbeat/*"):
+            action()
+        self.errors.clear()
 
     def open(self, task):
         self.task = task
@@ -241,18 +253,31 @@ def test_what_runs_where_is_said(visit):
     assert re.search(r"about [\d.]+ s on this CPU", visitor.find("estimate").inner_text())
 
 
+def test_a_page_at_rest_draws_no_frames(browser, address):
+    page = browser.new_page()
+    page.add_init_script(COUNT_FRAMES)
+    page.goto(address)
+    page.locator("#header h1").wait_for()
+    page.wait_for_timeout(5000)
+    before = page.evaluate("framesAskedFor")
+    page.wait_for_timeout(3000)
+    assert before > 0  # they are counted
+    assert page.evaluate("framesAskedFor") - before <= 10  # of 180
+    page.close()
+
+
 def test_the_menu_leads_to_the_page_of_another_checkpoint(visit, address):
     visitor = visit()
     menu = visitor.page.locator(".facts select")
     assert menu.locator("option").all_inner_texts() == ["orchard", "second"]
-    menu.select_option("second")
+    visitor.leave(lambda: menu.select_option("second"))
     visitor.page.wait_for_url(address + "/second")
     visitor.open("image_label")
     assert visitor.page.locator(".facts select").input_value() == "second"
     visitor.run()
     visitor.done()
     assert "second" in visitor.player(".save").first.get_attribute("download")
-    visitor.page.locator(".facts select").select_option("orchard")
+    visitor.leave(lambda: visitor.page.locator(".facts select").select_option("orchard"))
     visitor.page.wait_for_url(re.compile(re.escape(address) + "/?$"))
 
 
@@ -439,6 +464,7 @@ def test_visitors_run_at_the_same_time(visit, pipe, monkeypatch):
     second.run()
     second.status(RUNNING)
     assert "Step" in first.find("status").inner_text()
+    first.page.bring_to_front()  # what is behind may be slowed down by the browser
     first.find("stop").click()
     first.status("Stopped at step")
     monkeypatch.undo()
@@ -453,6 +479,7 @@ def test_who_finds_all_places_taken_is_told(visit, pipe, monkeypatch):
     first.status(RUNNING)
     second.run()
     second.status("Yours is the next run to start")
+    first.page.bring_to_front()  # what is behind may be slowed down by the browser
     first.find("stop").click()
     first.status("Stopped at step")
     monkeypatch.setattr(pipe, "step_seconds", 0)

@@ -1,0 +1,63 @@
+"""A script that the page runs before Gradio's own: it stops a clock of Gradio's that nobody sees.
+
+The loading indicator of Gradio counts the seconds in every animation frame, and goes on counting when it
+has left the page, which keeps the visitor's browser busy for good. It keeps the `requestAnimationFrame` that
+it finds at first, so it is given one that becomes slow as soon as the page is there; what comes later finds
+the true one.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SCRIPT = b"""<script>
+(() => {
+  const frame = window.requestAnimationFrame;
+  let loading = true;
+  window.requestAnimationFrame = (callback) =>
+    loading ? frame(callback) : setTimeout(() => frame(callback), 1000);
+  const look = () => {
+    if (!document.getElementById('header')) return setTimeout(look, 100);
+    loading = false;
+    window.requestAnimationFrame = frame;
+  };
+  look();
+})();
+</script>"""
+HEAD = b"<head>"
+
+
+class FirstScript:
+    """ASGI middleware that puts `SCRIPT` at the head of HTML pages; everything else passes as it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers the request."""
+        started: list[Message] = []  # the start of an HTML page, held back until its body is there
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start" and _is_html(message):
+                started.append(message)
+                return
+            if message["type"] == "http.response.body" and started:
+                start = started.pop()
+                if not message.get("more_body"):  # Gradio's page comes in one piece
+                    message = {**message, "body": message["body"].replace(HEAD, HEAD + SCRIPT, 1)}
+                    start = _with_length(start, message)
+                await send(start)
+            await send(message)
+
+        await self._app(scope, receive, send_on)
+
+
+def _is_html(message: Message) -> bool:
+    headers = dict(message["headers"])
+    return headers.get(b"content-type", b"").startswith(b"text/html") and b"content-length" in headers
+
+
+def _with_length(start: Message, body: Message) -> Message:
+    """The start of a response whose whole body this is."""
+    others = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+    return {**start, "headers": [*others, (b"content-length", b"%d" % len(body["body"]))]}
