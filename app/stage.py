@@ -94,8 +94,8 @@ class Stage:
             with gr.Row(elem_classes="next"):
                 self.fork = gr.Button("Fork from this step", size="sm", scale=0, elem_id=f"{name}-fork")
                 html(
-                    '<p class="hint">Move the scrubber to a step, change what is given on the left, and '
-                    "denoise again from there. Both branches stay.</p>"
+                    "<p class='hint'>Move the scrubber to a step, change what is given, and denoise "
+                    "again from there. Both branches stay.</p>"
                 )
             self.take_home = TakeHome(self._task, self.shown, self._opening)
 

@@ -27,6 +27,7 @@ from mmdiff.holes import HOLES
 from mmdiff.judge import Judge
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
+from mmdiff.segmenter import Segmenter
 
 SUBSET_EXAMPLES = 96  # there are up to 23 subsets to sample
 
@@ -70,8 +71,9 @@ def run(args: argparse.Namespace) -> dict:
     pipe = Pipeline.from_pretrained(args.checkpoint, device=args.device)
     judge = Judge.from_pretrained(args.judge, pipe.device) if args.judge else None
     examples = read_examples(args.data, pipe)
-    captions = read_parquet(args.train, (), DataConfig()).captions if args.train else ()
-    ev = Evaluation(pipe, examples, settings, judge, captions)
+    segmenter = Segmenter.from_pretrained(args.segmenter, pipe.device) if args.segmenter else None
+    captions, photos = read_training_data(args.train, pipe) if args.train else ((), None)
+    ev = Evaluation(pipe, examples, settings, judge, captions, segmenter, photos)
     results = measure(ev, args)
     return results | {
         "checkpoint": Path(args.checkpoint).name,
@@ -80,6 +82,7 @@ def run(args: argparse.Namespace) -> dict:
         "examples": len(ev.rows),
         "image_size": ev.size,
         "judge": judge.facts if judge else None,
+        "segmenter": segmenter.facts if segmenter else None,
         "seconds": round(time.perf_counter() - start, 1),
         "settings": dataclasses.asdict(settings),
         "torch": torch.__version__,
@@ -106,6 +109,12 @@ def read_examples(path: str, pipe: Pipeline) -> Examples:
     return examples
 
 
+def read_training_data(path: str, pipe: Pipeline) -> tuple[list[str], torch.Tensor]:
+    """Captions and photos (n, 3, H, W) uint8 that the model was trained with."""
+    examples = read_parquet(path, [pipe.modalities["image"]], DataConfig())
+    return examples.captions, examples.stored["image"]
+
+
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
@@ -117,7 +126,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="Parquet file of examples that were not trained on")
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--judge", help="folder of an independent classifier, see python -m mmdiff.judge")
-    parser.add_argument("--train", help="Parquet file of training captions, for the task prompts")
+    parser.add_argument("--segmenter", help="folder of an independent one, see python -m mmdiff.segmenter")
+    parser.add_argument("--train", help="Parquet file of the training data, for the tasks prompts and copies")
     parser.add_argument(
         "--all-subsets",
         action="store_true",

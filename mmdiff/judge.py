@@ -16,62 +16,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from mmdiff.config import DataConfig
 from mmdiff.data import read_parquet
 from mmdiff.device import choose_device
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.label import LabelModality
+from mmdiff.observer import (
+    CARD,
+    WIDTHS,
+    Observer,
+    ResidualBlock,
+    blur,
+    draw_moves,
+    fit,
+    moved,
+    roughened,
+    stem,
+)
 
-WIDTHS = (24, 48, 96)  # channels at a half, a quarter and an eighth of the picture's size
 WEAK_RECALL = 0.9
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation around a shortcut."""
+class Judge(Observer):
+    """Pictures (B, 3, H, W) in [-1, 1], of any size, to class logits (B, K)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = (
-            nn.Identity()
-            if inputs == outputs and stride == 1
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
-
-
-class Judge(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1], of any size, to class logits (B, K).
-
-    Attributes:
-        classes: the K class names, in the order of the logits.
-        size: pixels; pictures of another size are resized to it first.
-        facts: what was measured when it was trained, for the record.
-    """
+    noun, command = "judge", "python -m mmdiff.judge"
 
     def __init__(self, classes: Sequence[str], size: int = 64, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__()
-        self.facts: dict = {}
-        self.classes = tuple(classes)
-        self.size = size
-        self.widths = tuple(widths)
+        super().__init__(classes, size, widths)
         first, second, third = self.widths
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 3, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
-        )  # (B, first, size / 2, size / 2)
+        self.stem = stem(first)
         self.blocks = nn.Sequential(
             ResidualBlock(first, second, stride=2),
             ResidualBlock(second, third, stride=2),
@@ -80,80 +57,7 @@ class Judge(nn.Module):
         self.head = nn.Linear(third, len(self.classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        return self.head(self.blocks(self.stem(images)).mean((2, 3)))
-
-    @torch.no_grad()
-    def probabilities(self, images: Tensor, batch: int = 256) -> Tensor:
-        """Class probabilities (B, K) on the CPU, for any number of pictures on any device."""
-        device = self.head.weight.device
-        if len(images) == 0:  # interpolate fails on an empty batch on CUDA
-            return torch.empty(0, len(self.classes))
-        return torch.cat([self(chunk.to(device)).softmax(1).cpu() for chunk in images.split(batch)])
-
-    def save(self, folder: str | Path) -> None:
-        """Write half-precision weights, the configuration and the facts."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_file({k: v.contiguous().cpu() for k, v in state.items()}, folder / WEIGHTS)
-        config = {"classes": self.classes, "size": self.size, "widths": self.widths, "facts": self.facts}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Judge:
-        """Load a judge for use. Raises ValueError if the folder does not hold one."""
-        folder = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"no judge in {folder}: {name} is missing; train one with python -m mmdiff.judge."
-                )
-        try:
-            config = json.loads((folder / CONFIG).read_text())
-            judge = cls(config["classes"], config["size"], config["widths"])
-            judge.load_state_dict(load_file(folder / WEIGHTS))  # copies into the module's own precision
-            judge.facts = config["facts"]
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"the judge in {folder} cannot be read: {error}. Train it again.") from None
-        return judge.to(device).eval()
-
-
-# -- augmentation ------------------------------------------------------------------------------------
-
-
-def uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator)
-
-
-def move(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random flip, rotation up to 9 degrees, size times 0.9 to 1.1 and shift up to 5 % of the picture."""
-    batch = len(images)
-    angle = uniform(generator, -0.16, 0.16, batch)
-    scale = uniform(generator, 0.9, 1.1, batch)
-    mirror = 1 - 2 * torch.randint(0, 2, (batch,), generator=generator)
-    shift = uniform(generator, -0.1, 0.1, batch, 2)  # the grid's coordinates span [-1, 1]
-    theta = torch.stack(
-        [
-            torch.stack([mirror * scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], 1),
-            torch.stack([mirror * scale * angle.sin(), scale * angle.cos(), shift[:, 1]], 1),
-        ],
-        1,
-    )  # (B, 2, 3), output to input coordinates
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with one standard deviation (B,) in pixels for each picture; 0 leaves it as it is."""
-    batch, channels, height, width = images.shape
-    offsets = torch.arange(-4, 5, device=images.device)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma.to(images.device)[:, None].clamp(min=1e-3) ** 2))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)  # (B * C, 9)
-    flat = F.pad(images, (4, 4, 4, 4), mode="replicate").reshape(1, batch * channels, height + 8, width + 8)
-    flat = F.conv2d(flat, kernel[:, None, None, :], groups=batch * channels)
-    return F.conv2d(flat, kernel[:, None, :, None], groups=batch * channels).view_as(images)
+        return self.head(self.blocks(self.stem(self.sized(images))).mean((2, 3)))
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -161,14 +65,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Colour moves by a few per cent only, because it is what tells some varieties apart.
     """
-    batch, device = len(images), images.device
-    images = move(images, generator)
-    blurred = torch.rand(batch, generator=generator) < 0.5
-    images = blur(images, blurred * uniform(generator, 0.3, 1.4, batch))
-    gain = uniform(generator, 0.92, 1.08, batch, 1, 1, 1) * uniform(generator, 0.97, 1.03, batch, 3, 1, 1)
-    lift = uniform(generator, -0.06, 0.06, batch, 1, 1, 1)
-    grain = uniform(generator, 0, 0.03, batch, 1, 1, 1) * torch.randn(images.shape, generator=generator)
-    return (images * gain.to(device) + lift.to(device) + grain.to(device)).clamp(-1, 1)
+    return roughened(moved(images, draw_moves(len(images), generator)), generator)
 
 
 # -- training ----------------------------------------------------------------------------------------
@@ -211,32 +108,16 @@ def read_classes(path: str | Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def fit(judge: Judge, photos: Photos, epochs: int, seed: int, batch_size: int = 64, lr: float = 4e-3) -> None:
-    """Train in place with AdamW, one learning-rate cycle and smoothed labels, on the judge's own device."""
+def train_judge(judge: Judge, photos: Photos, epochs: int, seed: int) -> None:
+    """Train in place with smoothed labels, on the judge's own device."""
     device = judge.head.weight.device
-    judge.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
-    generator = torch.Generator().manual_seed(seed)
-    batch_size = min(batch_size, len(photos))
-    steps = epochs * (len(photos) // batch_size)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.05)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.15)
-    judge.train()
-    with tqdm(total=steps, desc="judge", unit="step", mininterval=1) as bar:
-        for _ in range(epochs):
-            order = torch.randperm(len(photos), generator=generator)
-            for index in order.split(batch_size):
-                if len(index) < batch_size:  # its statistics would be noisy
-                    break
-                images, labels = photos.batch(index, device)
-                images = augment(images, generator).contiguous(memory_format=torch.channels_last)
-                loss = F.cross_entropy(judge(images), labels, label_smoothing=0.1)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                cycle.step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-    judge.eval()
+
+    def loss_of(rows: Tensor, generator: torch.Generator) -> Tensor:
+        images, labels = photos.batch(rows, device)
+        images = augment(images, generator).contiguous(memory_format=torch.channels_last)
+        return F.cross_entropy(judge(images), labels, label_smoothing=0.1)
+
+    fit(judge, len(photos), loss_of, epochs, seed)
 
 
 @torch.no_grad()
@@ -293,7 +174,7 @@ def train(args: argparse.Namespace) -> dict:
     torch.manual_seed(args.seed)  # the initial weights
     judge = Judge(classes, args.size).to(choose_device(args.device))
     start = time.perf_counter()
-    fit(judge, photos, args.epochs, args.seed)
+    train_judge(judge, photos, args.epochs, args.seed)
     judge.facts = {
         "classes": len(classes),
         "data": Path(args.data).name,

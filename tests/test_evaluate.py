@@ -181,7 +181,8 @@ def test_the_bound_of_an_untrained_model_knows_nothing_of_the_label(examples):
 
 def test_a_real_pipeline_goes_through_every_task(examples):
     pipe = Pipeline(tiny_model(), torch.device("cpu"))
-    ev = Evaluation(pipe, examples, settings(limit=5, samples=6), ColourJudge())
+    photos = examples.stored["image"]
+    ev = Evaluation(pipe, examples, settings(limit=5, samples=6), ColourJudge(), train_photos=photos)
     got = evaluate(ev)
     assert [name for name, figures in got.items() if "skipped" not in figures] == list(WITHOUT_EMBEDDING)
     assert got["holes"]["blocks"]["known_exact"]

@@ -28,7 +28,7 @@ def no_lpips(monkeypatch):
     def skip(device):
         raise Skip("not in these tests")
 
-    monkeypatch.setattr("mmdiff.evaluation.subsets.load_lpips", skip)
+    monkeypatch.setattr("mmdiff.evaluation.perceptual.load_lpips", skip)
 
 
 def build(pipe, examples, judge=None, **changes):
@@ -150,7 +150,7 @@ def test_lpips_is_used_where_it_is_installed(examples, monkeypatch):
     report = all_subsets(build(oracle(examples), examples))
     assert report["skipped"]["image.negative_lpips"] == "not in these tests"
     l1 = lambda a, b: (a - b).abs().mean((1, 2, 3))  # noqa: E731
-    monkeypatch.setattr("mmdiff.evaluation.subsets.load_lpips", lambda device: l1)
+    monkeypatch.setattr("mmdiff.evaluation.perceptual.load_lpips", lambda device: l1)
     report = all_subsets(build(oracle(examples), examples))
     assert row(report, "image with holes")["image.negative_lpips"]["mean"] == 0
     assert row(report)["image.negative_lpips"]["mean"] < 0

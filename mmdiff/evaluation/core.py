@@ -17,8 +17,10 @@ from mmdiff.data import Examples, draw_batch
 from mmdiff.holes import HOLES
 from mmdiff.judge import Judge
 from mmdiff.modalities.image import to_uint8
+from mmdiff.modalities.mask import VOID
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
+from mmdiff.segmenter import Segmenter
 from mmdiff.tasks import Condition
 
 RULE_MIN_IOU = 0.95  # on real photos; below it the white-background rule does not describe the data
@@ -80,9 +82,12 @@ class Outcome:
 
 
 class Evaluation:
-    """A pipeline, examples, settings and (where there is one) a judge, as the measurements use them.
+    """A pipeline, examples, settings and what else there is to measure with.
 
-    ``train_captions`` are the texts the model was trained with; only the task `prompts` needs them.
+    Args:
+        judge, segmenter: independent observers of pictures.
+        train_captions: texts the model was trained with, for the task `prompts`.
+        train_photos: (n, 3, H, W) uint8 that the model was trained with, for the task `copies`.
     """
 
     def __init__(
@@ -92,9 +97,11 @@ class Evaluation:
         settings: Settings,
         judge: Judge | None = None,
         train_captions: Sequence[str] = (),
+        segmenter: Segmenter | None = None,
+        train_photos: Tensor | None = None,
     ) -> None:
-        self.pipe, self.settings, self.judge = pipe, settings, judge
-        self.examples, self.train_captions = examples, train_captions
+        self.pipe, self.settings, self.judge, self.segmenter = pipe, settings, judge, segmenter
+        self.examples, self.train_captions, self.train_photos = examples, train_captions, train_photos
         generator = torch.Generator().manual_seed(settings.seed)
         order = torch.randperm(len(examples), generator=generator)
         self.rows = order[: settings.limit].sort().values
@@ -227,6 +234,40 @@ class Evaluation:
             raise Skip("the judge was trained on other classes than the model's labels")
         renumber = torch.tensor([own.index(c) for c in self.judge.classes])
         return renumber[self.judge.probabilities(images).argmax(1)]
+
+    def segmented(self, images: Tensor) -> Tensor:
+        """The segmenter's mask of each picture, numbered like the model's classes: (n, H, W) long."""
+        if self.segmenter is None:
+            raise Skip("no segmenter: give --segmenter a folder made by python -m mmdiff.segmenter")
+        self.require("mask")
+        own = self.pipe.modalities["mask"].classes
+        if set(own) != set(self.segmenter.classes):
+            raise Skip("the segmenter was trained on other classes than the model's masks")
+        return torch.tensor([own.index(c) for c in self.segmenter.classes])[self.segmenter.read(images)]
+
+    def mask_figures(self, predicted: Tensor, target: Tensor) -> dict:
+        """IoU of every class but void, its mean over pictures and pooled over all pixels, and accuracy."""
+        classes = self.pipe.modalities["mask"].classes
+        void = classes.index(VOID) if VOID in classes else None
+        counts = metrics.confusion(predicted, target, len(classes), ignore=void)
+        kept = [k for k in range(len(classes)) if k != void]
+        each = metrics.iou(counts)[:, kept].nanmean(0)
+        pooled = metrics.iou(counts.sum(0))[kept]
+        names = [classes[k] for k in kept]
+        return {
+            "iou": dict(zip(names, numbers(each), strict=True)),
+            "iou_pooled": dict(zip(names, numbers(pooled), strict=True)),
+            "miou": each.nanmean().item(),
+            "miou_pooled": pooled.nanmean().item(),
+            "pixel_accuracy": metrics.pixel_accuracy(counts.sum(0)).item(),
+        }
+
+    @cached_property
+    def lpips(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Perceptual distance of pictures from others, see `mmdiff.evaluation.perceptual`."""
+        from mmdiff.evaluation.perceptual import load_lpips  # which needs `Skip` from here
+
+        return load_lpips(self.pipe.device)
 
     @cached_property
     def white_rule_iou(self) -> float:

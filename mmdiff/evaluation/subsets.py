@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mmdiff import metrics
 from mmdiff.evaluation.core import Evaluation, Skip
-from mmdiff.evaluation.perceptual import load_lpips
 from mmdiff.holes import HOLES
 from mmdiff.modalities.mask import VOID
 
@@ -152,10 +151,6 @@ class Bench:
         vectors = self.ev.embed_texts(captions)
         return vectors.masked_fill(torch.tensor([not caption for caption in captions])[:, None], torch.nan)
 
-    @cached_property
-    def lpips(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return load_lpips(self.ev.pipe.device)
-
 
 def _mask(bench: Bench, predicted: Tensor) -> Scores:
     classes = bench.ev.pipe.modalities["mask"].classes
@@ -194,7 +189,7 @@ IMAGE_METRICS: dict[str, Callable[[Bench, Tensor], Tensor]] = {
         bench.ev.embed_images(images), bench.caption_vectors
     ),
     "image.mask_rule_iou": lambda bench, images: bench.ev.rule_ious(images, bench.real["mask"]),
-    "image.negative_lpips": lambda bench, images: -bench.lpips(images, bench.real["image"]),
+    "image.negative_lpips": lambda bench, images: -bench.ev.lpips(images, bench.real["image"]),
 }
 
 

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from mmdiff import losses, metrics
 from mmdiff.data import draw_batch
+from mmdiff.evaluation.copies import copies
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, numbers, or_reason
+from mmdiff.evaluation.fillings import FILLINGS
 from mmdiff.evaluation.prompts import caption_colours, prompts
 from mmdiff.holes import HOLES
-from mmdiff.modalities.mask import VOID
 
 RANKS = (1, 5, 10)  # k of recall@k
 
@@ -29,22 +30,8 @@ def mask_from_image(ev: Evaluation) -> Outcome:
     out = ev.sample(
         "mask from image", ["mask"], count, {"image": real["image"]}, steps=ev.settings.reading_steps
     )
-    classes = ev.pipe.modalities["mask"].classes
-    void = classes.index(VOID) if VOID in classes else None
-    counts = metrics.confusion(out["mask"], real["mask"], len(classes), ignore=void)
-    kept = [k for k in range(len(classes)) if k != void]
-    each = metrics.iou(counts)[:, kept].nanmean(0)
-    pooled = metrics.iou(counts.sum(0))[kept]
-    names = [classes[k] for k in kept]
     return Outcome(
-        {
-            "n": count,
-            "iou": dict(zip(names, numbers(each), strict=True)),
-            "iou_pooled": dict(zip(names, numbers(pooled), strict=True)),
-            "miou": each.nanmean().item(),
-            "miou_pooled": pooled.nanmean().item(),
-            "pixel_accuracy": metrics.pixel_accuracy(counts.sum(0)).item(),
-        },
+        {"n": count} | ev.mask_figures(out["mask"], real["mask"]),
         [ev.picture(real["image"]), ev.coloured(out["mask"]), ev.coloured(real["mask"])],
         ["photo, predicted, true"] * count,
     )
@@ -110,40 +97,61 @@ def joint(ev: Evaluation) -> Outcome:
 
 
 def image_from_mask(ev: Evaluation) -> Outcome:
-    """IoU of the given mask and the mask that the white-background rule reads off the picture."""
-    ev.require_rule()
-    real = ev.read(ev.some(ev.having("mask")))
-    count = len(real["mask"])
-    out = ev.sample(
-        "image from mask", ["image"], count, {"mask": real["mask"]}, guidance=ev.settings.guidance
-    )
-    return Outcome(
-        {"n": count, "mask_rule_iou": mean(ev.rule_ious(out["image"], real["mask"]))},
-        [ev.coloured(real["mask"]), ev.picture(out["image"])],
-        ["given, picture"] * count,
-    )
+    """Does the picture show the mask it was made for? Read off by the segmenter, else by the white rule.
+
+    Beside it stands what the segmenter reads off the masks' own photos, the most that can be expected.
+    """
+    if ev.segmenter is None:
+        ev.require_rule()
+    real = ev.read(ev.some(ev.having("mask", "image")))
+    count, given = len(real["mask"]), real["mask"]
+    if ev.segmenter is not None:
+        on_photos = ev.mask_figures(ev.segmented(real["image"]), given)  # raises before the work
+    out = ev.sample("image from mask", ["image"], count, {"mask": given}, guidance=ev.settings.guidance)
+    figures: dict = {"n": count}
+    panels = [ev.coloured(given), ev.picture(out["image"])]
+    if ev.segmenter is None:
+        figures["mask_rule_iou"] = mean(ev.rule_ious(out["image"], given))
+    else:
+        seen = ev.segmented(out["image"])
+        figures |= {"segmenter": ev.mask_figures(seen, given), "segmenter_on_photos": on_photos}
+        panels.append(ev.coloured(seen))
+    return Outcome(figures, panels, ["given, picture, what is seen in it"] * count)
 
 
 def holes(ev: Evaluation) -> Outcome:
-    """PSNR inside the holes, of ours and of filling with the mean of the known pixels, in dB."""
+    """What is in the holes, of ours and of fillings that know no other pictures: PSNR in dB, and LPIPS."""
     real = ev.read(ev.some(ev.having("image")))["image"]
     figures, panels = {}, []
     for kind in ev.settings.holes:
         known = HOLES[kind](len(real), ev.size, ev.settings.seed)
         out = ev.sample(f"holes: {kind}", ["image"], len(real), {"image": real}, known)["image"]
-        baseline = metrics.mean_fill(real, known)
         exact = torch.equal(torch.where(known[:, None], out, 0), torch.where(known[:, None], real, 0))
-        figures[kind] = {"n": len(real), "hidden": mean(~known), "known_exact": exact}
-        for name, filled in (("psnr", out), ("psnr_mean_fill", baseline)):
-            squares, values = metrics.hole_error(filled, real, known)
-            figures[kind][name] = mean(metrics.psnr(squares / values))
-            figures[kind][f"{name}_pooled"] = metrics.psnr(squares.sum() / values.sum()).item()
-        figures[kind]["gain"] = figures[kind]["psnr"] - figures[kind]["psnr_mean_fill"]
-        figures[kind]["gain_pooled"] = figures[kind]["psnr_pooled"] - figures[kind]["psnr_mean_fill_pooled"]
+        ours = _hole_figures(ev, out, real, known)
+        fillings = {name: _filled(ev, fill, real, known) for name, fill in FILLINGS.items()}
+        shares = {"n": len(real), "hidden": mean(~known), "known_exact": exact}
+        figures[kind] = shares | ours | {"fillings": fillings}
+        for key in ("psnr", "psnr_pooled"):
+            by_mean = fillings["mean"][key]
+            figures[kind][key.replace("psnr", "psnr_mean_fill")] = by_mean
+            figures[kind][key.replace("psnr", "gain")] = ours[key] - by_mean
         if not panels:
             shown = torch.where(known[:, None], real, 0)
             panels = [ev.picture(shown), ev.picture(out), ev.picture(real)]
     return Outcome(figures, panels, ["holes, filled, true"] * len(real))
+
+
+def _hole_figures(ev: Evaluation, filled: Tensor, real: Tensor, known: Tensor) -> dict:
+    squares, values = metrics.hole_error(filled, real, known)
+    return {
+        "psnr": mean(metrics.psnr(squares / values)),
+        "psnr_pooled": metrics.psnr(squares.sum() / values.sum()).item(),
+        "lpips": or_reason(lambda: mean(ev.lpips(filled, real))),
+    }
+
+
+def _filled(ev: Evaluation, fill: Callable[[Tensor, Tensor], Tensor], real: Tensor, known: Tensor) -> dict:
+    return or_reason(lambda: _hole_figures(ev, fill(real, known), real, known))
 
 
 def embedding_from_image(ev: Evaluation) -> Outcome:
@@ -244,6 +252,7 @@ TASKS: dict[str, Callable[[Evaluation], Outcome]] = {
         prompts,
         joint,
         holes,
+        copies,
         bound,
     )
 }
