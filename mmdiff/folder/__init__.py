@@ -1,0 +1,1 @@
+"""A folder of photos, with masks and captions where there are any, checked and turned into training data."""

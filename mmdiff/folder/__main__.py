@@ -1,0 +1,133 @@
+"""Checks a folder of photos in plain words, and with --out turns it into training data.
+
+`python -m mmdiff.folder FOLDER --out DIR` writes DIR/train.parquet, DIR/val.parquet and DIR/config.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from mmdiff.folder.check import Checked, check_folder
+from mmdiff.folder.configuration import PATCH, margin_of, render, settings_of
+from mmdiff.folder.findings import Finding
+from mmdiff.folder.write import write_split
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m mmdiff.folder", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="photos, a subfolder for each class; docs/your-data.md")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write training data and configuration here")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=96,
+        help="pixels of the model's pictures, a multiple of 8; the short side of stored photos is an eighth "
+        "more, for random crops (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        default=0.05,
+        help="share of each class kept for validation, unless the folder has train/ and val/ "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that cannot work."""
+    if args.size < 2 * PATCH or args.size % PATCH:
+        raise ValueError(f"--size is {args.size}; give a multiple of {PATCH}, at least {2 * PATCH}.")
+    if not 0 < args.val_share <= 0.5:
+        raise ValueError(f"--val-share is {args.val_share}; give a number above 0 and up to 0.5.")
+    if args.out and args.out.resolve().is_relative_to(args.folder.resolve()):
+        raise ValueError(f"--out {args.out} lies inside {args.folder}, where it would be read as photos.")
+
+
+def say(text: str) -> None:
+    """Print, with a mark for what the terminal cannot show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
+
+
+def report(checked: Checked) -> None:
+    """Say what there is, what is wrong and what is worth knowing."""
+    photos = checked.photos
+    masks = sum(photo.mask is not None for photo in photos)
+    captions = sum(bool(photo.caption) for photo in photos)
+    say(
+        f"{checked.root}: {len(photos):,} usable photos, {len(checked.classes):,} classes, "
+        f"{masks:,} masks, {captions:,} captions"
+    )
+    for side in (*checked.classes, None):
+        counts = Counter(photo.split for photo in photos if photo.label == side)
+        if counts:
+            name = "(no class)" if side is None else side
+            say(f"  {name}: {counts['train']:,} for training, {counts['val']:,} for validation")
+    if checked.coding:
+        say("  classes of masks: " + ", ".join(checked.coding.classes))
+    _list("Problems, to be mended", checked.findings.problems)
+    _list("Notes, worth a look", checked.findings.notes)
+
+
+def _list(title: str, findings: list[Finding]) -> None:
+    if findings:
+        say(f"\n{title}:")
+    for finding in findings:
+        say(f"  - {finding}")
+
+
+def write(checked: Checked, args: argparse.Namespace) -> None:
+    """Write both splits and the configuration, and say the next command."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    files = {split: args.out / f"{split}.parquet" for split in ("train", "val")}
+    for split, path in files.items():
+        count = write_split(checked, split, path, args.size + margin_of(args.size), args.seed)
+        say(f"{path}: {count:,} examples")
+    settings = settings_of(checked, args.size, files["train"].as_posix(), files["val"].as_posix())
+    path = args.out / "config.toml"
+    path.write_text(render(settings), encoding="utf-8")
+    say(f"{path}: configuration")
+    say(f"\nNext: {command('mmdiff.train', path, '--out', args.out / 'run')}")
+
+
+def command(module: str, *words: object) -> str:
+    """A command line that can be copied into a shell."""
+    return shlex.join(["python", "-m", module, *map(str, words)])
+
+
+def run(args: argparse.Namespace, said: list[str]) -> None:
+    """Check, report and write; ``said`` is the command line, for the command to run next."""
+    checked = check_folder(args.folder, args.size, args.val_share, args.seed)
+    report(checked)
+    if not checked.usable:
+        say("\nNot usable yet: mend the problems above and run the check again.")
+        sys.exit(1)
+    if args.out:
+        say("")
+        write(checked, args)
+    else:
+        say(f"\nUsable. Next: {command('mmdiff.folder', *said, '--out', 'data/mine')}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exit status 0 if the folder can be used, 1 if not."""
+    args = parse_arguments(arguments)
+    said = sys.argv[1:] if arguments is None else arguments
+    try:
+        check_arguments(args)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # damaged metadata do no harm
+            run(args, said)
+    except (ValueError, OSError) as error:
+        sys.exit(f"mmdiff.folder: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""All checks of a folder: what can be used of it, and everything there is to say about it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from mmdiff.folder.captions import add_captions
+from mmdiff.folder.classes import VOID, ClassList, read_classes
+from mmdiff.folder.findings import Findings
+from mmdiff.folder.layout import Layout, Photo, scan
+from mmdiff.folder.masks import MaskCoding, MaskFacts, black_and_white, decide_coding, inspect_mask
+from mmdiff.folder.pictures import PhotoFacts, inspect_photo
+from mmdiff.folder.split import assign_splits
+
+FEW = 10  # photos of a class
+UNBALANCED = 10  # times more photos of one class than of another
+LONG = 2.5  # times longer than wide
+
+T = TypeVar("T")
+
+
+@dataclass
+class Checked:
+    """What is left of a folder after its checks.
+
+    Attributes:
+        photos: usable photos, each with its split; sorted by path.
+        classes: names of the classes of the photos, in the order of their numbers.
+        coding: how masks are read, None without usable masks.
+        masks: facts about each usable mask.
+    """
+
+    root: Path
+    findings: Findings
+    photos: list[Photo] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    coding: MaskCoding | None = None
+    masks: dict[Path, MaskFacts] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is something to train on and something to validate with."""
+        return {photo.split for photo in self.photos} == {"train", "val"}
+
+
+def check_folder(root: Path, size: int, val_share: float, seed: int) -> Checked:
+    """Check a folder of photos for a model of ``size`` pixels.
+
+    Raises:
+        ValueError: ``root`` is no folder. All else is said in the findings.
+    """
+    checked = Checked(root, Findings())
+    layout = scan(root, checked.findings)
+    facts = _check_photos(layout, size, checked)
+    _check_masks(layout, facts, checked)
+    add_captions(layout, checked.findings)
+    checked.classes = tuple(sorted({photo.label for photo in checked.photos if photo.label is not None}))
+    _check_classes(checked)
+    assign_splits(checked.photos, val_share, seed, checked.findings)
+    _check_splits(checked)
+    return checked
+
+
+def workers() -> ThreadPoolExecutor:
+    """Threads for decoding; few enough that large photos fit into memory together."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+
+def _inspect(work: Callable[[Path], T], paths: Iterable[Path], what: str) -> tuple[dict, dict[Path, str]]:
+    """Facts about each file, and what went wrong with those that have none."""
+    paths = list(paths)
+    facts: dict[Path, Any] = {}
+    errors: dict[Path, str] = {}
+
+    def one(path: Path) -> T | str:
+        try:
+            return work(path)
+        except (ValueError, OSError, MemoryError) as error:
+            return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+    with workers() as pool:
+        results = tqdm(pool.map(one, paths), f"check {what}", len(paths), unit="file", disable=None)
+        for path, result in zip(paths, results, strict=True):
+            (errors if isinstance(result, str) else facts)[path] = result
+    return facts, errors
+
+
+def _check_photos(layout: Layout, size: int, checked: Checked) -> dict[Path, PhotoFacts]:
+    findings = checked.findings
+    if not layout.photos:
+        findings.problem(
+            "No photos found",
+            [str(checked.root)],
+            "Put photos (JPEG, PNG, WebP …) into a subfolder for each class.",
+        )
+    facts, errors = _inspect(inspect_photo, (photo.path for photo in layout.photos), "photos")
+    for photo in layout.photos:
+        if photo.path in facts:
+            photo.digest = facts[photo.path].digest
+            checked.photos.append(photo)
+    findings.problem(
+        "Photos that cannot be read",
+        [f"{layout.name(path)}: {error}" for path, error in errors.items()],
+        "Left out; copy them again from where they came, or save them anew as JPEG or PNG.",
+    )
+
+    def names(where: Callable[[PhotoFacts], bool]) -> list[str]:
+        return [photo.name for photo in checked.photos if where(facts[photo.path])]
+
+    findings.note(
+        f"Photos smaller than {size} pixels",
+        names(lambda f: min(f.size) < size),
+        "They are enlarged in training and stay soft; choose a smaller --size or remove them.",
+    )
+    findings.note(
+        f"Photos over {LONG:g} times longer than wide",
+        names(lambda f: max(f.size) > LONG * min(f.size)),
+        "Training sees their central square only; cut them yourself if what matters is elsewhere.",
+    )
+    findings.note("Pictures of several frames", names(lambda f: f.frames > 1), "The first frame is used.")
+    findings.note("Photos with transparency", names(lambda f: f.transparent), "It becomes white.")
+    findings.note(
+        "Photos in print colours (CMYK)",
+        names(lambda f: f.mode == "CMYK"),
+        "Turned into RGB; colours can shift a little.",
+    )
+    findings.note(
+        "Photos of 16 bits",
+        names(lambda f: f.mode.startswith("I")),
+        "Turned into 8 bits, 65535 is white; brighten them first if they use a part of the range.",
+    )
+    return facts
+
+
+def _check_masks(layout: Layout, photos: dict[Path, PhotoFacts], checked: Checked) -> None:
+    findings = checked.findings
+    masked = [photo for photo in checked.photos if photo.mask]
+    listed = _class_list(layout, findings)
+    facts, errors = _inspect(inspect_mask, dict.fromkeys(photo.mask for photo in masked), "masks")
+    findings.problem(
+        "Masks that cannot be used",
+        [f"{layout.name(path)}: {error}" for path, error in errors.items()],
+        "Left out; save masks as PNG without transparency, one number or colour for each class.",
+    )
+    shapes = {
+        p.mask: f"{layout.name(p.mask)}: {_pixels(facts[p.mask].size)}, photo {_pixels(photos[p.path].size)}"
+        for p in masked
+        if p.mask in facts and facts[p.mask].size != photos[p.path].size
+    }
+    fitting = {p.mask for p in masked if p.mask in facts and facts[p.mask].fits(photos[p.path].size)}
+    findings.problem(
+        "Masks of another shape than their photo",
+        [text for path, text in shapes.items() if path not in fitting],
+        "Left out; export them at the size of the photo, upright where the camera says how it was held.",
+    )
+    findings.note(
+        "Masks of another size than their photo",
+        [text for path, text in shapes.items() if path in fitting],
+        "Resized, as the shape is the same.",
+    )
+    findings.note(
+        "Photos with a mask that the camera held turned",
+        [p.name for p in masked if p.mask in fitting and photos[p.path].turned],
+        "Photos are stored upright; see that their masks are drawn upright too.",
+    )
+    for p in masked:  # two photos of one name, x.jpg and x.png, share a mask that may fit one of them
+        if p.mask in facts and not facts[p.mask].fits(photos[p.path].size):
+            p.mask = None
+    usable = {path: facts[path] for path in facts if path in fitting}
+    coding = decide_coding(usable.values(), listed)
+    _report_values(layout, usable, coding, listed, findings)
+    _keep_masks(layout, {p: f for p, f in usable.items() if coding.reads(f)}, coding, checked)
+
+
+def _class_list(layout: Layout, findings: Findings) -> ClassList | None:
+    if layout.class_file is None:
+        return None
+    try:
+        return read_classes(layout.class_file)
+    except ValueError as error:
+        findings.problem(
+            "The list of mask classes that cannot be read",
+            [f"{layout.name(layout.class_file)}: {error}"],
+            "Passed over, as if there were none.",
+        )
+        return None
+
+
+def _report_values(
+    layout: Layout,
+    masks: dict[Path, MaskFacts],
+    coding: MaskCoding,
+    listed: ClassList | None,
+    findings: Findings,
+) -> None:
+    """Say which masks cannot be read by the coding and why, and how surprising values were understood."""
+    unread = {path: facts for path, facts in masks.items() if not coding.reads(facts)}
+    coloured = {path: facts for path, facts in unread.items() if facts.numbers is None}
+    if coding.colours:
+        findings.problem(
+            "Masks with colours that masks/classes.txt does not list",
+            [f"{layout.name(p)}: {_unlisted(f, coding)}" for p, f in coloured.items()],
+            "Left out; add the colours to the list, or save the masks without soft edges.",
+        )
+    else:
+        findings.problem(
+            "Masks in colours, but nothing says what the colours mean",
+            [layout.name(p) for p in coloured],
+            "Left out; write masks/classes.txt with a line such as 'sky 70 130 180' for each class.",
+        )
+    numbered = [f"{layout.name(p)}: {_beyond(f, coding)}" for p, f in unread.items() if p not in coloured]
+    if listed:
+        findings.problem(
+            f"Masks with values beyond the {len(listed.names)} classes of {layout.name(layout.class_file)}",
+            numbered,
+            f"Left out; values count from 0 to {len(listed.names) - 1}, 255 is ignored. "
+            "List the missing classes or renumber the masks.",
+        )
+    else:
+        findings.problem(
+            "Masks with too many different values for class numbers",
+            numbered,
+            "Left out; save them without soft edges, or list all classes in masks/classes.txt.",
+        )
+    by_value = {p: f for p, f in masks.items() if coding.reads(f) and not coding.by_colour(f)}
+    white = [layout.name(p) for p, f in by_value.items() if 255 in f.numbers]
+    if black_and_white(by_value.values()) and coding.numbers[255]:
+        findings.note("Masks in black and white", white, f"White (255) is the class {coding.classes[1]!r}.")
+    else:
+        findings.note("Masks with the value 255", white, "It means ignored: void, number 0 from now on.")
+
+
+def _keep_masks(layout: Layout, good: dict[Path, MaskFacts], coding: MaskCoding, checked: Checked) -> None:
+    """Leave to the photos only the masks that say something."""
+    findings = checked.findings
+    empty = {p for p, f in good.items() if {coding.classes[i] for i in coding.seen(f)} == {VOID}}
+    findings.note("Masks that are void everywhere", [layout.name(p) for p in empty], "Left out.")
+    good = {path: facts for path, facts in good.items() if path not in empty}
+    if good and len(coding.real_classes) < 2:
+        findings.problem(
+            "Masks that all show one class only",
+            [layout.name(path) for path in good],
+            "Left out; a mask needs at least two classes, such as background and object.",
+        )
+        good = {}
+    if good:
+        shown = {coding.classes[i] for facts in good.values() for i in coding.seen(facts)}
+        findings.note(
+            "Classes that no mask shows",
+            [n for n in coding.real_classes if n not in shown],
+            "List classes that exist only.",
+        )
+        findings.note(
+            "Classes of masks that are called by their value",
+            [name for name in coding.classes if name.startswith("class ") and layout.class_file is None],
+            "Name them in masks/classes.txt, the first line for the value 0.",
+        )
+    without = [photo.name for photo in checked.photos if photo.mask not in good]
+    for photo in checked.photos:
+        photo.mask = photo.mask if photo.mask in good else None
+    if good:
+        checked.coding, checked.masks = coding, good
+        findings.note("Photos without a mask", without, "That is fine: they are trained on without.")
+
+
+def _check_classes(checked: Checked) -> None:
+    findings = checked.findings
+    counts = Counter(photo.label for photo in checked.photos if photo.label is not None)
+    if len(counts) == 1:
+        findings.note(
+            "Only one class",
+            checked.classes,
+            "Labels are not trained. If classes are a level deeper, give that folder instead.",
+        )
+    if checked.photos and not counts:
+        findings.note(
+            "Photos without a class",
+            [photo.name for photo in checked.photos],
+            "Labels are not trained; make a subfolder for each class if there are any.",
+        )
+    few = [f"{name}: {counts[name]}" for name in checked.classes if counts[name] < FEW]
+    findings.note(f"Classes of fewer than {FEW} photos", few, "Add photos or join classes.")
+    if counts and max(counts.values()) >= UNBALANCED * min(counts.values()):
+        most, least = max(counts, key=counts.get), min(counts, key=counts.get)
+        findings.note(
+            "Very unbalanced classes",
+            [f"{most}: {counts[most]}", f"{least}: {counts[least]}"],
+            "The model sees the rare ones seldom; add photos of them, or take some of the others away.",
+        )
+    odd = [name for name in checked.classes if name != name.strip() or not name.isprintable()]
+    findings.note("Class names with odd characters", map(repr, odd), "Rename the folders to be safe.")
+    folded = Counter(name.casefold() for name in checked.classes)
+    findings.note(
+        "Class names that differ in capitals only",
+        [name for name in checked.classes if folded[name.casefold()] > 1],
+        "Commands cannot tell them apart by name; rename or join the folders.",
+    )
+
+
+def _check_splits(checked: Checked) -> None:
+    counts = Counter((photo.split, photo.label) for photo in checked.photos)
+    unseen = [name for name in checked.classes if counts["val", name] and not counts["train", name]]
+    checked.findings.problem(
+        "Classes with photos in val/ only", unseen, "They cannot be learned; add photos to train/."
+    )
+    if checked.photos and not checked.usable:
+        missing = "train" if all(photo.split == "val" for photo in checked.photos) else "val"
+        checked.findings.problem(
+            "A side of the split without a usable photo",
+            [missing],
+            "Add photos: training and validation each need at least one that is no copy of another.",
+        )
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _unlisted(facts: MaskFacts, coding: MaskCoding) -> str:
+    if facts.colours is None:
+        return "more than 256 colours"
+    extra = sorted(facts.colours - coding.colours.keys())
+    return ", ".join(f"{c >> 16} {c >> 8 & 255} {c & 255}" for c in extra[:3])
+
+
+def _beyond(facts: MaskFacts, coding: MaskCoding) -> str:
+    extra = sorted(facts.numbers - coding.numbers.keys())
+    return ", ".join(map(str, extra[:3])) + (" …" if len(extra) > 3 else "")

@@ -1,0 +1,134 @@
+"""The training configuration of a checked folder, as TOML with a word on every choice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmdiff.folder.check import Checked
+
+PATCH = 8  # pixels a token spans
+PASSES = 400  # times that training sees each photo, within the limits below
+FEWEST, MOST = 200_000, 6_000_000  # images of a training run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a configuration says of one data set; an empty list of classes leaves that modality out."""
+
+    size: int
+    margin: int
+    train: str
+    val: str
+    photos: int
+    classes: Sequence[str] = ()
+    mask_classes: Sequence[str] = ()
+    captions: bool = False
+
+
+def settings_of(checked: Checked, size: int, train: str, val: str) -> Settings:
+    """The settings for a checked folder whose data is written to the files ``train`` and ``val``."""
+    return Settings(
+        size,
+        margin_of(size),
+        train,
+        val,
+        sum(photo.split == "train" for photo in checked.photos),
+        checked.classes if len(checked.classes) > 1 else (),
+        checked.coding.classes if checked.coding else (),
+        any(photo.caption for photo in checked.photos),
+    )
+
+
+def margin_of(size: int) -> int:
+    """Pixels by which stored photos are larger than the model's, for random crops."""
+    return size // 8
+
+
+def render(settings: Settings) -> str:
+    """A configuration for `python -m mmdiff.train`."""
+    budget = min(max(PASSES * settings.photos, FEWEST), MOST)
+    parts = [
+        _model(settings),
+        _modality("image", "", 0.2, ""),
+        _modality("mask", "scale = 0.5\n", 0.2, _classes(settings.mask_classes)),
+        _modality("label", "scale = 0.25\n", 0.05, _classes(settings.classes)),
+        _embedding() if settings.captions else "",
+        _data(settings),
+        _optim(budget),
+    ]
+    left_out = (False, not settings.mask_classes, not settings.classes)
+    parts[1:4] = [part for part, out in zip(parts[1:4], left_out, strict=True) if not out]
+    return "\n".join(part for part in parts if part)
+
+
+def _model(settings: Settings) -> str:
+    embedder = '# embedder = "embedder" # see the embedding below\n' if settings.captions else ""
+    return f"""\
+# Photos of one's own; written by `python -m mmdiff.folder`, see docs/your-data.md.
+[model]
+image_size = {settings.size} # pixels; cost grows with its square
+patch_size = {PATCH} # 16 is four times cheaper and coarser
+width = 320
+depth = 7
+heads = 5
+refiner_width = 64
+schedule_shift = 0.67
+dropout = 0.1 # small sets are learned by heart without it
+{embedder}"""
+
+
+def _modality(name: str, scale: str, loss_weight: float, options: str) -> str:
+    return f"""\
+[[model.modalities]]
+name = "{name}"
+kind = "{name}"
+{scale}loss_weight = {loss_weight}
+{options}"""
+
+
+def _classes(names: Sequence[str]) -> str:
+    lines = "".join(f"  {_quoted(name)},\n" for name in names)
+    return f"[model.modalities.options]\nclasses = [\n{lines}]\n"
+
+
+def _embedding() -> str:
+    return """\
+# Captions: train an embedder first (docs/your-data.md), then take the marks away here and above.
+# [[model.modalities]]
+# name = "embedding"
+# kind = "embedding"
+# scale = 0.25
+# loss_weight = 0.1
+# options = { dim = 128 }
+"""
+
+
+def _data(settings: Settings) -> str:
+    return f"""\
+[data]
+train = {_quoted(settings.train)}
+val = {_quoted(settings.val)}
+margin = {settings.margin} # photos are stored larger by this and cut at random
+margin_from = "resize"
+flip = true # false if left and right matter, as in writing
+"""
+
+
+def _optim(budget: int) -> str:
+    return f"""\
+[optim]
+images = {budget:_} # examples seen in all; --images changes it
+batch_size = 64
+lr = 4e-4
+warmup_images = {budget // 20:_}
+ema_decay = 0.9995
+save_every_images = {budget // 10:_}
+sample_every_images = {budget // 10:_}
+"""
+
+
+def _quoted(text: str) -> str:
+    """A TOML string; its escapes are those of JSON, but for one character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,200 @@
+"""Which file of a folder is what: photos with their class and split, masks, captions."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmdiff.folder.findings import Findings
+
+PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo"}
+CAMERA_FILES = {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+SPLITS = ("train", "val")
+UNLABELLED = ("unlabelled", "unlabeled")
+MASKS = "masks"
+CLASS_FILES = ("classes.txt", "classes.json")
+CAPTION_TABLES = ("captions.csv", "captions.jsonl")
+JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")  # what systems leave behind; hidden files too
+
+
+@dataclass
+class Photo:
+    """One photo and what belongs to it.
+
+    Attributes:
+        name: path inside the folder, with `/`.
+        label: name of its class, None if unknown.
+        split: "train" or "val", None as long as it is open.
+        digest: hash of the file, equal for exact copies.
+    """
+
+    path: Path
+    name: str
+    label: str | None
+    split: str | None
+    mask: Path | None = None
+    caption: str = ""
+    digest: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name without its ending, by which masks and captions are found."""
+        return without_ending(self.name)
+
+
+@dataclass
+class Layout:
+    """The files of a folder by their role; masks and texts by name without ending."""
+
+    root: Path
+    photos: list[Photo] = field(default_factory=list)
+    masks: dict[str, Path] = field(default_factory=dict)
+    texts: dict[str, Path] = field(default_factory=dict)
+    caption_tables: list[Path] = field(default_factory=list)
+    class_file: Path | None = None
+
+    def name(self, path: Path) -> str:
+        """Path inside the folder as text that can be written anywhere; accents always in one form."""
+        return readable(path.relative_to(self.root).as_posix())
+
+
+def readable(text: str) -> str:
+    """Text in composed Unicode; bytes of file names that are no Unicode become a replacement mark."""
+    return unicodedata.normalize("NFC", text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+
+
+def without_ending(name: str) -> str:
+    """class/x.jpg -> class/x"""
+    folder, slash, file = name.rpartition("/")
+    stem = file.rpartition(".")[0]
+    return folder + slash + (stem or file)
+
+
+def scan(root: Path, findings: Findings) -> Layout:
+    """Sort the files of ``root`` by their role and give photos their masks.
+
+    Raises:
+        ValueError: ``root`` is no folder.
+    """
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}; give the folder that holds your photos.")
+    layout, strays, cameras, outside = Layout(root), [], [], []
+    files = _files(root, findings)
+    top = {path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1}
+    split_folders = [name for name in SPLITS if name in top] if "train" in top else []
+    for path in files:
+        parts = layout.name(path).split("/")
+        split = parts[0] if parts[0] in split_folders and len(parts) > 1 else None
+        inner = parts[1:] if split else parts
+        ending = path.suffix.lower()
+        if inner[0] == MASKS and len(inner) > 1:
+            if inner[1:] in [[name] for name in CLASS_FILES]:
+                layout.class_file = path
+            elif ending in PICTURES:
+                _keep_mask(layout, "/".join(([split] if split else []) + inner[1:]), path)
+            else:
+                strays.append(layout.name(path))
+        elif ending in PICTURES and split_folders and not split:
+            outside.append(layout.name(path))
+        elif ending in PICTURES:
+            label = inner[0] if len(inner) > 1 and inner[0] not in UNLABELLED else None
+            layout.photos.append(
+                Photo(path, layout.name(path), label, split if len(split_folders) == 2 else None)
+            )
+        elif inner[0] in CAPTION_TABLES and len(inner) == 1:
+            layout.caption_tables.append(path)
+        elif ending == ".txt":
+            layout.texts[without_ending(layout.name(path))] = path
+        else:
+            (cameras if ending in CAMERA_FILES else strays).append(layout.name(path))
+    findings.problem("Camera files that cannot be read", cameras, "Left out; save them as JPEG or PNG.")
+    findings.problem(
+        "Photos outside of train/ and val/",
+        outside,
+        "Left out, because a folder train/ is there; move them into train/ or val/.",
+    )
+    findings.note("Files that are no pictures", strays, "Passed over.")
+    _note_one_split(split_folders, top, findings)
+    _match_masks(layout, findings)
+    return layout
+
+
+def _files(root: Path, findings: Findings) -> list[Path]:
+    """All files below ``root``, sorted by name; links are followed, but no folder is entered twice."""
+    found, repeated, closed = [], [], []
+    seen, pending = set(), [root]
+    while pending:
+        folder = pending.pop()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                repeated.append(readable(folder.relative_to(root).as_posix()))
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.name not in JUNK]
+        except OSError:
+            closed.append(readable(folder.relative_to(root).as_posix()))
+            continue
+        pending += sorted((Path(e.path) for e in entries if _is_folder(e)), reverse=True)
+        found += [Path(e.path) for e in entries if not _is_folder(e)]
+    findings.problem(
+        "Links to a folder that was seen already",
+        repeated,
+        "Not followed, so that nothing is read for ever or twice; remove the links.",
+    )
+    findings.problem("Folders that may not be opened", closed, "Left out; give yourself the right to read.")
+    return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _keep_mask(layout: Layout, name: str, path: Path) -> None:
+    """Of two masks of one name, the one that is no JPEG counts."""
+    other = layout.masks.get(without_ending(name))
+    if other is None or other.suffix.lower() in (".jpg", ".jpeg"):
+        layout.masks[without_ending(name)] = path
+
+
+def _note_one_split(split_folders: list[str], top: set[str], findings: Findings) -> None:
+    if split_folders == ["train"]:
+        findings.note("There is no val/ beside", ["train"], "Validation photos are drawn from train/.")
+    if "val" in top and not split_folders:
+        findings.note(
+            "There is no train/ beside", ["val"], "It counts as a class called val; add train/ beside it."
+        )
+
+
+def _match_masks(layout: Layout, findings: Findings) -> None:
+    """Give every photo its mask: of the same relative name, or of the same file name if that is unique."""
+    stems = Counter(photo.key.rpartition("/")[2] for photo in layout.photos)
+    used, ambiguous = set(), set()
+    for photo in layout.photos:
+        stem = photo.key.rpartition("/")[2]
+        for key in (photo.key, photo.key.partition("/")[2] if photo.split else photo.key, stem):
+            if key not in layout.masks:
+                continue
+            if key == stem != photo.key and stems[stem] > 1:
+                ambiguous.add(key)
+                continue
+            photo.mask = layout.masks[key]
+            used.add(key)
+            break
+    name = {key: layout.name(path) for key, path in layout.masks.items()}
+    findings.problem(
+        "Masks whose name fits several photos",
+        [name[key] for key in layout.masks if key in ambiguous - used],
+        "Left out; put them into folders like those of the photos, such as masks/CLASS/x.png.",
+    )
+    findings.problem(
+        "Masks without a photo",
+        [name[key] for key in layout.masks if key not in used | ambiguous],
+        "Left out; a mask is called like its photo, such as masks/CLASS/x.png for CLASS/x.jpg.",
+    )

@@ -1,0 +1,122 @@
+"""Photos: opened whatever they are, upright RGB, and made small with antialiasing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Image.init()
+FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if name in Image.OPEN]
+ORIENTATION = 0x0112  # tag of EXIF; its values, and what turns such a photo upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LONGEST = 8  # a photo may be this many times longer than it is wide
+WEBP_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """What a check of one photo found out; ``size`` is (width, height) when upright."""
+
+    digest: str
+    size: tuple[int, int]
+    mode: str
+    frames: int
+    turned: bool
+    transparent: bool
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """A decoded picture, its first frame.
+
+    Raises:
+        ValueError: it is damaged, too large or of an unknown format; the message says which.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+    except Image.DecompressionBombError:
+        raise ValueError("more than 170 million pixels") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError("empty file" if not data else "no picture in a known format") from None
+    except Exception as error:  # each format's decoder has errors of its own
+        raise ValueError(str(error) or type(error).__name__) from None
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    return image
+
+
+def inspect_photo(path: Path) -> PhotoFacts:
+    """Decode a photo completely and say what it is. Raises ValueError or OSError if that is impossible."""
+    data = path.read_bytes()
+    image = open_picture(data)
+    rgb = to_rgb(image)
+    if max(rgb.size) > LONGEST * min(rgb.size):
+        raise ValueError(f"{rgb.width} x {rgb.height} pixels are a stripe")
+    return PhotoFacts(
+        hashlib.sha256(data).hexdigest(),
+        rgb.size,
+        image.mode,
+        _frames(image),
+        _turn(image) is not None,
+        image.has_transparency_data,
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB; transparency becomes white, 16 bits become 8."""
+    image = upright(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def stored_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(width, height) with the short side cut down to ``short_side``; small photos keep their size."""
+    scale = short_side / min(size)
+    return size if scale >= 1 else (round(size[0] * scale), round(size[1] * scale))
+
+
+def shrink_photo(path: Path, short_side: int) -> tuple[bytes, tuple[int, int]]:
+    """A photo as it is stored, as WebP, and its (width, height). Raises ValueError or OSError."""
+    image = to_rgb(open_picture(path.read_bytes()))
+    image = image.resize(stored_size(image.size, short_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=WEBP_QUALITY)
+    return buffer.getvalue(), image.size
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data say."""
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        # A stereo photo of a phone is a format of two frames, not an animation.
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except Exception:  # the first frame is good, the list of the others is damaged
+        return 1
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # metadata can be damaged in many ways, and the pixels still be good
+        return None
