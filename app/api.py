@@ -83,7 +83,7 @@ class Endpoints:
         with plain_errors():
             service = self._service(checkpoint)
             given, known = _given(service, image, hole, mask, label, text, embedding_image)
-            wanted = tuple(_names(wanted) or (name for name in service.pipe.modalities if name not in given))
+            wanted = tuple(_names(wanted) or (name for name in service.modalities if name not in given))
             if known is not None and "image" not in wanted:
                 wanted = (*wanted, "image")
             seed = new_seed() if seed is None else seed
@@ -95,7 +95,7 @@ class Endpoints:
         """Samples exactly what the text of a settings file says; the results are those of /generate."""
         with plain_errors():
             service = self._service(_checkpoint_of(settings))
-            job, _, _ = recipe.from_json(settings, service.pipe.modalities)
+            job, _, _ = recipe.from_json(settings, service.modalities)
             return self._result(service, job)
 
     def describe(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _names(wanted: Any) -> list[str] | None:
 
 def _facts(service: Service) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    for name, spec in service.pipe.modalities.items():
+    for name, spec in service.modalities.items():
         facts[name] = {"kind": spec.kind, "shape": list(spec.shape)}
         if spec.kind in ("mask", "label"):
             facts[name]["classes"] = list(spec.classes)
@@ -149,7 +149,7 @@ def _given(
     embedding_image: str | None,
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """The arguments `given` and `known_pixels` of the pipeline."""
-    specs = service.pipe.modalities
+    specs = service.modalities
     if text and embedding_image:
         raise ValueError("text and embedding_image both set the embedding. Give one of them.")
     passed = {"image": image, "mask": mask, "label": label, "embedding": text or embedding_image}
@@ -182,7 +182,7 @@ def _files(
     files: dict[str, list[str] | None] = {"image": None, "mask": None}
     for name in files:
         if name in job.wanted:
-            spec, x = service.pipe.modalities[name], result.x_hat[name]
+            spec, x = service.modalities[name], result.x_hat[name]
             images = [
                 Image.fromarray(sample)
                 if name == "image"
@@ -205,7 +205,7 @@ def _details(service: Service, job: Job, result: Preview) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
     }
     if "label" in job.wanted:
-        classes = service.pipe.modalities["label"].classes
+        classes = service.modalities["label"].classes
         details["label"] = [
             {classes[k]: round(float(p[k]), 5) for k in np.argsort(-p)[:5]} for p in result.x_hat["label"]
         ]

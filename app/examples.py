@@ -25,7 +25,7 @@ class Example:
 
 def examples(task: Task, service: Service) -> list[Example]:
     """Those that this model can do, three at least."""
-    specs, made = task.modalities(service.pipe.modalities), service.example
+    specs, made = task.modalities(service.modalities), service.example
     if task.fixed:
         return list(_holes(specs, made))
     found = [Example("Surprise me", Job(wanted=tuple(specs))), *_given(specs, made, service)]

@@ -39,9 +39,9 @@ class Form:
 
     def __init__(self, service: Service, task: Task) -> None:
         self._task = task
-        self._size = service.pipe.modalities[ANCHOR].shape[-1]
+        self._size = service.modalities[ANCHOR].shape[-1]
         with gr.Column(elem_classes="card"):
-            self._rows = [self._row(spec) for spec in task.modalities(service.pipe.modalities).values()]
+            self._rows = [self._row(spec) for spec in task.modalities(service.modalities).values()]
             choices = [row.choice.value for row in self._rows]
             plan = html(self._plan(choices), elem_id=f"{task.name}-plan")
         with gr.Column(elem_classes="card"):

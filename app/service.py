@@ -21,6 +21,7 @@ from PIL import Image
 
 from app.job import ANCHOR, Job
 from app.record import Record
+from app.tasks import KINDS
 from app.zero_gpu import ON_ZERO_GPU, gpu
 from mmdiff.pipeline import Pipeline
 
@@ -144,7 +145,7 @@ class Service:
 
     def _warm_up(self) -> tuple[Record, Record]:
         """`example` and `filled`; before that something short that touches all code and memory."""
-        wanted = tuple(self.pipe.modalities)
+        wanted = tuple(self.modalities)
         started = time.perf_counter()
         for _ in self.stream(Job(wanted=wanted, steps=2)):
             pass
@@ -155,6 +156,16 @@ class Service:
         picture = Image.fromarray(example.last.x[ANCHOR][0])
         known = middle_known(picture.width)
         return example, self.run(Job({ANCHOR: picture}, wanted, known, steps, sampler="dpmpp_2m"))
+
+    @property
+    def modalities(self) -> dict[str, Any]:
+        """name -> spec of what the page can show; other kinds take no part, as if the model had none."""
+        return {name: spec for name, spec in self.pipe.modalities.items() if spec.kind in KINDS}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the model's modalities that the page cannot show."""
+        return tuple(name for name in self.pipe.modalities if name not in self.modalities)
 
     @property
     def device(self) -> str:
@@ -168,7 +179,7 @@ class Service:
 
     def record(self, job: Job) -> Record:
         """An empty record for the run of `job`."""
-        modalities = {n: spec for n, spec in self.pipe.modalities.items() if n in job.shown}
+        modalities = {n: spec for n, spec in self.modalities.items() if n in job.shown}
         return Record(job, self.name, modalities)
 
     def run(self, job: Job) -> Record:
@@ -188,7 +199,7 @@ class Service:
         Raises:
             ValueError: for a job that cannot be run, and if too many are waiting already.
         """
-        job.check(self.pipe.modalities)
+        job.check(self.modalities)
         if self.pipe.engine.waiting >= MAX_WAITING:
             raise ValueError(f"{MAX_WAITING} runs are waiting already. Please try again in a minute.")
         with self.stops.watched(session) as stop, closing(self._sampled(job)) as events:

@@ -234,7 +234,7 @@ class Stage:
     def _example(self) -> Track:
         """A record of the warm-up, as far as it has to do with the task."""
         record = self._service.filled if self._task.fixed else self._service.example
-        names = self._task.modalities(self._service.pipe.modalities)
+        names = self._task.modalities(self._service.modalities)
         job = replace(record.job, wanted=tuple(names))
         every_other = record.frames[-1::-2][::-1]  # they travel with the page
         own = replace(record, job=job, modalities=names, frames=every_other)

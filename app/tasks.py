@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+KINDS = ("image", "mask", "label", "embedding")  # that the page can take and show
 GIVEN, GENERATE, IGNORE = "Given", "Generate", "Ignore"  # what may become of a modality
 
 

@@ -58,7 +58,7 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
     message = theme.html("", elem_id="message")
     with gr.Tabs() as tabs:
         models = [service, *(other for other in services if other is not service)]
-        built = [task.build(t, models) for t in TASKS if t.fits(service.pipe.modalities)]
+        built = [task.build(t, models) for t in TASKS if t.fits(service.modalities)]
         how_it_works.build(service)
     Restorer(service, built, tabs, message).connect(demo, restore)
 
@@ -85,7 +85,7 @@ class Restorer:
 
     def _from_file(self, path: str) -> list[Any]:
         with plain_errors():
-            job, checkpoint, name = recipe.read(path, self._service.pipe.modalities)
+            job, checkpoint, name = recipe.read(path, self._service.modalities)
             self._check_checkpoint(checkpoint)
             return self._shown(name, job, job, _note("The run is restored and starts again."))
 
@@ -94,7 +94,7 @@ class Restorer:
         if not is_link(params):
             return self._opened()
         try:
-            linked = from_query(params, self._service.pipe.modalities)
+            linked = from_query(params, self._service.modalities)
             self._check_checkpoint(linked.checkpoint)
         except ValueError as error:
             note = _note(f"This link cannot be restored. {escape(str(error), quote=False)}", "problem")
@@ -114,7 +114,7 @@ class Restorer:
         """The job with only those wanted that belong to the task."""
         if name not in self._by_name:
             return job
-        own = self._by_name[name].task.modalities(self._service.pipe.modalities)
+        own = self._by_name[name].task.modalities(self._service.modalities)
         return replace(job, wanted=tuple(n for n in job.wanted if n in own) or job.wanted)
 
     def _check_checkpoint(self, name: str) -> None:
@@ -177,11 +177,13 @@ def launch(
 
 def _header(service: Service, services: Sequence[Service]) -> str:
     facts = [*_sizes(service), service.device]
+    if service.left_out:
+        facts.append(f"{listed(list(service.left_out))} not shown: no controls for this kind")
     chips = _menu(service, services) + "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return (
         '<header class="masthead"><div><h1>mmdiff</h1>'
         "<p>One diffusion model for "
-        f"{listed(list(service.pipe.modalities))}: any of them from any others.</p></div>"
+        f"{listed(list(service.modalities))}: any of them from any others.</p></div>"
         f'<div class="facts" aria-label="Checkpoint and device">{chips}</div></header>'
     )
 
@@ -201,7 +203,5 @@ def _menu(service: Service, services: Sequence[Service]) -> str:
 
 
 def _sizes(service: Service) -> list[str]:
-    sizes = [
-        f"{s.shape[-1]} × {s.shape[-2]} px" for s in service.pipe.modalities.values() if s.kind == "image"
-    ]
+    sizes = [f"{s.shape[-1]} × {s.shape[-2]} px" for s in service.modalities.values() if s.kind == "image"]
     return sizes + ([f"{service.size_mb:.0f} MB"] if service.size_mb else [])

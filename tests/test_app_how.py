@@ -231,9 +231,9 @@ def test_the_posterior_in_the_page_is_the_one_of_the_code():
 
 @pytest.fixture(scope="module")
 def address():
-    service = SimpleNamespace(
-        name="orchard", folder=ROOT / "checkpoints/orchard", pipe=FakePipeline(96, modalities=ALL)
-    )
+    pipe = FakePipeline(96, modalities=ALL)
+    folder = ROOT / "checkpoints/orchard"
+    service = SimpleNamespace(name="orchard", folder=folder, pipe=pipe, modalities=pipe.modalities)
     with gr.Blocks(analytics_enabled=False) as demo, gr.Tabs():
         how_it_works.build(service)
     options = {"ssr_mode": False, "prevent_thread_lock": True, "quiet": True}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes import LABELS, FakePipeline, LetterEmbedder, photo
+from fakes import LABELS, FakePipeline, LetterEmbedder, Spec, photo
 
 from app.job import SAMPLERS, Job
 from app.service import MAX_WAITING, Preview, Service, Timing, Waiting, middle_known
@@ -299,3 +299,19 @@ def test_the_text_to_try_is_the_commonest_there_is():
     pipe = FakePipeline(modalities=("image", "embedding"))
     assert Service(pipe, "fake").example_text == "a red apple"
     assert Service(FakePipeline(), "fake").example_text == ""
+
+
+def test_kinds_of_modalities_that_the_page_does_not_know_take_no_part():
+    from app.inputs import INPUTS
+    from app.player import HEADS, SAMPLES
+    from app.tasks import KINDS
+    from app.ui import build_demo
+
+    assert set(KINDS) == set(INPUTS) == set(HEADS) == set(SAMPLES)
+    pipe = FakePipeline()
+    pipe.modalities["depth"] = Spec("depth", "depth", (1, 64, 64))
+    service = Service(pipe, "with depth")
+    assert list(service.modalities) == ["image", "mask", "label"] and service.left_out == ("depth",)
+    assert all("depth" not in call["wanted"] for call in pipe.calls)
+    page = str(build_demo([service]).config)
+    assert "depth not shown: no controls for this kind" in page and "depth-role" not in page

@@ -14,12 +14,11 @@ import gradio as gr
 from app import results
 from app.results import Report, Table
 from app.service import Service
-from app.tasks import TASKS
+from app.tasks import KINDS, TASKS
 from app.theme import html
 
 TITLE = "How it works"
 PICTURES = [Path(__file__).parents[1] / name for name in ("architecture.svg", "architecture_narrow.svg")]
-KINDS = ("image", "mask", "label", "embedding")
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
 IDEA = (
@@ -123,7 +122,7 @@ TRAINING = (
 
 def build(service: Service) -> None:
     """Adds the tab to the current `gr.Tabs`."""
-    specs = service.pipe.modalities
+    specs = service.modalities
     with gr.Tab(TITLE):
         with gr.Column(elem_classes="how"):
             html(f"{_idea()}{_picture(specs)}{_page(specs)}")
