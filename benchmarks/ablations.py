@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.report import table
+from mmdiff.batches import load_examples, make_embedder
 from mmdiff.config import TrainConfig, load_train_config, to_dict
 from mmdiff.data import Examples
 from mmdiff.evaluate import evaluate
@@ -34,7 +35,7 @@ from mmdiff.evaluation.core import Evaluation, Settings, mean
 from mmdiff.judge import Judge
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
-from mmdiff.train import Trainer, load_examples, make_embedder
+from mmdiff.train import Trainer
 
 Change = Callable[[TrainConfig], TrainConfig]
 CPU = torch.device("cpu")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,24 +22,79 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 def write_tensors(
-    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    metadata: dict[str, str] | None = None,
+    backup: Path | None = None,
 ) -> None:
-    """Write a safetensors file so that ``path`` holds either the old or the new content, never a part."""
+    """Write a safetensors file so that ``path`` holds either the old or the new content, never a part.
+
+    The old file is kept as ``backup`` if one is named; killed between the two moves, only that is there.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the old file stands as it was.
+    """
+    with _replacing(path, backup) as temporary:
+        whole = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+        try:
+            save_file(whole, temporary, metadata)
+        except SafetensorError as error:  # it wraps the errors of the disk
+            raise OSError(f"{path}: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for a text file. Raises OSError as `write_tensors` does."""
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path, backup: Path | None = None) -> Iterator[Path]:
+    """The name of a file to write, which takes the place of ``path`` once it is whole and on the disk."""
     temporary = path.with_suffix(path.suffix + ".part")
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        _flush(temporary)
+        if backup and path.exists():
+            os.replace(path, backup)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk and outlast a loss of power."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def save_checkpoint(model: MultiModalDiffusion, folder: str | Path, card: str | None = None) -> None:
-    """Write ``model`` as a checkpoint folder; ``card`` is the text of its README.md, if it has one."""
+    """Write ``model`` as a checkpoint folder; ``card`` is the text of its README.md, if it has one.
+
+    Raises OSError as `write_tensors` does.
+    """
+    write_checkpoint(model.config, model.state_dict(), folder, card)
+
+
+def write_checkpoint(
+    config: ModelConfig, weights: Mapping[str, torch.Tensor], folder: str | Path, card: str | None = None
+) -> None:
+    """The same of a configuration and the state dict ``weights``, whole tensors on any device."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    half = {n: t.half() if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    half = {n: t.half() if t.is_floating_point() else t for n, t in weights.items()}
     write_tensors(half, folder / WEIGHTS_FILE)
-    text = json.dumps({"format": "mmdiff", "version": 1, "model": to_dict(model.config)}, indent=2)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({"format": "mmdiff", "version": 1, "model": to_dict(config)}, indent=2)
+    write_text(folder / CONFIG_FILE, text + "\n")
     if card is not None:
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        write_text(folder / CARD_FILE, card)
 
 
 def resolve(name: str | Path) -> Path:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+TABLES = {"dict[str, str]": "str", "dict[str, int]": "int", "dict[str, dict[str, int]]": "dict[str, int]"}
+
 
 def _check_positive(config: Any, names: Iterable[str]) -> None:
     for name in names:
@@ -76,10 +78,17 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the examples are and how they are cut."""
+    """Where the examples are and how they are cut; `mmdiff.sources` says what a source may be."""
 
-    train: str = ""  # Parquet file
+    train: str = ""  # Parquet file or a glob of such files; with `stream` any source
     val: str = ""
+    prepared: str = ""  # folder of `mmdiff.precompute`; what is there is read instead of `train` and `val`
+    stream: bool = False  # read while training instead of keeping all examples in memory
+    columns: dict[str, str] = field(default_factory=dict)  # modality or "caption" -> its column in the source
+    class_map: dict[str, dict[str, int]] = field(default_factory=dict)  # modality -> its numbers -> classes
+    root: str = "data"  # folder of torchvision's data sets
+    shuffle_rows: int = 4096  # rows of a stream that are shuffled together
+    workers: int = 8  # threads that decode a stream
     margin: int = 0  # pixels a random crop can move by
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
     flip: bool = True
@@ -87,6 +96,20 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.margin_from not in ("pad", "resize"):
             raise ValueError(f"data.margin_from is {self.margin_from!r}; use 'pad' or 'resize'.")
+        _check_positive(self, ("shuffle_rows", "workers"))
+
+    def ready(self) -> DataConfig:
+        """What training reads: the prepared shards if there are to be any, else the sources themselves."""
+        if not self.prepared:
+            return self
+        shards = {
+            part: f"{self.prepared}/{part}-*.parquet" for part in ("train", "val") if getattr(self, part)
+        }
+        return dataclasses.replace(self, prepared="", columns={}, class_map={}, **shards)
+
+    def column(self, name: str) -> str:
+        """The column of the source that holds the modality ``name``, or its captions."""
+        return self.columns.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -160,6 +183,8 @@ def _convert(annotation: str, value: Any, name: str) -> Any:
         return from_dict(nested[annotation], value)
     if annotation == "tuple[ModalityConfig, ...]" and isinstance(value, (list, tuple)):
         return tuple(from_dict(ModalityConfig, v) for v in value)
+    if annotation in TABLES and isinstance(value, Mapping):
+        return {k: _convert(TABLES[annotation], v, f"{name}.{k}") for k, v in value.items()}
     if annotation == "tuple[float, float]" and isinstance(value, (list, tuple)) and len(value) == 2:
         return tuple(_convert("float", v, name) for v in value)
     scalar = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict[str, Any]": dict}
@@ -170,7 +195,14 @@ def _convert(annotation: str, value: Any, name: str) -> Any:
 
 
 def load_train_config(path: str | Path) -> TrainConfig:
-    """Read a training configuration from a TOML file."""
+    """Read a training configuration from a TOML file.
+
+    Classes may be a list of names, the name of a text file beside the configuration with a class a line, or
+    "imagenet". The names themselves become part of the configuration, and so of the checkpoint.
+
+    Raises:
+        ValueError: no such file, not TOML, or a mistake in it, by name.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no configuration file at {path}; see configs/ for examples.")
@@ -179,4 +211,31 @@ def load_train_config(path: str | Path) -> TrainConfig:
             values = tomllib.load(file)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not valid TOML: {error}.") from None
-    return from_dict(TrainConfig, values)
+    config = from_dict(TrainConfig, values)
+    modalities = tuple(_with_class_names(m, path.parent) for m in config.model.modalities)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
+
+
+def _with_class_names(modality: ModalityConfig, folder: Path) -> ModalityConfig:
+    classes = modality.options.get("classes")
+    if not isinstance(classes, str):
+        return modality
+    return dataclasses.replace(
+        modality, options=modality.options | {"classes": _class_names(classes, folder)}
+    )
+
+
+def _class_names(said: str, folder: Path) -> list[str]:
+    if said == "imagenet":
+        from open_clip import IMAGENET_CLASSNAMES  # in the order of the usual numbers 0 to 999
+
+        names = list(IMAGENET_CLASSNAMES)
+        # two names stand for two classes each
+        return [f"{name} (2)" if name in names[:i] else name for i, name in enumerate(names)]
+    file = folder / said
+    if not file.is_file():
+        raise ValueError(
+            f"no file of class names at {file}; give a list of names, a text file with a name a line, or "
+            "'imagenet'."
+        )
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

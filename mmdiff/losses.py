@@ -25,14 +25,20 @@ def training_losses(
     condition: Conditioning,
     log_snr_t: Tensor,
     snr_cap: float,
+    counts: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The reweighted bound of a batch, each term a scalar: "L1" (z_0) and "L2/<name>" of every modality.
 
     Only what is predicted counts: absent and given modalities have no L2 term, and of a photo with holes
     only the holes count. Terms are averages over the examples they apply to, weighted by nothing else, so
     that a rare annotation is not drowned.
+
+    Args:
+        counts: (N,), `count_unknown` of the batch that these examples are a part of: the terms of all parts
+            then add up to those of the whole. None: they are the whole batch.
     """
     terms: dict[str, Tensor] = {}
+    counts = count_unknown(condition.flags) if counts is None else counts
     for i, (name, modality) in enumerate(model.modalities.items()):
         if name == model.anchor:
             wanted = 1 - condition.known_pixels  # (B, 1, H, W)
@@ -40,16 +46,21 @@ def training_losses(
             # Divided by the whole area: a small hole has few pixels and little weight.
             error = squares.mean((1, 2, 3))
             unknown = condition.flags[:, i] == UNKNOWN
-            terms["L1"] = _mean_where(z0_weight(log_snr_t, snr_cap) * error, unknown)
-            terms[f"L2/{name}"] = _mean_where(error, unknown)
+            terms["L1"] = _mean_where(z0_weight(log_snr_t, snr_cap) * error, unknown, counts[i])
+            terms[f"L2/{name}"] = _mean_where(error, unknown, counts[i])
         else:
             unknown = condition.flags[:, i] == UNKNOWN
-            terms[f"L2/{name}"] = _mean_where(modality.loss(raw[name], x[name]), unknown)
+            terms[f"L2/{name}"] = _mean_where(modality.loss(raw[name], x[name]), unknown, counts[i])
     return terms
 
 
-def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+def count_unknown(flags: Tensor) -> Tensor:
+    """How many examples each modality is predicted of: flags (B, N) -> (N,) long."""
+    return (flags == UNKNOWN).sum(0)
+
+
+def _mean_where(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    return torch.where(mask, values, 0).sum() / count.clamp(min=1)
 
 
 def total_loss(model: MultiModalDiffusion, terms: Mapping[str, Tensor]) -> Tensor:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mmdiff.batches import load_examples
 from mmdiff.checkpoint import resolve, save_checkpoint
 from mmdiff.config import DataConfig, TrainConfig
 from mmdiff.data import Examples, draw_batch
 from mmdiff.device import choose_device
 from mmdiff.pipeline import Pipeline
 from mmdiff.tasks import Condition
-from mmdiff.train import Trainer, load_examples
+from mmdiff.train import Trainer
 
 BATCH = 64
 EPOCHS = 40

@@ -2,6 +2,7 @@
 
 Everything random in step k is drawn from a generator seeded by (seed, k), so a run that is stopped and
 resumed equals one that was not, and the state to save is weights, averages, optimiser moments and k.
+`accelerate launch -m mmdiff.train CONFIG` does the same on several GPUs or machines, see docs/training.md.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import io
 import json
 import math
+import os
 import signal as signals
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,14 +28,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmdiff.checkpoint import load_checkpoint, save_checkpoint, write_tensors
+from mmdiff.batches import VAL_EXAMPLES, Batches, MemoryBatches, make_embedder, training_data, validation_data
+from mmdiff.checkpoint import load_checkpoint, write_checkpoint, write_tensors, write_text
 from mmdiff.config import ModelConfig, TrainConfig, from_dict, load_train_config
-from mmdiff.data import Examples, add_embeddings, batch_rows, draw_batch, read_parquet
-from mmdiff.device import choose_device
+from mmdiff.data import Examples, draw_batch
 from mmdiff.ema import EMA
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import total_loss, training_losses
+from mmdiff.losses import count_unknown, total_loss, training_losses
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
+from mmdiff.processes import Processes, gradients_averaged, join_processes, like, local, whole
 from mmdiff.samplers import SampleNoise, sample_ddim
 from mmdiff.schedule import log_snr
 from mmdiff.tasks import draw_flags, draw_known_pixels
@@ -39,25 +44,87 @@ from mmdiff.tasks import draw_flags, draw_known_pixels
 STATE_FILE = "training_state.safetensors"
 METRICS_FILE = "metrics.csv"
 VAL_SEED = 2**31  # apart from the seeds of the training steps
+SKIPPED_AT_MOST = 10  # steps in a row that are not finite; then the run ends
+AGREE_EVERY = 10  # steps; launchers kill a process some 30 s after they asked it to stop
+ALONE = Processes()
+REMEDY = "; use a new --out folder."
+
+
+class DamagedState(ValueError):
+    """A saved state that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Examples with everything that is random about a step.
+
+    Attributes:
+        x: name -> (B, *shape); flags: (B, N) long; known: (B, 1, H, W) float, as in `Conditioning`.
+        t: (B,) long; noise: (B, *Z); second: (B,) bool, has a first pass (self-conditioning).
+    """
+
+    x: dict[str, Tensor]
+    flags: Tensor
+    known: Tensor
+    t: Tensor
+    noise: Tensor
+    second: Tensor
+
+    def take(self, rows: slice) -> Draw:
+        x = {name: values[rows] for name, values in self.x.items()}
+        others = (self.flags, self.known, self.t, self.noise, self.second)
+        return Draw(x, *(values[rows] for values in others))
+
+    def split(self, parts: int) -> list[Draw]:
+        """In ``parts`` of the same size."""
+        size = len(self.t) // parts
+        return [self.take(slice(k * size, (k + 1) * size)) for k in range(parts)]
 
 
 class Trainer:
-    """One training run: model, average, optimiser and the step counter."""
+    """One training run: model, average, optimiser and the step counter.
+
+    `optim.batch_size` is divided among the processes and by each of them into ``accumulate`` parts, which it
+    works on one after the other. Every process draws what is random for the whole batch and takes its rows,
+    so neither number changes the result, up to rounding. Only dropout differs: each part has masks of its
+    own, seeded by seed, step, process and part.
+
+    Args:
+        train: all examples, or what gives the batches.
+        compile_model: compile the network with torch.compile.
+
+    Raises:
+        ValueError: the batch cannot be divided evenly.
+    """
 
     def __init__(
-        self, config: TrainConfig, train: Examples, device: torch.device, compile_model: bool = False
+        self,
+        config: TrainConfig,
+        train: Examples | Batches,
+        device: torch.device,
+        compile_model: bool = False,
+        processes: Processes = ALONE,
+        accumulate: int = 1,
     ) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.processes = config, device, processes
+        self.accumulate = accumulate
+        self.share = processes.share(config.optim.batch_size, accumulate)
         torch.manual_seed(config.optim.seed)
         self.model = MultiModalDiffusion(config.model).to(device)
         self.ema = EMA(self.model, config.optim.ema_decay)
-        self.examples = train.to(device)
+        for model in (self.model, self.ema.model):
+            processes.split(model, compile_model)
+        if isinstance(train, Examples):
+            train = MemoryBatches(train.to(device), config.optim.batch_size, config.optim.seed, self.share)
+        self.batches = train
         schedule = self.model.make_schedule()
         self.schedule = schedule.to(device)
         self.log_snr = log_snr(schedule.log_abar).clamp(-30, 30).float().to(device)
         self.optimizer = self._make_optimizer()
-        self.forward = torch.compile(self.model) if compile_model else self.model
+        self.forward = processes.joined(self.model, compile_model)
         self.step = 0
+        # steps skipped, and how many of them lately in a row; on the device, which is not waited for
+        self.skipped = torch.zeros(2, dtype=torch.long, device=device)
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         optim = self.config.optim
@@ -88,63 +155,114 @@ class Trainer:
         self, model: nn.Module, examples: Examples, rows: Tensor, generator: torch.Generator, augment: bool
     ) -> dict[str, Tensor]:
         """The terms of the objective on the examples ``rows``, noised and masked by ``generator``."""
-        net = self.model
+        return self._terms(model, self.draw(examples, rows, generator, augment))
+
+    def draw(self, examples: Examples, rows: Tensor, generator: torch.Generator, augment: bool) -> Draw:
+        """Everything random about the examples ``rows`` (B,) in a step, cut and flipped if ``augment``."""
+        net, size = self.model, self.config.model.image_size
         x, present = draw_batch(
             examples, net.modalities, rows, generator if augment else None, self.config.data.flip
         )
-        holes = torch.rand(len(rows), generator=generator, device=self.device) < self.config.tasks.holes
+
+        def chance(probability: float) -> Tensor:
+            return torch.rand(len(rows), generator=generator, device=self.device) < probability
+
+        holes = chance(self.config.tasks.holes)
         flags = draw_flags(present, self.config.tasks, generator, holes)
-        given = torch.rand(len(rows), generator=generator, device=self.device) < self.config.tasks.given
-        known = draw_known_pixels(len(rows), self.config.model.image_size, generator, self.device)
+        given = chance(self.config.tasks.given)
+        known = draw_known_pixels(len(rows), size, generator, self.device)
         known = known * (holes & given & (flags[:, 0] == UNKNOWN))[:, None, None, None]
         known = torch.where((flags[:, 0] == KNOWN)[:, None, None, None], 1.0, known)
-
-        e = net.encode(x)
-        condition = net.condition(e, flags, known)
         last = self.schedule.num_steps
         t = torch.randint(1, last + 1, (len(rows),), generator=generator, device=self.device)
         noise = torch.randn(len(rows), *net.z_shape, generator=generator, device=self.device)
+        # drawn only where it is used, so that the numbers after it stay what they were without
+        second = chance(0.5) if net.config.self_conditioning else torch.zeros_like(t, dtype=torch.bool)
+        return Draw(x, flags, known, t, noise, second)
+
+    def _terms(self, model: nn.Module, draw: Draw, counts: Tensor | None = None) -> dict[str, Tensor]:
+        """The terms of the objective; ``counts`` as in `training_losses`."""
+        net, t, flags = self.model, draw.t, draw.flags
+        e = net.encode(draw.x)
+        condition = net.condition(e, flags, draw.known)
         z0 = e.pop(net.anchor)
         entering = {
             n: v * (flags[:, net.names.index(n)] != ABSENT)[:, None, None, None] for n, v in e.items()
         }
-        z_t = q_sample(self.schedule, z0, t, entering, noise)
+        z_t = q_sample(self.schedule, z0, t, entering, draw.noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             if net.config.self_conditioning:
-                condition = self._after_first_pass(model, z_t, t, condition, generator)
+                condition = self._after_first_pass(model, z_t, t, condition, draw.second)
             raw = model(z_t, self.log_snr[t], condition)
-        return training_losses(net, raw, x, condition, self.log_snr[t], self.config.optim.snr_cap)
+        snr_cap = self.config.optim.snr_cap
+        return training_losses(net, raw, draw.x, condition, self.log_snr[t], snr_cap, counts)
 
     @torch.no_grad()
     def _after_first_pass(
-        self, model: nn.Module, z_t: Tensor, t: Tensor, condition: Conditioning, generator: torch.Generator
+        self, model: nn.Module, z_t: Tensor, t: Tensor, condition: Conditioning, second: Tensor
     ) -> Conditioning:
         """Half of the examples with a clean prediction to start from, as in sampling (Chen et al. 2022)."""
         raw = model(z_t, self.log_snr[t], condition)
-        shown = torch.rand(len(z_t), generator=generator, device=self.device) < 0.5
-        previous = self.model.interpret(raw, condition).clean * shown[:, None, None, None]
+        previous = self.model.interpret(raw, condition).clean * second[:, None, None, None]
         return dataclasses.replace(condition, previous=previous)
 
     def train_step(self) -> dict[str, Tensor]:
-        """One optimiser step; returns the loss terms and their weighted total, on the device."""
+        """One optimiser step; returns the whole batch's loss terms and weighted total, on the device.
+
+        If the loss or the gradient is not finite, weights and optimiser stay as they are and the step counts
+        as skipped.
+        """
         optim = self.config.optim
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        torch.manual_seed(optim.seed * 1_000_003 + self.step)  # dropout
-        rows = batch_rows(len(self.examples), self.step, optim.batch_size, optim.seed).to(self.device)
         self.model.train()
-        terms = self.losses(self.forward, self.examples, rows, self.generator(self.step), augment=True)
-        total = total_loss(self.model, terms)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm)
+        terms = self._backward(self._draw_share())
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm))
+        bad = ~(norm + terms["total"]).isfinite()  # both are the same on every process
+        # What gradient scalers use: the fused optimiser looks at it on the device, so nothing waits for it.
+        self.optimizer.found_inf = bad.float()
         self.optimizer.step()
+        self._count_skipped(bad)
         self.ema.update(self.model, self.step)
         self.step += 1
-        return {n: v.detach() for n, v in terms.items()} | {"total": total.detach()}
+        return terms
+
+    def _draw_share(self) -> Draw:
+        """This process's rows of the next batch; what is random is drawn as for the whole batch."""
+        examples = self.batches.next_batch().to(self.device)
+        # The others' rows are not here; row 0 stands for them in draws that nobody looks at.
+        rows = torch.zeros(self.config.optim.batch_size, dtype=torch.long, device=self.device)
+        rows[self.share] = torch.arange(len(examples), device=self.device)
+        return self.draw(examples, rows, self.generator(self.step), augment=True).take(self.share)
+
+    def _backward(self, draw: Draw) -> dict[str, Tensor]:
+        """Gradients of the mean loss of the whole batch, part by part; returns its terms and their total."""
+        counts = self.processes.sum(count_unknown(draw.flags))
+        shares: list[dict[str, Tensor]] = []
+        for k, part in enumerate(draw.split(self.accumulate)):
+            with gradients_averaged(self.forward, now=k == self.accumulate - 1):
+                self._seed_dropout(k)
+                terms = self._terms(self.forward, part, counts)
+                # The mean over the processes is to be the sum: the terms are divided by `counts` already.
+                (total_loss(self.model, terms) * self.processes.count).backward()
+            shares.append({name: value.detach() for name, value in terms.items()})
+        values = self.processes.sum(torch.stack([torch.stack(list(s.values())) for s in shares]).sum(0))
+        terms = dict(zip(shares[0], values, strict=True))
+        return terms | {"total": total_loss(self.model, terms)}
+
+    def _seed_dropout(self, part: int) -> None:
+        number = self.processes.rank * self.accumulate + part
+        torch.manual_seed(self.config.optim.seed * 1_000_003 + self.step + (number << 40))
+
+    def _count_skipped(self, bad: Tensor) -> None:
+        total, in_a_row = self.skipped
+        # Once the limit is reached it stands, as it may be looked at some steps later.
+        going_on = torch.where(in_a_row < SKIPPED_AT_MOST, torch.zeros_like(in_a_row), in_a_row)
+        self.skipped = torch.stack([total + bad, torch.where(bad, in_a_row + 1, going_on)])
 
     @torch.no_grad()
-    def validate(self, examples: Examples, limit: int = 1024) -> dict[str, float]:
+    def validate(self, examples: Examples, limit: int = VAL_EXAMPLES) -> dict[str, float]:
         """The objective of the averaged model on fixed examples, times and noise."""
         sums: dict[str, float] = {}
         generator = self.generator(VAL_SEED)
@@ -156,57 +274,92 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + value.item() / len(chunks)
         return sums
 
-    def save_state(self, path: Path) -> None:
-        """Write everything that a resumed run needs; the file is replaced in one move."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Everything that a resumed run needs: whole tensors on the CPU, and what is to stand beside them.
+
+        All processes call it; only the main one gets the tensors.
+        """
         tensors = {f"model/{n}": t for n, t in self.model.state_dict().items()}
         tensors |= {f"ema/{n}": t for n, t in self.ema.model.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{n}": t for n, t in state.items()}
-        write_tensors(tensors, path, {"step": str(self.step), "config": json.dumps(self._identity())})
+        tensors["skipped"] = self.skipped
+        gathered = {}
+        for name, tensor in tensors.items():  # one by one: a sharded model may not fit on one device
+            full = whole(tensor)
+            if self.processes.main:
+                gathered[name] = full.detach().cpu()
+        metadata = {
+            "step": str(self.step),
+            "config": json.dumps(self._identity()),
+            "batches": json.dumps(self.processes.gather(self.batches.state_dict())),
+        }
+        return gathered, metadata
+
+    def save_state(self, path: Path) -> None:
+        """Write `state` and keep the file that was there as the backup; all processes call it.
+
+        Raises OSError if it cannot be written.
+        """
+        tensors, metadata = self.state()
+        if self.processes.main:
+            write_tensors(tensors, path, metadata, backup=backup_of(path))
 
     def _identity(self) -> dict:
         return dataclasses.asdict(self.config.model)
 
     def load_state(self, path: Path) -> None:
-        """Continue from `save_state`. Raises ValueError if the state is damaged or of another model."""
+        """Continue from `save_state`.
+
+        Raises:
+            DamagedState: it cannot be read.
+            ValueError: it is of another model, or no state, or its batches cannot be gone on with.
+        """
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {n: file.get_tensor(n) for n in file.keys()}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}); use a new --out folder.") from error
+            raise DamagedState(f"{path} is damaged ({error}){REMEDY}") from error
         if "config" not in metadata:
-            raise ValueError(f"{path} is no training state; use a new --out folder.")
+            raise ValueError(f"{path} is no training state{REMEDY}")
         # through `from_dict`, so that options that came later count with their defaults
         saved = from_dict(ModelConfig, json.loads(metadata["config"]))
         if json.dumps(dataclasses.asdict(saved)) != json.dumps(self._identity()):
-            raise ValueError(f"{path} belongs to another model configuration; use a new --out folder.")
+            raise ValueError(f"{path} belongs to another model configuration{REMEDY}")
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-        self.model.load_state_dict(part("model/"))
-        self.ema.model.load_state_dict(part("ema/"))
+        _load_weights(self.model, part("model/"))
+        _load_weights(self.ema.model, part("ema/"))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimizer/").items():
             index, name = key.split("/")
-            moments.setdefault(int(index), {})[name] = value
+            moments.setdefault(int(index), {})[name] = like(value, parameters[int(index)])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.step = int(metadata["step"])
+        self.skipped = tensors.get("skipped", torch.zeros(2, dtype=torch.long)).to(self.device)
+        before = json.dumps([{"step": self.step}])  # of states written before batches had one of their own
+        batches = json.loads(metadata.get("batches", before))
+        rank = self.processes.rank if len(batches) == self.processes.count else 0
+        self.batches.load_state_dict(batches[rank])
 
     def start_from(self, folder: str) -> None:
         """Take the weights of a checkpoint folder. Raises ValueError if they are of another architecture."""
         weights = load_checkpoint(folder).state_dict()
         try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
+            _load_weights(self.model, weights)
+        except (RuntimeError, KeyError) as error:
             raise ValueError(f"{folder} is of another architecture than the configuration: {error}") from None
-        self.ema.model.load_state_dict(weights)
+        _load_weights(self.ema.model, weights)
 
     @torch.no_grad()
     def is_finite(self) -> bool:
-        """Whether all weights are numbers; one infinite gradient makes all of them NaN for good."""
-        return all(bool(p.isfinite().all()) for p in self.model.parameters())
+        """Whether all weights are numbers, on all processes; all call it."""
+        mine = all(bool(local(p).isfinite().all()) for p in self.model.parameters())
+        return not self.processes.any(not mine, self.device)
 
     @torch.no_grad()
     def sample_grid(self, count: int = 16, steps: int = 30) -> Image.Image:
@@ -239,55 +392,168 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
+        self.columns: list[str] = []
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if lines:
+            self.columns = lines[0].strip().split(",")
         kept = [row for row in lines[1:] if row.endswith("\n") and float(row.split(",")[0]) <= step]
-        path.write_text("".join(lines[:1] + kept), encoding="utf-8")
+        write_text(path, "".join(lines[:1] + kept))
 
     def write(self, row: dict[str, float]) -> None:
-        """Append one row, the first number of which is the step, after a header if the file is new."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        """Append one row, the first number of which is the step, after a header if the file is new.
+
+        Raises OSError if it cannot be written; nothing of it is in the file then.
+        """
+        text = io.StringIO()
+        # A log that was begun before a column existed goes on without it.
+        columns = self.columns or list(row)
+        writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+        if not self.columns:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("ab") as file:
+                file.write(text.getvalue().encode())
+        except OSError:
+            os.truncate(self.path, size)
+            raise
+        self.columns = columns
+
+
+class Run:
+    """A trainer's folder and its logs: what `run` writes there, which only the main process does.
+
+    A file that cannot be written, as on a full disk, is reported and left for the next time.
+    """
+
+    def __init__(self, trainer: Trainer, val: Examples | None, out: Path) -> None:
+        self.trainer, self.out = trainer, out
+        self.main = trainer.processes.main
+        self.val = val.to(trainer.device) if val else None
+        self.skipped = int(trainer.skipped[0])
+        if self.main:
+            (out / "samples").mkdir(parents=True, exist_ok=True)
+            self.log = MetricsLog(out / METRICS_FILE, trainer.step)
+            self.best = _best_so_far(out)
+
+    def write_row(self, speed: float, values: dict[str, float], val: bool) -> None:
+        """A line of the metrics log."""
+        trainer = self.trainer
+        position = {"step": trainer.step, "images": trainer.images, "lr": trainer.learning_rate()}
+        row = position | {"images_per_s": speed, "split_val": int(val)} | values | {"skipped": self.skipped}
+        if self.main:
+            with _unless_impossible("a line of the log"):
+                self.log.write(row)
+
+    def check(self) -> None:
+        """Say which steps were skipped. Raises FloatingPointError if there were too many in a row."""
+        total, in_a_row = self.trainer.skipped.tolist()
+        if self.main and total > self.skipped:
+            _say(
+                f"{total - self.skipped} step(s) up to step {self.trainer.step} skipped, as the loss or the "
+                f"gradient was not finite; {total} so far."
+            )
+        self.skipped = total
+        if in_a_row >= SKIPPED_AT_MOST:
+            raise _diverged(
+                self.trainer, f"the loss or its gradient was not finite {in_a_row} times in a row"
+            )
+
+    def sample(self) -> None:
+        """Write a picture of samples; all processes call it."""
+        grid = self.trainer.sample_grid()
+        if self.main:
+            with _unless_impossible("the samples"):
+                grid.save(self.out / "samples" / f"{self.trainer.images:010d}.png")
+
+    def save(self, final: bool = False) -> None:
+        """Write state and checkpoint; keep the checkpoint of the lowest validation loss beside it.
+
+        All processes call it.
+
+        Raises:
+            FloatingPointError: the run has diverged; the last state stays.
+            OSError: state or checkpoint could not be written and it is the ``final`` time.
+        """
+        trainer = self.trainer
+        self.check()
+        if not trainer.is_finite():
+            raise _diverged(trainer, "a weight is not finite")
+        tensors, metadata = trainer.state()
+        average = {n.removeprefix("ema/"): t for n, t in tensors.items() if n.startswith("ema/")}
+        failed: list[OSError] = []
+        if self.main:
+            with _unless_impossible("the state", failed):
+                path = self.out / STATE_FILE
+                write_tensors(tensors, path, metadata, backup=backup_of(path))
+                write_checkpoint(trainer.config.model, average, self.out)
+        if self.val is not None:
+            self._validate(average)
+        if failed and final:
+            raise failed[0]
+        if failed:
+            _say("Training goes on; the next save tries again.")
+
+    def _validate(self, average: dict[str, Tensor]) -> None:
+        terms = self.trainer.validate(self.val)
+        self.write_row(0.0, terms, val=True)
+        if not self.main or terms["total"] >= self.best:
+            return
+        with _unless_impossible("the best checkpoint"):
+            write_checkpoint(self.trainer.config.model, average, self.out / "best")
+            text = json.dumps(terms | {"images": self.trainer.images})
+            write_text(self.out / "best" / "val.json", text)
+            self.best = terms["total"]
 
 
 def run(trainer: Trainer, val: Examples | None, out: Path, max_minutes: float, log_every: int) -> str:
     """Train until the budget, the time limit or a signal ends it; returns which of them it was.
 
-    Raises FloatingPointError when the loss or a weight is no longer finite, before it is saved.
+    All processes call it.
+
+    Raises:
+        FloatingPointError: the loss or a weight is no longer finite; it is not saved.
+        OSError: the last state could not be written.
     """
-    optim = trainer.config.optim
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "samples").mkdir(exist_ok=True)
-    val = val.to(trainer.device) if val else None
-    log, start, stopped = MetricsLog(out / METRICS_FILE, trainer.step), time.monotonic(), []
-    best = _best_so_far(out)
+    optim, processes, files = trainer.config.optim, trainer.processes, Run(trainer, val, out)
+    start, stopped = time.monotonic(), []
     total_steps = -(-optim.images // optim.batch_size)
-    bar = tqdm(total=total_steps, initial=trainer.step, unit="step", dynamic_ncols=True, mininterval=2)
-    since, last_time = trainer.step, start
+    bar = tqdm(
+        total=total_steps,
+        initial=trainer.step,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=2,
+        disable=not processes.main,
+    )
+    since, last_time, ended = trainer.step, start, False
     with bar, _signals_stop(stopped):
-        while trainer.step < total_steps and not stopped:
+        while trainer.step < total_steps and not ended:
             terms = trainer.train_step()
             bar.update()
             if trainer.step % log_every == 0 or trainer.step == total_steps:
                 values = {n: v.item() for n, v in terms.items()}
-                if not all(map(math.isfinite, values.values())):
-                    raise _diverged(trainer, f"the loss is {values}")
+                files.check()
                 now = time.monotonic()
                 speed = (trainer.step - since) * optim.batch_size / (now - last_time)
                 since, last_time = trainer.step, now
-                log.write(_row(trainer, speed, values, val=False))
+                files.write_row(speed, values, val=False)
                 bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()} | {"img/s": f"{speed:.0f}"})
             if now_due(trainer, optim.sample_every_images):
-                trainer.sample_grid().save(out / "samples" / f"{trainer.images:010d}.png")
+                files.sample()
             if now_due(trainer, optim.save_every_images) and trainer.step < total_steps:
-                best = _save(trainer, val, out, log, best)
+                files.save()
             if (time.monotonic() - start) / 60 > max_minutes:
                 stopped.append("--max-minutes")
-        _save(trainer, val, out, log, best)
-        trainer.sample_grid().save(out / "samples" / f"{trainer.images:010d}.png")
-    return stopped[0] if stopped else "the budget of images"
+            # Several processes have to stop together, and asking each other makes them wait.
+            if processes.count == 1 or trainer.step % AGREE_EVERY == 0:
+                ended = processes.any(bool(stopped), trainer.device)
+        files.save(final=True)
+        files.sample()
+    if not ended:
+        return "the budget of images"
+    return stopped[0] if stopped else "another process"
 
 
 @contextmanager
@@ -302,17 +568,27 @@ def _signals_stop(stopped: list[str]) -> Iterator[None]:
             signals.signal(name, handler)
 
 
+@contextmanager
+def _unless_impossible(what: str, failed: list[OSError] | None = None) -> Iterator[None]:
+    """Write something; say so and go on if that cannot be done. The error is added to ``failed``."""
+    try:
+        yield
+    except OSError as error:
+        _say(f"{what} could not be written ({error}). What was written before is kept.")
+        if failed is not None:
+            failed.append(error)
+
+
+def _say(text: str) -> None:
+    """A line on the standard error, above the progress bar."""
+    tqdm.write(f"mmdiff.train: {text}", file=sys.stderr)
+
+
 def _diverged(trainer: Trainer, what: str) -> FloatingPointError:
     return FloatingPointError(
         f"{what} at step {trainer.step}. The state saved before it is kept: run the same command with a "
         "lower --lr to continue from there."
     )
-
-
-def _row(trainer: Trainer, speed: float, values: dict[str, float], val: bool) -> dict[str, float]:
-    """A line of the metrics log."""
-    position = {"step": trainer.step, "images": trainer.images, "lr": trainer.learning_rate()}
-    return position | {"images_per_s": speed, "split_val": int(val)} | values
 
 
 def now_due(trainer: Trainer, every_images: int) -> bool:
@@ -326,51 +602,49 @@ def _best_so_far(out: Path) -> float:
     return json.loads(path.read_text())["total"] if path.exists() else float("inf")
 
 
-def _save(trainer: Trainer, val: Examples | None, out: Path, log: MetricsLog, best: float) -> float:
-    """Write state and checkpoint; keep the checkpoint of the lowest validation loss beside it."""
-    if not trainer.is_finite():
-        raise _diverged(trainer, "a weight is not finite")
-    trainer.save_state(out / STATE_FILE)
-    save_checkpoint(trainer.ema.model, out)
-    if val is None:
-        return best
-    terms = trainer.validate(val)
-    log.write(_row(trainer, 0.0, terms, val=True))
-    if terms["total"] >= best:
-        return best
-    save_checkpoint(trainer.ema.model, out / "best")
-    (out / "best" / "val.json").write_text(json.dumps(terms | {"images": trainer.images}))
-    return terms["total"]
+def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load whole tensors into a model that may be sharded. Raises KeyError or RuntimeError if they differ."""
+    targets = model.state_dict()
+    model.load_state_dict({name: like(value, targets[name]) for name, value in weights.items()})
 
 
-def load_examples(path: str, model: MultiModalDiffusion, config: TrainConfig, embedder) -> Examples:
-    """A Parquet file as training examples, with embeddings if the model has such a modality."""
-    examples = read_parquet(path, model.modalities.values(), config.data)
-    if model.anchor not in examples.present:
-        raise ValueError(f"{path} has no {model.anchor}: a column of this name with a picture in every row.")
-    if not examples.present[model.anchor].all():
-        row = int(examples.present[model.anchor].int().argmin())
-        raise ValueError(f"{path}, row {row}: there is no {model.anchor}; remove the row.")
-    for name, modality in model.modalities.items():
-        modality.attach(embedder)
-        if modality.kind == "embedding" and name not in examples.stored:
-            if embedder is None:
-                raise ValueError(f"modality {name!r} needs model.embedder, or a column {name!r} in {path}.")
-            add_embeddings(examples, name, model.anchor, embedder, config.model.image_size)
-    return examples
+def backup_of(path: Path) -> Path:
+    """Where the state before the newest is: training_state.previous.safetensors."""
+    return path.with_suffix(".previous" + path.suffix)
 
 
-def make_embedder(config: TrainConfig, folder: str | None, device: torch.device):
-    """The embedder that the configuration names, from ``folder`` if given; None if it names none."""
-    if not config.model.embedder:
-        return None
-    from mmdiff.clip.embedder import ClipEmbedder
+def resume(trainer: Trainer, out: Path) -> bool:
+    """Continue from the newest state in the folder; False if it has none.
 
-    beside = Path("checkpoints") / config.model.embedder
-    try:
-        return ClipEmbedder(folder or (beside if beside.is_dir() else config.model.embedder), device)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+    If that one is damaged, the one before it takes its place. All processes call it.
+
+    Raises:
+        ValueError: both are damaged, the state is of another model, or the processes see different ones.
+    """
+    newest, backup = out / STATE_FILE, backup_of(out / STATE_FILE)
+    found = [path for path in (newest, backup) if path.exists()]
+    damage = ""
+    for path in found:
+        try:
+            trainer.load_state(path)
+            break
+        except DamagedState as error:
+            if path == found[-1]:
+                raise
+            damage = str(error).removesuffix(REMEDY)
+    _same_step(trainer, out)
+    if damage and trainer.processes.main:
+        _say(f"{damage}; going on from {backup}, the state before it, at step {trainer.step}.")
+        os.replace(backup, newest)  # or the next save would keep the damaged one as the backup
+    return bool(found)
+
+
+def _same_step(trainer: Trainer, out: Path) -> None:
+    total = trainer.processes.sum(torch.tensor(trainer.step, device=trainer.device))
+    if total != trainer.step * trainer.processes.count:
+        raise ValueError(
+            f"the processes find different states in {out}; it must be on a disk that all machines share."
+        )
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -384,6 +658,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
     parser.add_argument("--images", type=int, help="budget (default: optim.images of the configuration)")
     parser.add_argument("--batch-size", type=int, help="default: optim.batch_size of the configuration")
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        help="parts that each process works on a batch in, one after the other, for less memory (default: 1)",
+    )
+    parser.add_argument(
+        "--shard", action="store_true", help="divide the weights themselves among the processes (FSDP2)"
+    )
     parser.add_argument("--lr", type=float, help="default: optim.lr of the configuration")
     parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop cleanly after this long")
     parser.add_argument("--init", help="checkpoint folder whose weights a new run starts from")
@@ -398,6 +681,8 @@ def apply_overrides(config: TrainConfig, arguments: argparse.Namespace) -> Train
     said = {name: value for name, value in vars(arguments).items() if value is not None}
     optim = {name: said[name] for name in ("images", "batch_size", "lr") if name in said}
     data = {name: said[name] for name in ("train", "val") if name in said}
+    if data:
+        data["prepared"] = ""  # otherwise what was prepared would be read all the same
     return dataclasses.replace(
         config,
         optim=dataclasses.replace(config.optim, **optim),
@@ -408,37 +693,45 @@ def apply_overrides(config: TrainConfig, arguments: argparse.Namespace) -> Train
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
-        if args.log_every < 1:
-            raise ValueError(f"--log-every is {args.log_every}; give a number of steps, at least 1.")
+        for option in ("log_every", "accumulate"):
+            if getattr(args, option) < 1:
+                name = option.replace("_", "-")
+                raise ValueError(f"--{name} is {getattr(args, option)}; give a number of at least 1.")
         config = apply_overrides(load_train_config(args.config), args)
-        device = choose_device(args.device)
+        processes, device = join_processes(args.device, args.shard)
         embedder = make_embedder(config, args.embedder, device)
         blueprint = MultiModalDiffusion(config.model)
-        train = load_examples(config.data.train, blueprint, config, embedder)
-        val = load_examples(config.data.val, blueprint, config, embedder) if config.data.val else None
+        train = training_data(config, blueprint, embedder, processes, args.accumulate)
+        val = validation_data(config, blueprint, embedder)
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.set_float32_matmul_precision("high")
-        trainer = Trainer(config, train, device, on_gpu if args.compile is None else args.compile)
+        compiled = on_gpu if args.compile is None else args.compile
+        trainer = Trainer(config, train, device, compiled, processes, args.accumulate)
         out = Path(args.out or Path("runs", Path(args.config).stem))
-        if (out / STATE_FILE).exists():
-            trainer.load_state(out / STATE_FILE)
-        elif args.init:
+        if not resume(trainer, out) and args.init:
             trainer.start_from(args.init)
     except ValueError as error:
         sys.exit(f"mmdiff.train: {error}")
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    counts = ", ".join(f"{int(has.sum())} {name}" for name, has in train.present.items())
-    print(
-        f"{parameters / 1e6:.2f} M parameters, {len(train)} examples ({counts}), {device}, "
-        f"step {trainer.step}",
-        flush=True,
-    )
+    if processes.main:
+        print(_summary(trainer, train), flush=True)
     try:
         reason = run(trainer, val, out, args.max_minutes, args.log_every)
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
         sys.exit(f"mmdiff.train: {error}")
-    print(f"stopped by {reason} after {trainer.images} images; checkpoint in {out}")
+    if processes.main:
+        print(f"stopped by {reason} after {trainer.images} images; checkpoint in {out}")
+    processes.close()
+
+
+def _summary(trainer: Trainer, train: Examples | Batches) -> str:
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    examples = f"streamed from {trainer.config.data.ready().train}"
+    if isinstance(train, Examples):
+        counts = ", ".join(f"{int(has.sum())} {name}" for name, has in train.present.items())
+        examples = f"{len(train)} examples ({counts})"
+    together = f"{trainer.processes.count} processes, " if trainer.processes.count > 1 else ""
+    return f"{parameters / 1e6:.2f} M parameters, {examples}, {together}{trainer.device}, step {trainer.step}"
 
 
 if __name__ == "__main__":

@@ -57,6 +57,34 @@ def test_json_gives_back_the_same_configuration():
     assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
+def test_sources_and_maps_are_read_from_toml(tmp_path):
+    text = MINIMAL.replace(
+        "margin = 4",
+        'train = "hub:a/b"\nval = "hub:a/b:test"\nprepared = "data/b"\nstream = true\n'
+        'columns = { image = "jpg", caption = "txt" }\nclass_map = { label = { 255 = 0, "*" = 1 } }',
+    )
+    data = load_train_config(write(tmp_path, text)).data
+    assert (data.column("image"), data.column("caption"), data.column("label")) == ("jpg", "txt", "label")
+    assert data.class_map == {"label": {"255": 0, "*": 1}} and data.stream
+    ready = data.ready()
+    assert (ready.train, ready.val) == ("data/b/train-*.parquet", "data/b/val-*.parquet")
+    assert (ready.columns, ready.class_map, ready.prepared, ready.stream) == ({}, {}, "", True)
+    assert ready.ready() == ready
+    assert dataclasses.replace(data, val="").ready().val == ""
+
+
+def test_classes_can_stand_in_a_file_or_be_those_of_imagenet(tmp_path):
+    (tmp_path / "names.txt").write_text("one\n two \n\nthree\n", encoding="utf-8")
+    for said, expected in (("names.txt", ["one", "two", "three"]), ("imagenet", None)):
+        config = load_train_config(write(tmp_path, MINIMAL.replace('["a", "b"]', f'"{said}"')))
+        classes = config.model.modalities[1].options["classes"]
+        assert expected in (None, classes)
+        assert MultiModalDiffusion(config.model).modalities["label"].classes == tuple(classes)
+    assert (len(classes), classes[0], classes[999]) == (1000, "tench", "toilet paper")
+    with pytest.raises(ValueError, match="no file of class names at .*other.txt; give a list of names"):
+        load_train_config(write(tmp_path, MINIMAL.replace('["a", "b"]', '"other.txt"')))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_can_be_built(path):
     config = load_train_config(path)
@@ -83,6 +111,12 @@ def test_configurations_are_frozen():
         ("margin = 4", "margin = true", r"DataConfig\.margin is True; expected int"),
         ("margin = 4", "flip = 1", r"DataConfig\.flip is 1; expected bool"),
         ("margin = 4", 'margin_from = "crop"', "'crop'; use 'pad' or 'resize'"),
+        ("margin = 4", "columns = 3", r"DataConfig\.columns is 3; expected dict"),
+        ("margin = 4", "columns = { image = 3 }", r"DataConfig\.columns\.image is 3; expected str"),
+        ("margin = 4", "class_map = { label = 3 }", r"DataConfig\.class_map\.label is 3"),
+        ("margin = 4", 'class_map = { label = { 0 = "a" } }', r"class_map\.label\.0 is 'a'; expected int"),
+        ("margin = 4", "shuffle_rows = 0", r"DataConfig\.shuffle_rows is 0"),
+        ("margin = 4", "workers = 0", r"DataConfig\.workers is 0"),
         ("lr = 1", 'lr = "fast"', r"OptimConfig\.lr is 'fast'; expected float"),
         ("[0.9, 0.99]", "[0.9]", r"OptimConfig\.betas is \[0\.9\]"),
         ("[0.9, 0.99]", '[0.9, "high"]', r"OptimConfig\.betas is 'high'"),

@@ -1,6 +1,9 @@
 """Examples are read, cut and ordered: what goes in comes out, and annotations stay with their photo."""
 
+import warnings
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +23,7 @@ from synthetic import (
 
 from mmdiff.config import DataConfig
 from mmdiff.data import Examples, add_embeddings, batch_rows, draw_batch, read_parquet
+from mmdiff.modalities.base import decode_cell
 from mmdiff.model import MultiModalDiffusion
 
 NAMES = ("image", "mask", "label")
@@ -131,6 +135,120 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path, modalities, change, messag
     path = write_parquet(tmp_path / "a.parquet", rows)
     with pytest.raises(ValueError, match=f"a.parquet, row 7, {message}"):
         read(path, modalities)
+
+
+BROKEN = [
+    ({"image": {"bytes": b"no picture", "path": None}}, "column 'image': .*could not be read as"),
+    ({"mask": png(np.full((SIZE, SIZE), 7, np.uint8))}, "column 'mask': .*class number 7"),
+    ({"image": None}, "column 'image': there is none"),
+]
+
+
+@pytest.mark.parametrize("change, message", BROKEN)
+def test_training_leaves_a_broken_row_out(tmp_path, modalities, change, message):
+    rows = make_rows(12)
+    rows[7] |= change
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    whole = read(write_parquet(tmp_path / "b.parquet", make_rows(12)), modalities)
+    with pytest.warns(UserWarning, match=f"a.parquet, row 7, {message}.* The row is left out"):
+        examples = read_parquet(path, modalities.values(), DataConfig(), strict=False)
+    rest = whole.take(torch.tensor([i for i in range(12) if i != 7]))
+    assert examples.captions == rest.captions
+    for name in NAMES:
+        assert torch.equal(examples.stored[name], rest.stored[name])
+        assert torch.equal(examples.present[name], rest.present[name])
+
+
+@pytest.mark.parametrize(
+    "count, broken, fails", [(24, 10, False), (24, 11, True), (400, 20, False), (400, 21, True)]
+)
+def test_many_broken_rows_are_an_error(tmp_path, count, broken, fails):
+    """More than ten and more than one in twenty; three are named, the rest is counted."""
+    modalities = MultiModalDiffusion(tiny_config(("image", "label"))).modalities
+    rows = [{"image": row["image"], "label": row["label"]} for row in make_rows(count)]
+    for row in rows[:broken]:
+        row["label"] = 99
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if fails:
+            with pytest.raises(ValueError, match=f"{broken} of {count} rows cannot be read"):
+                read_parquet(path, modalities.values(), DataConfig(), strict=False)
+        else:
+            assert len(read_parquet(path, modalities.values(), DataConfig(), strict=False)) == count - broken
+    messages = [str(w.message) for w in caught]
+    assert sum("The row is left out" in m for m in messages) == 3
+    assert sum("rows are left out so far" in m for m in messages) == 1
+
+
+def test_a_glob_is_read_in_order(tmp_path, modalities):
+    rows = make_rows(24)
+    for k, (start, end) in enumerate([(0, 9), (9, 10), (10, 24)]):
+        write_parquet(tmp_path / f"part-{k}.parquet", rows[start:end])
+    whole = read(write_parquet(tmp_path / "whole.parquet", rows), modalities)
+    parts = read(f"{tmp_path}/part-*.parquet", modalities)
+    assert parts.captions == whole.captions
+    for name in NAMES:
+        assert torch.equal(parts.stored[name], whole.stored[name])
+        assert torch.equal(parts.present[name], whole.present[name])
+    with pytest.raises(ValueError, match=r"no data at .*none-\*.parquet"):
+        read(f"{tmp_path}/none-*.parquet", modalities)
+
+
+def test_columns_and_classes_can_be_mapped(tmp_path, modalities):
+    """A source with names and numbers of its own, 255 for what has no class, equals one with ours."""
+    own, ours = [], make_rows(12)
+    for row in ours:
+        mask = row["mask"] and np.asarray(decode_cell(row["mask"]))
+        cell = None if mask is None else png(np.where(mask == 1, 7, 255).astype(np.uint8))
+        label = "unknown" if row["label"] < 0 else f"n{row['label']}"
+        own.append({"jpg": row["image"], "seg": cell, "wnid": label, "text": row["caption"]})
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    types = {"jpg": picture, "seg": picture}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in own[0]])
+    pq.write_table(pa.Table.from_pylist(own, schema), tmp_path / "own.parquet")
+    columns = {"image": "jpg", "mask": "seg", "label": "wnid", "caption": "text"}
+    class_map = {"mask": {"7": 1, "*": 0}, "label": {f"n{i}": i for i in range(4)} | {"unknown": -1}}
+    mapped = read(tmp_path / "own.parquet", modalities, columns=columns, class_map=class_map)
+    plain = read(write_parquet(tmp_path / "ours.parquet", ours), modalities)
+    assert mapped.captions == plain.captions
+    for name in NAMES:
+        assert torch.equal(mapped.stored[name], plain.stored[name]), name
+        assert torch.equal(mapped.present[name], plain.present[name])
+
+
+@pytest.mark.parametrize(
+    "class_map, message",
+    [
+        ({"mask": {"0": 0}}, r"row 0, column 'mask': 1 is not in data.class_map.mask; add it"),
+        ({"label": {"0": 0}}, r"row 1, column 'label': 1 is not in data.class_map.label"),
+        ({"mask": {"0": 0, "1": 9}}, r"column 'mask': mask: found class number 9"),
+    ],
+)
+def test_a_class_without_a_place_in_the_map_is_named(shapes, modalities, class_map, message):
+    with pytest.raises(ValueError, match=message):
+        read(shapes, modalities, class_map=class_map)
+
+
+@pytest.mark.parametrize("form", ["photo", "photo and caption", "with a gap"])
+def test_embeddings_can_be_columns(tmp_path, form):
+    """One vector an example, or two of which a batch draws one; read as arrays or, with gaps, as lists."""
+    model = MultiModalDiffusion(tiny_config(("image", "embedding")))
+    vectors = np.random.default_rng(0).normal(size=(6, 2, DIM)).astype(np.float16)
+    cells = vectors[:, 0].tolist() if form == "photo" else vectors.tolist()
+    if form == "with a gap":
+        cells[3] = None
+    depth = pa.list_(pa.float16()) if form == "photo" else pa.list_(pa.list_(pa.float16()))
+    table = pa.table({"image": pa.array([row["image"] for row in make_rows(6)])})
+    pq.write_table(table.append_column("embedding", pa.array(cells, depth)), tmp_path / "a.parquet")
+    examples = read(tmp_path / "a.parquet", model.modalities)
+    stored = examples.stored["embedding"]
+    assert examples.present["embedding"].tolist() == [i != 3 or form != "with a gap" for i in range(6)]
+    expected = torch.from_numpy(vectors[:, 0] if form == "photo" else vectors)
+    there = examples.present["embedding"]
+    assert stored.dtype == torch.float16 and torch.equal(stored[there], expected[there])
+    x, _ = batch_of(examples, model.modalities, range(6), seed=0)
+    torch.testing.assert_close(x["embedding"][there].norm(dim=1), torch.ones(int(there.sum())))
 
 
 def test_files_that_cannot_be_read(tmp_path, modalities):

@@ -24,7 +24,7 @@ from synthetic import (
     write_parquet,
 )
 
-from mmdiff import train
+from mmdiff import batches, train
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig
 from mmdiff.data import draw_batch
@@ -129,7 +129,7 @@ def spied_batch(trainer: Trainer, rows: torch.Tensor, monkeypatch) -> tuple[torc
         return MultiModalDiffusion.forward(trainer.model, z_t, log_snr_t, condition)
 
     monkeypatch.setattr(trainer.model, "forward", spy)
-    trainer.losses(trainer.model, trainer.examples, rows, trainer.generator(0), augment=False)
+    trainer.losses(trainer.model, trainer.batches.examples, rows, trainer.generator(0), augment=False)
     return seen[0]
 
 
@@ -348,14 +348,6 @@ def test_a_broken_state_is_never_saved(examples, tmp_path, monkeypatch, log_ever
     assert all(t.isfinite().all() for t in load_file(tmp_path / "model.safetensors").values())
 
 
-def test_an_infinite_loss_stops_the_run(examples, tmp_path, monkeypatch):
-    trainer = make_trainer(examples)
-    after_step(trainer, 2, lambda terms: terms["L1"].fill_(math.inf), monkeypatch)
-    with pytest.raises(FloatingPointError, match="'L1': inf.*at step 2"):
-        train.run(trainer, examples, tmp_path, math.inf, 1)
-    assert not (tmp_path / train.STATE_FILE).exists()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_cleanly(examples, tmp_path, monkeypatch, number):
     trainer = make_trainer(examples)
@@ -433,13 +425,10 @@ def test_the_command_starts_from_a_checkpoint(config_file, shapes, tmp_path, cap
 
 
 def test_the_command_reports_divergence(config_file, shapes, tmp_path, monkeypatch):
-    def broken(self):
-        self.step += 1
-        return {"total": torch.tensor(math.nan)}
-
-    monkeypatch.setattr(Trainer, "train_step", broken)
-    with pytest.raises(SystemExit, match="mmdiff.train: the loss is .*nan.* at step 1"):
-        run_main(config_file, "--train", shapes, "--out", tmp_path / "out", "--log-every", 1)
+    losses = train.training_losses
+    monkeypatch.setattr(train, "training_losses", lambda *a: {n: v * math.nan for n, v in losses(*a).items()})
+    with pytest.raises(SystemExit, match="mmdiff.train: the loss .* not finite 10 times in a row at step 10"):
+        run_main(config_file, "--train", shapes, "--out", tmp_path / "out", "--images", 96, "--log-every", 1)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +440,8 @@ def test_the_command_reports_divergence(config_file, shapes, tmp_path, monkeypat
         (("CONFIG", "--train", "DATA", "--val", "nowhere.parquet"), "no data at nowhere.parquet"),
         (("CONFIG", "--train", "DATA", "--batch-size", "0"), "batch_size is 0; it must be at least 1"),
         (("CONFIG", "--train", "DATA", "--log-every", "0"), "--log-every is 0"),
+        (("CONFIG", "--train", "DATA", "--accumulate", "0"), "--accumulate is 0"),
+        (("CONFIG", "--train", "DATA", "--accumulate", "3"), "a batch of 8 cannot .* a multiple of 3, or"),
         (("CONFIG", "--train", "DATA", "--init", "/nowhere"), "no checkpoint folder at /nowhere"),
         (("CONFIG", "--train", "DATA", "--device", "abacus"), "device 'abacus' cannot be used .* try 'auto'"),
     ],
@@ -463,25 +454,46 @@ def test_the_command_explains_mistakes(config_file, shapes, tmp_path, arguments,
     assert stop.value.code != 0 and not (tmp_path / "runs").exists()
 
 
-def test_every_example_needs_its_photo(config_file, tmp_path):
-    rows = [{"label": row["label"], "image": row["image"]} for row in make_rows(6)]
+def test_rows_without_a_photo_are_left_out_of_training_and_refused_for_validation(
+    config_file, shapes, tmp_path, capsys
+):
+    rows = [{"label": row["label"], "image": row["image"]} for row in make_rows(12)]
     rows[4]["image"] = None
     write_parquet(tmp_path / "hole.parquet", rows)
+    with pytest.warns(UserWarning, match="hole.parquet, row 4, column 'image': there is none"):
+        run_main(config_file, "--train", tmp_path / "hole.parquet", "--out", tmp_path / "out")
+    assert "11 examples (11 image" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="hole.parquet, row 4: there is no image; remove the row"):
-        run_main(config_file, "--train", tmp_path / "hole.parquet")
+        run_main(config_file, "--train", shapes, "--val", tmp_path / "hole.parquet")
     write_parquet(tmp_path / "labels.parquet", [{"label": 1}, {"label": 2}])
     with pytest.raises(SystemExit, match="labels.parquet has no image: a column of this name"):
         run_main(config_file, "--train", tmp_path / "labels.parquet")
+
+
+def test_the_command_trains_from_a_stream_and_resumes(config_file, tmp_path, capsys):
+    for k in range(2):
+        write_parquet(tmp_path / f"part-{k}.parquet", make_rows(24)[12 * k : 12 * (k + 1)])
+    source = (
+        f'[data]\nstream = true\ntrain = "{tmp_path}/part-*.parquet"\nval = "{tmp_path}/part-0.parquet"\n'
+    )
+    config_file.write_text(TOML + source)
+    run_main(config_file, "--out", tmp_path / "whole")
+    assert "streamed from" in (printed := capsys.readouterr().out) and "after 24 images" in printed
+    run_main(config_file, "--out", tmp_path / "parts", "--max-minutes", 0)
+    run_main(config_file, "--out", tmp_path / "parts")
+    assert "step 1" in capsys.readouterr().out
+    whole, parts = (load_checkpoint(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    assert_equal(whole, parts)
 
 
 def test_an_embedding_needs_an_embedder_or_a_column(shapes):
     config = tiny_train_config()
     model = MultiModalDiffusion(config.model)
     with pytest.raises(ValueError, match="'embedding' needs model.embedder, or a column 'embedding' in"):
-        train.load_examples(str(shapes), model, config, None)
-    examples = train.load_examples(str(shapes), model, config, WordEmbedder())
+        batches.load_examples(str(shapes), model, config, None)
+    examples = batches.load_examples(str(shapes), model, config, WordEmbedder())
     assert examples.stored["embedding"].shape == (24, 2, DIM)
-    assert train.make_embedder(config, None, CPU) is None
+    assert batches.make_embedder(config, None, CPU) is None
 
 
 def test_help():

@@ -1,0 +1,200 @@
+"""The dry run finds mistakes before a run does, and its numbers can be counted by hand."""
+
+import dataclasses
+import re
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import load_dataset
+from synthetic import CLASSES, SIZE, make_rows, tiny_config, tiny_train_config, write_parquet
+
+from mmdiff import dry_run as module
+from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig, load_train_config
+from mmdiff.dry_run import count, dry_run, embedder_dim, measure, parameters_by_part
+from mmdiff.fake_source import write_fake
+from mmdiff.modalities import KINDS
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.precompute import prepare
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+NAMES = ("image", "mask", "label")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_pass(path):
+    config = load_train_config(path)
+    report = dry_run(config)
+    names = ", ".join(m.name for m in config.model.modalities)
+    assert f"made-up rows like {config.data.train}: {names} come through" in report
+    assert ("prepared shards of them" in report) == bool(config.data.prepared)
+
+
+def hand_count(config: ModelConfig, model: MultiModalDiffusion) -> int:
+    """Operations of one forward pass of one image: two for every multiplication of a matrix or a kernel."""
+    w, r, n = config.width, config.refiner_width, model.grid**2
+    rows, half = n + len(model.names), (config.image_size // 2) ** 2
+    dense = [m for m in model.modalities.values() if m.dense]
+    total = n * (2 * model.z_channels + config.patch_size**2) * w  # embed
+    total += 2 * w * w + 2 * model.z_channels * w + 6 * w * w  # time, pooled, modulation
+    total += config.depth * rows * 12 * w * w  # qkv 3, out 1, up 4, down 4
+    total += config.depth // 2 * rows * 2 * w * w  # skips
+    total += config.depth * 2 * rows * rows * w  # attention
+    fold, pixels = (config.patch_size // 2) ** 2, sum(m.z_channels for m in dense) // config.patch_size**2
+    total += n * w * r * fold + w * 2 * r  # expand, modulate
+    total += half * 9 * r * ((r + 4 * (2 * pixels + 1)) + 2 * r)  # three convolutions
+    total += sum(half * 9 * r * 4 * m.head_channels for m in dense)
+    total += sum(w * w + w * m.head_channels for m in model.modalities.values() if not m.dense)
+    return 2 * total
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_operations_equal_a_hand_count(path):
+    config = load_train_config(path).model
+    model = MultiModalDiffusion(config)
+    work = measure(model)
+    assert work.forward == hand_count(config, model)
+    assert 2.7 * work.forward < work.total <= 3 * work.forward  # inputs need no gradient
+    assert not next(model.parameters()).is_meta
+
+
+def test_a_plain_transformer_costs_six_operations_a_weight_and_token():
+    config = tiny_config(("image",), width=256, depth=8, image_size=64, patch_size=16)
+    model = MultiModalDiffusion(config)
+    work, blocks = measure(model).total, parameters_by_part(model)["blocks"]
+    assert 6 * blocks * 17 < work < 1.25 * 6 * count(model) * 17
+
+
+def test_self_conditioning_costs_another_forward_pass():
+    config = tiny_config(self_conditioning=True)
+    work = measure(MultiModalDiffusion(config))
+    assert 3.6 * work.forward < work.total <= 4 * work.forward
+
+
+def test_parts_add_up():
+    model = MultiModalDiffusion(tiny_config())
+    assert sum(parameters_by_part(model).values()) == count(model)
+
+
+def test_activations_equal_what_autograd_keeps():
+    """A linear layer keeps its input: checked on the numbers that the real device keeps."""
+    model = MultiModalDiffusion(tiny_config()).train()
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    inputs = (torch.zeros(1, *model.z_shape), torch.zeros(1))
+    flags = torch.zeros(1, len(model.names), dtype=torch.long)
+    condition = model.condition({}, flags, torch.zeros(1, 1, SIZE, SIZE))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        raw = model(*inputs, condition)
+    numbers = sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
+    assert raw and measure(model).activations == pytest.approx(numbers, rel=0.35)  # attention differs
+
+
+def test_the_report_states_time_and_memory():
+    config = tiny_train_config(images=1_000_000, batch_size=64)
+    config = dataclasses.replace(config, model=tiny_config(), data=DataConfig())
+    report = dry_run(config)
+    work = measure(MultiModalDiffusion(config.model))
+    minutes = float(re.search(r"1 M images +([\d.]+) minutes on one H100 \(35% of 989", report)[1])
+    assert minutes == pytest.approx(work.total * 1e6 / (0.35 * 989e12) / 60, abs=0.06)
+    assert "activations at batch 64" in report and f"Z            {(75, 4, 4)}" in report
+
+
+# -- made-up sources ------------------------------------------------------------------------------------
+
+
+def config_of(data: DataConfig, names=NAMES) -> TrainConfig:
+    return dataclasses.replace(tiny_train_config(), model=tiny_config(names), data=data)
+
+
+def test_made_up_files_have_the_layout_of_the_source(tmp_path):
+    modalities = MultiModalDiffusion(tiny_config(NAMES)).modalities
+    columns = {"image": "jpg", "mask": "seg.png", "label": "cls"}
+    data = DataConfig("photos/*.tar", columns=columns, class_map={"mask": {"255": 0, "0": 1}})
+    write_fake(data, modalities, set(), tmp_path)
+    with tarfile.open(tmp_path / "part-0.tar") as tar:
+        assert {name.partition(".")[2] for name in tar.getnames()} == {"jpg", "seg.png", "cls", "caption"}
+    data = DataConfig("hub:some/set", columns={"image": "photo"}, class_map={"label": {"cat": 0, "dog": 3}})
+    write_fake(data, modalities, set(), tmp_path)
+    table = pq.read_table(tmp_path / "part-1.parquet")
+    assert table.column_names == ["photo", "mask", "label", "caption"] and len(table) == 4
+    assert set(table["label"].to_pylist()) <= {"cat", "dog"}
+    assert len(load_dataset("parquet", data_files=str(tmp_path / "*.parquet"), split="train")) == 8
+
+
+@pytest.mark.parametrize("where", ["photos/*.tar", "photos/*.parquet", "hub:some/set", "photos"])
+def test_every_layout_comes_through(where):
+    columns = {"image": "jpg", "mask": "seg.png", "label": "cls", "caption": "txt"}
+    data = DataConfig(where, columns=columns, class_map={"mask": {"0": 1, "*": 0}})
+    assert "image, mask, label come through" in dry_run(config_of(data))
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.parametrize(
+    "class_map, message",
+    [
+        ({"mask": {"0": 0, "1": 2}}, "rows cannot be read; the warnings"),
+        ({"label": {"0": 0, "1": 9}}, "rows cannot be read; the warnings"),
+    ],
+)
+def test_a_class_that_does_not_exist_is_found(class_map, message):
+    with pytest.raises(ValueError, match=message):
+        dry_run(config_of(DataConfig("photos/*.parquet", class_map=class_map)))
+
+
+def test_the_real_source_is_read_if_asked_for(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", make_rows(12))
+    assert f"first rows of {path}: image, mask, label come through" in dry_run(
+        config_of(DataConfig(str(path))), real=True
+    )
+    wrong = config_of(DataConfig(str(path), columns={"label": "cls"}))
+    dry_run(wrong)
+    with pytest.raises(ValueError, match="no column 'cls' for 'label'; it has image, mask, label"):
+        dry_run(wrong, real=True)
+    rows = [{"image": row["image"], "label": row["label"]} for row in make_rows(12)]
+    path = write_parquet(tmp_path / "b.parquet", rows)
+    with pytest.raises(ValueError, match="no row has mask; name its column"):
+        dry_run(config_of(DataConfig(str(path))), real=True)
+
+
+def test_a_kind_from_elsewhere_is_read_but_not_made_up(tmp_path, monkeypatch):
+    class Sound(KINDS["label"]):
+        kind = "sound"
+
+    monkeypatch.setitem(KINDS, "sound", Sound)
+    label = ModalityConfig("label", "sound", options={"classes": list(CLASSES)})
+    path = write_parquet(tmp_path / "a.parquet", make_rows(12))
+    config = config_of(DataConfig(str(path)), ("image",))
+    model = dataclasses.replace(config.model, modalities=(*config.model.modalities, label))
+    config = dataclasses.replace(config, model=model)
+    assert "rows of the kind 'sound' cannot be made up" in dry_run(config)
+    assert f"first rows of {path}: image, label come through" in dry_run(config, real=True)
+    with pytest.raises(ValueError, match="'label' is of a kind that cannot be prepared"):
+        prepare(config, "train", tmp_path / "out")
+
+
+def test_an_embedder_of_another_size_is_found():
+    embedding = ModalityConfig("embedding", "embedding", options={"dim": 8})
+    config = tiny_config(("image",), embedder="ViT-B-32/laion2b_s34b_b79k")
+    config = dataclasses.replace(config, modalities=(*config.modalities, embedding))
+    with pytest.raises(ValueError, match="has dim 8, but ViT-B-32/laion2b_s34b_b79k makes 512 numbers"):
+        dry_run(TrainConfig(config))
+    assert embedder_dim("") is None and embedder_dim("somewhere/else") is None
+
+
+def test_the_command(tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        '[model]\nimage_size = 16\npatch_size = 4\n[[model.modalities]]\nname = "image"\nkind = "image"'
+    )
+    module.main([str(path), "--batch-size", "3"])
+    assert "activations at batch 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="mmdiff.dry_run: no configuration file"):
+        module.main([str(tmp_path / "none.toml")])
