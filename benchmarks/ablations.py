@@ -35,7 +35,7 @@ from mmdiff.evaluation.core import Evaluation, Settings, mean
 from mmdiff.judge import Judge
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
-from mmdiff.train import Trainer
+from mmdiff.trainer import Trainer
 
 Change = Callable[[TrainConfig], TrainConfig]
 CPU = torch.device("cpu")

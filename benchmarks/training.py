@@ -40,7 +40,7 @@ from mmdiff.data import Examples, batch_rows, draw_batch, read_parquet  # noqa: 
 from mmdiff.device import choose_device  # noqa: E402
 from mmdiff.modalities import Modality  # noqa: E402
 from mmdiff.model import MultiModalDiffusion  # noqa: E402
-from mmdiff.train import Trainer  # noqa: E402
+from mmdiff.trainer import Trainer  # noqa: E402
 
 Shape = tuple[int, int, int]  # m, k, n of a product (m, k) x (k, n)
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

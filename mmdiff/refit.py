@@ -24,7 +24,7 @@ from mmdiff.data import Examples, draw_batch
 from mmdiff.device import choose_device
 from mmdiff.pipeline import Pipeline
 from mmdiff.tasks import Condition
-from mmdiff.train import Trainer
+from mmdiff.trainer import Trainer
 
 BATCH = 64
 EPOCHS = 40

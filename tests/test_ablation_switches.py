@@ -12,7 +12,7 @@ from mmdiff.forward_process import q_sample
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import Prediction, SampleNoise, sample_ddim
-from mmdiff.train import Trainer
+from mmdiff.trainer import Trainer
 
 SWITCHES = {
     "shared channels": {"channels": "shared"},

@@ -25,13 +25,15 @@ from synthetic import (
 )
 
 from mmdiff import batches, train
+from mmdiff import trainer as training
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig
 from mmdiff.data import draw_batch
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import training_losses
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
-from mmdiff.train import MetricsLog, Trainer
+from mmdiff.train import MetricsLog
+from mmdiff.trainer import Trainer
 
 CPU = torch.device("cpu")
 NAMES = ("image", "mask", "label", "embedding")
@@ -425,8 +427,10 @@ def test_the_command_starts_from_a_checkpoint(config_file, shapes, tmp_path, cap
 
 
 def test_the_command_reports_divergence(config_file, shapes, tmp_path, monkeypatch):
-    losses = train.training_losses
-    monkeypatch.setattr(train, "training_losses", lambda *a: {n: v * math.nan for n, v in losses(*a).items()})
+    losses = training.training_losses
+    monkeypatch.setattr(
+        training, "training_losses", lambda *a: {n: v * math.nan for n, v in losses(*a).items()}
+    )
     with pytest.raises(SystemExit, match="mmdiff.train: the loss .* not finite 10 times in a row at step 10"):
         run_main(config_file, "--train", shapes, "--out", tmp_path / "out", "--images", 96, "--log-every", 1)
 

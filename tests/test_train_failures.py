@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from synthetic import read_shapes, tiny_train_config
 
 from mmdiff import checkpoint, train
+from mmdiff import trainer as training
 from mmdiff.checkpoint import load_checkpoint, write_tensors, write_text
-from mmdiff.train import MetricsLog, Trainer
+from mmdiff.train import MetricsLog
+from mmdiff.trainer import Trainer
 
 CPU = torch.device("cpu")
 STATE = train.STATE_FILE
@@ -247,13 +249,13 @@ def test_texts_are_written_whole_or_not_at_all(tmp_path, full_disk):
 
 def spoil(trainer: Trainer, monkeypatch, steps, factor: float = math.nan) -> None:
     """The loss of these steps is not finite."""
-    losses = train.training_losses
+    losses = training.training_losses
 
     def spoilt(*inputs):
         times = factor if trainer.step in steps else 1
         return {name: value * times for name, value in losses(*inputs).items()}
 
-    monkeypatch.setattr(train, "training_losses", spoilt)
+    monkeypatch.setattr(training, "training_losses", spoilt)
 
 
 def copies(trainer: Trainer) -> dict[str, torch.Tensor]:

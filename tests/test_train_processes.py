@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from synthetic import CLASSES, SIZE, make_rows, write_parquet
 
 from mmdiff import batches, train
+from mmdiff import trainer as training
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.config import load_train_config
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.processes import Processes, join_processes
-from mmdiff.train import Trainer
+from mmdiff.trainer import Trainer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -80,7 +81,7 @@ def arguments(place: Path, out: str, *more: object) -> list[str]:
     return common + [str(argument) for argument in more]
 
 
-def make_trainer(place: Path, processes: Processes = train.ALONE, **optim) -> Trainer:
+def make_trainer(place: Path, processes: Processes = training.ALONE, **optim) -> Trainer:
     config = load_train_config(place / "tiny.toml")
     config = replace(config, optim=replace(config.optim, **optim))
     model = MultiModalDiffusion(config.model)
@@ -160,7 +161,10 @@ def what_two_do(place: Path) -> None:
 
 def meet_trouble(place: Path, processes: Processes) -> None:
     """A loss that is not finite and a signal, each on the second process only."""
-    trainer, losses = make_trainer(place, processes, images=800, save_every_images=800), train.training_losses
+    trainer, losses = (
+        make_trainer(place, processes, images=800, save_every_images=800),
+        training.training_losses,
+    )
 
     def spoilt(*inputs):
         factor = math.nan if processes.rank == 1 and trainer.step == 1 else 1
@@ -168,7 +172,7 @@ def meet_trouble(place: Path, processes: Processes) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return {name: value * factor for name, value in losses(*inputs).items()}
 
-    train.training_losses = spoilt
+    training.training_losses = spoilt
     reason = train.run(trainer, None, place / "trouble", math.inf, log_every=100)
     (place / f"trouble{processes.rank}.txt").write_text(f"{reason} {trainer.step} {trainer.skipped.tolist()}")
 
