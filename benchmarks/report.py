@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "checkpoints/orchard/README.md", "docs/conditionals.md", "docs/demo.md")
+PAGES = (
+    "README.md",
+    "checkpoints/orchard/README.md",
+    "docs/conditionals.md",
+    "docs/demo.md",
+    "docs/training.md",
+)
 BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # what is measured, where it stands in the JSON, how it is written
@@ -82,6 +88,8 @@ def table(results: dict[str, Any]) -> str:
         return ablations_table(results)
     if "engine_against_bare_loop" in results:
         return speed_table(results)
+    if "share_of_matmul" in results:
+        return training_table(results)
     return subsets_table(results) if "subsets" in results else tasks_table(results)
 
 
@@ -191,6 +199,35 @@ def speed_table(results: dict[str, Any]) -> str:
         "",
         f"Requests of {results['steps']} steps on {results['cores']} cores ({results['device']}), with the "
         f"browser on the same cores; medians of pairs run in turn, torch {results['torch']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+RATES = (
+    ("training, images/s", "images_per_second", ".1f"),
+    ("training, GFLOP/s", "training_gflops", ".1f"),
+    ("a large matrix product, GFLOP/s", "matmul_gflops.square", ".1f"),
+    ("the model's own products, GFLOP/s", "matmul_gflops.model", ".1f"),
+    ("**training, share of the large product's rate**", "share_of_matmul.square", ".2f"),
+    ("training, share of its own products' rate", "share_of_matmul.model", ".2f"),
+    ("batches drawn, images/s", "draw_images_per_second", ".0f"),
+)
+
+
+def training_table(results: dict[str, Any]) -> str:
+    """`benchmarks/training.py`: a row for every rate."""
+    lines = ["| | median | range |", "|---|---|---|"]
+    for text, path, form in RATES:
+        of = look_up(results, path)
+        lines.append(f"| {text} | {of['median']:{form}} | {of['low']:{form}} to {of['high']:{form}} |")
+    lines += [
+        f"| Parquet read, rows/s | {results['parquet_rows_per_second']:.0f} | |",
+        f"| peak memory, MB | {results['peak_memory_mb']:.0f} | |",
+        "",
+        f"`{results['config']}`, {results['parameters'] / 1e6:.1f} M parameters, batch "
+        f"{results['batch_size']}, {results['mflop_per_image']['total'] / 1e3:.1f} GFLOP an image, "
+        f"{results['precision']}, "
+        f"{results['device']}, torch {results['torch']}; {results['rounds']} rounds, one after the other.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -59,6 +59,8 @@ class Visitor:
         with page.expect_request("**/heartbeat/*"):  # sent once the page is ready to be used
             page.goto(address)
         self.open(task)
+        if task == "fill_in" and "?" not in address:  # its photo and hole come a moment later
+            self.page.locator("#fill_in-plan", has_text="in the hole").wait_for()
 
     def leave(self, action):
         """An action that goes to another page, which complains of the requests that it cuts off."""
