@@ -9,8 +9,6 @@ opinion is independent. Training:
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +19,9 @@ from torch.nn import functional as F
 
 from mmdiff.config import DataConfig
 from mmdiff.data import read_parquet
-from mmdiff.device import choose_device
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.label import LabelModality
 from mmdiff.observer import (
-    CARD,
     WIDTHS,
     Observer,
     ResidualBlock,
@@ -34,7 +30,9 @@ from mmdiff.observer import (
     fit,
     moved,
     roughened,
+    run_command,
     stem,
+    train_and_save,
 )
 
 WEAK_RECALL = 0.9
@@ -100,14 +98,6 @@ def read_photos(path: str | Path, classes: Sequence[str], size: int) -> Photos:
     return Photos(examples.stored["image"][rows], examples.stored["label"][rows].long())
 
 
-def read_classes(path: str | Path) -> list[str]:
-    """Class names from a text file, one a line, in the order of the label numbers."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no class list at {path}; give --classes a text file with one class name a line.")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def train_judge(judge: Judge, photos: Photos, epochs: int, seed: int) -> None:
     """Train in place with smoothed labels, on the judge's own device."""
     device = judge.head.weight.device
@@ -169,45 +159,12 @@ blurred by one pixel {facts["val_top1_blurred"]:.4f}.
 
 def train(args: argparse.Namespace) -> dict:
     """Train, measure and save a judge; returns the measured facts."""
-    classes = read_classes(args.classes or Path(args.data).parent / "classes.txt")
-    photos, val = (read_photos(path, classes, args.size) for path in (args.data, args.val))
-    torch.manual_seed(args.seed)  # the initial weights
-    judge = Judge(classes, args.size).to(choose_device(args.device))
-    start = time.perf_counter()
-    train_judge(judge, photos, args.epochs, args.seed)
-    judge.facts = {
-        "classes": len(classes),
-        "data": Path(args.data).name,
-        "device": judge.head.weight.device.type,
-        "epochs": args.epochs,
-        "parameters": sum(p.numel() for p in judge.parameters()),
-        "seconds": round(time.perf_counter() - start, 1),
-        "seed": args.seed,
-        "size": args.size,
-        "train_examples": len(photos),
-        "val": Path(args.val).name,
-    } | measure(judge, val)
-    judge.save(args.out)
-    (Path(args.out) / CARD).write_text(card(judge.facts), encoding="utf-8")
-    return judge.facts
+    return train_and_save(Judge, args, read_photos, train_judge, measure, card)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mmdiff.judge", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="Parquet file with real training photos and labels")
-    parser.add_argument("--val", required=True, help="Parquet file to measure it on")
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--classes", help="class names, one a line (default: classes.txt beside --data)")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--size", type=int, default=64, help="pixels; a multiple of 8")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    args = parser.parse_args(argv)
-    try:
-        facts = train(args)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
-    print(json.dumps(facts, indent=2, sort_keys=True))
+    summary = __doc__.split("\n")[0]
+    run_command(argv, Judge, summary, "labels", "classes.txt", epochs=8, size=64, train=train)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ They share nothing with the diffusion model, so that their opinion is independen
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from mmdiff.device import choose_device
 
 WIDTHS = (24, 48, 96)  # channels at a half, a quarter and an eighth of the picture's size
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -143,6 +147,90 @@ def fit(
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}")
     observer.eval()
+
+
+# -- commands ----------------------------------------------------------------------------------------
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """Class names from a text file, one a line, in the order of their numbers."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no class list at {path}; give --classes a text file with one class name a line.")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def train_and_save(
+    make: type[Observer],
+    args: argparse.Namespace,
+    read: Callable[[str, Sequence[str], int], Sized],
+    learn: Callable[[Any, Any, int, int], None],
+    measure: Callable[[Any, Any], dict],
+    card: Callable[[dict], str],
+) -> dict:
+    """Train, measure and save an observer; returns the measured facts.
+
+    Args:
+        args: of `run_command`. read: path, classes, size -> photos. learn: observer, photos, epochs, seed.
+        measure: observer and validation photos -> facts. card: facts -> the README.md beside the weights.
+    """
+    classes = read_classes(args.classes)
+    photos, val = (read(path, classes, args.size) for path in (args.data, args.val))
+    torch.manual_seed(args.seed)  # the initial weights
+    observer = make(classes, args.size).to(choose_device(args.device))
+    start = time.perf_counter()
+    learn(observer, photos, args.epochs, args.seed)
+    observer.facts = {
+        "classes": len(classes),
+        "data": Path(args.data).name,
+        "device": next(observer.parameters()).device.type,
+        "epochs": args.epochs,
+        "parameters": sum(p.numel() for p in observer.parameters()),
+        "seconds": round(time.perf_counter() - start, 1),
+        "seed": args.seed,
+        "size": args.size,
+        "train_examples": len(photos),
+        "val": Path(args.val).name,
+    } | measure(observer, val)
+    observer.save(args.out)
+    (Path(args.out) / CARD).write_text(card(observer.facts), encoding="utf-8")
+    return observer.facts
+
+
+def run_command(
+    argv: Sequence[str] | None,
+    make: type[Observer],
+    summary: str,
+    annotation: str,
+    class_file: str,
+    epochs: int,
+    size: int,
+    train: Callable[[argparse.Namespace], dict],
+) -> None:
+    """The command that trains an observer: reads its arguments, trains, and prints the facts.
+
+    Args:
+        annotation: what the photos have ("labels"). class_file: beside the data, read without --classes.
+        epochs, size: defaults.
+    """
+    parser = argparse.ArgumentParser(prog=make.command, description=summary)
+    parser.add_argument(
+        "--data", required=True, help=f"Parquet file with real training photos and {annotation}"
+    )
+    parser.add_argument("--val", required=True, help="Parquet file to measure it on")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--classes", help=f"class names, one a line (default: {class_file} beside --data)")
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--size", type=int, default=size, help="pixels; a multiple of 8")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    args = parser.parse_args(argv)
+    args.classes = args.classes or Path(args.data).parent / class_file
+    try:
+        facts = train(args)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    print(json.dumps(facts, indent=2, sort_keys=True))
 
 
 # -- augmentation ------------------------------------------------------------------------------------

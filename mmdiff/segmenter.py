@@ -9,8 +9,6 @@ what it sees in a picture that was made for a mask is independent of both. Train
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +20,9 @@ from torch.nn import functional as F
 from mmdiff import metrics
 from mmdiff.config import DataConfig
 from mmdiff.data import read_parquet
-from mmdiff.device import choose_device
-from mmdiff.judge import read_classes
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.mask import VOID, MaskModality
 from mmdiff.observer import (
-    CARD,
     WIDTHS,
     Observer,
     ResidualBlock,
@@ -35,7 +30,9 @@ from mmdiff.observer import (
     fit,
     moved,
     roughened,
+    run_command,
     stem,
+    train_and_save,
 )
 
 COLOUR = 3.0  # light and weather differ more than the fruit of a studio does
@@ -159,44 +156,12 @@ pooled over all pixels, void left out.
 
 def train(args: argparse.Namespace) -> dict:
     """Train, measure and save a segmenter; returns the measured facts."""
-    classes = read_classes(args.classes or Path(args.data).parent / "mask_classes.txt")
-    photos, val = (read_masked_photos(path, classes, args.size) for path in (args.data, args.val))
-    torch.manual_seed(args.seed)  # the initial weights
-    segmenter = Segmenter(classes, args.size).to(choose_device(args.device))
-    start = time.perf_counter()
-    train_segmenter(segmenter, photos, args.epochs, args.seed)
-    segmenter.facts = {
-        "data": Path(args.data).name,
-        "device": segmenter.head.weight.device.type,
-        "epochs": args.epochs,
-        "parameters": sum(p.numel() for p in segmenter.parameters()),
-        "seconds": round(time.perf_counter() - start, 1),
-        "seed": args.seed,
-        "size": args.size,
-        "train_examples": len(photos),
-        "val": Path(args.val).name,
-    } | measure(segmenter, val)
-    segmenter.save(args.out)
-    (Path(args.out) / CARD).write_text(card(segmenter.facts), encoding="utf-8")
-    return segmenter.facts
+    return train_and_save(Segmenter, args, read_masked_photos, train_segmenter, measure, card)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mmdiff.segmenter", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="Parquet file with real training photos and masks")
-    parser.add_argument("--val", required=True, help="Parquet file to measure it on")
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--classes", help="class names, one a line (default: mask_classes.txt beside --data)")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--size", type=int, default=96, help="pixels; a multiple of 8")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    args = parser.parse_args(argv)
-    try:
-        facts = train(args)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
-    print(json.dumps(facts, indent=2, sort_keys=True))
+    summary = __doc__.split("\n")[0]
+    run_command(argv, Segmenter, summary, "masks", "mask_classes.txt", epochs=30, size=96, train=train)
 
 
 if __name__ == "__main__":

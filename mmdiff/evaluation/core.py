@@ -245,12 +245,17 @@ class Evaluation:
             raise Skip("the segmenter was trained on other classes than the model's masks")
         return torch.tensor([own.index(c) for c in self.segmenter.classes])[self.segmenter.read(images)]
 
-    def mask_figures(self, predicted: Tensor, target: Tensor) -> dict:
-        """IoU of every class but void, its mean over pictures and pooled over all pixels, and accuracy."""
+    def mask_counts(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, list[int]]:
+        """Confusion of the classes (n, K, K), void pixels left out, and which classes are not void."""
         classes = self.pipe.modalities["mask"].classes
         void = classes.index(VOID) if VOID in classes else None
         counts = metrics.confusion(predicted, target, len(classes), ignore=void)
-        kept = [k for k in range(len(classes)) if k != void]
+        return counts, [k for k in range(len(classes)) if k != void]
+
+    def mask_figures(self, predicted: Tensor, target: Tensor) -> dict:
+        """IoU of every class but void, its mean over pictures and pooled over all pixels, and accuracy."""
+        classes = self.pipe.modalities["mask"].classes
+        counts, kept = self.mask_counts(predicted, target)
         each = metrics.iou(counts)[:, kept].nanmean(0)
         pooled = metrics.iou(counts.sum(0))[kept]
         names = [classes[k] for k in kept]

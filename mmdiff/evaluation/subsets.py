@@ -15,7 +15,6 @@ from torch import Tensor
 from mmdiff import metrics
 from mmdiff.evaluation.core import Evaluation, Skip
 from mmdiff.holes import HOLES
-from mmdiff.modalities.mask import VOID
 
 NONE, HOLED, WHOLE = 0, 1, 2  # how much of a modality is given; only a photo can have holes
 RECALL_RANK = 5
@@ -154,9 +153,7 @@ class Bench:
 
 def _mask(bench: Bench, predicted: Tensor) -> Scores:
     classes = bench.ev.pipe.modalities["mask"].classes
-    void = classes.index(VOID) if VOID in classes else None
-    counts = metrics.confusion(predicted, bench.real["mask"], len(classes), ignore=void)
-    kept = [k for k in range(len(classes)) if k != void]
+    counts, kept = bench.ev.mask_counts(predicted, bench.real["mask"])
     each = metrics.iou(counts)[:, kept]  # (n, classes but void)
     scores = {"mask.miou": each.nanmean(1)}
     return scores | {f"mask.iou_{classes[1]}": each[:, 1]} if kept == [0, 1] else scores
