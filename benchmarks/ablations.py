@@ -2,6 +2,9 @@
 
     python benchmarks/ablations.py --train data/orchard/train.parquet --val data/orchard/val.parquet \
         --out docs/results/ablations.json
+    python benchmarks/ablations.py --study annotations --config configs/scenes-cpu.toml \
+        --train data/scenes/train.parquet --val data/scenes/val.parquet --judge benchmarks/judges/scenes \
+        --out docs/results/annotations.json
 
 Small models are trained from scratch for the same number of steps, from the same seeds and on the same
 batches, and measured on the same validation examples with the same noise. Every finished run is stored at
@@ -17,22 +20,25 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.report import table
 from mmdiff.batches import load_examples, make_embedder
-from mmdiff.config import TrainConfig, load_train_config, to_dict
+from mmdiff.config import ModelConfig, TrainConfig, load_train_config, to_dict
 from mmdiff.data import Examples
+from mmdiff.dry_run import measure
 from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.core import Evaluation, Settings, mean
 from mmdiff.judge import Judge
+from mmdiff.modalities import build_modality
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.trainer import Trainer
@@ -51,7 +57,29 @@ FIGURES = {
     "joint_labels": "joint.distinct_labels",
     "embedding_cosine": "embedding_from_image.cosine",
     "hole_gain": "holes.blocks.gain",
+    "hole_lpips": "holes.blocks.lpips",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A configuration that differs from the baseline's by ``change``, and what it is trained on.
+
+    annotated: name of the modality that every training example must have, if any.
+    """
+
+    change: Change = lambda config: config
+    annotated: str = ""
+
+    def train(self, config: TrainConfig, examples: Examples) -> Trainer:
+        """The trained model of ``config``, which `change` has made."""
+        if self.annotated:
+            examples = examples.take(examples.present[self.annotated].nonzero()[:, 0])
+        trainer = Trainer(config, examples, CPU)
+        trainer.load_pretrained("checkpoints")
+        while trainer.images < config.optim.images:
+            trainer.train_step()
+        return trainer
 
 
 def model_with(**options: Any) -> Change:
@@ -79,16 +107,51 @@ def pair(name: str) -> Change:
     return change
 
 
-VARIANTS: dict[str, Change] = {
-    "baseline": lambda config: config,
-    "weights ramp": weights("ramp"),
-    "weights none": weights("none"),
-    "shared channels": model_with(channels="shared"),
-    "no flags": model_with(flags=False),
-    "self-conditioning": model_with(self_conditioning=True),
-    "image + mask": pair("mask"),
-    "image + label": pair("label"),
-    "image + embedding": pair("embedding"),
+def pixels(config: TrainConfig) -> TrainConfig:
+    """Pixels in the place of latents, for as many images as make the same number of operations.
+
+    Squared errors of pixels are a fifth as large, and so are the weights of the other terms.
+    """
+    anchor, *others = config.model.modalities
+    others = [dataclasses.replace(m, loss_weight=m.loss_weight / 5, options=_fine(m.options)) for m in others]
+    anchor = dataclasses.replace(anchor, kind="image", options={})
+    changed = model_with(modalities=(anchor, *others), refiner_width=32)(config)
+    works = [measure(MultiModalDiffusion(c.model)).total + encoding(c.model) for c in (config, changed)]
+    images = round(config.optim.images * works[0] / works[1])
+    return dataclasses.replace(changed, optim=dataclasses.replace(config.optim, images=images))
+
+
+def _fine(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "stride"}
+
+
+def encoding(config: ModelConfig) -> int:
+    """Operations of encoding one photo, which is done without gradients."""
+    anchor = config.modalities[0]
+    modality = build_modality(anchor, config.image_size, config.patch_size).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        modality.encode(torch.zeros(1, *modality.shape, device="meta"))
+    return counter.get_total_flops()
+
+
+STUDIES: dict[str, dict[str, Variant]] = {
+    "choices": {
+        "baseline": Variant(),
+        "weights ramp": Variant(weights("ramp")),
+        "weights none": Variant(weights("none")),
+        "shared channels": Variant(model_with(channels="shared")),
+        "no flags": Variant(model_with(flags=False)),
+        "self-conditioning": Variant(model_with(self_conditioning=True)),
+        "image + mask": Variant(pair("mask")),
+        "image + label": Variant(pair("label")),
+        "image + embedding": Variant(pair("embedding")),
+    },
+    "annotations": {
+        "all photos": Variant(),
+        "only photos with a mask": Variant(annotated="mask"),
+        "only photos with a label": Variant(annotated="label"),
+        "all photos, pixels instead of latents": Variant(pixels),
+    },
 }
 
 
@@ -103,18 +166,17 @@ class Bench:
     settings: Settings
 
 
-def run(config: TrainConfig, bench: Bench) -> dict[str, Any]:
+def run(variant: Variant, config: TrainConfig, bench: Bench) -> dict[str, Any]:
     """Train one model and measure it; seconds are CPU time, as other work may share the machine."""
     start = time.process_time()
-    trainer = Trainer(config, bench.train, CPU)
-    while trainer.images < config.optim.images:
-        trainer.train_step()
+    trainer = variant.train(config, bench.train)
     trained = time.process_time()
     ev = Evaluation(Pipeline(trainer.ema.model, CPU, bench.embedder), bench.val, bench.settings, bench.judge)
     results = evaluate(ev, sorted({path.split(".")[0] for path in FIGURES.values()}))
     return {
         "figures": figures(results),
         "validation": {name: round(value, 5) for name, value in trainer.validate(bench.val).items()},
+        "images": trainer.images,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "train_cpu_seconds": round(trained - start, 1),
         "cpu_seconds": round(time.process_time() - start, 1),
@@ -141,7 +203,14 @@ def summary(runs: Sequence[dict[str, Any]], part: str) -> dict[str, dict[str, fl
     return found
 
 
-def study(base: TrainConfig, bench: Bench, seeds: int, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def study(
+    variants: Mapping[str, Variant],
+    base: TrainConfig,
+    bench: Bench,
+    seeds: int,
+    out: Path,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
     """Run what is missing in the file ``out``, seed by seed, and return all of it.
 
     Raises ValueError if the file holds runs that were made otherwise.
@@ -154,13 +223,13 @@ def study(base: TrainConfig, bench: Bench, seeds: int, out: Path, facts: dict[st
         raise ValueError(f"{out} was made with another {changed}; remove it or give another --out.")
     report |= fixed
     for seed in range(seeds):
-        for name, change in VARIANTS.items():
+        for name, variant in variants.items():
             entry = report["variants"].setdefault(name, {"runs": {}})
             if str(seed) in entry["runs"]:
                 continue
-            config = change(base)
+            config = variant.change(base)
             config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, seed=seed))
-            entry["runs"][str(seed)] = found = run(config, bench)
+            entry["runs"][str(seed)] = found = run(variant, config, bench)
             runs = list(entry["runs"].values())
             entry |= {part: summary(runs, part) for part in ("figures", "validation")}
             write(report, out)
@@ -191,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         base = load_train_config(args.config)
         optim = {"images": args.images, "warmup_images": args.images // 10, "lr": args.lr}
-        base = dataclasses.replace(model_with(**SIZE)(base), optim=dataclasses.replace(base.optim, **optim))
+        base = dataclasses.replace(base, optim=dataclasses.replace(base.optim, **optim))
+        base = model_with(**SIZE)(base) if args.study == "choices" else base
         blueprint, embedder = MultiModalDiffusion(base.model), make_embedder(base, args.embedder, CPU)
         train, val = (load_examples(path, blueprint, base, embedder) for path in (args.train, args.val))
         settings = Settings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
@@ -204,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "device": "cpu",
             "photos_judged": photos_judged(base, bench),
         }
-        report = study(base, bench, args.seeds, Path(args.out), facts)
+        report = study(STUDIES[args.study], base, bench, args.seeds, Path(args.out), facts)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(table(report))
@@ -212,6 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--study",
+        choices=STUDIES,
+        default="choices",
+        help="choices of the model, at a small size, or what is trained on, at the configuration's size",
+    )
     parser.add_argument("--train", required=True, help="Parquet file to train on")
     parser.add_argument("--val", required=True, help="Parquet file to measure on")
     parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")

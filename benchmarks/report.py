@@ -58,6 +58,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("photo and label together: judge agrees", "judge_joint", ".1%"),
     ("embedding from photo: cosine", "embedding_cosine", ".3f"),
     ("holes: gain over mean fill (dB)", "hole_gain", ".2f"),
+    ("holes: LPIPS", "hole_lpips", ".3f"),
 )
 
 

@@ -69,37 +69,38 @@ class Block(nn.Module):
 
 
 class Refiner(nn.Module):
-    """Convolutions at half the resolution that join the patches and restore fine detail.
+    """Convolutions over cells smaller than the patches, which join the patches and restore fine detail.
 
-    They see the patch features, and z_t, what is given and the known map pixel by pixel.
+    They see the patch features, and z_t, what is given and the known map cell by cell.
     """
 
-    def __init__(self, width: int, patch: int, pixel_channels: int, refiner_width: int) -> None:
+    def __init__(self, width: int, fold: int, cell_channels: int, refiner_width: int) -> None:
         super().__init__()
-        self.fold = patch // 2
+        self.fold = fold
         self.expand = nn.Linear(width, refiner_width * self.fold**2)
-        self.enter = nn.Conv2d(refiner_width + 4 * pixel_channels, refiner_width, 3, padding=1)
+        self.enter = nn.Conv2d(refiner_width + cell_channels, refiner_width, 3, padding=1)
         self.middle = nn.Conv2d(refiner_width, refiner_width, 3, padding=1)
         self.leave = nn.Conv2d(refiner_width, refiner_width, 3, padding=1)
         self.modulate = nn.Linear(width, 2 * refiner_width)
 
-    def forward(self, tokens: Tensor, pixels: Tensor, condition: Tensor) -> Tensor:
-        """tokens (B, h, w, width), pixels (B, C, H, W), condition (B, width) -> (B, r, H / 2, W / 2)."""
+    def forward(self, tokens: Tensor, cells: Tensor, condition: Tensor) -> Tensor:
+        """tokens (B, h, w, width), cells (B, C, h * fold, w * fold), condition (B, width) -> as cells, r."""
         features = self.expand(tokens).permute(0, 3, 1, 2)
-        features = F.pixel_shuffle(features, self.fold)  # (B, r, H / 2, W / 2)
+        features = F.pixel_shuffle(features, self.fold)  # (B, r, h * fold, w * fold)
         scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
-        entered = self.enter(torch.cat([features, F.pixel_unshuffle(pixels, 2)], dim=1))
+        entered = self.enter(torch.cat([features, cells], dim=1))
         hidden = F.silu(entered * (1 + scale) + shift)
         return features + self.leave(F.silu(hidden + self.middle(hidden)))
 
 
 class Backbone(nn.Module):
-    """(z_t, what is given, t) -> features of every pixel and of one token per modality.
+    """(z_t, what is given, t) -> features of every cell and of one token per modality.
 
     Args:
         z_channels: channels of Z.
         extra_channels: channels that only the tokens see, beside z_t and what is given.
-        pixel_channels: channels that the refiner sees at full resolution.
+        cell_channels: channels that the refiner sees of every cell.
+        fold: cells along a side of a patch.
         num_modalities: size of the flag table and number of register tokens.
     """
 
@@ -110,10 +111,10 @@ class Backbone(nn.Module):
         *,
         z_channels: int,
         extra_channels: int,
-        pixel_channels: int,
+        cell_channels: int,
         num_modalities: int,
         grid: int,
-        patch: int,
+        fold: int,
         width: int,
         depth: int,
         heads: int,
@@ -135,7 +136,7 @@ class Backbone(nn.Module):
         self.early = nn.ModuleList(Block(width, heads, dropout, skip=False) for _ in range(depth - early))
         self.late = nn.ModuleList(Block(width, heads, dropout, skip=True) for _ in range(early))
         self.norm = nn.LayerNorm(width)
-        self.refiner = Refiner(width, patch, pixel_channels, refiner_width)
+        self.refiner = Refiner(width, fold, cell_channels, refiner_width)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -156,18 +157,18 @@ class Backbone(nn.Module):
         return F.silu(embedded + table.sum(1) + self.pooled(pooled))
 
     def forward(
-        self, z_t: Tensor, clean: Tensor, extra: Tensor, pixels: Tensor, log_snr: Tensor, flags: Tensor
+        self, z_t: Tensor, clean: Tensor, extra: Tensor, cells: Tensor, log_snr: Tensor, flags: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Features of the pixels and of the modalities.
+        """Features of the cells and of the modalities.
 
         Args:
             z_t, clean: (B, z_channels, h, w), the noisy state and the encodings of what is given.
             extra: (B, extra_channels, h, w), the known map, and with self-conditioning the last prediction.
-            pixels: (B, pixel_channels, H, W), z_t, clean and the known map, as far as they have pixels.
+            cells: (B, cell_channels, h * fold, w * fold), z_t, clean and the known map, where they are dense.
             log_snr: (B,); flags: (B, N).
 
         Returns:
-            (B, refiner_width, H / 2, W / 2) and (B, N, width).
+            (B, refiner_width, h * fold, w * fold) and (B, N, width).
         """
         batch = z_t.shape[0]
         pooled = torch.cat([z_t, clean], dim=1).mean((2, 3))
@@ -185,4 +186,4 @@ class Backbone(nn.Module):
         x = self.norm(x)
         registers, patches = x[:, : self.num_modalities], x[:, self.num_modalities :]
         patches = patches.view(batch, self.grid, self.grid, self.width)
-        return self.refiner(patches, pixels, condition), registers
+        return self.refiner(patches, cells, condition), registers

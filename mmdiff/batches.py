@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from mmdiff.config import TrainConfig
-from mmdiff.data import Examples, add_embeddings, batch_rows, read_parquet
+from mmdiff.data import Examples, add_embeddings, balanced, batch_rows, read_parquet
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.processes import Processes
 from mmdiff.stream import Stream, first_examples
@@ -33,14 +33,20 @@ class Batches(Protocol):
 
 
 class MemoryBatches:
-    """Batches of examples in memory: shuffled epochs laid end to end. It is one of `Batches`."""
+    """Batches of examples in memory: shuffled epochs laid end to end. It is one of `Batches`.
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int, share: slice) -> None:
+    balance: power of the number of a source's examples that its share in the epochs is proportional to.
+    """
+
+    def __init__(
+        self, examples: Examples, batch_size: int, seed: int, share: slice, balance: float = 1.0
+    ) -> None:
         self.examples, self.batch_size, self.seed, self.share = examples, batch_size, seed, share
+        self.weights = balanced(examples.sources, balance) if balance != 1 and examples.sources else None
         self.step = 0
 
     def next_batch(self) -> Examples:
-        rows = batch_rows(len(self.examples), self.step, self.batch_size, self.seed)[self.share]
+        rows = batch_rows(len(self.examples), self.step, self.batch_size, self.seed, self.weights)[self.share]
         self.step += 1
         return self.examples.take(rows)
 

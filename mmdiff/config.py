@@ -92,8 +92,13 @@ class DataConfig:
     margin: int = 0  # pixels a random crop can move by
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
     flip: bool = True
+    balance: float = 1.0  # a source's share grows with its examples to this power: 0 is equal, 1 as they are
 
     def __post_init__(self) -> None:
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"data.balance is {self.balance}; give a number from 0 to 1.")
+        if self.balance != 1 and self.stream:
+            raise ValueError("data.balance needs all examples in memory; leave it or data.stream out.")
         if self.margin_from not in ("pad", "resize"):
             raise ValueError(f"data.margin_from is {self.margin_from!r}; use 'pad' or 'resize'.")
         _check_positive(self, ("shuffle_rows", "workers"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ class Examples:
         present: name -> (n,) bool.
         captions: n texts, empty where there is none.
         margin: pixels by which stored pictures are larger than the model's.
+        sources: n names of where an example is from, or none at all.
     """
 
     stored: dict[str, Tensor]
     present: dict[str, Tensor]
     captions: list[str]
     margin: int = 0
+    sources: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -47,12 +49,14 @@ class Examples:
             {n: has[rows] for n, has in self.present.items()},
             [self.captions[row] for row in rows.tolist()],
             self.margin,
+            [self.sources[row] for row in rows.tolist()] if self.sources else [],
         )
 
     def to(self, device: torch.device) -> Examples:
         """The same examples with all tensors on ``device``."""
         move = {n: t.to(device) for n, t in self.stored.items()}
-        return Examples(move, {n: t.to(device) for n, t in self.present.items()}, self.captions, self.margin)
+        present = {n: t.to(device) for n, t in self.present.items()}
+        return replace(self, stored=move, present=present)
 
 
 class BrokenRows:
@@ -99,19 +103,21 @@ def read_parquet(
     modalities, broken, total = list(modalities), BrokenRows(), 0
     rows: list[dict[str, np.ndarray]] = []
     captions: list[str] = []
+    sources: list[str] = []
     for file in _parquet_files(path):
         table = _open_parquet(file)
-        texts = _captions(table, config)
+        texts, origins = (_texts(table, config.column(name)) for name in ("caption", "source"))
         decoded = list(_decode_table(table, modalities, config, file, strict))
-        for row, text in zip(decoded, texts, strict=True):
+        for row, text, origin in zip(decoded, texts, origins, strict=True):
             if isinstance(row, ValueError):
                 broken.add(row)
             else:
                 rows.append(row)
                 captions.append(text)
+                sources.append(origin)
         total += len(decoded)
     broken.check(total)
-    return collate(rows, captions, config.margin)
+    return collate(rows, captions, config.margin, sources if any(sources) else [])
 
 
 def _parquet_files(path: str | Path) -> list[Path]:
@@ -150,8 +156,7 @@ def _open_parquet(path: Path):
     return table
 
 
-def _captions(table, config: DataConfig) -> list[str]:
-    column = config.column("caption")
+def _texts(table, column: str) -> list[str]:
     texts = table[column] if column in table.column_names else [""] * len(table)
     return [text or "" for text in texts]
 
@@ -260,7 +265,9 @@ def _mapped(cell: Any, modality: Modality, table: Mapping[str, int]) -> Any:
     return ours[index].reshape(picture.height, picture.width)
 
 
-def collate(rows: Sequence[Mapping[str, np.ndarray]], captions: list[str], margin: int) -> Examples:
+def collate(
+    rows: Sequence[Mapping[str, np.ndarray]], captions: list[str], margin: int, sources: Sequence[str] = ()
+) -> Examples:
     """Decoded rows as one set of examples. A modality that no row has is left out."""
     stored, present = {}, {}
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -268,7 +275,7 @@ def collate(rows: Sequence[Mapping[str, np.ndarray]], captions: list[str], margi
         blank = np.zeros_like(template)
         stored[name] = torch.from_numpy(np.stack([row.get(name, blank) for row in rows]))
         present[name] = torch.tensor([name in row for row in rows])
-    return Examples(stored, present, captions, margin)
+    return Examples(stored, present, captions, margin, list(sources))
 
 
 def add_embeddings(examples: Examples, name: str, image: str, embedder, size: int, batch: int = 512) -> None:
@@ -358,16 +365,34 @@ def _crop(batch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return cut.reshape(len(batch), *lead, *cut.shape[-2:])
 
 
-def epoch_order(count: int, epoch: int, seed: int) -> Tensor:
-    """Random order of the examples in an epoch, the same whenever it is asked for: (count,) long."""
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
+def balanced(sources: Sequence[str], power: float) -> np.ndarray:
+    """Probability of each example (n,) if a source of m examples has a share proportional to m^power."""
+    names, index, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
+    shares = counts**power / (counts**power).sum()
+    return (shares / counts)[index]
 
 
-def batch_rows(count: int, step: int, batch_size: int, seed: int) -> Tensor:
+def epoch_order(count: int, epoch: int, seed: int, weights: np.ndarray | None = None) -> Tensor:
+    """Random order of the examples in an epoch, the same whenever it is asked for: (count,) long.
+
+    With ``weights`` (count,), which add up to 1, an example is there count * weight times, rounded up or down
+    at random, otherwise once.
+    """
+    random = np.random.default_rng([seed, epoch])
+    if weights is None:
+        return torch.from_numpy(random.permutation(count))
+    points = (random.random() + np.arange(count)) / count  # systematic resampling
+    rows = np.searchsorted(np.cumsum(weights), points).clip(max=count - 1)
+    return torch.from_numpy(random.permutation(rows))
+
+
+def batch_rows(
+    count: int, step: int, batch_size: int, seed: int, weights: np.ndarray | None = None
+) -> Tensor:
     """Rows of the batch of a step (0, 1, ...), as if epochs were laid end to end: (batch_size,) long."""
     first = step * batch_size
     epochs = range(first // count, (first + batch_size - 1) // count + 1)
-    order = torch.cat([epoch_order(count, e, seed) for e in epochs])
+    order = torch.cat([epoch_order(count, e, seed, weights) for e in epochs])
     start = first - (first // count) * count
     return order[start : start + batch_size]
 
@@ -376,6 +401,7 @@ __all__ = [
     "BrokenRows",
     "Examples",
     "add_embeddings",
+    "balanced",
     "batch_rows",
     "cells_of",
     "collate",

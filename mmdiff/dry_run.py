@@ -79,7 +79,8 @@ def describe_shapes(model: MultiModalDiffusion) -> str:
     """A line for each modality, and Z."""
     lines = ["modality     value            channels of Z   outputs of the head"]
     for name, m in model.modalities.items():
-        outputs = f"{m.head_channels} per pixel" if m.dense else str(m.head_channels)
+        per = f" per {m.head_stride} x {m.head_stride} pixels" if m.head_stride > 1 else " per pixel"
+        outputs = f"{m.head_channels}{per if m.dense else ''}"
         lines.append(f"{name:<12} {str(m.shape):<16} {m.z_channels:<15} {outputs}")
     tokens = model.grid**2
     lines.append(f"Z            {model.z_shape}, {tokens} tokens + {len(model.names)} registers")
@@ -245,9 +246,12 @@ def _step(examples: Examples, config: TrainConfig) -> str:
     e, schedule = model.encode(x), model.make_schedule()
     t = torch.full((len(rows),), schedule.num_steps // 2)
     level = log_snr(schedule.log_abar)[t].float()
-    z_t = q_sample(schedule, e.pop(model.anchor), t, e, torch.randn(len(rows), *model.z_shape))
+    z0 = e.pop(model.anchor)
+    z_t = q_sample(schedule, z0, t, e, torch.randn(len(rows), *model.z_shape))
     condition = model.condition({}, flags, known)
-    terms = training_losses(model, model(z_t, level, condition), x, condition, level, config.optim.snr_cap)
+    terms = training_losses(
+        model, model(z_t, level, condition), x, z0, condition, level, config.optim.snr_cap
+    )
     loss = total_loss(model, terms)
     loss.backward()
     if not torch.isfinite(loss):

@@ -22,6 +22,7 @@ def training_losses(
     model: MultiModalDiffusion,
     raw: Mapping[str, Tensor],
     x: Mapping[str, Tensor],
+    z0: Tensor,
     condition: Conditioning,
     log_snr_t: Tensor,
     snr_cap: float,
@@ -34,6 +35,7 @@ def training_losses(
     that a rare annotation is not drowned.
 
     Args:
+        z0: (B, *Z), encoding of the anchor in ``x``.
         counts: (N,), `count_unknown` of the batch that these examples are a part of: the terms of all parts
             then add up to those of the whole. None: they are the whole batch.
     """
@@ -41,10 +43,10 @@ def training_losses(
     counts = count_unknown(condition.flags) if counts is None else counts
     for i, (name, modality) in enumerate(model.modalities.items()):
         if name == model.anchor:
-            wanted = 1 - condition.known_pixels  # (B, 1, H, W)
-            squares = (raw[name] - x[name]).square() * wanted
-            # Divided by the whole area: a small hole has few pixels and little weight.
-            error = squares.mean((1, 2, 3))
+            predicted = model.channels.place(name, modality.folded(raw[name]))
+            squares = (predicted - z0).square() * (1 - model.coverage(condition.known_pixels))
+            # Divided by the whole photo: a small hole has few entries and little weight.
+            error = squares.sum((1, 2, 3)) / (modality.z_channels * model.grid**2)
             unknown = condition.flags[:, i] == UNKNOWN
             terms["L1"] = _mean_where(z0_weight(log_snr_t, snr_cap) * error, unknown, counts[i])
             terms[f"L2/{name}"] = _mean_where(error, unknown, counts[i])

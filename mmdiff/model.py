@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from mmdiff.backbone import Backbone
 from mmdiff.channels import CHANNELS
 from mmdiff.config import ModelConfig
 from mmdiff.forward_process import signal
+from mmdiff.lazy import Lazy
 from mmdiff.modalities import build_modality
 from mmdiff.samplers import Prediction
 from mmdiff.schedule import NoiseSchedule, log_snr
@@ -49,16 +52,17 @@ class Query:
 
 
 class DenseHead(nn.Module):
-    """Pixel features (B, r, H / 2, W / 2) -> (B, channels, H, W)."""
+    """Features of cells (B, r, h, w) -> (B, channels, h * fold, w * fold)."""
 
-    def __init__(self, features: int, channels: int) -> None:
+    def __init__(self, features: int, channels: int, fold: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(features, 4 * channels, 3, padding=1)
+        self.fold = fold
+        self.conv = nn.Conv2d(features, fold**2 * channels, 3, padding=1)
         nn.init.normal_(self.conv.weight, std=1e-3)
         nn.init.zeros_(self.conv.bias)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(pixels), 2)
+    def forward(self, cells: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(cells), self.fold)
 
 
 class GlobalHead(nn.Module):
@@ -78,7 +82,8 @@ class MultiModalDiffusion(nn.Module):
     """Encoders E_i, denoiser and heads D_i of all modalities; the first one is the anchor z_0.
 
     Z has shape (channels, grid, grid); `config.channels` says how the modalities lie in it, by default each
-    in channels of its own.
+    in channels of its own. The dense ones are refined in cells: two pixels a side, or the coarsest of their
+    strides.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -96,14 +101,20 @@ class MultiModalDiffusion(nn.Module):
         self.z_channels = self.channels.total
         self.grid = config.image_size // config.patch_size
         self.dense_names = tuple(n for n, m in self.modalities.items() if m.dense)
-        dense_channels = sum(self.modalities[n].z_channels for n in self.dense_names) // config.patch_size**2
+        self.cell = max(2, *(self.modalities[n].stride for n in self.dense_names))
+        if config.patch_size % self.cell:
+            raise ValueError(
+                f"patch_size is {config.patch_size}; make it a multiple of {self.cell}, the coarsest stride."
+            )
+        fold = config.patch_size // self.cell
+        dense_channels = sum(self.modalities[n].z_channels for n in self.dense_names) // fold**2
         self.backbone = Backbone(
             z_channels=self.z_channels,
             extra_channels=config.patch_size**2 + config.self_conditioning * self.z_channels,
-            pixel_channels=2 * dense_channels + 1,
+            cell_channels=2 * dense_channels + self.cell**2,
             num_modalities=len(self.names),
             grid=self.grid,
-            patch=config.patch_size,
+            fold=fold,
             width=config.width,
             depth=config.depth,
             heads=config.heads,
@@ -112,7 +123,7 @@ class MultiModalDiffusion(nn.Module):
         )
         self.heads = nn.ModuleDict(
             {
-                n: DenseHead(config.refiner_width, m.head_channels)
+                n: DenseHead(config.refiner_width, m.head_channels, self.cell // m.head_stride)
                 if m.dense
                 else GlobalHead(config.width, m.head_channels)
                 for n, m in self.modalities.items()
@@ -140,52 +151,75 @@ class MultiModalDiffusion(nn.Module):
         """E_i of every value in ``x``, each (B, *Z)."""
         return {n: self.channels.place(n, self.modalities[n].encode(value)) for n, value in x.items()}
 
-    def condition(self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor) -> Conditioning:
-        """What is given, from true encodings: what is not flagged known is dropped, of the anchor by pixel.
+    def load_pretrained(self, folder: str | Path) -> None:
+        """Frozen parts of the modalities from the folder of all checkpoints; ValueError if they lack."""
+        for modality in self.modalities.values():
+            modality.load_pretrained(Path(folder))
+
+    def encode_given(
+        self, x: Mapping[str, Tensor], e: Mapping[str, Tensor], known_pixels: Tensor
+    ) -> dict[str, Tensor]:
+        """Encodings of what may be seen of ``x``: those in ``e``, E_i of all of it, but of known pixels only.
 
         Args:
-            e: name -> (B, *Z), true encodings of (at least) everything that is given.
+            known_pixels: (B, 1, H, W) of 0 and 1; concerns the anchor.
+        """
+        if self.anchor not in e:
+            return dict(e)
+        anchor = self.modalities[self.anchor]
+        whole = self.channels.take(self.anchor, e[self.anchor])
+        seen = anchor.encode_known(x[self.anchor], known_pixels, whole)
+        return {**e, self.anchor: e[self.anchor] if seen is whole else self.channels.place(self.anchor, seen)}
+
+    def condition(self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor) -> Conditioning:
+        """What is given, from encodings: what is not flagged known is dropped, of the anchor by pixel.
+
+        Args:
+            e: name -> (B, *Z), of `encode_given`, at least for everything that is given.
             flags: (B, N) long; known_pixels: (B, 1, H, W) of 0 and 1.
         """
         kept = {}
         for i, name in enumerate(self.names):
             if name == self.anchor and name in e:
-                kept[name] = e[name] * self._fold_known(known_pixels, name)
+                kept[name] = e[name] * (self.coverage(known_pixels) > 0)
             elif name in e:
                 kept[name] = e[name] * (flags[:, i] == KNOWN)[:, None, None, None]
         return Conditioning(kept, flags, known_pixels)
 
-    def _fold_known(self, known_pixels: Tensor, name: str) -> Tensor:
-        channels = self.modalities[name].z_channels // self.config.patch_size**2
-        folded = F.pixel_unshuffle(known_pixels.expand(-1, channels, -1, -1), self.config.patch_size)
-        return self.channels.place(name, folded)
+    def coverage(self, known_pixels: Tensor) -> Tensor:
+        """Known pixels (B, 1, H, W) -> the share of each of the anchor's entries of Z that they are."""
+        return self.channels.place(self.anchor, self.modalities[self.anchor].coverage(known_pixels))
 
     def forward(self, z_t: Tensor, log_snr_t: Tensor, condition: Conditioning) -> dict[str, Tensor]:
         """Raw outputs of every head: dense (B, C_i, H, W), global (B, C_i), in float32.
 
         Args:
-            z_t: (B, *Z); log_snr_t: (B,), log abar_t / (1 - abar_t) of the time z_t stands at.
+            z_t: (B, *Z). log_snr_t: (B,), log abar_t / (1 - abar_t) of the time z_t stands at.
         """
         clean = sum(condition.e.values(), start=torch.zeros_like(z_t))
         known = condition.known_pixels.to(z_t.dtype)
-        pixels = torch.cat([self._pixels(z_t), self._pixels(clean), known], dim=1)
+        cells = torch.cat([self._cells(z_t), self._cells(clean), F.pixel_unshuffle(known, self.cell)], dim=1)
         extra = F.pixel_unshuffle(known, self.config.patch_size)
         if self.config.self_conditioning:
             previous = torch.zeros_like(z_t) if condition.previous is None else condition.previous
             extra = torch.cat([extra, previous], dim=1)
         flags = condition.flags if self.config.flags else torch.full_like(condition.flags, UNKNOWN)
         features, registers = self.backbone(
-            z_t, clean, extra, pixels, log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT), flags
+            z_t, clean, extra, cells, log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT), flags
         )
         return {
             name: self.heads[name](features if m.dense else registers[:, i]).float()
             for i, (name, m) in enumerate(self.modalities.items())
         }
 
-    def _pixels(self, z: Tensor) -> Tensor:
-        """The dense modalities' channels of Z at full resolution: (B, C, H, W)."""
-        parts = [self.channels.take(name, z) for name in self.dense_names]
-        return torch.cat([F.pixel_shuffle(p, self.config.patch_size) for p in parts], dim=1)
+    def _cells(self, z: Tensor) -> Tensor:
+        """The dense modalities' channels of Z, cell by cell: (B, C, H / cell, W / cell)."""
+        return torch.cat([self._cells_of(name, z) for name in self.dense_names], dim=1)
+
+    def _cells_of(self, name: str, z: Tensor) -> Tensor:
+        stride = self.modalities[name].stride
+        unfolded = F.pixel_shuffle(self.channels.take(name, z), self.config.patch_size // stride)
+        return F.pixel_unshuffle(unfolded, self.cell // stride)
 
     @torch.no_grad()
     def answer(self, queries: Sequence[Query]) -> list[dict[str, Tensor]]:
@@ -199,15 +233,16 @@ class MultiModalDiffusion(nn.Module):
     def interpret(self, raw: Mapping[str, Tensor], condition: Conditioning) -> Prediction:
         """Raw head outputs -> clean predictions in data space and in Z, with what is given put in place."""
         e = {n: self.channels.place(n, m.expected_encoding(raw[n])) for n, m in self.modalities.items()}
-        x = {n: m.predict(raw[n]) for n, m in self.modalities.items()}
+        x = Lazy({n: partial(m.predict, raw[n]) for n, m in self.modalities.items()})
         return self.put_in_place(Prediction(z0=e.pop(self.anchor), e=e, x=x), condition)
 
     def put_in_place(self, prediction: Prediction, condition: Conditioning) -> Prediction:
         """The prediction with the true encodings of what is given, and zeros for what is absent."""
         z0, e = prediction.z0, dict(prediction.e)
         if self.anchor in condition.e:
-            known = self._fold_known(condition.known_pixels, self.anchor)
-            z0 = torch.where(known > 0, condition.e[self.anchor], z0)
+            settled = self.modalities[self.anchor].settled(condition.known_pixels)
+            settled = self.channels.place(self.anchor, settled.to(z0.dtype)) > 0
+            z0 = torch.where(settled, condition.e[self.anchor], z0)
         for i, name in enumerate(self.names):
             if name != self.anchor:
                 unknown = condition.flags[:, i, None, None, None] == UNKNOWN

@@ -315,7 +315,8 @@ class Pipeline:
             known += 1.0 if condition.known_pixels is None else condition.known_pixels[:, None].float()
             holes = known.flatten(1).amin(1) == 0
             flags[:, 0] = torch.where(holes, UNKNOWN, KNOWN)
-        return model.condition(model.encode(condition.given), flags, known)
+        e = model.encode_given(condition.given, model.encode(condition.given), known)
+        return model.condition(e, flags, known)
 
     def _present(self, step: Step, seconds: float, shown: set[str], seed: int) -> StreamedStep:
         """A step as people see it."""

@@ -6,12 +6,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmdiff.guidance import combined
+from mmdiff.lazy import Lazy
 from mmdiff.model import Conditioning, MultiModalDiffusion, Query, TrajectoryDenoiser
 from mmdiff.samplers import Step, Trajectory
 from mmdiff.tasks import Condition
@@ -99,10 +101,14 @@ class Run:
         ]
 
     def _with_given(self, step: Step) -> Step:
-        condition, x_hat = self._segment.condition, dict(step.x_hat)
-        for name, value in condition.given.items():
-            prediction = self._model.modalities[name].as_prediction(value)
-            if name == self._model.anchor and condition.known_pixels is not None:
-                prediction = torch.where(condition.known_pixels[:, None], prediction, x_hat[name])
-            x_hat[name] = prediction
-        return dataclasses.replace(step, x_hat=x_hat)
+        condition = self._segment.condition
+        given = {name: partial(self._put_in, name, condition, step) for name in condition.given}
+        predicted = {name: partial(step.x_hat.__getitem__, name) for name in step.x_hat}
+        return dataclasses.replace(step, x_hat=Lazy(predicted | given))
+
+    def _put_in(self, name: str, condition: Condition, step: Step) -> Tensor:
+        """What is given of a modality, and of a photo with holes the prediction in them."""
+        value = self._model.modalities[name].as_prediction(condition.given[name])
+        if name == self._model.anchor and condition.known_pixels is not None:
+            return torch.where(condition.known_pixels[:, None], value, step.x_hat[name])
+        return value

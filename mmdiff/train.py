@@ -25,9 +25,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmdiff.batches import Batches, make_embedder, training_data, validation_data
-from mmdiff.checkpoint import write_checkpoint, write_tensors, write_text
+from mmdiff.checkpoint import write_checkpoint
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data import Examples
+from mmdiff.files import write_tensors, write_text
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.processes import join_processes
 from mmdiff.trainer import REMEDY, SKIPPED_AT_MOST, DamagedState, Trainer, backup_of
@@ -350,6 +351,7 @@ def main(arguments: list[str] | None = None) -> None:
             torch.set_float32_matmul_precision("high")
         compiled = on_gpu if args.compile is None else args.compile
         trainer = Trainer(config, train, device, compiled, processes, args.accumulate)
+        trainer.load_pretrained("checkpoints")
         out = Path(args.out or Path("runs", Path(args.config).stem))
         if not resume(trainer, out) and args.init:
             trainer.start_from(args.init)

@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mmdiff.batches import VAL_EXAMPLES, Batches, MemoryBatches
-from mmdiff.checkpoint import load_checkpoint, write_tensors
+from mmdiff.checkpoint import load_checkpoint
 from mmdiff.config import ModelConfig, TrainConfig, from_dict
 from mmdiff.data import Examples, draw_batch
 from mmdiff.ema import EMA
+from mmdiff.files import write_tensors
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import count_unknown, total_loss, training_losses
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
@@ -100,7 +101,9 @@ class Trainer:
         for model in (self.model, self.ema.model):
             processes.split(model, compile_model)
         if isinstance(train, Examples):
-            train = MemoryBatches(train.to(device), config.optim.batch_size, config.optim.seed, self.share)
+            train = MemoryBatches(
+                train.to(device), config.optim.batch_size, config.optim.seed, self.share, config.data.balance
+            )
         self.batches = train
         schedule = self.model.make_schedule()
         self.schedule = schedule.to(device)
@@ -169,7 +172,7 @@ class Trainer:
         """The terms of the objective; ``counts`` as in `training_losses`."""
         net, t, flags = self.model, draw.t, draw.flags
         e = net.encode(draw.x)
-        condition = net.condition(e, flags, draw.known)
+        condition = net.condition(net.encode_given(draw.x, e, draw.known), flags, draw.known)
         z0 = e.pop(net.anchor)
         entering = {
             n: v * (flags[:, net.names.index(n)] != ABSENT)[:, None, None, None] for n, v in e.items()
@@ -180,7 +183,7 @@ class Trainer:
                 condition = self._after_first_pass(model, z_t, t, condition, draw.second)
             raw = model(z_t, self.log_snr[t], condition)
         snr_cap = self.config.optim.snr_cap
-        return training_losses(net, raw, draw.x, condition, self.log_snr[t], snr_cap, counts)
+        return training_losses(net, raw, draw.x, z0, condition, self.log_snr[t], snr_cap, counts)
 
     @torch.no_grad()
     def _after_first_pass(
@@ -330,6 +333,11 @@ class Trainer:
         batches = json.loads(metadata.get("batches", before))
         rank = self.processes.rank if len(batches) == self.processes.count else 0
         self.batches.load_state_dict(batches[rank])
+
+    def load_pretrained(self, folder: str | Path) -> None:
+        """Frozen parts of the modalities from the folder of all checkpoints; ValueError if they lack."""
+        for model in (self.model, self.ema.model):
+            model.load_pretrained(folder)
 
     def start_from(self, folder: str) -> None:
         """Take the weights of a checkpoint folder. Raises ValueError if they are of another architecture."""

@@ -8,8 +8,14 @@ from synthetic import CLASSES, read_shapes, tiny_train_config
 
 from benchmarks import ablations
 from benchmarks.report import table
+from mmdiff.config import load_train_config
+from mmdiff.dry_run import measure
 from mmdiff.evaluation.core import Settings
 from mmdiff.judge import Judge
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.trainer import Trainer
+
+CHOICES = ablations.STUDIES["choices"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def counted(monkeypatch):
     """The runs that are made, without making them; every figure is the seed."""
     made = []
 
-    def run(config, bench):
+    def run(variant, config, bench):
         made.append(config)
         numbers = {"figures": {"mask_iou": float(config.optim.seed)}, "validation": {"L1": 0.5}}
         return numbers | {"parameters": 1, "train_cpu_seconds": 0.1, "cpu_seconds": 0.2}
@@ -40,11 +46,11 @@ def counted(monkeypatch):
 
 def test_every_variant_is_trained_and_measured(base, bench, tmp_path):
     out = tmp_path / "results" / "ablations.json"
-    report = ablations.study(base, bench, 1, out, {"photos_judged": 0.5})
+    report = ablations.study(CHOICES, base, bench, 1, out, {"photos_judged": 0.5})
     assert json.loads(out.read_text()) == report
     variants = report["variants"]
-    assert list(variants) == list(ablations.VARIANTS)
-    assert set(variants["baseline"]["figures"]) == set(ablations.FIGURES)
+    assert list(variants) == list(CHOICES)
+    assert set(variants["baseline"]["figures"]) == set(ablations.FIGURES) - {"hole_lpips"}  # too small for it
     assert set(variants["image + mask"]["figures"]) == {"mask_iou", "hole_gain"}
     assert {"L1", "L2/image", "L2/mask", "total"} == set(variants["image + mask"]["validation"])
     sizes = {name: variant["runs"]["0"]["parameters"] for name, variant in variants.items()}
@@ -53,7 +59,7 @@ def test_every_variant_is_trained_and_measured(base, bench, tmp_path):
 
 
 def test_variants_differ_from_the_baseline_in_one_choice(base):
-    changed = {name: change(base).model for name, change in ablations.VARIANTS.items()}
+    changed = {name: variant.change(base).model for name, variant in CHOICES.items()}
     assert changed["baseline"] == base.model
     for name, choice in (("shared channels", "channels"), ("no flags", "flags")):
         options = vars(base.model).keys()
@@ -62,20 +68,43 @@ def test_variants_differ_from_the_baseline_in_one_choice(base):
     assert [m.name for m in changed["image + label"].modalities] == ["image", "label"]
 
 
+def test_a_variant_can_be_trained_on_annotated_examples_alone(base, bench, monkeypatch):
+    seen = []
+    step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self: seen.append(self.batches) or step(self))
+    ablations.Variant(annotated="mask").train(base, bench.train)
+    examples = seen[0].examples
+    assert examples.present["mask"].all() and len(examples) == int(bench.train.present["mask"].sum())
+    assert 0 < len(examples) < len(bench.train)
+
+
+def test_pixels_get_as_many_operations_as_latents():
+    base = load_train_config("configs/scenes-cpu.toml")
+    changed = ablations.pixels(base)
+    anchor, mask, *_ = changed.model.modalities
+    assert anchor.kind == "image" and "stride" not in mask.options
+    works = []
+    for config in (base, changed):
+        model = MultiModalDiffusion(config.model)
+        works.append((measure(model).total + ablations.encoding(config.model)) * config.optim.images)
+    assert works[0] == pytest.approx(works[1], rel=1e-4)
+    assert ablations.encoding(changed.model) == 0 < ablations.encoding(base.model)
+
+
 def test_a_study_goes_on_where_it_was_cut_off(base, bench, counted, tmp_path, monkeypatch):
-    out, total = tmp_path / "out.json", len(ablations.VARIANTS)
+    out, total = tmp_path / "out.json", len(CHOICES)
     run = ablations.run
 
-    def cut_off(config, bench):
+    def cut_off(variant, config, bench):
         if len(counted) == total + 3:
             raise KeyboardInterrupt
-        return run(config, bench)
+        return run(variant, config, bench)
 
     with monkeypatch.context() as interrupted:
         interrupted.setattr(ablations, "run", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            ablations.study(base, bench, 3, out, {})
-    report = ablations.study(base, bench, 3, out, {})
+            ablations.study(CHOICES, base, bench, 3, out, {})
+    report = ablations.study(CHOICES, base, bench, 3, out, {})
     assert len(counted) == 3 * total
     assert len({(str(config.model), config.optim.seed) for config in counted}) == 3 * total
     # the seeds 0, 1 and 2: mean 1, sample standard deviation 1
@@ -84,13 +113,13 @@ def test_a_study_goes_on_where_it_was_cut_off(base, bench, counted, tmp_path, mo
 
 def test_runs_that_were_made_otherwise_are_not_mixed_in(base, bench, counted, tmp_path):
     out = tmp_path / "out.json"
-    ablations.study(base, bench, 1, out, {})
+    ablations.study(CHOICES, base, bench, 1, out, {})
     with pytest.raises(ValueError, match="another config"):
-        ablations.study(ablations.model_with(depth=2)(base), bench, 1, out, {})
+        ablations.study(CHOICES, ablations.model_with(depth=2)(base), bench, 1, out, {})
 
 
 def test_the_command(shapes, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablations, "VARIANTS", {"no flags": ablations.VARIANTS["no flags"]})
+    monkeypatch.setitem(ablations.STUDIES, "choices", {"no flags": CHOICES["no flags"]})
     Judge(CLASSES, 16).save(tmp_path / "judge")
     config = tmp_path / "tiny.toml"
     entry = '[[model.modalities]]\nname = "{0}"\nkind = "{0}"\n'

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from synthetic import SIZE, lively_model, tiny_config
 
-from mmdiff.checkpoint import load_checkpoint, resolve, save_checkpoint, write_tensors
+from mmdiff.checkpoint import load_checkpoint, resolve, save_checkpoint
+from mmdiff.files import write_tensors
 from mmdiff.model import UNKNOWN
 from mmdiff.pipeline import Pipeline
 

@@ -22,7 +22,7 @@ from synthetic import (
 )
 
 from mmdiff.config import DataConfig
-from mmdiff.data import Examples, add_embeddings, batch_rows, draw_batch, read_parquet
+from mmdiff.data import Examples, add_embeddings, balanced, batch_rows, draw_batch, read_parquet
 from mmdiff.modalities.base import decode_cell
 from mmdiff.model import MultiModalDiffusion
 
@@ -366,3 +366,40 @@ def test_examples_move_to_a_device_whole(shapes, modalities):
     moved = examples.to(torch.device("meta"))
     assert all(t.is_meta for t in (*moved.stored.values(), *moved.present.values()))
     assert (moved.captions, moved.margin) == (examples.captions, 2)
+
+
+# -- sources -------------------------------------------------------------------------------------------
+
+
+def test_sources_come_with_the_examples(tmp_path, modalities):
+    rows = [row | {"source": name} for row, name in zip(make_rows(3), ("a", "b", "a"), strict=True)]
+    examples = read(write_parquet(tmp_path / "some.parquet", rows), modalities)
+    assert examples.sources == ["a", "b", "a"]
+    assert examples.take(torch.tensor([2, 1])).sources == ["a", "b"]
+    assert examples.to(torch.device("cpu")).sources == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(("power", "shares"), [(1.0, (0.64, 0.36)), (0.5, (4 / 7, 3 / 7)), (0.0, (0.5, 0.5))])
+def test_balance_sets_the_share_of_every_source(power, shares):
+    sources = ["many"] * 64 + ["few"] * 36
+    weights = balanced(sources, power)
+    epochs = [batch_rows(100, step, 100, seed=0, weights=weights) for step in range(40)]
+    many = np.array([(epoch < 64).sum() for epoch in epochs]) / 100
+    assert abs(many.mean() - shares[0]) < 0.005 and np.abs(many - shares[0]).max() <= 0.02
+    counts = torch.cat(epochs).bincount(minlength=100).double() / 40  # times an epoch shows each example
+    expected = torch.tensor([shares[0] / 0.64] * 64 + [shares[1] / 0.36] * 36)
+    torch.testing.assert_close(counts, expected.double(), atol=0.3, rtol=0)
+    assert all(not torch.equal(a, b) for a, b in zip(epochs, epochs[1:], strict=False))
+
+
+def test_batches_of_a_balanced_order_can_be_asked_for_again():
+    weights = balanced(["a"] * 20 + ["b"] * 4, 0.0)
+    assert torch.equal(
+        batch_rows(24, 17, 7, seed=3, weights=weights), batch_rows(24, 17, 7, seed=3, weights=weights)
+    )
+
+
+@pytest.mark.parametrize("options", [{"balance": -0.1}, {"balance": 1.5}, {"balance": 0.5, "stream": True}])
+def test_a_balance_that_cannot_be_is_refused(options):
+    with pytest.raises(ValueError, match="balance"):
+        DataConfig(**options)

@@ -35,17 +35,19 @@ def test_shipped_configurations_pass(path):
 def hand_count(config: ModelConfig, model: MultiModalDiffusion) -> int:
     """Operations of one forward pass of one image: two for every multiplication of a matrix or a kernel."""
     w, r, n = config.width, config.refiner_width, model.grid**2
-    rows, half = n + len(model.names), (config.image_size // 2) ** 2
     dense = [m for m in model.modalities.values() if m.dense]
+    cell = max([2] + [m.stride for m in dense])
+    rows, cells = n + len(model.names), (config.image_size // cell) ** 2
     total = n * (2 * model.z_channels + config.patch_size**2) * w  # embed
     total += 2 * w * w + 2 * model.z_channels * w + 6 * w * w  # time, pooled, modulation
     total += config.depth * rows * 12 * w * w  # qkv 3, out 1, up 4, down 4
     total += config.depth // 2 * rows * 2 * w * w  # skips
     total += config.depth * 2 * rows * rows * w  # attention
-    fold, pixels = (config.patch_size // 2) ** 2, sum(m.z_channels for m in dense) // config.patch_size**2
+    fold = (config.patch_size // cell) ** 2
+    seen = sum(m.z_channels for m in dense) // fold
     total += n * w * r * fold + w * 2 * r  # expand, modulate
-    total += half * 9 * r * ((r + 4 * (2 * pixels + 1)) + 2 * r)  # three convolutions
-    total += sum(half * 9 * r * 4 * m.head_channels for m in dense)
+    total += cells * 9 * r * ((r + 2 * seen + cell**2) + 2 * r)  # three convolutions
+    total += sum(cells * 9 * r * (cell // m.head_stride) ** 2 * m.head_channels for m in dense)
     total += sum(w * w + w * m.head_channels for m in model.modalities.values() if not m.dense)
     return 2 * total
 

@@ -92,11 +92,12 @@ def test_overfitting_one_batch_drives_every_l2_to_zero(tmp_path, embedder):
         x, _ = draw_batch(examples, model.modalities, torch.arange(4), None, False)
         e = model.encode(x)
         noise = torch.randn(4, *model.z_shape, generator=torch.Generator().manual_seed(time))
-        z_t = q_sample(trainer.schedule, e.pop("image"), t, e, noise)
+        z0 = e.pop("image")
+        z_t = q_sample(trainer.schedule, z0, t, e, noise)
         condition = model.condition({}, torch.full((4, 4), UNKNOWN), torch.zeros(4, 1, SIZE, SIZE))
         with torch.no_grad():
             raw = model(z_t, trainer.log_snr[t], condition)
-        terms = training_losses(model, raw, x, condition, trainer.log_snr[t], 5.0)
+        terms = training_losses(model, raw, x, z0, condition, trainer.log_snr[t], 5.0)
         return {name: terms[f"L2/{name}"].item() for name in NAMES}
 
     before = errors(300)

@@ -15,7 +15,8 @@ from synthetic import read_shapes, tiny_train_config
 
 from mmdiff import checkpoint, train
 from mmdiff import trainer as training
-from mmdiff.checkpoint import load_checkpoint, write_tensors, write_text
+from mmdiff.checkpoint import load_checkpoint
+from mmdiff.files import write_tensors, write_text
 from mmdiff.train import MetricsLog
 from mmdiff.trainer import Trainer
 

@@ -38,11 +38,7 @@ def load_lpips(device: torch.device, batch: int = 64) -> Callable[[Tensor, Tenso
     Nothing is downloaded, and the random numbers of torch stay as they were. Raises `Skip` with the reason
     where something is not installed; the distance raises it for pictures below `SMALLEST` pixels a side.
     """
-    try:
-        import lpips
-    except ImportError:
-        raise Skip(f"the package lpips is not installed: {REMEDY}") from None
-    network = _network(lpips, alexnet()).to(device)
+    network = lpips_network(device)
 
     @torch.no_grad()
     def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -52,6 +48,15 @@ def load_lpips(device: torch.device, batch: int = 64) -> Callable[[Tensor, Tenso
         return torch.cat([network(x.to(device), y.to(device)).flatten().cpu() for x, y in pairs])
 
     return distance
+
+
+def lpips_network(device: torch.device) -> nn.Module:
+    """The same as a module with frozen weights, through which gradients reach the pictures: a loss."""
+    try:
+        import lpips
+    except ImportError:
+        raise Skip(f"the package lpips is not installed: {REMEDY}") from None
+    return _network(lpips, alexnet()).to(device)
 
 
 def _network(lpips: Any, weights: Mapping[str, Tensor]) -> nn.Module:

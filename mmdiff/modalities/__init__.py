@@ -10,11 +10,12 @@ from mmdiff.modalities.base import Modality
 from mmdiff.modalities.embedding import EmbeddingModality
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.label import LabelModality
+from mmdiff.modalities.latent_image import LatentImageModality
 from mmdiff.modalities.mask import MaskModality
 
 KINDS: dict[str, type[Modality]] = {
     cls.kind: cls for cls in (ImageModality, MaskModality, LabelModality, EmbeddingModality)
-}
+} | {LatentImageModality.KIND: LatentImageModality}
 # Environment: modules, separated by commas, that register kinds of their own. They are named by who runs a
 # command and never by a checkpoint, so that loading one still runs nobody else's code.
 IMPORTS = "MMDIFF_IMPORT"

@@ -22,7 +22,9 @@ class Modality(nn.Module):
     Attributes:
         shape: shape of one data-space value.
         z_channels: channels of Z that belong to this modality.
-        head_channels: outputs of its head, per pixel if dense, else in total.
+        head_channels: outputs of its head, per position if dense, else in total.
+        stride, head_stride: of a dense modality, pixels a side that a position of its encoding, unfolded from
+            the patches, and of its head's output stand for.
         classes: names of the classes of a categorical modality, else empty.
     """
 
@@ -34,6 +36,8 @@ class Modality(nn.Module):
     z_channels: int
     head_channels: int
     classes: tuple[str, ...] = ()
+    stride: int = 1
+    head_stride: int = 1
 
     def __init__(self, name: str, image_size: int, patch_size: int) -> None:
         super().__init__()
@@ -82,6 +86,14 @@ class Modality(nn.Module):
     def nll(self, raw: Tensor, x: Tensor) -> Tensor:
         """-log p(x_i | z_t) of each example in nats, summed over its dimensions: (B,)."""
         raise NotImplementedError
+
+    # -- training -----------------------------------------------------------------------------------
+
+    def load_pretrained(self, folder: Path) -> None:
+        """Take what was trained before and stays as it is from ``folder``, that of all checkpoints.
+
+        Raises ValueError if it is not there.
+        """
 
     # -- people ------------------------------------------------------------------------------------
 

@@ -33,6 +33,25 @@ class ImageModality(Modality):
     def encode(self, x: Tensor) -> Tensor:
         return F.pixel_unshuffle(x, self.patch_size)
 
+    def folded(self, raw: Tensor) -> Tensor:
+        """Head output -> channels of Z (B, z_channels, h, w), as it is."""
+        return F.pixel_unshuffle(raw, self.patch_size)
+
+    def coverage(self, known: Tensor) -> Tensor:
+        """Known pixels (B, 1, H, W), 0 or 1 -> the share of each entry of Z that they are, (B, *Z)."""
+        return self.folded(known.expand(-1, 3, -1, -1))
+
+    def settled(self, known: Tensor) -> Tensor:
+        """Known pixels (B, 1, H, W) -> entries of Z that follow from them alone, (B, *Z) bool."""
+        return self.coverage(known) > 0
+
+    def encode_known(self, x: Tensor, known: Tensor, whole: Tensor) -> Tensor:
+        """Encoding of photos of which only ``known`` (B, 1, H, W) is seen; ``whole`` is that of all of x.
+
+        Entries without any known pixel do not matter.
+        """
+        return whole
+
     def predict(self, raw: Tensor) -> Tensor:
         return raw.clamp(-1, 1)
 

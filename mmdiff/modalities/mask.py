@@ -19,14 +19,20 @@ VOID = "void"
 class MaskModality(Modality):
     """Class maps (H, W); Z holds the code of each pixel's class, zero where the class is void.
 
-    A class named "void" means "not annotated": it has no loss and is never predicted.
+    A class named "void" means "not annotated": it has no loss and is never predicted. With ``stride`` above 1
+    the codes are averaged over cells of so many pixels a side, as coarse as an autoencoder's latents.
     """
 
     kind = "mask"
     dense = True
 
-    def __init__(self, name: str, image_size: int, patch_size: int, classes: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, image_size: int, patch_size: int, classes: Sequence[str], stride: int = 1
+    ) -> None:
         super().__init__(name, image_size, patch_size)
+        if stride < 1 or patch_size % stride:
+            raise ValueError(f"{name}: stride is {stride}; give a divisor of patch_size, {patch_size}.")
+        self.stride = stride
         if len(classes) < 2:
             raise ValueError(f"{name}: a mask needs at least two classes, but got {list(classes)}.")
         self.classes = tuple(classes)
@@ -36,16 +42,20 @@ class MaskModality(Modality):
         codes[real] = class_codes(len(real))
         self.register_buffer("codes", codes)
         self.register_buffer("is_void", torch.tensor([c == VOID for c in classes]), persistent=False)
-        self.z_channels = codes.shape[1] * patch_size**2
+        self.z_channels = codes.shape[1] * (patch_size // stride) ** 2
         self.head_channels = len(classes)
         self.palette = palette(len(classes))
 
     def _from_distribution(self, distribution: Tensor) -> Tensor:
-        coded = torch.einsum("bkhw,kc->bchw", distribution, self.codes.to(distribution.dtype))
-        return F.pixel_unshuffle(coded, self.patch_size)
+        return self._folded(torch.einsum("bkhw,kc->bchw", distribution, self.codes.to(distribution.dtype)))
+
+    def _folded(self, coded: Tensor) -> Tensor:
+        if self.stride > 1:
+            coded = F.avg_pool2d(coded, self.stride)
+        return F.pixel_unshuffle(coded, self.patch_size // self.stride)
 
     def encode(self, x: Tensor) -> Tensor:
-        return F.pixel_unshuffle(self.codes[x].permute(0, 3, 1, 2), self.patch_size)
+        return self._folded(self.codes[x].permute(0, 3, 1, 2))
 
     def _logits(self, raw: Tensor) -> Tensor:
         return raw.float().masked_fill(self.is_void[:, None, None], -1e4)

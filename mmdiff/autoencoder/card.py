@@ -1,0 +1,38 @@
+"""The README.md beside an autoencoder's weights."""
+
+from __future__ import annotations
+
+
+def card(facts: dict) -> str:
+    """The model card, from the facts that `mmdiff.autoencoder.train` keeps in config.json."""
+    recipe, val = facts["recipe"], facts["val"]
+    measured = (
+        f"On {val['photos']:,} photos that it was not trained on, at {val['size']} x {val['size']} pixels: "
+        f"PSNR {val['psnr']:.2f} dB, LPIPS (AlexNet) {val['lpips']:.4f}."
+        if val
+        else "Not measured yet: the training is not done."
+    )
+    return f"""---
+license: other
+library_name: mmdiff
+tags: [autoencoder, latent-diffusion]
+---
+
+# Autoencoder
+
+Turns photos into latents of an eighth of their height and width, \
+{recipe["latent_channels"]} numbers at each position, and back.
+It is the second encoder for photos of mmdiff beside plain pixels (`kind = "latent_image"`), and is contained
+in the weights of every checkpoint that uses it.
+
+- {facts["parameters"]:,} parameters, convolutions only; any height and width that are multiples of 8.
+- Trained on {facts["images_seen"]:,} random parts of {recipe["crop"]} x {recipe["crop"]} pixels of \
+{facts["photos"]:,} photos, with the mean
+  absolute error + {recipe["perceptual"]:g} x LPIPS, noise of {recipe["noise"]:g} on the latents, weights \
+averaged over the training.
+- {facts["seconds"] / 60:.0f} minutes on {facts["device"]}.
+- {measured}
+- Limits: detail finer than about two pixels, small lettering and faces are made up or smoothed; photos unlike
+  its training photos lose more.
+- The weights derive from the training photos, so their licence and attribution apply.
+"""

