@@ -92,11 +92,13 @@ class DataConfig:
     margin: int = 0  # pixels a random crop can move by
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
     flip: bool = True
+    light: float = 0.0  # share by which contrast and brightness of a photo change; captions may speak of them
     balance: float = 1.0  # a source's share grows with its examples to this power: 0 is equal, 1 as they are
 
     def __post_init__(self) -> None:
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"data.balance is {self.balance}; give a number from 0 to 1.")
+        for name in ("balance", "light"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; give a number from 0 to 1.")
         if self.balance != 1 and self.stream:
             raise ValueError("data.balance needs all examples in memory; leave it or data.stream out.")
         if self.margin_from not in ("pad", "resize"):
@@ -142,6 +144,7 @@ class OptimConfig:
     snr_cap: float = 5.0  # gamma of the weight min(SNR + 1, gamma)
     save_every_images: int = 200_000
     sample_every_images: int = 400_000
+    keep_checkpoints: bool = False  # also keep every saved one, in history/<images>
     seed: int = 0
 
     def __post_init__(self) -> None:

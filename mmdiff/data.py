@@ -307,11 +307,12 @@ def draw_batch(
     rows: Tensor,
     generator: torch.Generator | None,
     flip: bool,
+    light: float = 0.0,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Examples ``rows`` as data-space tensors: x name -> (B, *shape), present (B, N) bool.
 
-    With a generator the crop, the flip and the choice among stored variants are random; without one the
-    crop is central and the first variant is taken.
+    With a generator the crop, the flip, the light of photos and the choice among stored variants are random;
+    without one the crop is central and the first variant is taken.
     """
     device = rows.device
     size = next(iter(modalities.values())).image_size
@@ -329,8 +330,16 @@ def draw_batch(
         elif batch.ndim > 1 + len(modality.shape):
             batch = _choose(batch, generator)
         x[name] = modality.from_stored(batch)
+        if modality.kind == "image" and light and generator is not None:
+            x[name] = _relit(x[name], light, generator)
         present.append(examples.present[name][rows])
     return x, torch.stack(present, dim=1)
+
+
+def _relit(photos: Tensor, light: float, generator: torch.Generator) -> Tensor:
+    """Photos (B, 3, H, W) in [-1, 1] with contrast and brightness changed by up to the share ``light``."""
+    change = torch.rand(2, len(photos), 1, 1, 1, generator=generator, device=photos.device) * 2 - 1
+    return (photos * (1 + light * change[0]) + light * change[1]).clamp(-1, 1)
 
 
 def _choose(batch: Tensor, generator: torch.Generator | None) -> Tensor:

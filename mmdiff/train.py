@@ -142,6 +142,10 @@ class Run:
                 path = self.out / STATE_FILE
                 write_tensors(tensors, path, metadata, backup=backup_of(path))
                 write_checkpoint(trainer.config.model, average, self.out)
+            if trainer.config.optim.keep_checkpoints:
+                with _unless_impossible("a checkpoint of the history"):
+                    folder = self.out / "history" / f"{trainer.images:010d}"
+                    write_checkpoint(trainer.config.model, average, folder)
         if self.val is not None:
             self._validate(average)
         if failed and final:

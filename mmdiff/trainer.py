@@ -147,9 +147,9 @@ class Trainer:
 
     def draw(self, examples: Examples, rows: Tensor, generator: torch.Generator, augment: bool) -> Draw:
         """Everything random about the examples ``rows`` (B,) in a step, cut and flipped if ``augment``."""
-        net, size = self.model, self.config.model.image_size
+        net, size, data = self.model, self.config.model.image_size, self.config.data
         x, present = draw_batch(
-            examples, net.modalities, rows, generator if augment else None, self.config.data.flip
+            examples, net.modalities, rows, generator if augment else None, data.flip, data.light
         )
 
         def chance(probability: float) -> Tensor:

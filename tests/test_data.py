@@ -403,3 +403,24 @@ def test_batches_of_a_balanced_order_can_be_asked_for_again():
 def test_a_balance_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match="balance"):
         DataConfig(**options)
+
+
+# -- light ---------------------------------------------------------------------------------------------
+
+
+def test_light_changes_every_photo_by_a_gain_and_an_offset(shapes, modalities):
+    examples = read(shapes, modalities)
+    rows = torch.arange(8)
+    plain, changed = (
+        draw_batch(examples, modalities, rows, torch.Generator().manual_seed(4), False, light)[0]
+        for light in (0.0, 0.1)
+    )
+    assert torch.equal(plain["mask"], changed["mask"])
+    for before, after in zip(plain["image"].double(), changed["image"].double(), strict=True):
+        inside = after.abs() < 1  # not cut off
+        gain, offset = np.polyfit(before[inside].numpy(), after[inside].numpy(), 1)
+        assert 0.9 <= gain <= 1.1 and -0.1 <= offset <= 0.1 and abs(gain - 1) + abs(offset) > 1e-3
+        expected = (before * gain + offset).clamp(-1, 1)
+        torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
+    central = draw_batch(examples, modalities, rows, None, False, 0.1)[0]["image"]
+    assert torch.equal(central, draw_batch(examples, modalities, rows, None, False)[0]["image"])

@@ -158,6 +158,23 @@ def test_the_command_trains_measures_and_saves(tmp_path, capsys):
     assert rows[0] == "images,seconds,l1,lpips,lr" and len(rows) > 1
 
 
+@needs_lpips
+def test_a_training_can_start_from_another_ones_weights(tmp_path):
+    data = write_parquet(tmp_path / "photos.parquet", make_rows(6, 40))
+    first = Autoencoder(4)
+    first.save(tmp_path / "first", {}, "")
+    stored = read_photos([data], 40)
+    recipe = Recipe(images=4, size=40, crop=32, batch=4, lr=1e-9, latent_channels=4)
+    command.train(stored, stored, tmp_path / "second", recipe, CPU, tmp_path / "first")
+    second = Autoencoder.from_pretrained(tmp_path / "second")
+    for name, value in first.state_dict().items():
+        if "norm" not in name:
+            torch.testing.assert_close(second.state_dict()[name], value, atol=1e-3, rtol=0)
+    other = dataclasses.replace(recipe, latent_channels=5)
+    with pytest.raises(ValueError, match="'latent_channels': 4.*not"):
+        command.train(stored, stored, tmp_path / "third", other, CPU, tmp_path / "first")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({}, "no end"), ({"images": 8, "crop": 60}, "multiple of 8"), ({"images": 8, "lr": 0.0}, "positive")],
@@ -296,7 +313,7 @@ def test_training_takes_the_autoencoder_from_the_folder_of_checkpoints(tmp_path)
     with pytest.raises(ValueError, match="no autoencoder in"):
         model.load_pretrained(tmp_path / "elsewhere")
     Autoencoder(4).save(tmp_path / "autoencoder", {}, "")
-    with pytest.raises(ValueError, match="has 4 latent channels"):
+    with pytest.raises(ValueError, match="'latent_channels': 4.*Set its options"):
         model.load_pretrained(tmp_path)
 
 

@@ -103,6 +103,13 @@ class Autoencoder(nn.Module):
         write_text(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
         write_text(folder / CARD_FILE, card)
 
+    def take_weights(self, folder: str | Path) -> None:
+        """Those of a trained one of the same size. Raises ValueError if there is none."""
+        other = Autoencoder.from_pretrained(folder)
+        if other.options != self.options:
+            raise ValueError(f"the autoencoder in {folder} has {other.options}, not {self.options}.")
+        self.load_state_dict(other.state_dict())
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Autoencoder:
         """The trained network of a folder, in float32, for use. Raises ValueError if there is none."""

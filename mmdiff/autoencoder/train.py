@@ -124,10 +124,13 @@ class Progress:
             self.share = max(self.images / recipe.images, self.seconds / (60 * recipe.max_minutes))
 
 
-def train(photos: Tensor, val: Tensor, out: Path, recipe: Recipe, device: torch.device) -> dict:
+def train(
+    photos: Tensor, val: Tensor, out: Path, recipe: Recipe, device: torch.device, init: Path | None = None
+) -> dict:
     """Train on photos (n, 3, S, S) uint8 and save to ``out`` with metrics.csv; returns the facts.
 
-    Weights are an exponential moving average. Raises ValueError where LPIPS is not installed.
+    Weights are an exponential moving average. init: folder of the autoencoder to start from.
+    Raises ValueError where LPIPS is not installed, or that folder holds none of the same size.
     """
     try:
         perceptual = lpips_network(device)
@@ -135,7 +138,10 @@ def train(photos: Tensor, val: Tensor, out: Path, recipe: Recipe, device: torch.
         raise ValueError(f"the loss cannot be computed: {reason}") from None
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    network = Autoencoder(recipe.latent_channels).to(device, memory_format=torch.channels_last).train()
+    network = Autoencoder(recipe.latent_channels)
+    if init:
+        network.take_weights(init)
+    network = network.to(device, memory_format=torch.channels_last).train()
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, (0.9, 0.99), weight_decay=0, fused=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -244,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", nargs="+", required=True, metavar="PARQUET")
     parser.add_argument("--val", nargs="+", required=True, metavar="PARQUET", help="measured at the end")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--init", type=Path, metavar="FOLDER", help="autoencoder to start from")
     parser.add_argument("--images", type=float, default=math.inf, help="stop after that many crops")
     parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop after that time")
     for field in fields(Recipe)[2:]:
@@ -256,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
         recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
         whole = recipe.size // STRIDE * STRIDE
         photos, val = read_photos(args.data, recipe.size), read_photos(args.val, whole)
-        facts = train(photos, val, args.out, recipe, device)
+        facts = train(photos, val, args.out, recipe, device, args.init)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(json.dumps(facts, indent=2))

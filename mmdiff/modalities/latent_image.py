@@ -52,13 +52,10 @@ class LatentImageModality(ImageModality):
         return self
 
     def load_pretrained(self, folder: Path) -> None:
-        network = Autoencoder.from_pretrained(folder / self.source)
-        if network.latent_channels != self.head_channels:
-            raise ValueError(
-                f"{self.name}: the autoencoder in {folder / self.source} has {network.latent_channels} "
-                f"latent channels; set options.latent_channels to that, not to {self.head_channels}."
-            )
-        self.autoencoder.load_state_dict(network.state_dict())
+        try:
+            self.autoencoder.take_weights(folder / self.source)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error} Set its options to match.") from None
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
