@@ -17,8 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     "README.md",
     "checkpoints/orchard/README.md",
+    "checkpoints/scenes/README.md",
     "docs/conditionals.md",
     "docs/demo.md",
+    "docs/scenes.md",
     "docs/training.md",
 )
 BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -50,6 +52,43 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("the same, filled with the mean of the known pixels (dB)", "holes.blocks.psnr_mean_fill", ".2f"),
 )
 
+# the same where a segmenter reads the masks of pictures
+SEGMENTED: tuple[tuple[str, str, str], ...] = (
+    ("mask from photo: mean IoU of the classes", "tasks.mask_from_image.miou_pooled", ".3f"),
+    ("the same of a U-Net that was trained for nothing else", "segmenter.val_miou", ".3f"),
+    ("label from photo: top-1", "tasks.label_from_image.top1", ".1%"),
+    ("the same of a classifier that was trained for nothing else", "judge.val_top1", ".1%"),
+    (
+        "embedding from photo: its own among the 5 nearest of 400",
+        "tasks.embedding_from_image.recall@5",
+        ".1%",
+    ),
+    ("the same by chance", "tasks.embedding_from_image.chance@5", ".1%"),
+    (
+        "photo from label: the classifier names the asked class",
+        "tasks.image_from_label.judge_agreement",
+        ".1%",
+    ),
+    ("photo and label together: the classifier agrees", "tasks.joint.judge_agreement", ".1%"),
+    (
+        "photo from mask: mean IoU of what the U-Net sees in it",
+        "tasks.image_from_mask.segmenter.miou_pooled",
+        ".3f",
+    ),
+    (
+        "the same in the masks' own photos",
+        "tasks.image_from_mask.segmenter_on_photos.miou_pooled",
+        ".3f",
+    ),
+    ("holes, half of the pixels in blocks: LPIPS", "tasks.holes.blocks.lpips", ".3f"),
+    ("the same, filled by Telea's method", "tasks.holes.blocks.fillings.telea.lpips", ".3f"),
+    ("the same, by Navier-Stokes", "tasks.holes.blocks.fillings.navier_stokes.lpips", ".3f"),
+    ("holes: PSNR inside (dB)", "tasks.holes.blocks.psnr", ".2f"),
+    ("the same, filled by Telea's method (dB)", "tasks.holes.blocks.fillings.telea.psnr", ".2f"),
+    ("generated photo: distance to the nearest training photo", "tasks.copies.distance", ".3f"),
+    ("the same of real photos not trained on", "tasks.copies.distance_of_unseen_photos", ".3f"),
+)
+
 # columns of the ablations: text, name of the figure, how it is written
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("mask from photo: mean IoU", "mask_iou", ".3f"),
@@ -67,9 +106,11 @@ SUBSET_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("photo: classifier names the class", "image.judge", ".2f"),
     ("photo: cosine to the caption", "image.caption", ".3f"),
     ("photo: IoU with the mask", "image.mask_rule_iou", ".3f"),
+    ("photo: mean IoU with the mask", "image.segmenter_miou", ".3f"),
     ("hole: PSNR (dB)", "image.psnr", ".2f"),
     ("hole: LPIPS", "image.negative_lpips", ".3f"),
     ("mask: IoU", "mask.iou_fruit", ".3f"),
+    ("mask: mean IoU", "mask.miou", ".3f"),
     ("label: top-1", "label.top1", ".2f"),
     ("embedding: cosine", "embedding.cosine", ".3f"),
     ("embedding: recall@5", "embedding.recall@5", ".2f"),
@@ -97,8 +138,9 @@ def table(results: dict[str, Any]) -> str:
 def tasks_table(results: dict[str, Any]) -> str:
     """One checkpoint: a row for every task."""
     lines = ["| measured on validation data | |", "|---|---|"]
-    for text, path, form in ROWS:
-        value = look_up(results["tasks"], path)
+    rows = SEGMENTED if results.get("segmenter") else [(t, f"tasks.{path}", f) for t, path, f in ROWS]
+    for text, path, form in rows:
+        value = look_up(results, path)
         if value is not None:
             lines.append(f"| {text} | {value:{form}} |")
     settings = results["settings"]
@@ -114,10 +156,14 @@ def tasks_table(results: dict[str, Any]) -> str:
 def subsets_table(results: dict[str, Any]) -> str:
     """`mmdiff.evaluate --all-subsets`: a row for every given subset, a column for every metric."""
     found = results["subsets"]
-    head = ["given", *(text for text, _, _ in SUBSET_COLUMNS)]
+    measured = {metric for row in found["subsets"] for metric in row["metrics"]}
+    if "mask.iou_fruit" in measured:  # which says more than the mean with the background
+        measured -= {"mask.miou"}
+    columns = [column for column in SUBSET_COLUMNS if column[1] in measured]
+    head = ["given", *(text for text, _, _ in columns)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in [*found["subsets"], {"given": "(real photos)", "metrics": found["photos"]}]:
-        cells = [_subset_cell(row, metric, form) for _, metric, form in SUBSET_COLUMNS]
+        cells = [_subset_cell(row, metric, form) for _, metric, form in columns]
         lines.append(f"| {row['given']} | " + " | ".join(cells) + " |")
     order, settings = found["monotonicity"], results["settings"]
     lines += [

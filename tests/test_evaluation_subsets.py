@@ -156,6 +156,25 @@ def test_lpips_is_used_where_it_is_installed(examples, monkeypatch):
     assert row(report)["image.negative_lpips"]["mean"] < 0
 
 
+class WhiteSegmenter:
+    """Reads masks off the white background, with its classes in another order than the model's."""
+
+    classes = ("object", "background")
+
+    def read(self, images):
+        return metrics.white_background_mask(images).logical_not().long()
+
+
+def test_pictures_are_read_by_the_segmenter_where_there_is_one(examples):
+    ev = build(oracle(examples), examples)
+    ev.segmenter = WhiteSegmenter()
+    report = all_subsets(ev)
+    assert report["photos"]["image.segmenter_miou"]["mean"] == 1
+    assert row(report, "mask")["image.segmenter_miou"]["mean"] == 1
+    assert row(report)["image.segmenter_miou"]["mean"] < 0.8
+    assert "image.segmenter_miou" in all_subsets(build(oracle(examples), examples))["skipped"]
+
+
 def test_the_command_prints_the_table_and_writes_json(examples, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(evaluation.Pipeline, "from_pretrained", lambda name, device: oracle(examples))
     monkeypatch.setattr(evaluation, "read_parquet", lambda path, modalities, config: make_examples(120))

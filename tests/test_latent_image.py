@@ -145,6 +145,7 @@ def test_the_command_trains_measures_and_saves(tmp_path, capsys):
     command.main(["--data", str(data), "--val", str(data), "--out", str(out), "--images", "80", *size])
     facts = json.loads(capsys.readouterr().out)
     assert facts["images_seen"] == 80 and facts["photos"] == 12
+    assert 0.8 < facts["val"]["latent_rms"] < 1.25
     network = Autoencoder.from_pretrained(out)
     val = read_photos([data], 40)
     figures = measure(network, val, CPU)
@@ -162,11 +163,14 @@ def test_the_command_trains_measures_and_saves(tmp_path, capsys):
 def test_a_training_can_start_from_another_ones_weights(tmp_path):
     data = write_parquet(tmp_path / "photos.parquet", make_rows(6, 40))
     first = Autoencoder(4)
-    first.save(tmp_path / "first", {}, "")
+    facts = {"images_seen": 7, "photos": 3, "seconds": 120.0}
+    first.save(tmp_path / "first", facts, "")
     stored = read_photos([data], 40)
     recipe = Recipe(images=4, size=40, crop=32, batch=4, lr=1e-9, latent_channels=4)
     command.train(stored, stored, tmp_path / "second", recipe, CPU, tmp_path / "first")
     second = Autoencoder.from_pretrained(tmp_path / "second")
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert "7 random parts of 3 photos, then 4 random parts of 6 photos" in card and "2 minutes" in card
     for name, value in first.state_dict().items():
         if "norm" not in name:
             torch.testing.assert_close(second.state_dict()[name], value, atol=1e-3, rtol=0)

@@ -6,6 +6,9 @@ from __future__ import annotations
 def card(facts: dict) -> str:
     """The model card, from the facts that `mmdiff.autoencoder.train` keeps in config.json."""
     recipe, val = facts["recipe"], facts["val"]
+    spans = [*earlier(facts), facts]
+    seen = ", then ".join(f"{s['images_seen']:,} random parts of {s['photos']:,} photos" for s in spans)
+    minutes = sum(s["seconds"] for s in spans) / 60
     measured = (
         f"On {val['photos']:,} photos that it was not trained on, at {val['size']} x {val['size']} pixels: "
         f"PSNR {val['psnr']:.2f} dB, LPIPS (AlexNet) {val['lpips']:.4f}."
@@ -26,13 +29,19 @@ It is the second encoder for photos of mmdiff beside plain pixels (`kind = "late
 in the weights of every checkpoint that uses it.
 
 - {facts["parameters"]:,} parameters, convolutions only; any height and width that are multiples of 8.
-- Trained on {facts["images_seen"]:,} random parts of {recipe["crop"]} x {recipe["crop"]} pixels of \
-{facts["photos"]:,} photos, with the mean
-  absolute error + {recipe["perceptual"]:g} x LPIPS, noise of {recipe["noise"]:g} on the latents, weights \
-averaged over the training.
-- {facts["seconds"] / 60:.0f} minutes on {facts["device"]}.
+- Trained on {seen},
+  each of {recipe["crop"]} x {recipe["crop"]} pixels, with the mean absolute error + \
+{recipe["perceptual"]:g} x LPIPS, noise of {recipe["noise"]:g} on the latents,
+  weights averaged over the training.
+- {minutes:.0f} minutes on {facts["device"]}.
 - {measured}
 - Limits: detail finer than about two pixels, small lettering and faces are made up or smoothed; photos unlike
   its training photos lose more.
 - The weights derive from the training photos, so their licence and attribution apply.
 """
+
+
+def earlier(facts: dict) -> list[dict]:
+    """Facts of the trainings that this one started from, first to last."""
+    before = facts.get("init")
+    return [*earlier(before), before] if before else []

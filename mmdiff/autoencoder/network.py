@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from mmdiff.files import write_tensors, write_text
 
 CARD_FILE, CONFIG_FILE, WEIGHTS_FILE = "README.md", "config.json", "model.safetensors"
+REMEDY = "; train one with python -m mmdiff.autoencoder.train."
 STRIDE = 8  # pixels a side that one latent position stands for
 WIDTHS = (32, 64, 128)  # channels at a half, a quarter and an eighth of the photo's size
 BLOCKS = (2, 3, 3)  # residual blocks of the decoder there; the encoder has 2 at each
@@ -113,15 +114,24 @@ class Autoencoder(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Autoencoder:
         """The trained network of a folder, in float32, for use. Raises ValueError if there is none."""
-        folder = Path(folder)
         try:
-            content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            if content.get("format") != "mmdiff-autoencoder":
-                raise ValueError("its config.json is of something else")
+            content = read_config(folder)
             network = cls(**content["autoencoder"])
-            network.load_state_dict(load_file(folder / WEIGHTS_FILE))  # copies into float32
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"no autoencoder in {folder} ({error}); train one with python -m mmdiff.autoencoder.train."
-            ) from error
+            network.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))  # copies into float32
+        except (SafetensorError, KeyError, TypeError, OSError, RuntimeError) as error:
+            raise ValueError(f"no autoencoder in {folder} ({error}){REMEDY}") from error
         return network.eval().requires_grad_(False)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of an autoencoder's folder: "autoencoder", its options, and "training", the facts.
+
+    Raises ValueError if there is none.
+    """
+    try:
+        content = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no autoencoder in {folder} ({error}){REMEDY}") from error
+    if not isinstance(content, dict) or content.get("format") != "mmdiff-autoencoder":
+        raise ValueError(f"no autoencoder in {folder} (its {CONFIG_FILE} is of something else){REMEDY}")
+    return content

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from mmdiff.autoencoder.card import card
-from mmdiff.autoencoder.network import STRIDE, Autoencoder
+from mmdiff.autoencoder.network import STRIDE, Autoencoder, read_config
 from mmdiff.config import DataConfig
 from mmdiff.data import read_parquet
 from mmdiff.device import choose_device
@@ -139,8 +139,10 @@ def train(
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     network = Autoencoder(recipe.latent_channels)
+    before = None
     if init:
         network.take_weights(init)
+        before = read_config(init)["training"]
     network = network.to(device, memory_format=torch.channels_last).train()
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, (0.9, 0.99), weight_decay=0, fused=True)
@@ -162,11 +164,11 @@ def train(
             average.update_parameters(network)
             log.note(step, progress, l1, lpips, rate)
             if progress.seconds - last_save > SAVE_EVERY:
-                _save(average.module, out, photos, recipe, progress, {})
+                _save(average.module, out, photos, recipe, progress, {}, before)
                 last_save = progress.seconds
     settle(average.module, photos, recipe.crop, generator, device)
     figures = measure(average.module, val, device)
-    return _save(average.module, out, photos, recipe, progress, figures)
+    return _save(average.module, out, photos, recipe, progress, figures, before)
 
 
 @torch.no_grad()
@@ -206,9 +208,16 @@ class _Log:
 
 
 def _save(
-    network: Autoencoder, out: Path, photos: Tensor, recipe: Recipe, progress: Progress, figures: dict
+    network: Autoencoder,
+    out: Path,
+    photos: Tensor,
+    recipe: Recipe,
+    progress: Progress,
+    figures: dict,
+    before: dict | None,
 ) -> dict:
     facts = {
+        "init": before,  # the facts of what it started from
         "photos": len(photos),
         "parameters": sum(p.numel() for p in network.parameters()),
         "recipe": {k: v for k, v in asdict(recipe).items() if math.isfinite(v)},

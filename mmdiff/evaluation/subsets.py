@@ -173,6 +173,12 @@ def _image(bench: Bench, predicted: Tensor) -> Scores:
     return {name: IMAGE_METRICS[name](bench, predicted) for name in bench.photos}
 
 
+def _seen_mask(bench: Bench, images: Tensor) -> Tensor:
+    """IoU of the true masks with what the segmenter sees, a mean over the classes of each picture."""
+    counts, kept = bench.ev.mask_counts(bench.ev.segmented(images), bench.real["mask"])
+    return metrics.iou(counts)[:, kept].nanmean(1)
+
+
 METRICS: dict[str, Callable[[Bench, Tensor], Scores]] = {
     "image": _image,
     "mask": _mask,
@@ -186,6 +192,7 @@ IMAGE_METRICS: dict[str, Callable[[Bench, Tensor], Tensor]] = {
         bench.ev.embed_images(images), bench.caption_vectors
     ),
     "image.mask_rule_iou": lambda bench, images: bench.ev.rule_ious(images, bench.real["mask"]),
+    "image.segmenter_miou": _seen_mask,
     "image.negative_lpips": lambda bench, images: -bench.ev.lpips(images, bench.real["image"]),
 }
 
