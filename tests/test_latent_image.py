@@ -12,6 +12,7 @@ from synthetic import CLASSES, draw_shape, lively_model, make_rows, mask_of, wri
 from torch.nn import functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from mmdiff.autoencoder import install
 from mmdiff.autoencoder import train as command
 from mmdiff.autoencoder.network import STRIDE, Autoencoder
 from mmdiff.autoencoder.train import Recipe, draw_crops, measure, read_photos
@@ -177,6 +178,44 @@ def test_a_training_can_start_from_another_ones_weights(tmp_path):
     other = dataclasses.replace(recipe, latent_channels=5)
     with pytest.raises(ValueError, match="'latent_channels': 4.*not"):
         command.train(stored, stored, tmp_path / "third", other, CPU, tmp_path / "first")
+
+
+@needs_lpips
+def test_a_decoder_trained_alone_can_be_put_into_a_checkpoint(tmp_path, model, capsys):
+    """Latents keep their meaning, everything else of the checkpoint stays, and pictures change."""
+    anchor = model.modalities["image"]
+    first = Autoencoder(CHANNELS)
+    first.load_state_dict(anchor.autoencoder.state_dict())
+    first.save(tmp_path / "first", {"images_seen": 0, "photos": 0, "seconds": 0.0}, "")
+    save_checkpoint(model, tmp_path / "photos", "the card")
+    data = write_parquet(tmp_path / "photos.parquet", make_rows(6, 40))
+    arguments = ["--data", str(data), "--val", str(data), "--images", "32", "--size", "40", "--crop", "32"]
+    arguments += ["--batch", "4", "--decoder-only", "--out", str(tmp_path / "second")]
+    command.main([*arguments, "--init", str(tmp_path / "first")])
+    capsys.readouterr()
+    out = tmp_path / "better"
+    install.main([str(tmp_path / "photos"), "--autoencoder", str(tmp_path / "second"), "--out", str(out)])
+    before, after = (load_checkpoint(tmp_path / name) for name in ("photos", "better"))
+    old, new = before.state_dict(), after.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed and all(name.startswith("modalities.image.autoencoder.decoder.") for name in changed)
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert "--init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["encoder", "pixels"])
+def test_a_decoder_of_other_latents_is_refused(tmp_path, model, wrong):
+    Autoencoder(CHANNELS).save(tmp_path / "other", {}, "")
+    if wrong == "pixels":
+        model = lively_model(
+            ModelConfig((ModalityConfig("image", "image"),), SIZE, 8, width=32, depth=2, heads=2)
+        )
+    save_checkpoint(model, tmp_path / "photos")
+    with pytest.raises(SystemExit, match="another encoder" if wrong == "encoder" else "diffuses pixels"):
+        install.main(
+            [str(tmp_path / "photos"), "--autoencoder", str(tmp_path / "other"), "--out", str(tmp_path)]
+        )
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class Recipe:
     perceptual: float = 1.0  # weight of LPIPS beside the mean absolute error
     noise: float = 0.15  # standard deviation of the noise on latents, which have that of 1
     latent_channels: int = 6
+    decoder_only: bool = False  # the encoder stays, so that latents keep their meaning
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -144,6 +145,9 @@ def train(
         network.take_weights(init)
         before = read_config(init)["training"]
     network = network.to(device, memory_format=torch.channels_last).train()
+    if recipe.decoder_only:
+        network.encoder.requires_grad_(False)
+        network.norm.eval()
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, (0.9, 0.99), weight_decay=0, fused=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -166,7 +170,8 @@ def train(
             if progress.seconds - last_save > SAVE_EVERY:
                 _save(average.module, out, photos, recipe, progress, {}, before)
                 last_save = progress.seconds
-    settle(average.module, photos, recipe.crop, generator, device)
+    if not recipe.decoder_only:
+        settle(average.module, photos, recipe.crop, generator, device)
     figures = measure(average.module, val, device)
     return _save(average.module, out, photos, recipe, progress, figures, before)
 
@@ -263,14 +268,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=float, default=math.inf, help="stop after that many crops")
     parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop after that time")
     for field in fields(Recipe)[2:]:
-        kind = type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+        flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
+        how = {"action": "store_true"} if kind is bool else {"type": kind, "default": field.default}
+        parser.add_argument(flag, **how)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     args = parser.parse_args(arguments)
     try:
         device = choose_device(args.device)
         recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
         whole = recipe.size // STRIDE * STRIDE
+        if recipe.decoder_only and not args.init:
+            raise ValueError("--decoder-only keeps an encoder; name the autoencoder's folder with --init.")
         photos, val = read_photos(args.data, recipe.size), read_photos(args.val, whole)
         facts = train(photos, val, args.out, recipe, device, args.init)
     except (ValueError, OSError) as error:
