@@ -26,19 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.report import table
 from mmdiff.batches import load_examples, make_embedder
-from mmdiff.config import ModelConfig, TrainConfig, load_train_config, to_dict
+from mmdiff.config import TrainConfig, load_train_config, to_dict
 from mmdiff.data import Examples
 from mmdiff.dry_run import measure
 from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.core import Evaluation, Settings, mean
 from mmdiff.judge import Judge
-from mmdiff.modalities import build_modality
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.trainer import Trainer
@@ -116,22 +114,13 @@ def pixels(config: TrainConfig) -> TrainConfig:
     others = [dataclasses.replace(m, loss_weight=m.loss_weight / 5, options=_fine(m.options)) for m in others]
     anchor = dataclasses.replace(anchor, kind="image", options={})
     changed = model_with(modalities=(anchor, *others), refiner_width=32)(config)
-    works = [measure(MultiModalDiffusion(c.model)).total + encoding(c.model) for c in (config, changed)]
-    images = round(config.optim.images * works[0] / works[1])
+    before, after = (measure(MultiModalDiffusion(c.model)) for c in (config, changed))
+    images = round(config.optim.images * before.step / after.step)
     return dataclasses.replace(changed, optim=dataclasses.replace(config.optim, images=images))
 
 
 def _fine(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "stride"}
-
-
-def encoding(config: ModelConfig) -> int:
-    """Operations of encoding one photo, which is done without gradients."""
-    anchor = config.modalities[0]
-    modality = build_modality(anchor, config.image_size, config.patch_size).to("meta")
-    with FlopCounterMode(display=False) as counter:
-        modality.encode(torch.zeros(1, *modality.shape, device="meta"))
-    return counter.get_total_flops()
 
 
 STUDIES: dict[str, dict[str, Variant]] = {

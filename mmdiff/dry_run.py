@@ -41,11 +41,21 @@ REAL_ROWS = 8
 
 @dataclass(frozen=True)
 class Work:
-    """Cost of one training image: floating point operations, and numbers kept for the backward pass."""
+    """Cost of one training image: floating point operations, and numbers kept for the backward pass.
+
+    Attributes:
+        forward, total: of the network, once and with the backward pass. encoding: of the photo into Z.
+    """
 
     forward: int
     total: int
+    encoding: int
     activations: int
+
+    @property
+    def step(self) -> int:
+        """All operations."""
+        return self.total + self.encoding
 
 
 class FakeEmbedder:
@@ -130,7 +140,15 @@ def measure(model: MultiModalDiffusion) -> Work:
         sum(output.sum() for output in model(*inputs).values()).backward()
     first_pass = forward.get_total_flops() if model.config.self_conditioning else 0
     numbers = sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
-    return Work(forward.get_total_flops(), both.get_total_flops() + first_pass, numbers)
+    trained = both.get_total_flops() + first_pass
+    return Work(forward.get_total_flops(), trained, _encoding(model), numbers)
+
+
+def _encoding(model: MultiModalDiffusion) -> int:
+    anchor = model.modalities[model.anchor]
+    with FlopCounterMode(display=False) as counter:
+        anchor.encode(torch.zeros(1, *anchor.shape, device="meta"))
+    return counter.get_total_flops()
 
 
 def _meta_inputs(model: MultiModalDiffusion) -> tuple[Tensor, Tensor, Conditioning]:
@@ -146,10 +164,11 @@ def describe_cost(config: TrainConfig, model: MultiModalDiffusion) -> str:
     optim, work = config.optim, measure(model)
     state = count(model) * sum(STATE_BYTES.values())
     kept = work.activations * optim.batch_size
-    hours = work.total * optim.images / (USED_SHARE * H100_PEAK) / 3600
+    hours = work.step * optim.images / (USED_SHARE * H100_PEAK) / 3600
     return "\n".join(
         [
-            f"one training image        {work.total / 1e9:.2f} GFLOP ({work.forward / 1e9:.2f} forward)",
+            f"one training image        {work.step / 1e9:.2f} GFLOP ({work.forward / 1e9:.2f} forward"
+            + (f", {work.encoding / 1e9:.2f} to encode the photo)" if work.encoding else ")"),
             f"weights, gradients, AdamW, average  {state / 2**30:.2f} GiB",
             f"activations at batch {optim.batch_size}  {2 * kept / 2**30:.1f} GiB (bfloat16) to "
             f"{4 * kept / 2**30:.1f} GiB (float32), divided by the number of cards",

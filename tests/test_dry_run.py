@@ -20,6 +20,7 @@ from mmdiff.model import MultiModalDiffusion
 from mmdiff.precompute import prepare
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+SCENES = next(path for path in CONFIGS if path.stem == "scenes-cpu")
 NAMES = ("image", "mask", "label")
 
 
@@ -60,6 +61,15 @@ def test_operations_equal_a_hand_count(path):
     assert work.forward == hand_count(config, model)
     assert 2.7 * work.forward < work.total <= 3 * work.forward  # inputs need no gradient
     assert not next(model.parameters()).is_meta
+    assert (work.encoding > 0) == (config.modalities[0].kind == "latent_image")
+
+
+def test_operations_of_an_encoding_equal_a_hand_count():
+    model = MultiModalDiffusion(load_train_config(SCENES).model)
+    half, quarter = 24 * 24, 12 * 12  # positions
+    total = half * 9 * (48 * 64 + 2 * 2 * 64 * 64)  # the first convolution and two residual blocks
+    total += quarter * 9 * (64 * 128 + 2 * 2 * 128 * 128) + quarter * 128 * 6
+    assert measure(model).encoding == 2 * total
 
 
 def test_a_plain_transformer_costs_six_operations_a_weight_and_token():
