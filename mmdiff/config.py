@@ -127,6 +127,11 @@ class TaskConfig:
     given: float = 0.4  # otherwise, the probability that a modality is given
     absent: float = 0.15  # probability that a modality that could be predicted is left out
     holes: float = 0.5  # share of the given images that have holes
+    # What an example lacks is asked for as often as what it has, though without a loss of its own. Otherwise
+    # it is always absent, and to ask for it says that the photo is from a source that annotates it.
+    ask_for_lacking: bool = False
+    # Share of the examples with the whole photo given that stand at t = T, where nothing else tells.
+    reading: float = 0.0
 
 
 @dataclass(frozen=True)

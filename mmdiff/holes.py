@@ -6,6 +6,7 @@ Map k depends on the seed and on k alone, never on the device or on how many map
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,11 +62,24 @@ def alternate_lines(count: int, size: int, seed: int = 0) -> Tensor:
     return known
 
 
+def every_other(count: int, size: int, seed: int = 0, step: int = 2) -> Tensor:
+    """Show one pixel in each square of ``step`` x ``step``, at the same place in all: super-resolution."""
+    _check(count, size, 1 - step**-2)
+    known = torch.zeros(count, size, size, dtype=torch.bool)
+    for k in range(count):
+        top, left = _rng(seed, k).integers(0, step, 2)
+        known[k, top::step, left::step] = True
+    return known
+
+
 HOLES: dict[str, Callable[[int, int, int], Tensor]] = {
     "blocks": random_blocks,
+    **{f"blocks{p}": partial(random_blocks, fraction=p / 100) for p in (10, 25, 75, 90)},
     "box": box,
     "half": half,
     "lines": alternate_lines,
+    "super2": every_other,
+    "super4": partial(every_other, step=4),
 }
 
 

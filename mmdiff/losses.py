@@ -26,6 +26,7 @@ def training_losses(
     condition: Conditioning,
     log_snr_t: Tensor,
     snr_cap: float,
+    asked: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The reweighted bound of a batch, each term a scalar: "L1" (z_0) and "L2/<name>" of every modality.
@@ -36,29 +37,24 @@ def training_losses(
 
     Args:
         z0: (B, *Z), encoding of the anchor in ``x``.
-        counts: (N,), `count_unknown` of the batch that these examples are a part of: the terms of all parts
-            then add up to those of the whole. None: they are the whole batch.
+        asked: (B, N) bool, what has a loss. None: all that is unknown.
+        counts: (N,), how often each modality is asked for in the batch that these examples are a part of: the
+            terms of all parts then add up to those of the whole. None: they are the whole batch.
     """
     terms: dict[str, Tensor] = {}
-    counts = count_unknown(condition.flags) if counts is None else counts
+    asked = condition.flags == UNKNOWN if asked is None else asked
+    counts = asked.sum(0) if counts is None else counts
     for i, (name, modality) in enumerate(model.modalities.items()):
         if name == model.anchor:
             predicted = model.channels.place(name, modality.folded(raw[name]))
             squares = (predicted - z0).square() * (1 - model.coverage(condition.known_pixels))
             # Divided by the whole photo: a small hole has few entries and little weight.
             error = squares.sum((1, 2, 3)) / (modality.z_channels * model.grid**2)
-            unknown = condition.flags[:, i] == UNKNOWN
-            terms["L1"] = _mean_where(z0_weight(log_snr_t, snr_cap) * error, unknown, counts[i])
-            terms[f"L2/{name}"] = _mean_where(error, unknown, counts[i])
+            terms["L1"] = _mean_where(z0_weight(log_snr_t, snr_cap) * error, asked[:, i], counts[i])
+            terms[f"L2/{name}"] = _mean_where(error, asked[:, i], counts[i])
         else:
-            unknown = condition.flags[:, i] == UNKNOWN
-            terms[f"L2/{name}"] = _mean_where(modality.loss(raw[name], x[name]), unknown, counts[i])
+            terms[f"L2/{name}"] = _mean_where(modality.loss(raw[name], x[name]), asked[:, i], counts[i])
     return terms
-
-
-def count_unknown(flags: Tensor) -> Tensor:
-    """How many examples each modality is predicted of: flags (B, N) -> (N,) long."""
-    return (flags == UNKNOWN).sum(0)
 
 
 def _mean_where(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MIN_MSE = 1e-10  # of intensities in [0, 1]: caps PSNR at 100 dB, so that equal pictures stay finite
+MIN_PROBABILITY = 1e-12  # of the true class, so that one sure mistake stays finite
 WHITE_TOLERANCE = 40  # of 255
 
 
@@ -90,6 +91,25 @@ def top_k_hits(probabilities: Tensor, target: Tensor, k: int) -> Tensor:
     """Whether the true class is among the k most probable ones: (B, K), (B,) -> (B,) bool."""
     best = probabilities.topk(min(k, probabilities.shape[1]), dim=1).indices
     return (best == target[:, None]).any(1)
+
+
+def nll(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of each true class: (B, K), (B,) -> (B,) float64."""
+    chosen = probabilities.double().gather(1, target[:, None])[:, 0]
+    return -chosen.clamp(min=MIN_PROBABILITY).log()
+
+
+def calibration_error(probabilities: Tensor, target: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al. 2015): (B, K), (B,).
+
+    Mean over ``bins`` equal intervals of confidence, weighted by their examples, of the distance between mean
+    confidence and accuracy.
+    """
+    confidence, best = probabilities.double().max(1)
+    interval = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64, device=target.device)
+    gaps.index_add_(0, interval, confidence - (best == target).double())
+    return (gaps.abs().sum() / len(target)).item()
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

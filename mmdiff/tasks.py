@@ -35,7 +35,8 @@ def draw_flags(
         anchor_holes: (B,) bool, examples whose image, if given, has holes and so stays unknown.
 
     Returns:
-        (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. The anchor is never absent.
+        (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. The anchor is never absent, what an example lacks never
+        known, and unknown only with `TaskConfig.ask_for_lacking`.
     """
     shape, device = present.shape, present.device
     draws = torch.rand(3, *shape, generator=generator, device=device)
@@ -47,6 +48,9 @@ def draw_flags(
     flags = torch.full(shape, UNKNOWN, device=device)
     flags[given] = KNOWN
     flags[absent | ~present] = ABSENT
+    if config.ask_for_lacking:
+        lacking = ~present & (torch.rand(shape, generator=generator, device=device) >= config.absent)
+        flags[lacking] = UNKNOWN
     return flags
 
 

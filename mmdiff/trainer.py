@@ -23,7 +23,7 @@ from mmdiff.data import Examples, draw_batch
 from mmdiff.ema import EMA
 from mmdiff.files import write_tensors
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import count_unknown, total_loss, training_losses
+from mmdiff.losses import total_loss, training_losses
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
 from mmdiff.processes import Processes, gradients_averaged, like, local, whole
 from mmdiff.samplers import SampleNoise, sample_ddim
@@ -45,20 +45,27 @@ class Draw:
     """Examples with everything that is random about a step.
 
     Attributes:
-        x: name -> (B, *shape); flags: (B, N) long; known: (B, 1, H, W) float, as in `Conditioning`.
+        x: name -> (B, *shape); present: (B, N) bool, what the examples have.
+        flags: (B, N) long; known: (B, 1, H, W) float, as in `Conditioning`.
         t: (B,) long; noise: (B, *Z); second: (B,) bool, has a first pass (self-conditioning).
     """
 
     x: dict[str, Tensor]
+    present: Tensor
     flags: Tensor
     known: Tensor
     t: Tensor
     noise: Tensor
     second: Tensor
 
+    @property
+    def asked(self) -> Tensor:
+        """(B, N) bool, what has a loss: unknown, and there to compare with."""
+        return (self.flags == UNKNOWN) & self.present
+
     def take(self, rows: slice) -> Draw:
         x = {name: values[rows] for name, values in self.x.items()}
-        others = (self.flags, self.known, self.t, self.noise, self.second)
+        others = (self.present, self.flags, self.known, self.t, self.noise, self.second)
         return Draw(x, *(values[rows] for values in others))
 
     def split(self, parts: int) -> list[Draw]:
@@ -163,10 +170,12 @@ class Trainer:
         known = torch.where((flags[:, 0] == KNOWN)[:, None, None, None], 1.0, known)
         last = self.schedule.num_steps
         t = torch.randint(1, last + 1, (len(rows),), generator=generator, device=self.device)
+        if self.config.tasks.reading:
+            t = torch.where((flags[:, 0] == KNOWN) & chance(self.config.tasks.reading), last, t)
         noise = torch.randn(len(rows), *net.z_shape, generator=generator, device=self.device)
         # drawn only where it is used, so that the numbers after it stay what they were without
         second = chance(0.5) if net.config.self_conditioning else torch.zeros_like(t, dtype=torch.bool)
-        return Draw(x, flags, known, t, noise, second)
+        return Draw(x, present, flags, known, t, noise, second)
 
     def _terms(self, model: nn.Module, draw: Draw, counts: Tensor | None = None) -> dict[str, Tensor]:
         """The terms of the objective; ``counts`` as in `training_losses`."""
@@ -174,16 +183,15 @@ class Trainer:
         e = net.encode(draw.x)
         condition = net.condition(net.encode_given(draw.x, e, draw.known), flags, draw.known)
         z0 = e.pop(net.anchor)
-        entering = {
-            n: v * (flags[:, net.names.index(n)] != ABSENT)[:, None, None, None] for n, v in e.items()
-        }
+        diffused = (flags != ABSENT) & draw.present
+        entering = {n: v * diffused[:, net.names.index(n), None, None, None] for n, v in e.items()}
         z_t = q_sample(self.schedule, z0, t, entering, draw.noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             if net.config.self_conditioning:
                 condition = self._after_first_pass(model, z_t, t, condition, draw.second)
             raw = model(z_t, self.log_snr[t], condition)
         snr_cap = self.config.optim.snr_cap
-        return training_losses(net, raw, draw.x, z0, condition, self.log_snr[t], snr_cap, counts)
+        return training_losses(net, raw, draw.x, z0, condition, self.log_snr[t], snr_cap, draw.asked, counts)
 
     @torch.no_grad()
     def _after_first_pass(
@@ -226,7 +234,7 @@ class Trainer:
 
     def _backward(self, draw: Draw) -> dict[str, Tensor]:
         """Gradients of the mean loss of the whole batch, part by part; returns its terms and their total."""
-        counts = self.processes.sum(count_unknown(draw.flags))
+        counts = self.processes.sum(draw.asked.sum(0))
         shares: list[dict[str, Tensor]] = []
         for k, part in enumerate(draw.split(self.accumulate)):
             with gradients_averaged(self.forward, now=k == self.accumulate - 1):

@@ -62,6 +62,22 @@ def test_box_is_one_square_of_the_asked_area():
         assert rows.nonzero().diff(dim=0).eq(1).all()
 
 
+@pytest.mark.parametrize(("kind", "step"), [("super2", 2), ("super4", 4)])
+def test_super_resolution_shows_a_regular_grid(kind, step):
+    known = HOLES[kind](40, 32, 0)
+    squares = known.unfold(1, step, step).unfold(2, step, step).flatten(-2)  # (40, n, n, step^2)
+    assert (squares.sum(-1) == 1).all()
+    assert (squares == squares[:, :1, :1]).all()
+    assert len({tuple(place) for place in squares[:, 0, 0].int().tolist()}) == step**2
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden"), [("blocks10", 6), ("blocks25", 16), ("blocks75", 48), ("blocks90", 58)]
+)
+def test_blocks_come_in_several_amounts(kind, hidden):
+    assert ((~HOLES[kind](3, 64, 0)).sum((1, 2)) == hidden * 64).all()
+
+
 @pytest.mark.parametrize("arguments", [(0, 64), (1, 4), (1, 64, 0, 0.0), (1, 64, 0, 1.5)])
 def test_impossible_requests_are_refused(arguments):
     with pytest.raises(ValueError, match="ask for|between 0 and 1"):

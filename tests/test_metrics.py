@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 from scipy.ndimage import binary_fill_holes
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_jaccard_index,
+)
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from mmdiff import metrics
@@ -128,3 +132,19 @@ def test_white_rule_tolerates_slightly_grey_white():
     image = torch.full((1, 3, 8, 8), 1 - 2 * 30 / 255)
     assert not metrics.white_background_mask(image).any()
     assert metrics.white_background_mask(image - 2 * 20 / 255).all()
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 2.0])
+def test_calibration_error_equals_torchmetrics(generator, sharpness):
+    logits = sharpness * torch.randn(500, 7, generator=generator)
+    target = torch.randint(7, (500,), generator=generator)
+    expected = multiclass_calibration_error(logits.softmax(1), target, 7, n_bins=15, norm="l1")
+    assert metrics.calibration_error(logits.softmax(1), target) == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_nll_is_the_cross_entropy(generator):
+    logits, target = torch.randn(50, 7, generator=generator), torch.arange(50) % 7
+    expected = torch.nn.functional.cross_entropy(logits.double(), target, reduction="none")
+    torch.testing.assert_close(metrics.nll(logits.double().softmax(1), target), expected)
+    sure = torch.tensor([[1.0, 0.0]])
+    assert metrics.nll(sure, torch.tensor([0])) == 0 and 20 < metrics.nll(sure, torch.tensor([1])) < 40

@@ -265,3 +265,17 @@ def test_distance_grows_with_blur_and_with_noise(hub):
         found = distance(torch.cat(series), picture.expand(5, -1, -1, -1))
         assert found[0] == 0 and (found.diff() > 0.01).all() and found[-1] < 1.5
     assert distance(picture, picture.flip(3)) > distance(picture, noisy[1])
+
+
+def test_ssim_is_one_for_equal_pictures_and_falls_with_noise():
+    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
+    a = scene(48)
+    b = (a + 0.2 * noise(1, 3, 48, 48, seed=3)).clamp(-1, 1)
+    assert perceptual.ssim(a, a).item() == pytest.approx(1)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2.0}
+    x, y = (v[0].double().numpy() for v in (a, b))
+    _, full = structural_similarity(x, y, channel_axis=0, full=True, **options)
+    # with the border, which the two continue a little differently
+    assert perceptual.ssim(a, b).item() == pytest.approx(full.mean(), abs=0.02)
+    with pytest.raises(Skip, match="11 pixels"):
+        perceptual.ssim(a[..., :10], a[..., :10])

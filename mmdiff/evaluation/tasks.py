@@ -17,6 +17,8 @@ from mmdiff.data import draw_batch
 from mmdiff.evaluation.copies import copies
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, numbers, or_reason
 from mmdiff.evaluation.fillings import FILLINGS
+from mmdiff.evaluation.likeness import likeness
+from mmdiff.evaluation.perceptual import ssim
 from mmdiff.evaluation.prompts import caption_colours, prompts
 from mmdiff.holes import HOLES
 
@@ -38,7 +40,7 @@ def mask_from_image(ev: Evaluation) -> Outcome:
 
 
 def label_from_image(ev: Evaluation) -> Outcome:
-    """Top-1 and top-5 accuracy."""
+    """Top-1 and top-5 accuracy, and whether the probabilities mean what they say."""
     real = ev.read(ev.having("image", "label"))
     count = len(real["image"])
     out = ev.sample(
@@ -47,7 +49,12 @@ def label_from_image(ev: Evaluation) -> Outcome:
     hits = {f"top{k}": metrics.top_k_hits(out["label"], real["label"], k) for k in (1, 5)}
     named, true = ev.class_names(out["label"].argmax(1)), ev.class_names(real["label"])
     return Outcome(
-        {"n": count, **{name: mean(h) for name, h in hits.items()}},
+        {
+            "n": count,
+            **{name: mean(h) for name, h in hits.items()},
+            "nll": mean(metrics.nll(out["label"], real["label"])),
+            "ece": metrics.calibration_error(out["label"], real["label"]),
+        },
         [ev.picture(real["image"])],
         [a if a == b else f"{a}, not {b}" for a, b in zip(named, true, strict=True)],
     )
@@ -120,7 +127,7 @@ def image_from_mask(ev: Evaluation) -> Outcome:
 
 
 def holes(ev: Evaluation) -> Outcome:
-    """What is in the holes, of ours and of fillings that know no other pictures: PSNR in dB, and LPIPS."""
+    """What is in the holes, of ours and of fillings that know no other pictures: PSNR in dB, SSIM, LPIPS."""
     real = ev.read(ev.some(ev.having("image")))["image"]
     figures, panels = {}, []
     for kind in ev.settings.holes:
@@ -146,6 +153,7 @@ def _hole_figures(ev: Evaluation, filled: Tensor, real: Tensor, known: Tensor) -
     return {
         "psnr": mean(metrics.psnr(squares / values)),
         "psnr_pooled": metrics.psnr(squares.sum() / values.sum()).item(),
+        "ssim": or_reason(lambda: mean(ssim(filled, real))),
         "lpips": or_reason(lambda: mean(ev.lpips(filled, real))),
     }
 
@@ -253,6 +261,7 @@ TASKS: dict[str, Callable[[Evaluation], Outcome]] = {
         joint,
         holes,
         copies,
+        likeness,
         bound,
     )
 }

@@ -1,0 +1,111 @@
+"""How alike two sets of pictures are as sets: Fréchet and kernel distance, precision and recall.
+
+All in one feature space: the activations of AlexNet's last convolution (torchvision's weights, see
+`mmdiff.evaluation.perceptual`), averaged over positions, 256 numbers a picture. It shares nothing with the
+models measured here. Distances of finite sets are not zero even for sets from one source, and depend on how
+many pictures there are, so every figure stands beside that of two sets of real photos of the same size.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mmdiff.evaluation.core import Evaluation, Outcome, Skip
+from mmdiff.evaluation.perceptual import LAYERS, SMALLEST, alexnet
+
+NEIGHBOURS = 3  # of a picture, the farthest of which is the radius of what counts as near it
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of intensities in [0, 1], as AlexNet was trained
+REMEDY = "pip install 'torchmetrics>=1.8,<2'"
+
+
+def load_features(device: torch.device, batch: int = 128) -> Callable[[Tensor], Tensor]:
+    """Pictures (n, 3, H, W) in [-1, 1] -> features (n, 256) on the CPU. Raises `Skip` without AlexNet."""
+    from torchvision.models import alexnet as make
+
+    network = make().features[: LAYERS[-1] + 2]  # with the last convolution's ReLU
+    weights = alexnet()
+    for layer in LAYERS:
+        state = {kind: weights[f"features.{layer}.{kind}"] for kind in ("weight", "bias")}
+        network[layer].load_state_dict(state)
+    network = network.to(device).eval().requires_grad_(False)
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        if (side := min(images.shape[2:])) < SMALLEST:
+            raise Skip(f"AlexNet needs pictures of at least {SMALLEST} pixels a side; these have {side}")
+        chunks = (((chunk.to(device) + 1) / 2 - mean) / std for chunk in images.split(batch))
+        return torch.cat([network(chunk).mean((2, 3)).cpu() for chunk in chunks])
+
+    return features
+
+
+def distances(real: Tensor, made: Tensor) -> dict[str, float]:
+    """Fréchet (Heusel et al. 2017) and kernel distance (Bińkowski et al. 2018) of features (n, D), (m, D).
+
+    The kernel is (x·y / D + 1)^3; its distance is unbiased and can be below zero.
+    """
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.kid import KernelInceptionDistance
+    except ImportError:
+        raise Skip(f"the package torchmetrics is not installed: {REMEDY}") from None
+    same = nn.Identity()
+    same.num_features = real.shape[1]
+    frechet = FrechetInceptionDistance(same)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save", UserWarning)
+        kernel = KernelInceptionDistance(same, subsets=1, subset_size=min(len(real), len(made)))
+    for metric in (frechet, kernel):
+        metric.update(real, real=True)
+        metric.update(made, real=False)
+    return {"frechet": frechet.compute().item(), "kernel": kernel.compute()[0].item()}
+
+
+def precision_recall(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019) of features (n, D), (m, D).
+
+    Precision: share of ``made`` that lies within the reach of a real one, which goes to its ``neighbours``-th
+    nearest real one; recall the other way around.
+    """
+    between = torch.cdist(real.double(), made.double())
+    return {
+        "precision": (between <= _reach(real, neighbours)[:, None]).any(0).double().mean().item(),
+        "recall": (between <= _reach(made, neighbours)).any(1).double().mean().item(),
+    }
+
+
+def _reach(features: Tensor, neighbours: int) -> Tensor:
+    """Distance of each point to its ``neighbours``-th nearest other one: (n,) float64."""
+    apart = torch.cdist(features.double(), features.double())
+    return apart.fill_diagonal_(0).kthvalue(neighbours + 1, dim=1).values
+
+
+def likeness(ev: Evaluation) -> Outcome:
+    """Generated photos against real ones that were not trained on, beside training photos against those."""
+    features = load_features(ev.pipe.device)
+    rows = ev.some(ev.having("image"))
+    if len(rows) <= NEIGHBOURS:
+        raise Skip(f"sets of {len(rows)} photos are too small to compare; {NEIGHBOURS + 1} are needed")
+    real = features(ev.read(rows)["image"])
+    figures: dict = {"n": len(rows), "generated": {}}
+    if ev.train_photos is not None:
+        figures["training_photos"] = _compare(real, features(_some_training_photos(ev, len(rows))))
+    out = ev.sample("likeness", ["image"], len(rows))["image"]
+    figures["generated"] = _compare(real, features(out))
+    return Outcome(figures, [ev.picture(out)], [""] * len(rows))
+
+
+def _compare(real: Tensor, other: Tensor) -> dict[str, float]:
+    return distances(real, other) | precision_recall(real, other)
+
+
+def _some_training_photos(ev: Evaluation, count: int) -> Tensor:
+    """As many as there are, at most ``count``, drawn with the seed: (n, 3, H, W) in [-1, 1]."""
+    generator = torch.Generator().manual_seed(ev.settings.seed)
+    rows = torch.randperm(len(ev.train_photos), generator=generator)[:count]
+    return ev.train_photos[rows].float() / 127.5 - 1
