@@ -150,6 +150,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="KIND",
         help=f"which kinds of holes, of {', '.join(HOLES)}",
     )
+    parser.add_argument(
+        "--repaint",
+        type=int,
+        default=default.repaint,
+        help="also fill the holes by RePaint with so many resamples, the model untold (default: 0, not)",
+    )
     parser.add_argument("--steps", type=int, default=default.steps, help="sampling steps")
     parser.add_argument(
         "--reading-steps", type=int, default=default.reading_steps, help="steps where a whole photo is given"

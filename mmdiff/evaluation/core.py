@@ -48,6 +48,7 @@ class Settings:
     prompts: int = 200  # texts that combine kind and colour, half of them of rare combinations
     limit: int | None = None  # examples to use, drawn with the seed; None means all
     holes: tuple[str, ...] = ("blocks",)
+    repaint: int = 0  # resamples of RePaint, which fills the same holes untold; 0 leaves it out
     bound_draws: int = 4  # random times an example in the estimate of the bound
 
     def __post_init__(self) -> None:
@@ -57,6 +58,8 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {low}.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}; give at least 1, or leave it out to use all examples.")
+        if self.repaint < 0:
+            raise ValueError(f"repaint is {self.repaint}; give the number of resamples, or 0 for none.")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; give a whole number from 0 on.")
         if self.sampler not in SAMPLERS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from mmdiff.evaluation.fillings import FILLINGS
 from mmdiff.evaluation.likeness import likeness
 from mmdiff.evaluation.perceptual import ssim
 from mmdiff.evaluation.prompts import caption_colours, prompts
+from mmdiff.evaluation.repaint import repainted
 from mmdiff.holes import HOLES
 
 RANKS = (1, 5, 10)  # k of recall@k
@@ -136,6 +138,8 @@ def holes(ev: Evaluation) -> Outcome:
         exact = torch.equal(torch.where(known[:, None], out, 0), torch.where(known[:, None], real, 0))
         ours = _hole_figures(ev, out, real, known)
         fillings = {name: _filled(ev, fill, real, known) for name, fill in FILLINGS.items()}
+        if ev.settings.repaint:
+            fillings["repaint"] = _filled(ev, partial(repainted, ev), real, known)
         shares = {"n": len(real), "hidden": mean(~known), "known_exact": exact}
         figures[kind] = shares | ours | {"fillings": fillings}
         for key in ("psnr", "psnr_pooled"):

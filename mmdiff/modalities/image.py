@@ -28,6 +28,7 @@ class ImageModality(Modality):
         self.shape = (3, image_size, image_size)
         self.z_channels = 3 * patch_size**2
         self.head_channels = 3
+        self.fold = patch_size  # positions of the head's output along a side of a patch
         self.sigma = sigma
 
     def encode(self, x: Tensor) -> Tensor:
@@ -35,7 +36,11 @@ class ImageModality(Modality):
 
     def folded(self, raw: Tensor) -> Tensor:
         """Head output -> channels of Z (B, z_channels, h, w), as it is."""
-        return F.pixel_unshuffle(raw, self.patch_size)
+        return F.pixel_unshuffle(raw, self.fold)
+
+    def picture(self, z: Tensor) -> Tensor:
+        """Channels of Z (B, z_channels, h, w) -> photos (B, 3, H, W)."""
+        return self.predict(F.pixel_shuffle(z, self.fold))
 
     def coverage(self, known: Tensor) -> Tensor:
         """Known pixels (B, 1, H, W), 0 or 1 -> the share of each entry of Z that they are, (B, *Z)."""

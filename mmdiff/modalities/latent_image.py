@@ -61,9 +61,6 @@ class LatentImageModality(ImageModality):
     def encode(self, x: Tensor) -> Tensor:
         return self.folded(self.autoencoder.encode(x))
 
-    def folded(self, raw: Tensor) -> Tensor:
-        return F.pixel_unshuffle(raw, self.fold)
-
     def coverage(self, known: Tensor) -> Tensor:
         cells = F.avg_pool2d(known, self.stride)
         return self.folded(cells.expand(-1, self.head_channels, -1, -1))

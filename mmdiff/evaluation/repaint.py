@@ -1,0 +1,87 @@
+"""RePaint (Lugmayr et al. 2022): holes filled by a model that was never told what is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmdiff.evaluation.core import Evaluation
+from mmdiff.forward_process import gather, noise_std, per_sample, q_sample
+from mmdiff.model import ABSENT, UNKNOWN, Conditioning, MultiModalDiffusion
+from mmdiff.samplers import Denoiser, SampleNoise, jump, timesteps
+from mmdiff.schedule import NoiseSchedule
+
+
+@torch.no_grad()
+def repaint(
+    schedule: NoiseSchedule,
+    denoiser: Denoiser,
+    z0: Tensor,
+    known: Tensor,
+    steps: int,
+    resamples: int,
+    noise: SampleNoise,
+) -> Tensor:
+    """Fill the unknown entries of z_0 with an unconditional model: (B, *Z).
+
+    At every time the known entries are drawn from q(z_s | z_0) and the others from the model; noise is then
+    added back and the jump repeated, so that the two come to agree. It takes ``steps * resamples`` calls of
+    the network.
+
+    Args:
+        z0: (B, *Z), true where ``known`` (B, *Z) bool.
+        steps: jumps from T to 0. resamples: times each of them is made; 1 never goes back.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; give at least 1, which makes every jump once.")
+    times = timesteps(schedule.num_steps, steps)
+    z = noise(z0.shape[1:]).to(z0)
+
+    def at(t: int) -> Tensor:
+        return torch.full((len(z0),), t, dtype=torch.long, device=z0.device)
+
+    for t, s in zip(times, times[1:], strict=False):
+        for k in range(resamples):
+            fresh = noise(z0.shape[1:]).to(z0)
+            filled = jump(schedule, z, at(t), at(s), denoiser(z, at(t)), fresh, 1.0)
+            true = q_sample(schedule, z0, at(s), {}, noise(z0.shape[1:]).to(z0)) if s else z0
+            below = torch.where(known, true, filled)
+            if k < resamples - 1:
+                z = _noised(schedule, below, at(s), at(t), noise(z0.shape[1:]).to(z0))
+        z = below
+    return z
+
+
+def _noised(schedule: NoiseSchedule, z_s: Tensor, s: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """A draw from q(z_t | z_s) for s < t, with the anchor alone: (B, *Z)."""
+    kept = gather(schedule.log_abar, t) - gather(schedule.log_abar, s)
+    return per_sample(torch.exp(0.5 * kept), z_s) * z_s + per_sample(noise_std(kept), z_s) * noise
+
+
+@torch.no_grad()
+def repainted(ev: Evaluation, photos: Tensor, known: Tensor) -> Tensor:
+    """The photos (n, 3, H, W) with what is not ``known`` (n, H, W) filled by the model itself, but untold."""
+    filled = []
+    for rows in torch.arange(len(photos)).split(ev.settings.batch):
+        seeds = [ev.settings.seed * 1_000_003 + int(k) for k in rows]
+        x, hole = photos[rows].to(ev.pipe.device), known[rows, None].float().to(ev.pipe.device)
+        filled.append(_filled(ev, x, hole, SampleNoise(seeds, ev.pipe.device)).cpu())
+    return torch.where(known[:, None], photos, torch.cat(filled))
+
+
+def _filled(ev: Evaluation, x: Tensor, known: Tensor, noise: SampleNoise) -> Tensor:
+    model, s = ev.pipe.model, ev.settings
+    given = {model.anchor: x}
+    z0 = model.encode_given(given, model.encode(given), known)[model.anchor]
+    anchor = model.modalities[model.anchor]
+    settled = model.channels.place(model.anchor, anchor.settled(known).to(z0)) > 0
+    denoiser = model.denoiser(ev.pipe.schedule, _nothing_given(model, len(x), x.device))
+    z = repaint(ev.pipe.schedule, denoiser, z0, settled, s.steps, s.repaint, noise)
+    return anchor.picture(model.channels.take(model.anchor, z))
+
+
+def _nothing_given(model: MultiModalDiffusion, count: int, device: torch.device) -> Conditioning:
+    flags = torch.full((count, len(model.names)), ABSENT, device=device)
+    flags[:, 0] = UNKNOWN
+    size = model.config.image_size
+    return model.condition({}, flags, torch.zeros(count, 1, size, size, device=device))

@@ -1,0 +1,111 @@
+"""RePaint on a Gaussian whose unconditional denoiser and conditional distribution are known."""
+
+import json
+import math
+
+import pytest
+import torch
+from synthetic import lively_model, tiny_config
+
+from mmdiff.checkpoint import save_checkpoint
+from mmdiff.config import ModalityConfig, ModelConfig
+from mmdiff.data import collate
+from mmdiff.evaluate import main
+from mmdiff.evaluation.core import Evaluation, Settings
+from mmdiff.evaluation.repaint import repaint, repainted
+from mmdiff.holes import HOLES
+from mmdiff.pipeline import Pipeline
+from mmdiff.samplers import Prediction, SampleNoise
+from mmdiff.schedule import NoiseSchedule
+
+CORRELATION, GIVEN, COUNT, T = 0.9, 2.0, 600, 100
+COVARIANCE = torch.tensor([[1.0, CORRELATION], [CORRELATION, 1.0]], dtype=torch.float64)
+
+
+class Gaussian:
+    """E[z_0 | z_t] of two correlated numbers, told nothing else; counts its calls."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.schedule, self.calls = schedule, 0
+
+    def __call__(self, z_t, t):
+        self.calls += 1
+        abar = self.schedule.abar[int(t[0])]
+        gain = (
+            abar.sqrt()
+            * COVARIANCE
+            @ torch.linalg.inv(abar * COVARIANCE + (1 - abar) * torch.eye(2, dtype=torch.float64))
+        )
+        return Prediction((z_t.double() @ gain.T).to(z_t), {}, {})
+
+
+@pytest.fixture(scope="module")
+def schedule():
+    return NoiseSchedule(T, ("image",))
+
+
+def filled(schedule, resamples, steps=T):
+    """The second number of many samples whose first is given, and the denoiser."""
+    z0 = torch.tensor([[GIVEN, 99.0]], dtype=torch.float64).expand(COUNT, -1)
+    known = torch.tensor([[True, False]]).expand(COUNT, -1)
+    denoiser = Gaussian(schedule)
+    out = repaint(schedule, denoiser, z0, known, steps, resamples, SampleNoise(list(range(COUNT))))
+    assert (out[:, 0] == GIVEN).all()
+    return out[:, 1], denoiser
+
+
+def test_with_enough_resamples_it_draws_from_the_conditional(schedule):
+    values, denoiser = filled(schedule, resamples=8)
+    assert values.mean().item() == pytest.approx(CORRELATION * GIVEN, abs=0.08)
+    assert values.std().item() == pytest.approx((1 - CORRELATION**2) ** 0.5, abs=0.06)
+    assert denoiser.calls == T * 8
+
+
+def test_without_going_back_the_two_agree_less(schedule):
+    once, denoiser = filled(schedule, resamples=1)
+    often, _ = filled(schedule, resamples=8)
+    truth = CORRELATION * GIVEN
+    assert abs(often.mean().item() - truth) < abs(once.mean().item() - truth) - 0.05
+    assert denoiser.calls == T
+
+
+def test_what_is_unknown_does_not_matter(schedule):
+    known = torch.tensor([[True, False]]).expand(4, -1)
+    draws = []
+    for hidden in (0.0, 50.0):
+        z0 = torch.tensor([[1.0, hidden]], dtype=torch.float64).expand(4, -1)
+        draws.append(repaint(schedule, Gaussian(schedule), z0, known, 10, 3, SampleNoise([0, 1, 2, 3])))
+    assert torch.equal(*draws)
+
+
+def test_at_least_one_pass_is_needed(schedule):
+    z0 = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match="at least 1"):
+        repaint(schedule, Gaussian(schedule), z0, z0 > 0, 5, 0, SampleNoise([0]))
+
+
+def test_the_command_puts_it_beside_ours(tmp_path, shapes):
+    save_checkpoint(lively_model(tiny_config(("image", "mask", "label"))), tmp_path / "tiny")
+    arguments = ["--data", str(shapes), "--tasks", "holes", "--steps", "3", "--limit", "5", "--device", "cpu"]
+    main([str(tmp_path / "tiny"), *arguments, "--repaint", "2", "--out", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["tasks"]["holes"]["blocks"]["fillings"]["repaint"]
+    assert math.isfinite(found["psnr"])
+    main([str(tmp_path / "tiny"), *arguments, "--out", str(tmp_path / "out.json")])
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert "repaint" not in report["tasks"]["holes"]["blocks"]["fillings"]
+
+
+@pytest.mark.parametrize("kind", ["image", "latent_image"])
+def test_known_pixels_are_kept_and_the_model_fills_the_rest(kind):
+    config = ModelConfig((ModalityConfig("image", kind),), 32, 8, width=32, depth=2, heads=2, refiner_width=8)
+    photos = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    known = HOLES["half"](3, 32, 0)
+    fills = []
+    for seed in (0, 1):
+        pipe = Pipeline(lively_model(config, seed), torch.device("cpu"))
+        ev = Evaluation(pipe, collate([{}] * 3, [""] * 3, 0), Settings(steps=3, repaint=2, batch=2))
+        fills.append(repainted(ev, photos, known))
+        assert torch.equal(fills[-1].where(known[:, None], 0), photos.where(known[:, None], 0))
+        hidden = torch.where(known[:, None], photos, 0)
+        assert torch.equal(repainted(ev, hidden, known), fills[-1])  # what is hidden is not looked at
+    assert (fills[0] - fills[1]).abs().mean() > 0.01
