@@ -5,6 +5,8 @@
     python benchmarks/ablations.py --study annotations --config configs/scenes-cpu.toml \
         --train data/scenes/train.parquet --val data/scenes/val.parquet --judge benchmarks/judges/scenes \
         --out docs/results/annotations.json
+    python benchmarks/ablations.py --study systems --train data/orchard/train.parquet \
+        --val data/orchard/val.parquet --out docs/results/systems.json
 
 Small models are trained from scratch for the same number of steps, from the same seeds and on the same
 batches, and measured on the same validation examples with the same noise. Every finished run is stored at
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -56,6 +59,10 @@ FIGURES = {
     "embedding_cosine": "embedding_from_image.cosine",
     "hole_gain": "holes.blocks.gain",
     "hole_lpips": "holes.blocks.lpips",
+    "hole_ssim": "holes.blocks.ssim",
+    "repaint_lpips": "holes.blocks.fillings.repaint.lpips",
+    "precision": "likeness.generated.precision",
+    "recall": "likeness.generated.recall",
 }
 
 
@@ -64,10 +71,14 @@ class Variant:
     """A configuration that differs from the baseline's by ``change``, and what it is trained on.
 
     annotated: name of the modality that every training example must have, if any.
+    settings: of the evaluation, where they differ from the baseline's.
+    tasks: what it can be measured on; None: on everything.
     """
 
     change: Change = lambda config: config
     annotated: str = ""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tasks: tuple[str, ...] | None = None
 
     def train(self, config: TrainConfig, examples: Examples) -> Trainer:
         """The trained model of ``config``, which `change` has made."""
@@ -105,6 +116,16 @@ def pair(name: str) -> Change:
     return change
 
 
+def alone(name: str | None = None, **tasks: Any) -> Change:
+    """The anchor, and one other modality if ``name`` is given, in other shares of the tasks."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        changed = pair(name or "")(config)
+        return dataclasses.replace(changed, tasks=dataclasses.replace(changed.tasks, **tasks))
+
+    return change
+
+
 def pixels(config: TrainConfig) -> TrainConfig:
     """Pixels in the place of latents, for as many images as make the same number of operations.
 
@@ -123,6 +144,8 @@ def _fine(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "stride"}
 
 
+ONE_CALL = {"steps": 1}
+READ = {"always": ("image",), "holes": 0.0, "absent": 0.0, "one_call": True}
 STUDIES: dict[str, dict[str, Variant]] = {
     "choices": {
         "baseline": Variant(),
@@ -141,6 +164,19 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "only photos with a label": Variant(annotated="label"),
         "all photos, pixels instead of latents": Variant(pixels),
     },
+    "systems": {
+        "ours, all tasks": Variant(),
+        "reconstruction only": Variant(
+            alone(always=("image",), holes=1.0, one_call=True), settings=ONE_CALL, tasks=("holes",)
+        ),
+        "diffusion of photos, RePaint": Variant(
+            alone(never=("image",)), settings={"repaint": 10}, tasks=("holes", "likeness")
+        ),
+        "diffusion for holes only": Variant(alone(always=("image",), holes=1.0), tasks=("holes",)),
+        "diffusion of photos, with and without holes": Variant(alone(), tasks=("holes", "likeness")),
+        "segmenter": Variant(alone("mask", never=("mask",), **READ), tasks=("mask_from_image",)),
+        "classifier": Variant(alone("label", never=("label",), **READ), tasks=("label_from_image",)),
+    },
 }
 
 
@@ -154,14 +190,22 @@ class Bench:
     embedder: Any
     settings: Settings
 
+    @property
+    def photos(self) -> Tensor:
+        """The training photos in the form that `Evaluation` takes them."""
+        return self.train.stored["image"]
+
 
 def run(variant: Variant, config: TrainConfig, bench: Bench) -> dict[str, Any]:
     """Train one model and measure it; seconds are CPU time, as other work may share the machine."""
     start = time.process_time()
     trainer = variant.train(config, bench.train)
     trained = time.process_time()
-    ev = Evaluation(Pipeline(trainer.ema.model, CPU, bench.embedder), bench.val, bench.settings, bench.judge)
-    results = evaluate(ev, sorted({path.split(".")[0] for path in FIGURES.values()}))
+    settings = dataclasses.replace(bench.settings, **variant.settings)
+    pipe = Pipeline(trainer.ema.model, CPU, bench.embedder)
+    ev = Evaluation(pipe, bench.val, settings, bench.judge, train_photos=bench.photos)
+    tasks = variant.tasks or sorted({path.split(".")[0] for path in FIGURES.values()})
+    results = evaluate(ev, tasks)
     return {
         "figures": figures(results),
         "validation": {name: round(value, 5) for name, value in trainer.validate(bench.val).items()},
@@ -250,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = load_train_config(args.config)
         optim = {"images": args.images, "warmup_images": args.images // 10, "lr": args.lr}
         base = dataclasses.replace(base, optim=dataclasses.replace(base.optim, **optim))
-        base = model_with(**SIZE)(base) if args.study == "choices" else base
+        base = base if args.study == "annotations" else model_with(**SIZE)(base)
         blueprint, embedder = MultiModalDiffusion(base.model), make_embedder(base, args.embedder, CPU)
         train, val = (load_examples(path, blueprint, base, embedder) for path in (args.train, args.val))
         settings = Settings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
@@ -275,7 +319,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--study",
         choices=STUDIES,
         default="choices",
-        help="choices of the model, at a small size, or what is trained on, at the configuration's size",
+        help="choices of the model and whole systems, at a small size, or what is trained on, at the "
+        "configuration's own",
     )
     parser.add_argument("--train", required=True, help="Parquet file to train on")
     parser.add_argument("--val", required=True, help="Parquet file to measure on")

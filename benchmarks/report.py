@@ -98,6 +98,10 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("embedding from photo: cosine", "embedding_cosine", ".3f"),
     ("holes: gain over mean fill (dB)", "hole_gain", ".2f"),
     ("holes: LPIPS", "hole_lpips", ".3f"),
+    ("holes: SSIM", "hole_ssim", ".3f"),
+    ("holes by RePaint: LPIPS", "repaint_lpips", ".3f"),
+    ("precision", "precision", ".2f"),
+    ("recall", "recall", ".2f"),
 )
 
 
@@ -156,7 +160,7 @@ def tasks_table(results: dict[str, Any]) -> str:
 def subsets_table(results: dict[str, Any]) -> str:
     """`mmdiff.evaluate --all-subsets`: a row for every given subset, a column for every metric."""
     found = results["subsets"]
-    measured = {metric for row in found["subsets"] for metric in row["metrics"]}
+    measured = {metric for row in found["subsets"] for metric in row["metrics"]} | set(found["photos"])
     if "mask.iou_fruit" in measured:  # which says more than the mean with the background
         measured -= {"mask.miou"}
     columns = [column for column in SUBSET_COLUMNS if column[1] in measured]
@@ -197,11 +201,13 @@ def _subset_cell(row: dict[str, Any], metric: str, form: str) -> str:
 
 def ablations_table(results: dict[str, Any]) -> str:
     """A study of `benchmarks/ablations.py`: a row for every variant, mean and spread over seeds."""
-    head = ["variant", *(text for text, _, _ in COLUMNS)]
+    measured = {figure for variant in results["variants"].values() for figure in variant["figures"]}
+    columns = [column for column in COLUMNS if column[1] in measured]
+    head = ["variant", *(text for text, _, _ in columns)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, variant in results["variants"].items():
         cells = []
-        for _, figure, form in COLUMNS:
+        for _, figure, form in columns:
             value = look_up(variant, f"figures.{figure}")
             cells.append(f"{value['mean']:{form}} ± {value['std']:{form}}" if value else "–")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

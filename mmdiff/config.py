@@ -132,6 +132,14 @@ class TaskConfig:
     ask_for_lacking: bool = False
     # Share of the examples with the whole photo given that stand at t = T, where nothing else tells.
     reading: float = 0.0
+    always: tuple[str, ...] = ()  # modalities that are given wherever they are there, maybe with holes
+    never: tuple[str, ...] = ()  # modalities that are never given
+    one_call: bool = False  # all examples stand at t = T: nothing is diffused, and one call answers
+
+    def __post_init__(self) -> None:
+        both = sorted(set(self.always) & set(self.never))
+        if both:
+            raise ValueError(f"tasks.always and tasks.never both name {', '.join(both)}; choose one of them.")
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,14 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     tasks: TaskConfig = TaskConfig()
     optim: OptimConfig = OptimConfig()
+
+    def __post_init__(self) -> None:
+        names = [m.name for m in self.model.modalities]
+        unknown = [n for n in (*self.tasks.always, *self.tasks.never) if n not in names]
+        if unknown:
+            raise ValueError(
+                f"tasks names {', '.join(unknown)}, but the model's modalities are {', '.join(names)}."
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -198,6 +214,8 @@ def _convert(annotation: str, value: Any, name: str) -> Any:
         return tuple(from_dict(ModalityConfig, v) for v in value)
     if annotation in TABLES and isinstance(value, Mapping):
         return {k: _convert(TABLES[annotation], v, f"{name}.{k}") for k, v in value.items()}
+    if annotation == "tuple[str, ...]" and isinstance(value, (list, tuple)):
+        return tuple(_convert("str", v, name) for v in value)
     if annotation == "tuple[float, float]" and isinstance(value, (list, tuple)) and len(value) == 2:
         return tuple(_convert("float", v, name) for v in value)
     scalar = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict[str, Any]": dict}

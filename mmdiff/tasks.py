@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +26,18 @@ class Condition:
 
 
 def draw_flags(
-    present: Tensor, config: TaskConfig, generator: torch.Generator, anchor_holes: Tensor
+    present: Tensor,
+    config: TaskConfig,
+    generator: torch.Generator,
+    anchor_holes: Tensor,
+    names: Sequence[str] = (),
 ) -> Tensor:
     """Flags of a training batch, so that every subset of the modalities is seen as given.
 
     Args:
         present: (B, N) bool, which modalities each example has; the first is the anchor.
         anchor_holes: (B,) bool, examples whose image, if given, has holes and so stays unknown.
+        names: of the N modalities, which `TaskConfig.always` and `TaskConfig.never` name.
 
     Returns:
         (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. The anchor is never absent, what an example lacks never
@@ -42,6 +47,9 @@ def draw_flags(
     draws = torch.rand(3, *shape, generator=generator, device=device)
     joint = draws[0, :, :1] < config.joint
     given = (draws[1] < config.given) & ~joint
+    for i, name in enumerate(names):
+        if name in (*config.always, *config.never):
+            given[:, i] = name in config.always
     given[:, 0] &= ~anchor_holes
     absent = (draws[2] < config.absent) & ~given
     absent[:, 0] = False

@@ -163,15 +163,18 @@ class Trainer:
             return torch.rand(len(rows), generator=generator, device=self.device) < probability
 
         holes = chance(self.config.tasks.holes)
-        flags = draw_flags(present, self.config.tasks, generator, holes)
-        given = chance(self.config.tasks.given)
+        tasks = self.config.tasks
+        flags = draw_flags(present, tasks, generator, holes, net.names)
+        given = (chance(tasks.given) | (net.anchor in tasks.always)) & (net.anchor not in tasks.never)
         known = draw_known_pixels(len(rows), size, generator, self.device)
         known = known * (holes & given & (flags[:, 0] == UNKNOWN))[:, None, None, None]
         known = torch.where((flags[:, 0] == KNOWN)[:, None, None, None], 1.0, known)
         last = self.schedule.num_steps
         t = torch.randint(1, last + 1, (len(rows),), generator=generator, device=self.device)
-        if self.config.tasks.reading:
-            t = torch.where((flags[:, 0] == KNOWN) & chance(self.config.tasks.reading), last, t)
+        if tasks.reading:
+            t = torch.where((flags[:, 0] == KNOWN) & chance(tasks.reading), last, t)
+        if tasks.one_call:
+            t = torch.full_like(t, last)
         noise = torch.randn(len(rows), *net.z_shape, generator=generator, device=self.device)
         # drawn only where it is used, so that the numbers after it stay what they were without
         second = chance(0.5) if net.config.self_conditioning else torch.zeros_like(t, dtype=torch.bool)

@@ -12,7 +12,7 @@ from mmdiff.config import load_train_config
 from mmdiff.dry_run import measure
 from mmdiff.evaluation.core import Settings
 from mmdiff.judge import Judge
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.model import UNKNOWN, MultiModalDiffusion
 from mmdiff.trainer import Trainer
 
 CHOICES = ablations.STUDIES["choices"]
@@ -50,12 +50,42 @@ def test_every_variant_is_trained_and_measured(base, bench, tmp_path):
     assert json.loads(out.read_text()) == report
     variants = report["variants"]
     assert list(variants) == list(CHOICES)
-    assert set(variants["baseline"]["figures"]) == set(ablations.FIGURES) - {"hole_lpips"}  # too small for it
-    assert set(variants["image + mask"]["figures"]) == {"mask_iou", "hole_gain"}
+    too_small = {"hole_lpips", "repaint_lpips", "precision", "recall"}  # for AlexNet
+    assert set(variants["baseline"]["figures"]) == set(ablations.FIGURES) - too_small
+    assert set(variants["image + mask"]["figures"]) == {"mask_iou", "hole_gain", "hole_ssim"}
     assert {"L1", "L2/image", "L2/mask", "total"} == set(variants["image + mask"]["validation"])
     sizes = {name: variant["runs"]["0"]["parameters"] for name, variant in variants.items()}
     assert sizes["no flags"] == sizes["weights ramp"] == sizes["weights none"] == sizes["baseline"]
     assert table(report).count("| baseline |") == 1 and "–" in table(report)
+
+
+def test_every_system_is_trained_for_its_own_task(base, bench, tmp_path):
+    systems = ablations.STUDIES["systems"]
+    report = ablations.study(systems, base, bench, 1, tmp_path / "systems.json", {"photos_judged": 0.5})
+    figures = {name: set(variant["figures"]) for name, variant in report["variants"].items()}
+    assert figures["ours, all tasks"] > {"mask_iou", "label_top1", "hole_gain"}
+    assert figures["segmenter"] == {"mask_iou"} and figures["classifier"] == {"label_top1"}
+    for name in ("reconstruction only", "diffusion for holes only"):
+        assert figures[name] == {"hole_gain", "hole_ssim"}
+    assert len({variant["runs"]["0"]["images"] for variant in report["variants"].values()}) == 1
+    assert table(report).count("| segmenter |") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["reconstruction only", "diffusion for holes only", "segmenter", "classifier"]
+)
+def test_single_systems_see_their_task_alone(base, bench, name):
+    variant = ablations.STUDIES["systems"][name]
+    trainer = Trainer(variant.change(base), bench.train, ablations.CPU)
+    rows = torch.arange(24).repeat(20)
+    draw = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=True)
+    shares = draw.known.mean((1, 2, 3))
+    if name in ("segmenter", "classifier"):
+        assert (shares == 1).all() and (draw.flags[:, 1][draw.present[:, 1]] == UNKNOWN).all()
+    else:
+        assert draw.flags.shape[1] == 1 and (draw.flags == UNKNOWN).all()
+        assert (shares > 0).double().mean() > 0.95 and (shares < 1).double().mean() > 0.95
+    assert (draw.t == trainer.schedule.num_steps).all() == (name != "diffusion for holes only")
 
 
 def test_variants_differ_from_the_baseline_in_one_choice(base):

@@ -176,3 +176,18 @@ def test_modalities_that_cannot_be_built(options, message):
 def test_the_anchor_must_be_an_image():
     with pytest.raises(ValueError, match="must be an image, not 'label'"):
         MultiModalDiffusion(tiny_config(("label", "image")))
+
+
+def test_tasks_name_modalities_of_the_model(tmp_path):
+    model = '[[model.modalities]]\nname = "image"\nkind = "image"\n'
+    path = tmp_path / "run.toml"
+    path.write_text(model + '[tasks]\nalways = ["image"]\n')
+    assert load_train_config(path).tasks.always == ("image",)
+    for tasks, said in (
+        ('always = ["mask"]', "tasks names mask"),
+        ('always = ["image"]\nnever = ["image"]', "both name image"),
+        ("never = [3]", "expected str"),
+    ):
+        path.write_text(f"{model}[tasks]\n{tasks}\n")
+        with pytest.raises(ValueError, match=said):
+            load_train_config(path)

@@ -128,3 +128,14 @@ def test_lacking_modalities_can_be_asked_for_as_often_as_others():
     assert shares[1] == pytest.approx(1 - config.absent, abs=0.02)
     others = draw_flags(present, TaskConfig(), generator(), torch.zeros(COUNT, dtype=torch.bool))
     assert torch.equal(flags[present], others[present])
+
+
+def test_modalities_can_be_given_always_or_never():
+    present = torch.rand(COUNT, 3, generator=generator(2)) < 0.7
+    present[:, 0] = True
+    config = TaskConfig(always=("image", "label"), never=("mask",))
+    holes = torch.rand(COUNT, generator=generator(1)) < 0.5
+    flags = draw_flags(present, config, generator(), holes, ("image", "mask", "label"))
+    assert torch.equal(flags[:, 0] == KNOWN, ~holes) and (flags[:, 0][holes] == UNKNOWN).all()
+    assert not (flags[:, 1] == KNOWN).any()
+    assert torch.equal(flags[:, 2] == KNOWN, present[:, 2])
