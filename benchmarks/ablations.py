@@ -2,9 +2,9 @@
 
     python benchmarks/ablations.py --train data/orchard/train.parquet --val data/orchard/val.parquet \
         --out docs/results/ablations.json
-    python benchmarks/ablations.py --study annotations --config configs/scenes-cpu.toml \
+    python benchmarks/ablations.py --study scenes --config configs/scenes-cpu.toml \
         --train data/scenes/train.parquet --val data/scenes/val.parquet --judge benchmarks/judges/scenes \
-        --out docs/results/annotations.json
+        --out docs/results/scenes-study.json
     python benchmarks/ablations.py --study systems --train data/orchard/train.parquet \
         --val data/orchard/val.parquet --out docs/results/systems.json
 
@@ -96,6 +96,11 @@ def model_with(**options: Any) -> Change:
     return lambda config: dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
 
 
+def tasks_with(**options: Any) -> Change:
+    """Other shares of the tasks."""
+    return lambda config: dataclasses.replace(config, tasks=dataclasses.replace(config.tasks, **options))
+
+
 def weights(family: str) -> Change:
     """Another weight family for everything but the anchor."""
 
@@ -119,11 +124,7 @@ def pair(name: str) -> Change:
 def alone(name: str | None = None, **tasks: Any) -> Change:
     """The anchor, and one other modality if ``name`` is given, in other shares of the tasks."""
 
-    def change(config: TrainConfig) -> TrainConfig:
-        changed = pair(name or "")(config)
-        return dataclasses.replace(changed, tasks=dataclasses.replace(changed.tasks, **tasks))
-
-    return change
+    return lambda config: tasks_with(**tasks)(pair(name or "")(config))
 
 
 def pixels(config: TrainConfig) -> TrainConfig:
@@ -158,11 +159,14 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "image + label": Variant(pair("label")),
         "image + embedding": Variant(pair("embedding")),
     },
-    "annotations": {
+    "scenes": {
         "all photos": Variant(),
         "only photos with a mask": Variant(annotated="mask"),
         "only photos with a label": Variant(annotated="label"),
-        "all photos, pixels instead of latents": Variant(pixels),
+        "what is given beside its noisy version, not in place": Variant(model_with(in_place=False)),
+        "what photos lack never asked for": Variant(tasks_with(ask_for_lacking=False)),
+        "photos read at any time": Variant(tasks_with(reading=0.0)),
+        "pixels instead of latents": Variant(pixels),
     },
     "systems": {
         "ours, all tasks": Variant(),
@@ -294,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = load_train_config(args.config)
         optim = {"images": args.images, "warmup_images": args.images // 10, "lr": args.lr}
         base = dataclasses.replace(base, optim=dataclasses.replace(base.optim, **optim))
-        base = base if args.study == "annotations" else model_with(**SIZE)(base)
+        base = base if args.study == "scenes" else model_with(**SIZE)(base)
         blueprint, embedder = MultiModalDiffusion(base.model), make_embedder(base, args.embedder, CPU)
         train, val = (load_examples(path, blueprint, base, embedder) for path in (args.train, args.val))
         settings = Settings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)

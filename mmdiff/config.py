@@ -55,11 +55,14 @@ class ModelConfig:
     embedder: str = ""  # folder of the CLIP-style embedder beside the checkpoint, or an open_clip tag
     channels: str = "own"  # "own": every modality has channels of Z to itself; "shared": all overlap
     flags: bool = True  # tell the denoiser which modalities are unknown, known and absent
+    in_place: bool = False  # what is given replaces its noisy version in what the denoiser sees
     self_conditioning: bool = False  # show the denoiser its previous clean prediction
 
     def __post_init__(self) -> None:
         if self.channels not in ("own", "shared"):
             raise ValueError(f"model.channels is {self.channels!r}; use 'own' or 'shared'.")
+        if self.in_place and self.channels == "shared":
+            raise ValueError("model.in_place needs channels of their own; leave model.channels at 'own'.")
         if not self.modalities:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")

@@ -198,6 +198,8 @@ class MultiModalDiffusion(nn.Module):
         """
         clean = sum(condition.e.values(), start=torch.zeros_like(z_t))
         known = condition.known_pixels.to(z_t.dtype)
+        if self.config.in_place:
+            z_t = torch.where(self._known_entries(condition), clean, z_t)
         cells = torch.cat([self._cells(z_t), self._cells(clean), F.pixel_unshuffle(known, self.cell)], dim=1)
         extra = F.pixel_unshuffle(known, self.config.patch_size)
         if self.config.self_conditioning:
@@ -211,6 +213,15 @@ class MultiModalDiffusion(nn.Module):
             name: self.heads[name](features if m.dense else registers[:, i]).float()
             for i, (name, m) in enumerate(self.modalities.items())
         }
+
+    def _known_entries(self, condition: Conditioning) -> Tensor:
+        """Entries of Z that are wholly known, (B, *Z) bool; beside a hole the latents are not."""
+        whole = self.coverage(condition.known_pixels) == 1
+        for i, name in enumerate(self.names[1:], start=1):
+            ones = whole.new_ones(1, self.modalities[name].z_channels, self.grid, self.grid)
+            own = self.channels.place(name, ones)
+            whole = whole | (own & (condition.flags[:, i] == KNOWN)[:, None, None, None])
+        return whole
 
     def _cells(self, z: Tensor) -> Tensor:
         """The dense modalities' channels of Z, cell by cell: (B, C, H / cell, W / cell)."""

@@ -240,3 +240,27 @@ def test_embeddings_tell_times_and_places_apart():
 def test_seeds_make_equal_models():
     one, two = (lively_model(tiny_config(), seed=3).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_is_given_takes_its_noisy_versions_place():
+    """With `in_place` the noise under what is known changes nothing; elsewhere it does."""
+    model = lively_model(tiny_config(in_place=True))
+    known = torch.zeros(4, 1, SIZE, SIZE)
+    known[:, :, :, : SIZE // 2] = 1
+    x = draw()
+    condition = model.condition(model.encode(x), flags_of(label=KNOWN), known)
+    z = torch.randn(4, *model.z_shape, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(4, *model.z_shape, generator=torch.Generator().manual_seed(4))
+    where = model.channels.place("label", torch.ones(1, model.modalities["label"].z_channels, *z.shape[2:]))
+    where = where + model.coverage(known)
+    plain = model(z, torch.zeros(4), condition)
+    under = model(z + noise * where, torch.zeros(4), condition)
+    beside = model(z + noise * (1 - where), torch.zeros(4), condition)
+    for name in plain:
+        assert torch.equal(plain[name], under[name])
+        assert not torch.equal(plain[name], beside[name])
+    before = lively_model(tiny_config())
+    changed = before(z + noise * where, torch.zeros(4), condition)["image"]
+    assert not torch.equal(before(z, torch.zeros(4), condition)["image"], changed)
+    with pytest.raises(ValueError, match="channels of their own"):
+        tiny_config(in_place=True, channels="shared")
