@@ -143,7 +143,8 @@ def test_each_task_gives_and_wants_what_it_says(examples):
         (["label"], ("image",), 2.0),
         (["mask"], ("image",), 2.0),
         ([], ("image", "mask", "label"), 1.0),
-        (["image"], ("image",), 1.0),
+        (["image"], ("image",), 1.0),  # holes
+        ([], ("image",), 1.0),  # likeness
     ]
 
 

@@ -6,6 +6,7 @@ from oracles import SIZE, ColourJudge, Oracle, make_examples, specs
 
 from mmdiff.evaluate import Evaluation, Settings, evaluate
 from mmdiff.evaluation.fillings import FILLINGS
+from mmdiff.evaluation.hole_figures import Filled, beside, interval
 from mmdiff.holes import HOLES
 from mmdiff.modalities.image import to_uint8
 
@@ -54,6 +55,27 @@ def test_fillings_and_lpips_stand_beside_ours(examples, monkeypatch):
     assert set(found["fillings"]) == {"mean", "telea", "navier_stokes"}
     assert all(filling["lpips"] > 0 for filling in found["fillings"].values())
     assert found["psnr_mean_fill"] == found["fillings"]["mean"]["psnr"]
+
+
+def test_an_interval_covers_the_true_mean_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(200):
+        found = interval(0.3 + torch.randn(60, generator=generator))
+        covered += found["low"] <= 0.3 <= found["high"]
+        assert found["low"] < found["mean"] < found["high"]
+    assert 0.88 <= covered / 200 <= 0.99
+    alone = interval(torch.tensor([0.5]))
+    assert alone == {"mean": 0.5, "low": 0.5, "high": 0.5}
+
+
+def test_differences_are_of_the_same_pictures():
+    easy, hard = torch.linspace(0, 1, 50), torch.linspace(0, 1, 50) + 0.01
+    found = beside(Filled({}, easy), Filled({"psnr": 3.0}, hard))
+    assert found["psnr"] == 3.0
+    assert found["lpips_difference"]["mean"] == pytest.approx(-0.01)
+    assert found["lpips_difference"]["high"] < 0  # though the two overlap far more than they differ
+    assert beside(Filled({}, None), Filled({"psnr": 3.0}, hard)) == {"psnr": 3.0}
 
 
 def test_a_model_that_copies_is_found_out(examples):

@@ -18,8 +18,8 @@ from mmdiff.data import draw_batch
 from mmdiff.evaluation.copies import copies
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, numbers, or_reason
 from mmdiff.evaluation.fillings import FILLINGS
+from mmdiff.evaluation.hole_figures import Filled, beside, score
 from mmdiff.evaluation.likeness import likeness
-from mmdiff.evaluation.perceptual import ssim
 from mmdiff.evaluation.prompts import caption_colours, prompts
 from mmdiff.evaluation.repaint import repainted
 from mmdiff.holes import HOLES
@@ -136,34 +136,29 @@ def holes(ev: Evaluation) -> Outcome:
         known = HOLES[kind](len(real), ev.size, ev.settings.seed)
         out = ev.sample(f"holes: {kind}", ["image"], len(real), {"image": real}, known)["image"]
         exact = torch.equal(torch.where(known[:, None], out, 0), torch.where(known[:, None], real, 0))
-        ours = _hole_figures(ev, out, real, known)
-        fillings = {name: _filled(ev, fill, real, known) for name, fill in FILLINGS.items()}
-        if ev.settings.repaint:
-            fillings["repaint"] = _filled(ev, partial(repainted, ev), real, known)
+        ours = score(ev, out, real, known)
+        fillings = {name: _filled(ev, fill, real, known, ours) for name, fill in _fillings(ev).items()}
         shares = {"n": len(real), "hidden": mean(~known), "known_exact": exact}
-        figures[kind] = shares | ours | {"fillings": fillings}
+        figures[kind] = shares | ours.figures | {"fillings": fillings}
         for key in ("psnr", "psnr_pooled"):
             by_mean = fillings["mean"][key]
             figures[kind][key.replace("psnr", "psnr_mean_fill")] = by_mean
-            figures[kind][key.replace("psnr", "gain")] = ours[key] - by_mean
+            figures[kind][key.replace("psnr", "gain")] = ours.figures[key] - by_mean
         if not panels:
             shown = torch.where(known[:, None], real, 0)
             panels = [ev.picture(shown), ev.picture(out), ev.picture(real)]
     return Outcome(figures, panels, ["holes, filled, true"] * len(real))
 
 
-def _hole_figures(ev: Evaluation, filled: Tensor, real: Tensor, known: Tensor) -> dict:
-    squares, values = metrics.hole_error(filled, real, known)
-    return {
-        "psnr": mean(metrics.psnr(squares / values)),
-        "psnr_pooled": metrics.psnr(squares.sum() / values.sum()).item(),
-        "ssim": or_reason(lambda: mean(ssim(filled, real))),
-        "lpips": or_reason(lambda: mean(ev.lpips(filled, real))),
-    }
+def _fillings(ev: Evaluation) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """What our filling is compared with."""
+    return FILLINGS | ({"repaint": partial(repainted, ev)} if ev.settings.repaint else {})
 
 
-def _filled(ev: Evaluation, fill: Callable[[Tensor, Tensor], Tensor], real: Tensor, known: Tensor) -> dict:
-    return or_reason(lambda: _hole_figures(ev, fill(real, known), real, known))
+def _filled(
+    ev: Evaluation, fill: Callable[[Tensor, Tensor], Tensor], real: Tensor, known: Tensor, ours: Filled
+) -> dict:
+    return or_reason(lambda: beside(ours, score(ev, fill(real, known), real, known)))
 
 
 def embedding_from_image(ev: Evaluation) -> Outcome:
