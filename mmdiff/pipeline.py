@@ -402,12 +402,17 @@ def _check_scale(what: str, scale: float) -> None:
 
 
 def load_embedder(name: str, folder: Path, device: torch.device) -> Any:
-    """The embedder a checkpoint names, from beside it, inside it or as an open_clip tag; None for ""."""
+    """The embedder a checkpoint names; None for "".
+
+    It may lie beside the checkpoint, inside it or in the working directory's checkpoints/, where training took
+    it from, or be an open_clip tag.
+    """
     if not name:
         return None
     from mmdiff.clip.embedder import ClipEmbedder
 
-    local = [path for path in (folder.parent / name, folder / name) if path.is_dir()]
+    places = (folder.parent / name, folder / name, Path("checkpoints", name))
+    local = [path for path in places if path.is_dir()]
     try:
         return ClipEmbedder(local[0] if local else name, device)
     except (ValueError, RuntimeError) as error:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 from itertools import chain, combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,6 +261,24 @@ def test_a_checkpoint_makes_the_same_pixels_every_time(pipe, tmp_path):
     assert set(one.modalities) == set(NAMES) and one.modalities["label"].classes == CLASSES
     assert one.device.type == "cpu"
     assert_same(one(given("label"), steps=3), two(given("label"), steps=3))
+
+
+@pytest.mark.parametrize("place", ["beside", "inside", "checkpoints"])
+def test_an_embedder_is_found_where_it_may_lie(tmp_path, monkeypatch, place):
+    folder = tmp_path / "runs" / "tiny"
+    save_checkpoint(lively_model(tiny_config(embedder="words")), folder)
+    where = {"beside": folder.parent, "inside": folder, "checkpoints": tmp_path / "checkpoints"}[place]
+    (where / "words").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+
+    def load(name, device):
+        loaded.append(Path(name).resolve())
+        return WordEmbedder()
+
+    monkeypatch.setattr("mmdiff.clip.embedder.ClipEmbedder", load)
+    assert Pipeline.from_pretrained(folder, "cpu").embedder is not None
+    assert loaded == [where / "words"]
 
 
 def test_a_checkpoint_without_its_embedder(tmp_path):
