@@ -404,8 +404,8 @@ def _check_scale(what: str, scale: float) -> None:
 def load_embedder(name: str, folder: Path, device: torch.device) -> Any:
     """The embedder a checkpoint names; None for "".
 
-    It may lie beside the checkpoint, inside it or in the working directory's checkpoints/, where training took
-    it from, or be an open_clip tag.
+    It may lie beside the checkpoint, inside it or in the working directory's checkpoints/, where training
+    took it from, or be an open_clip tag.
     """
     if not name:
         return None
