@@ -85,6 +85,10 @@ SEGMENTED: tuple[tuple[str, str, str], ...] = (
     ("the same, by Navier-Stokes", "tasks.holes.blocks.fillings.navier_stokes.lpips", ".3f"),
     ("holes: PSNR inside (dB)", "tasks.holes.blocks.psnr", ".2f"),
     ("the same, filled by Telea's method (dB)", "tasks.holes.blocks.fillings.telea.psnr", ".2f"),
+    ("generated photos: precision (AlexNet features)", "tasks.likeness.generated.precision", ".2f"),
+    ("the same of training photos", "tasks.likeness.training_photos.precision", ".2f"),
+    ("generated photos: recall", "tasks.likeness.generated.recall", ".2f"),
+    ("the same of training photos", "tasks.likeness.training_photos.recall", ".2f"),
     ("generated photo: distance to the nearest training photo", "tasks.copies.distance", ".3f"),
     ("the same of real photos not trained on", "tasks.copies.distance_of_unseen_photos", ".3f"),
 )
