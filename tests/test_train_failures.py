@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from synthetic import read_shapes, tiny_train_config
 
-from mmdiff import checkpoint, train
+from mmdiff import files, train
 from mmdiff import trainer as training
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.files import write_tensors, write_text
@@ -76,7 +76,7 @@ def killed_at(examples, folder: Path, name: str, count: int, moment: str) -> Non
     if child:
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         return
-    left, save_file, replace = count, checkpoint.save_file, os.replace
+    left, save_file, replace = count, files.save_file, os.replace
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -95,7 +95,7 @@ def killed_at(examples, folder: Path, name: str, count: int, moment: str) -> Non
             die()
         replace(source, target)
 
-    checkpoint.save_file, os.replace = save, move
+    files.save_file, os.replace = save, move
     try:
         train.run(make_trainer(examples), examples, folder, math.inf, 1)
     finally:
