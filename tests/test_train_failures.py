@@ -72,11 +72,12 @@ def killed_at(examples, folder: Path, name: str, count: int, moment: str) -> Non
     The run is a fork of this process, so that the kill is a real one. ``moment`` is "half" for the middle of
     the write, or "moves" between the move to the backup and the move into place.
     """
+    # before the fork: a child that raises would go on with the rest of the tests
+    left, save_file, replace = count, files.save_file, os.replace
     child = os.fork()
     if child:
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         return
-    left, save_file, replace = count, files.save_file, os.replace
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
