@@ -11,12 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mmdiff.config import ModelConfig, from_dict, to_dict
-from mmdiff.files import write_tensors, write_text
+from mmdiff.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_text, write_weights
 from mmdiff.model import MultiModalDiffusion
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "README.md"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
@@ -34,8 +31,7 @@ def write_checkpoint(
     """The same of a configuration and the state dict ``weights``, whole tensors on any device."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    half = {n: t.half() if t.is_floating_point() else t for n, t in weights.items()}
-    write_tensors(half, folder / WEIGHTS_FILE)
+    write_weights(weights, folder / WEIGHTS_FILE)
     text = json.dumps({"format": "mmdiff", "version": 1, "model": to_dict(config)}, indent=2)
     write_text(folder / CONFIG_FILE, text + "\n")
     if card is not None:

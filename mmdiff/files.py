@@ -11,6 +11,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+# the files of a folder with trained weights
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+
+
+def write_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """`write_tensors` in half precision, for weights that are only to be used."""
+    write_tensors({n: t.half() if t.is_floating_point() else t for n, t in weights.items()}, path)
+
 
 def write_tensors(
     tensors: Mapping[str, torch.Tensor],

@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdiff.files import write_tensors, write_text
+from mmdiff.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_text, write_weights
 
-CARD_FILE, CONFIG_FILE, WEIGHTS_FILE = "README.md", "config.json", "model.safetensors"
 REMEDY = "; train one with python -m mmdiff.autoencoder.train."
 STRIDE = 8  # pixels a side that one latent position stands for
 WIDTHS = (32, 64, 128)  # channels at a half, a quarter and an eighth of the photo's size
@@ -98,8 +97,7 @@ class Autoencoder(nn.Module):
         """Write the folder. facts: what was measured, kept in config.json; card: the text of README.md."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        half = {n: t.half() if t.is_floating_point() else t for n, t in self.state_dict().items()}
-        write_tensors(half, folder / WEIGHTS_FILE)
+        write_weights(self.state_dict(), folder / WEIGHTS_FILE)
         content = {"format": "mmdiff-autoencoder", "autoencoder": self.options, "training": facts}
         write_text(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
         write_text(folder / CARD_FILE, card)

@@ -173,7 +173,7 @@ class Evaluation:
                     {n: v[index].to(device) for n, v in (given or {}).items()},
                     None if known_pixels is None else known_pixels[index].to(device),
                 )
-                seeds = [s.seed * 1_000_003 + int(k) for k in index]
+                seeds = self.seeds(index)
                 for step in self.pipe.run(
                     condition, tuple(wanted), seeds, steps or s.steps, s.sampler, guidance, s.eta
                 ):
@@ -182,6 +182,10 @@ class Evaluation:
                     parts[name].append(self._compact(name, last.x_hat[name]))
                 bar.update(len(index))
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+    def seeds(self, index: Tensor) -> list[int]:
+        """The seeds of the samples of these numbers (n,)."""
+        return [self.settings.seed * 1_000_003 + int(k) for k in index]
 
     def _compact(self, name: str, prediction: Tensor) -> Tensor:
         is_mask = self.pipe.modalities[name].kind == "mask"

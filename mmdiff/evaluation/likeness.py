@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip
-from mmdiff.evaluation.perceptual import LAYERS, SMALLEST, alexnet
+from mmdiff.evaluation.perceptual import LAYERS, NO_TORCHMETRICS, SMALLEST, alexnet
 
 NEIGHBOURS = 3  # of a picture, the farthest of which is the radius of what counts as near it
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of intensities in [0, 1], as AlexNet was trained
-REMEDY = "pip install 'torchmetrics>=1.8,<2'"
 
 
 def load_features(device: torch.device, batch: int = 128) -> Callable[[Tensor], Tensor]:
@@ -53,7 +52,7 @@ def distances(real: Tensor, made: Tensor) -> dict[str, float]:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
     except ImportError:
-        raise Skip(f"the package torchmetrics is not installed: {REMEDY}") from None
+        raise Skip(NO_TORCHMETRICS) from None
     same = nn.Identity()
     same.num_features = real.shape[1]
     frechet = FrechetInceptionDistance(same)
@@ -94,7 +93,7 @@ def likeness(ev: Evaluation) -> Outcome:
     if len(rows) <= NEIGHBOURS:
         raise Skip(f"sets of {len(rows)} photos are too small to compare; {NEIGHBOURS + 1} are needed")
     real = features(ev.read(rows)["image"])
-    figures: dict = {"n": len(rows), "generated": {}}
+    figures: dict = {"n": len(rows)}
     if ev.train_photos is not None:
         figures["training_photos"] = _compare(real, features(_some_training_photos(ev, len(rows))))
     out = ev.sample("likeness", ["image"], len(rows))["image"]

