@@ -68,6 +68,44 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
+class Stem(nn.Module):
+    """Convolutions over cells smaller than the patches. They add to the tokens, nothing at the start.
+
+    A transformer alone needs far more pictures to learn to see than convolutions do (Xiao et al. 2021).
+    """
+
+    def __init__(self, width: int, fold: int, cell_channels: int, stem_width: int, depth: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(cell_channels, stem_width, 3, padding=1)
+        self.modulate = nn.Linear(width, 2 * stem_width)
+        self.blocks = nn.ModuleList(StemBlock(stem_width) for _ in range(depth))
+        self.leave = nn.Conv2d(stem_width, width, fold, stride=fold)
+
+    def forward(self, cells: Tensor, condition: Tensor) -> Tensor:
+        """cells (B, C, h * fold, w * fold), condition (B, width) -> tokens (B, h * w, width)."""
+        scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
+        x = self.enter(cells) * (1 + scale) + shift
+        for block in self.blocks:
+            x = block(x)
+        return self.leave(F.silu(x)).flatten(2).transpose(1, 2)
+
+
+class StemBlock(nn.Module):
+    """x + two 3x3 convolutions, each of what is normalised in groups of channels."""
+
+    GROUPS = 8
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(self.GROUPS, width), nn.GroupNorm(self.GROUPS, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(hidden)))
+
+
 class Refiner(nn.Module):
     """Convolutions over cells smaller than the patches, which join the patches and restore fine detail.
 
@@ -101,6 +139,7 @@ class Backbone(nn.Module):
         extra_channels: channels that only the tokens see, beside z_t and what is given.
         cell_channels: channels that the refiner sees of every cell.
         fold: cells along a side of a patch.
+        stem_depth: residual blocks of convolutions over the cells ahead of the tokens; 0 is no `Stem`.
         num_modalities: size of the flag table and number of register tokens.
     """
 
@@ -119,6 +158,7 @@ class Backbone(nn.Module):
         depth: int,
         heads: int,
         refiner_width: int,
+        stem_depth: int,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -126,6 +166,7 @@ class Backbone(nn.Module):
         self.width = width
         self.num_modalities = num_modalities
         self.embed = nn.Linear(2 * z_channels + extra_channels, width)
+        self.stem = Stem(width, fold, cell_channels, refiner_width, stem_depth) if stem_depth else None
         self.positions = nn.Parameter(position_table(grid, width))
         self.registers = nn.Parameter(0.02 * torch.randn(num_modalities, width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -149,6 +190,10 @@ class Backbone(nn.Module):
         # Modulation starts at zero: every block is the identity, gates open as training asks for them.
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.refiner.modulate.weight)
+        if self.stem:
+            for part in (self.stem.modulate, self.stem.leave):
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
 
     def condition(self, log_snr: Tensor, flags: Tensor, pooled: Tensor) -> Tensor:
         """log_snr (B,), flags (B, N) in {0, 1, 2}, pooled (B, 2 * z_channels) -> (B, width)."""
@@ -175,6 +220,8 @@ class Backbone(nn.Module):
         condition = self.condition(log_snr, flags, pooled)  # (B, width)
         tokens = torch.cat([z_t, clean, extra], dim=1).flatten(2).transpose(1, 2)  # (B, n, channels)
         x = self.embed(tokens) + self.positions
+        if self.stem:
+            x = x + self.stem(cells, condition)
         x = torch.cat([self.registers.expand(batch, -1, -1).to(x.dtype), x], dim=1)  # (B, N + n, width)
         modulation = self.modulation(condition).view(batch, 6, self.width)
         skips = []

@@ -47,7 +47,8 @@ class ModelConfig:
     width: int = 256
     depth: int = 8
     heads: int = 4
-    refiner_width: int = 64
+    refiner_width: int = 64  # channels of the convolutions over cells: of the refiner, and of the stem if any
+    stem_depth: int = 0  # residual blocks of convolutions ahead of the tokens
     num_steps: int = 1000  # T
     schedule: str = "cosine"
     schedule_shift: float = 1.0  # SNR is multiplied by its square
@@ -67,6 +68,11 @@ class ModelConfig:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")
         _check_positive(self, sizes)
+        if self.stem_depth < 0 or (self.stem_depth and self.refiner_width % 8):
+            raise ValueError(
+                f"model.stem_depth is {self.stem_depth} and refiner_width {self.refiner_width}; give a depth "
+                "of at least 0, and with a stem a width that is a multiple of 8."
+            )
         names = [m.name for m in self.modalities]
         if len(set(names)) != len(names):
             raise ValueError(f"modality names must differ, but got {names}.")

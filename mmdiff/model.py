@@ -119,6 +119,7 @@ class MultiModalDiffusion(nn.Module):
             depth=config.depth,
             heads=config.heads,
             refiner_width=config.refiner_width,
+            stem_depth=config.stem_depth,
             dropout=config.dropout,
         )
         self.heads = nn.ModuleDict(

@@ -351,8 +351,13 @@ class Trainer:
             model.load_pretrained(folder)
 
     def start_from(self, folder: str) -> None:
-        """Take the weights of a checkpoint folder. Raises ValueError if they are of another architecture."""
+        """Take the weights of a checkpoint folder; a stem that it lacks begins by adding nothing.
+
+        Raises ValueError if they are of another architecture.
+        """
         weights = load_checkpoint(folder).state_dict()
+        mine = self.model.state_dict().items()
+        weights |= {n: whole(t) for n, t in mine if n.startswith("backbone.stem.") and n not in weights}
         try:
             _load_weights(self.model, weights)
         except (RuntimeError, KeyError) as error:

@@ -48,6 +48,9 @@ def hand_count(config: ModelConfig, model: MultiModalDiffusion) -> int:
     seen = sum(m.z_channels for m in dense) // fold
     total += n * w * r * fold + w * 2 * r  # expand, modulate
     total += cells * 9 * r * ((r + 2 * seen + cell**2) + 2 * r)  # three convolutions
+    if config.stem_depth:
+        total += cells * 9 * r * ((2 * seen + cell**2) + 2 * config.stem_depth * r)  # its convolutions
+        total += w * 2 * r + n * fold * r * w  # modulate, leave
     total += sum(cells * 9 * r * (cell // m.head_stride) ** 2 * m.head_channels for m in dense)
     total += sum(w * w + w * m.head_channels for m in model.modalities.values() if not m.dense)
     return 2 * total

@@ -4,7 +4,7 @@ import pytest
 import torch
 from synthetic import CLASSES, DIM, SIZE, lively_model, tiny_config
 
-from mmdiff.backbone import position_table, timestep_embedding
+from mmdiff.backbone import Stem, position_table, timestep_embedding
 from mmdiff.forward_process import q_sample
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 
@@ -235,6 +235,38 @@ def test_embeddings_tell_times_and_places_apart():
     assert times.shape == (400, 32) and places.shape == (36, 32)
     assert torch.pdist(times).min() > 1e-2 and torch.pdist(places).min() > 1e-2
     assert max(times.abs().max(), places.abs().max()) <= 1
+
+
+def test_a_stem_begins_by_adding_nothing(state):
+    plain = lively_model(tiny_config())
+    stemmed = MultiModalDiffusion(tiny_config(stem_depth=2)).eval()
+    lacking, unknown = stemmed.load_state_dict(plain.state_dict(), strict=False)
+    assert not unknown and lacking and all(name.startswith("backbone.stem.") for name in lacking)
+    condition = plain.condition({}, flags_of(), pixels())
+    before, after = (model(state[0], torch.zeros(4), condition) for model in (plain, stemmed))
+    assert all(torch.equal(before[name], after[name]) for name in NAMES)
+    torch.nn.init.normal_(stemmed.backbone.stem.leave.weight)
+    after = stemmed(state[0], torch.zeros(4), condition)
+    assert not any(torch.allclose(before[name], after[name]) for name in NAMES)
+
+
+def test_what_a_stem_sees_in_a_place_it_sees_in_another():
+    """A picture that moves by one patch moves its tokens by one, which no table of positions tells."""
+    torch.manual_seed(1)
+    stem, fold, grid = Stem(width=12, fold=2, cell_channels=3, stem_width=16, depth=1).eval(), 2, 12
+    cells = torch.zeros(2, 3, fold * grid, fold * grid)
+    cells[:, :, 10:14, 8:12] = normal(2, 3, 4, 4)
+    condition = normal(2, 12)
+    tokens = stem(cells, condition).view(2, grid, grid, 12)
+    moved = stem(cells.roll((fold, 2 * fold), (2, 3)), condition).view(2, grid, grid, 12)
+    torch.testing.assert_close(moved[:, 3:-2, 4:-2], tokens[:, 2:-3, 2:-4])
+    assert not torch.allclose(moved[:, 3:-2, 4:-2], tokens[:, 3:-2, 4:-2])
+
+
+@pytest.mark.parametrize("options", [{"stem_depth": -1}, {"stem_depth": 1, "refiner_width": 12}])
+def test_impossible_stems_are_refused(options):
+    with pytest.raises(ValueError, match="a depth of at least 0, and with a stem a width"):
+        tiny_config(**options)
 
 
 def test_seeds_make_equal_models():

@@ -434,6 +434,14 @@ def test_the_command_starts_from_a_checkpoint(config_file, shapes, tmp_path, cap
     run_main(*arguments, "--out", tmp_path / "out", "--init", tmp_path / "init", "--lr", 0)
     start, end = load_checkpoint(tmp_path / "init"), load_checkpoint(tmp_path / "out")
     assert_equal(start.state_dict(), end.state_dict())
+    stem = config_file.read_text().replace("[model]", "[model]\nstem_depth = 1")
+    config_file.write_text(stem)
+    run_main(*arguments, "--out", tmp_path / "stemmed", "--init", tmp_path / "init", "--lr", 0)
+    stemmed = load_checkpoint(tmp_path / "stemmed").state_dict()
+    assert not any(
+        stemmed.pop(name).any() for name in ("backbone.stem.leave.weight", "backbone.stem.leave.bias")
+    )
+    assert_equal(start.state_dict(), {n: t for n, t in stemmed.items() if "backbone.stem" not in n})
     save_checkpoint(MultiModalDiffusion(replace(config, width=64)), tmp_path / "wide")
     with pytest.raises(SystemExit, match="wide is of another architecture than the configuration"):
         run_main(*arguments, "--out", tmp_path / "other", "--init", tmp_path / "wide")
