@@ -191,9 +191,9 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.refiner.modulate.weight)
         if self.stem:
-            for part in (self.stem.modulate, self.stem.leave):
-                nn.init.zeros_(part.weight)
-                nn.init.zeros_(part.bias)
+            nn.init.zeros_(self.stem.modulate.weight)
+            nn.init.zeros_(self.stem.leave.weight)
+            nn.init.zeros_(self.stem.leave.bias)
 
     def condition(self, log_snr: Tensor, flags: Tensor, pooled: Tensor) -> Tensor:
         """log_snr (B,), flags (B, N) in {0, 1, 2}, pooled (B, 2 * z_channels) -> (B, width)."""

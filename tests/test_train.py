@@ -434,8 +434,7 @@ def test_the_command_starts_from_a_checkpoint(config_file, shapes, tmp_path, cap
     run_main(*arguments, "--out", tmp_path / "out", "--init", tmp_path / "init", "--lr", 0)
     start, end = load_checkpoint(tmp_path / "init"), load_checkpoint(tmp_path / "out")
     assert_equal(start.state_dict(), end.state_dict())
-    stem = config_file.read_text().replace("[model]", "[model]\nstem_depth = 1")
-    config_file.write_text(stem)
+    config_file.write_text(config_file.read_text().replace("[model]", "[model]\nstem_depth = 1"))
     run_main(*arguments, "--out", tmp_path / "stemmed", "--init", tmp_path / "init", "--lr", 0)
     stemmed = load_checkpoint(tmp_path / "stemmed").state_dict()
     assert not any(
