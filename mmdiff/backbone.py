@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdiff.convolutions import ConvBlock
+from mmdiff.reader import Readings
+
 
 def timestep_embedding(log_snr: Tensor, dim: int) -> Tensor:
     """Sinusoids of the log signal-to-noise ratio: (B,) -> (B, dim)."""
@@ -78,7 +81,7 @@ class Stem(nn.Module):
         super().__init__()
         self.enter = nn.Conv2d(cell_channels, stem_width, 3, padding=1)
         self.modulate = nn.Linear(width, 2 * stem_width)
-        self.blocks = nn.ModuleList(StemBlock(stem_width) for _ in range(depth))
+        self.blocks = nn.ModuleList(ConvBlock(stem_width) for _ in range(depth))
         self.leave = nn.Conv2d(stem_width, width, fold, stride=fold)
 
     def forward(self, cells: Tensor, condition: Tensor) -> Tensor:
@@ -88,22 +91,6 @@ class Stem(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.leave(F.silu(x)).flatten(2).transpose(1, 2)
-
-
-class StemBlock(nn.Module):
-    """x + two 3x3 convolutions, each of what is normalised in groups of channels."""
-
-    GROUPS = 8
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(self.GROUPS, width), nn.GroupNorm(self.GROUPS, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(hidden)))
 
 
 class Refiner(nn.Module):
@@ -121,11 +108,17 @@ class Refiner(nn.Module):
         self.leave = nn.Conv2d(refiner_width, refiner_width, 3, padding=1)
         self.modulate = nn.Linear(width, 2 * refiner_width)
 
-    def forward(self, tokens: Tensor, cells: Tensor, condition: Tensor) -> Tensor:
-        """tokens (B, h, w, width), cells (B, C, h * fold, w * fold), condition (B, width) -> as cells, r."""
+    def forward(self, tokens: Tensor, cells: Tensor, condition: Tensor, read: Tensor | None) -> Tensor:
+        """Features of the cells (B, r, h * fold, w * fold).
+
+        tokens (B, h, w, width), cells (B, C, h * fold, w * fold), condition (B, width); read, of a reader,
+        (B, r, h * fold, w * fold).
+        """
         features = self.expand(tokens).permute(0, 3, 1, 2)
         features = F.pixel_shuffle(features, self.fold)  # (B, r, h * fold, w * fold)
         scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
+        if read is not None:
+            features = features + read
         entered = self.enter(torch.cat([features, cells], dim=1))
         hidden = F.silu(entered * (1 + scale) + shift)
         return features + self.leave(F.silu(hidden + self.middle(hidden)))
@@ -140,6 +133,7 @@ class Backbone(nn.Module):
         cell_channels: channels that the refiner sees of every cell.
         fold: cells along a side of a patch.
         stem_depth: residual blocks of convolutions over the cells ahead of the tokens; 0 is no `Stem`.
+        reader: whether features of a `Reader`, refiner_width many, come with what is given.
         num_modalities: size of the flag table and number of register tokens.
     """
 
@@ -159,6 +153,7 @@ class Backbone(nn.Module):
         heads: int,
         refiner_width: int,
         stem_depth: int,
+        reader: bool,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -167,6 +162,7 @@ class Backbone(nn.Module):
         self.num_modalities = num_modalities
         self.embed = nn.Linear(2 * z_channels + extra_channels, width)
         self.stem = Stem(width, fold, cell_channels, refiner_width, stem_depth) if stem_depth else None
+        self.readings = Readings(refiner_width, width, fold, refiner_width) if reader else None
         self.positions = nn.Parameter(position_table(grid, width))
         self.registers = nn.Parameter(0.02 * torch.randn(num_modalities, width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -184,25 +180,36 @@ class Backbone(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for block in self.late:
             nn.init.zeros_(block.skip.weight)
         # Modulation starts at zero: every block is the identity, gates open as training asks for them.
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.refiner.modulate.weight)
+        if self.readings:
+            nn.init.zeros_(self.readings.pooled.weight)
         if self.stem:
             nn.init.zeros_(self.stem.modulate.weight)
             nn.init.zeros_(self.stem.leave.weight)
             nn.init.zeros_(self.stem.leave.bias)
 
-    def condition(self, log_snr: Tensor, flags: Tensor, pooled: Tensor) -> Tensor:
-        """log_snr (B,), flags (B, N) in {0, 1, 2}, pooled (B, 2 * z_channels) -> (B, width)."""
+    def condition(self, log_snr: Tensor, flags: Tensor, pooled: Tensor, read: Tensor | None) -> Tensor:
+        """log_snr (B,), flags (B, N) in {0, 1, 2}, pooled (B, 2 * z_channels), read -> (B, width)."""
         table = self.flags[torch.arange(self.num_modalities, device=flags.device), flags]  # (B, N, width)
         embedded = self.time(timestep_embedding(log_snr, self.width))
-        return F.silu(embedded + table.sum(1) + self.pooled(pooled))
+        summed = embedded + table.sum(1) + self.pooled(pooled)
+        return F.silu(summed if read is None else summed + self.readings.of_all(read))
 
     def forward(
-        self, z_t: Tensor, clean: Tensor, extra: Tensor, cells: Tensor, log_snr: Tensor, flags: Tensor
+        self,
+        z_t: Tensor,
+        clean: Tensor,
+        extra: Tensor,
+        cells: Tensor,
+        log_snr: Tensor,
+        flags: Tensor,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Features of the cells and of the modalities.
 
@@ -211,17 +218,20 @@ class Backbone(nn.Module):
             extra: (B, extra_channels, h, w), the known map, and with self-conditioning the last prediction.
             cells: (B, cell_channels, h * fold, w * fold), z_t, clean and the known map, where they are dense.
             log_snr: (B,); flags: (B, N).
+            read: (B, refiner_width, h * fold, w * fold), the reader's features; None: no pixel is known.
 
         Returns:
             (B, refiner_width, h * fold, w * fold) and (B, N, width).
         """
         batch = z_t.shape[0]
         pooled = torch.cat([z_t, clean], dim=1).mean((2, 3))
-        condition = self.condition(log_snr, flags, pooled)  # (B, width)
+        condition = self.condition(log_snr, flags, pooled, read)  # (B, width)
         tokens = torch.cat([z_t, clean, extra], dim=1).flatten(2).transpose(1, 2)  # (B, n, channels)
         x = self.embed(tokens) + self.positions
         if self.stem:
             x = x + self.stem(cells, condition)
+        if read is not None:
+            x = x + self.readings.of_tokens(read)
         x = torch.cat([self.registers.expand(batch, -1, -1).to(x.dtype), x], dim=1)  # (B, N + n, width)
         modulation = self.modulation(condition).view(batch, 6, self.width)
         skips = []
@@ -233,4 +243,5 @@ class Backbone(nn.Module):
         x = self.norm(x)
         registers, patches = x[:, : self.num_modalities], x[:, self.num_modalities :]
         patches = patches.view(batch, self.grid, self.grid, self.width)
-        return self.refiner(patches, cells, condition), registers
+        read = None if read is None else self.readings.cells(read)
+        return self.refiner(patches, cells, condition, read), registers

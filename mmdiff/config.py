@@ -47,8 +47,9 @@ class ModelConfig:
     width: int = 256
     depth: int = 8
     heads: int = 4
-    refiner_width: int = 64  # channels of the convolutions over cells: of the refiner, and of the stem if any
+    refiner_width: int = 64  # channels of the convolutions over cells: of refiner, stem and reader
     stem_depth: int = 0  # residual blocks of convolutions ahead of the tokens
+    reader_depth: int = 0  # residual blocks at each size of the convolutions over known pixels; 0: no reader
     num_steps: int = 1000  # T
     schedule: str = "cosine"
     schedule_shift: float = 1.0  # SNR is multiplied by its square
@@ -73,6 +74,8 @@ class ModelConfig:
                 f"model.stem_depth is {self.stem_depth} and refiner_width {self.refiner_width}; give a depth "
                 "of at least 0, and with a stem a width that is a multiple of 8."
             )
+        if self.reader_depth < 0:
+            raise ValueError(f"model.reader_depth is {self.reader_depth}; give a depth of at least 0.")
         names = [m.name for m in self.modalities]
         if len(set(names)) != len(names):
             raise ValueError(f"modality names must differ, but got {names}.")
@@ -141,11 +144,16 @@ class TaskConfig:
     ask_for_lacking: bool = False
     # Share of the examples with the whole photo given that stand at t = T, where nothing else tells.
     reading: float = 0.0
+    # Share of all examples that show the whole photo, nothing else, and stand at t = T: to be read, no more.
+    only_reading: float = 0.0
     always: tuple[str, ...] = ()  # modalities that are given wherever they are there, maybe with holes
     never: tuple[str, ...] = ()  # modalities that are never given
     one_call: bool = False  # all examples stand at t = T: nothing is diffused, and one call answers
 
     def __post_init__(self) -> None:
+        for name in ("joint", "given", "absent", "holes", "reading", "only_reading"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"tasks.{name} is {getattr(self, name)}; give a number from 0 to 1.")
         both = sorted(set(self.always) & set(self.never))
         if both:
             raise ValueError(f"tasks.always and tasks.never both name {', '.join(both)}; choose one of them.")

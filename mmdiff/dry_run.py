@@ -156,7 +156,8 @@ def _meta_inputs(model: MultiModalDiffusion) -> tuple[Tensor, Tensor, Conditioni
     z = torch.zeros(1, *model.z_shape, device="meta")
     flags = torch.zeros(1, len(model.names), dtype=torch.long, device="meta")
     known = torch.zeros(1, 1, size, size, device="meta")
-    return z, torch.zeros(1, device="meta"), Conditioning({}, flags, known)
+    photo = torch.zeros(1, 3, size, size, device="meta")
+    return z, torch.zeros(1, device="meta"), model.condition({}, flags, known, photo)
 
 
 def describe_cost(config: TrainConfig, model: MultiModalDiffusion) -> str:
@@ -256,7 +257,7 @@ def _train_on(
 def _step(examples: Examples, config: TrainConfig) -> str:
     """Loss and gradients of a narrow model with the configuration's modalities; says what was there."""
     torch.manual_seed(0)
-    small = dataclasses.replace(config.model, width=32, depth=2, heads=2, refiner_width=8)
+    small = dataclasses.replace(config.model, width=32, depth=2, heads=2, refiner_width=32)
     model = MultiModalDiffusion(small)
     rows, generator = torch.arange(len(examples)), torch.Generator().manual_seed(0)
     x, present = draw_batch(examples, model.modalities, rows, generator, config.data.flip, config.data.light)
@@ -267,7 +268,7 @@ def _step(examples: Examples, config: TrainConfig) -> str:
     level = log_snr(schedule.log_abar)[t].float()
     z0 = e.pop(model.anchor)
     z_t = q_sample(schedule, z0, t, e, torch.randn(len(rows), *model.z_shape))
-    condition = model.condition({}, flags, known)
+    condition = model.condition({}, flags, known, x[model.anchor])
     terms = training_losses(
         model, model(z_t, level, condition), x, z0, condition, level, config.optim.snr_cap
     )

@@ -17,6 +17,7 @@ from mmdiff.config import ModelConfig
 from mmdiff.forward_process import signal
 from mmdiff.lazy import Lazy
 from mmdiff.modalities import build_modality
+from mmdiff.reader import Reader
 from mmdiff.samplers import Prediction
 from mmdiff.schedule import NoiseSchedule, log_snr
 
@@ -34,12 +35,16 @@ class Conditioning:
         known_pixels: (B, 1, H, W) float, 1 where the anchor's pixel is given.
         previous: (B, C, h, w), the last `Prediction.clean` of the same samples, for self-conditioning; zero
             where there is none, None if there is none at all.
+        pixels: (B, 4, H, W), what a `Reader` looks at; None: there is none, or it has nothing to look at.
+        read: (B, refiner_width, H / cell, W / cell), what it has made of that, if it was asked before.
     """
 
     e: dict[str, Tensor]
     flags: Tensor
     known_pixels: Tensor
     previous: Tensor | None = None
+    pixels: Tensor | None = None
+    read: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,11 @@ class MultiModalDiffusion(nn.Module):
             heads=config.heads,
             refiner_width=config.refiner_width,
             stem_depth=config.stem_depth,
+            reader=config.reader_depth > 0,
             dropout=config.dropout,
         )
+        depth = config.reader_depth
+        self.reader = Reader(self.cell, config.refiner_width, depth) if depth else None
         self.heads = nn.ModuleDict(
             {
                 n: DenseHead(config.refiner_width, m.head_channels, self.cell // m.head_stride)
@@ -172,13 +180,30 @@ class MultiModalDiffusion(nn.Module):
         seen = anchor.encode_known(x[self.anchor], known_pixels, whole)
         return {**e, self.anchor: e[self.anchor] if seen is whole else self.channels.place(self.anchor, seen)}
 
-    def condition(self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor) -> Conditioning:
+    def condition(
+        self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor, photo: Tensor | None = None
+    ) -> Conditioning:
         """What is given, from encodings: what is not flagged known is dropped, of the anchor by pixel.
 
         Args:
             e: name -> (B, *Z), of `encode_given`, at least for everything that is given.
             flags: (B, N) long; known_pixels: (B, 1, H, W) of 0 and 1.
+            photo: the anchor itself, (B, 3, H, W) in [-1, 1], for the reader; None if no pixel is known.
+
+        Raises:
+            ValueError: pixels are known, and the reader cannot see them.
         """
+        kept = self._condition(e, flags, known_pixels)
+        if self.reader is None:
+            return kept
+        if photo is None:
+            if known_pixels.any():
+                raise ValueError("this model reads the photo's pixels: give condition() the photo.")
+            return kept
+        known = known_pixels.to(photo.dtype)
+        return replace(kept, pixels=torch.cat([photo * known, known], dim=1))
+
+    def _condition(self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor) -> Conditioning:
         kept = {}
         for i, name in enumerate(self.names):
             if name == self.anchor and name in e:
@@ -186,6 +211,12 @@ class MultiModalDiffusion(nn.Module):
             elif name in e:
                 kept[name] = e[name] * (flags[:, i] == KNOWN)[:, None, None, None]
         return Conditioning(kept, flags, known_pixels)
+
+    def read(self, seen: Conditioning) -> Tensor | None:
+        """What the reader makes of the known pixels; None if there are none, or no reader."""
+        if seen.read is not None or seen.pixels is None:
+            return seen.read
+        return self.reader(seen.pixels)
 
     def coverage(self, known_pixels: Tensor) -> Tensor:
         """Known pixels (B, 1, H, W) -> the share of each of the anchor's entries of Z that they are."""
@@ -208,7 +239,13 @@ class MultiModalDiffusion(nn.Module):
             extra = torch.cat([extra, previous], dim=1)
         flags = condition.flags if self.config.flags else torch.full_like(condition.flags, UNKNOWN)
         features, registers = self.backbone(
-            z_t, clean, extra, cells, log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT), flags
+            z_t,
+            clean,
+            extra,
+            cells,
+            log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT),
+            flags,
+            self.read(condition),
         )
         return {
             name: self.heads[name](features if m.dense else registers[:, i]).float()
@@ -276,7 +313,8 @@ class MultiModalDiffusion(nn.Module):
         names = set(self.names if dropped is None else dropped) - {self.anchor}
         hidden = torch.tensor([n in names for n in self.names], device=condition.flags.device)
         flags = condition.flags.masked_fill(hidden & (condition.flags == KNOWN), ABSENT)
-        blind = self.condition(condition.e, flags, condition.known_pixels)
+        blind = self._condition(condition.e, flags, condition.known_pixels)
+        blind = replace(blind, pixels=condition.pixels, read=condition.read)
         taken = {n: v for n, v in condition.e.items() if n in names}
         return TrajectoryDenoiser(self, schedule, blind, shown=condition, taken=taken)
 
@@ -301,7 +339,9 @@ class TrajectoryDenoiser:
         shown: Conditioning | None = None,
         taken: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.schedule, self.seen, self.shown = model, schedule, seen, shown or seen
+        self.model, self.schedule, self.shown = model, schedule, shown or seen
+        with torch.no_grad():  # the reader is asked once, whatever the number of steps
+            self.seen = replace(seen, pixels=None, read=model.read(seen))
         self.taken = taken or {}
         self.log_snr = log_snr(schedule.log_abar).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
         self.last: tuple[Tensor, Tensor] | None = None  # t (B,) and `Prediction.clean` (B, *Z)
@@ -346,7 +386,16 @@ def _joined(queries: Sequence[Query]) -> Query:
         previous = torch.cat(
             [zero if s.previous is None else s.previous for s, zero in zip(seen, zeros, strict=True)]
         )
+    read = None
+    if any(s.read is not None for s in seen):
+        shape = next(s.read for s in seen if s.read is not None).shape[1:]
+        nothing = [zero.new_zeros(len(zero), *shape) for zero in zeros]
+        read = torch.cat([none if s.read is None else s.read for s, none in zip(seen, nothing, strict=True)])
     joined = Conditioning(
-        e, torch.cat([s.flags for s in seen]), torch.cat([s.known_pixels for s in seen]), previous
+        e,
+        torch.cat([s.flags for s in seen]),
+        torch.cat([s.known_pixels for s in seen]),
+        previous,
+        read=read,
     )
     return Query(torch.cat([q.z_t for q in queries]), torch.cat([q.log_snr for q in queries]), joined)

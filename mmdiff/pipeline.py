@@ -316,7 +316,7 @@ class Pipeline:
             holes = known.flatten(1).amin(1) == 0
             flags[:, 0] = torch.where(holes, UNKNOWN, KNOWN)
         e = model.encode_given(condition.given, model.encode(condition.given), known)
-        return model.condition(e, flags, known)
+        return model.condition(e, flags, known, condition.given.get(anchor))
 
     def _present(self, step: Step, seconds: float, shown: set[str], seed: int) -> StreamedStep:
         """A step as people see it."""

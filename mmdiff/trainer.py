@@ -32,6 +32,11 @@ from mmdiff.tasks import draw_flags, draw_known_pixels
 
 VAL_SEED = 2**31  # apart from the seeds of the training steps
 SKIPPED_AT_MOST = 10  # steps in a row that are not finite; then a run ends
+BEGIN_AS_NOTHING = (
+    "backbone.stem.",
+    "backbone.readings.",
+    "reader.",
+)  # parts that add nothing before training
 ALONE = Processes()
 REMEDY = "; use a new --out folder."
 
@@ -165,6 +170,9 @@ class Trainer:
         holes = chance(self.config.tasks.holes)
         tasks = self.config.tasks
         flags = draw_flags(present, tasks, generator, holes, net.names)
+        read = chance(tasks.only_reading) if tasks.only_reading else torch.zeros_like(holes)
+        flags[:, 0] = torch.where(read, KNOWN, flags[:, 0])
+        flags[:, 1:] = torch.where(read[:, None] & (flags[:, 1:] == KNOWN), UNKNOWN, flags[:, 1:])
         given = (chance(tasks.given) | (net.anchor in tasks.always)) & (net.anchor not in tasks.never)
         known = draw_known_pixels(len(rows), size, generator, self.device)
         known = known * (holes & given & (flags[:, 0] == UNKNOWN))[:, None, None, None]
@@ -173,6 +181,7 @@ class Trainer:
         t = torch.randint(1, last + 1, (len(rows),), generator=generator, device=self.device)
         if tasks.reading:
             t = torch.where((flags[:, 0] == KNOWN) & chance(tasks.reading), last, t)
+        t = torch.where(read, last, t)
         if tasks.one_call:
             t = torch.full_like(t, last)
         noise = torch.randn(len(rows), *net.z_shape, generator=generator, device=self.device)
@@ -184,7 +193,8 @@ class Trainer:
         """The terms of the objective; ``counts`` as in `training_losses`."""
         net, t, flags = self.model, draw.t, draw.flags
         e = net.encode(draw.x)
-        condition = net.condition(net.encode_given(draw.x, e, draw.known), flags, draw.known)
+        given = net.encode_given(draw.x, e, draw.known)
+        condition = net.condition(given, flags, draw.known, draw.x[net.anchor])
         z0 = e.pop(net.anchor)
         diffused = (flags != ABSENT) & draw.present
         entering = {n: v * diffused[:, net.names.index(n), None, None, None] for n, v in e.items()}
@@ -351,13 +361,13 @@ class Trainer:
             model.load_pretrained(folder)
 
     def start_from(self, folder: str) -> None:
-        """Take the weights of a checkpoint folder; a stem that it lacks begins by adding nothing.
+        """Take the weights of a checkpoint folder; a stem or reader that it lacks begins by adding nothing.
 
         Raises ValueError if they are of another architecture.
         """
         weights = load_checkpoint(folder).state_dict()
         mine = self.model.state_dict().items()
-        weights |= {n: whole(t) for n, t in mine if n.startswith("backbone.stem.") and n not in weights}
+        weights |= {n: whole(t) for n, t in mine if n.startswith(BEGIN_AS_NOTHING) and n not in weights}
         try:
             _load_weights(self.model, weights)
         except (RuntimeError, KeyError) as error:

@@ -51,6 +51,14 @@ def hand_count(config: ModelConfig, model: MultiModalDiffusion) -> int:
     if config.stem_depth:
         total += cells * 9 * r * ((2 * seen + cell**2) + 2 * config.stem_depth * r)  # its convolutions
         total += w * 2 * r + n * fold * r * w  # modulate, leave
+    if config.reader_depth:
+        inputs, halvings = 4, cell.bit_length() - 1
+        for k in range(halvings):
+            outputs, places = r >> (halvings - 1 - k), (config.image_size >> (k + 1)) ** 2
+            blocks = config.reader_depth if k or halvings == 1 else 0
+            total += places * 9 * outputs * (inputs + 2 * blocks * outputs)
+            inputs = outputs
+        total += n * fold * r * w + cells * r * r + r * w  # into tokens, cells and condition
     total += sum(cells * 9 * r * (cell // m.head_stride) ** 2 * m.head_channels for m in dense)
     total += sum(w * w + w * m.head_channels for m in model.modalities.values() if not m.dense)
     return 2 * total

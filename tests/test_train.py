@@ -434,13 +434,14 @@ def test_the_command_starts_from_a_checkpoint(config_file, shapes, tmp_path, cap
     run_main(*arguments, "--out", tmp_path / "out", "--init", tmp_path / "init", "--lr", 0)
     start, end = load_checkpoint(tmp_path / "init"), load_checkpoint(tmp_path / "out")
     assert_equal(start.state_dict(), end.state_dict())
-    config_file.write_text(config_file.read_text().replace("[model]", "[model]\nstem_depth = 1"))
-    run_main(*arguments, "--out", tmp_path / "stemmed", "--init", tmp_path / "init", "--lr", 0)
-    stemmed = load_checkpoint(tmp_path / "stemmed").state_dict()
-    assert not any(
-        stemmed.pop(name).any() for name in ("backbone.stem.leave.weight", "backbone.stem.leave.bias")
-    )
-    assert_equal(start.state_dict(), {n: t for n, t in stemmed.items() if "backbone.stem" not in n})
+    parts = "[model]\nstem_depth = 1\nreader_depth = 1"
+    config_file.write_text(config_file.read_text().replace("[model]", parts))
+    run_main(*arguments, "--out", tmp_path / "more", "--init", tmp_path / "init", "--lr", 0)
+    more = load_checkpoint(tmp_path / "more").state_dict()
+    new = {name: more.pop(name) for name in set(more) - set(start.state_dict())}
+    last = [name for name in new if name.startswith(("backbone.stem.leave", "backbone.readings"))]
+    assert len(last) == 5 and not any(new[name].any() for name in last)
+    assert_equal(start.state_dict(), more)
     save_checkpoint(MultiModalDiffusion(replace(config, width=64)), tmp_path / "wide")
     with pytest.raises(SystemExit, match="wide is of another architecture than the configuration"):
         run_main(*arguments, "--out", tmp_path / "other", "--init", tmp_path / "wide")
