@@ -37,6 +37,8 @@ width = 32
 depth = 2
 heads = 2
 refiner_width = 8
+stem_depth = 1
+reader_depth = 1
 self_conditioning = true
 
 [[model.modalities]]
