@@ -168,7 +168,7 @@ class MultiModalDiffusion(nn.Module):
     def encode_given(
         self, x: Mapping[str, Tensor], e: Mapping[str, Tensor], known_pixels: Tensor
     ) -> dict[str, Tensor]:
-        """Encodings of what may be seen of ``x``: those in ``e``, E_i of all of it, but of known pixels only.
+        """Encodings of what may be seen of ``x``: those in ``e``, E_i of all of it, but of known pixels.
 
         Args:
             known_pixels: (B, 1, H, W) of 0 and 1; concerns the anchor.
@@ -207,7 +207,8 @@ class MultiModalDiffusion(nn.Module):
         kept = {}
         for i, name in enumerate(self.names):
             if name == self.anchor and name in e:
-                kept[name] = e[name] * (self.coverage(known_pixels) > 0)
+                shown = self.modalities[name].shown(known_pixels).to(e[name].dtype)
+                kept[name] = e[name] * self.channels.place(name, shown)
             elif name in e:
                 kept[name] = e[name] * (flags[:, i] == KNOWN)[:, None, None, None]
         return Conditioning(kept, flags, known_pixels)

@@ -20,6 +20,7 @@ from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, TrainConfig
 from mmdiff.data import collate
 from mmdiff.evaluation.perceptual import REMEDY
+from mmdiff.interpolate import smooth_fill
 from mmdiff.modalities import build_modality
 from mmdiff.model import KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
@@ -274,6 +275,14 @@ def test_what_is_hidden_cannot_be_seen(model):
     assert torch.equal(*seen) and seen[0].abs().sum() > 0
     whole = model.condition(model.encode({"image": x}), flags, known).e["image"]
     assert not torch.equal(whole, seen[0])  # which the encoding of the whole photo would not be
+
+
+def test_a_hole_is_seen_as_a_smooth_guess(model):
+    """In its cells, too, stands the encoding of the photo as `smooth_fill` completes it."""
+    x, known, flags = photos(1), left_half(), torch.tensor([[UNKNOWN] * 3])
+    e = model.encode_given({"image": x}, model.encode({"image": x}), known)
+    seen = model.condition(e, flags, known).e["image"]
+    torch.testing.assert_close(seen, model.encode({"image": smooth_fill(x, known)})["image"])
 
 
 def test_a_photo_without_holes_is_seen_as_it_is(model):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.autoencoder.network import STRIDE, Autoencoder
+from mmdiff.interpolate import smooth_fill
 from mmdiff.modalities.image import ImageModality
 
 
@@ -65,8 +66,12 @@ class LatentImageModality(ImageModality):
         cells = F.avg_pool2d(known, self.stride)
         return self.folded(cells.expand(-1, self.head_channels, -1, -1))
 
+    def shown(self, known: Tensor) -> Tensor:
+        # In a hole, too: there the encoding is of a smooth guess, from known pixels alone.
+        return (known.amax((1, 2, 3), keepdim=True) > 0).expand_as(self.coverage(known))
+
     def settled(self, known: Tensor) -> Tensor:
-        # An encoding looks at what lies around its cell, and there the hole was empty.
+        # An encoding looks at what lies around its cell, and there it may be a guess.
         unknown = F.max_pool2d(F.max_pool2d(1 - known, self.stride), 3, stride=1, padding=1)
         return self.folded((1 - unknown).expand(-1, self.head_channels, -1, -1)) > 0
 
@@ -75,7 +80,7 @@ class LatentImageModality(ImageModality):
         holed = ((shares > 0) & (shares < 1)).nonzero()[:, 0]
         if not len(holed):
             return whole
-        return whole.index_copy(0, holed, self.encode(x[holed] * known[holed]))
+        return whole.index_copy(0, holed, self.encode(smooth_fill(x[holed], known[holed])))
 
     def predict(self, raw: Tensor) -> Tensor:
         return self.autoencoder.decode(raw).clamp(-1, 1)
