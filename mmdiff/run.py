@@ -110,5 +110,6 @@ class Run:
         """What is given of a modality, and of a photo with holes the prediction in them."""
         value = self._model.modalities[name].as_prediction(condition.given[name])
         if name == self._model.anchor and condition.known_pixels is not None:
-            return torch.where(condition.known_pixels[:, None], value, step.x_hat[name])
+            anchor = self._model.modalities[name]
+            return anchor.completed(value, step.x_hat[name], condition.known_pixels[:, None])
         return value

@@ -61,6 +61,10 @@ class ImageModality(Modality):
         """
         return whole
 
+    def completed(self, photos: Tensor, made: Tensor, known: Tensor) -> Tensor:
+        """The photos where they are ``known`` (B, 1, H, W) bool, elsewhere what was ``made`` for them."""
+        return torch.where(known, photos, made)
+
     def predict(self, raw: Tensor) -> Tensor:
         return raw.clamp(-1, 1)
 
