@@ -65,7 +65,8 @@ def repainted(ev: Evaluation, photos: Tensor, known: Tensor) -> Tensor:
     for rows in torch.arange(len(photos)).split(ev.settings.batch):
         x, hole = photos[rows].to(ev.pipe.device), known[rows, None].float().to(ev.pipe.device)
         filled.append(_filled(ev, x, hole, SampleNoise(ev.seeds(rows), ev.pipe.device)).cpu())
-    return torch.where(known[:, None], photos, torch.cat(filled))
+    anchor = ev.pipe.model.modalities[ev.pipe.model.anchor]
+    return anchor.completed(photos, torch.cat(filled), known[:, None])
 
 
 def _filled(ev: Evaluation, x: Tensor, known: Tensor, noise: SampleNoise) -> Tensor:
