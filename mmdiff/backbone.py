@@ -162,7 +162,7 @@ class Backbone(nn.Module):
         self.num_modalities = num_modalities
         self.embed = nn.Linear(2 * z_channels + extra_channels, width)
         self.stem = Stem(width, fold, cell_channels, refiner_width, stem_depth) if stem_depth else None
-        self.readings = Readings(refiner_width, width, fold, refiner_width) if reader else None
+        self.readings = Readings(refiner_width, width, fold) if reader else None
         self.positions = nn.Parameter(position_table(grid, width))
         self.registers = nn.Parameter(0.02 * torch.randn(num_modalities, width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))

@@ -17,6 +17,12 @@ T = TypeVar("T")
 TABLES = {"dict[str, str]": "str", "dict[str, int]": "int", "dict[str, dict[str, int]]": "dict[str, int]"}
 
 
+def _check_shares(config: Any, section: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{section}.{name} is {getattr(config, name)}; give a number from 0 to 1.")
+
+
 def _check_positive(config: Any, names: Iterable[str]) -> None:
     for name in names:
         if getattr(config, name) < 1:
@@ -108,9 +114,7 @@ class DataConfig:
     balance: float = 1.0  # a source's share grows with its examples to this power: 0 is equal, 1 as they are
 
     def __post_init__(self) -> None:
-        for name in ("balance", "light"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.{name} is {getattr(self, name)}; give a number from 0 to 1.")
+        _check_shares(self, "data", ("balance", "light"))
         if self.balance != 1 and self.stream:
             raise ValueError("data.balance needs all examples in memory; leave it or data.stream out.")
         if self.margin_from not in ("pad", "resize"):
@@ -151,9 +155,7 @@ class TaskConfig:
     one_call: bool = False  # all examples stand at t = T: nothing is diffused, and one call answers
 
     def __post_init__(self) -> None:
-        for name in ("joint", "given", "absent", "holes", "reading", "only_reading"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"tasks.{name} is {getattr(self, name)}; give a number from 0 to 1.")
+        _check_shares(self, "tasks", ("joint", "given", "absent", "holes", "reading", "only_reading"))
         both = sorted(set(self.always) & set(self.never))
         if both:
             raise ValueError(f"tasks.always and tasks.never both name {', '.join(both)}; choose one of them.")

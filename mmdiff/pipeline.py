@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -316,7 +316,8 @@ class Pipeline:
             holes = known.flatten(1).amin(1) == 0
             flags[:, 0] = torch.where(holes, UNKNOWN, KNOWN)
         e = model.encode_given(condition.given, model.encode(condition.given), known)
-        return model.condition(e, flags, known, condition.given.get(anchor))
+        internal = model.condition(e, flags, known, condition.given.get(anchor))
+        return replace(internal, read=model.read(internal))  # once, for guidance too
 
     def _present(self, step: Step, seconds: float, shown: set[str], seed: int) -> StreamedStep:
         """A step as people see it."""

@@ -51,13 +51,13 @@ class Reader(nn.Module):
 
 
 class Readings(nn.Module):
-    """Where the reader's features enter the denoiser. All three begin by adding nothing."""
+    """Where the reader's features, refiner_width many, enter the denoiser; they add nothing at first."""
 
-    def __init__(self, reader_width: int, width: int, fold: int, refiner_width: int) -> None:
+    def __init__(self, refiner_width: int, width: int, fold: int) -> None:
         super().__init__()
-        self.tokens = nn.Conv2d(reader_width, width, fold, stride=fold, bias=False)
-        self.cells = nn.Conv2d(reader_width, refiner_width, 1, bias=False)
-        self.pooled = nn.Linear(reader_width, width, bias=False)
+        self.tokens = nn.Conv2d(refiner_width, width, fold, stride=fold, bias=False)
+        self.cells = nn.Conv2d(refiner_width, refiner_width, 1, bias=False)
+        self.pooled = nn.Linear(refiner_width, width, bias=False)
         for layer in (self.tokens, self.cells, self.pooled):
             nn.init.zeros_(layer.weight)
 

@@ -32,11 +32,8 @@ from mmdiff.tasks import draw_flags, draw_known_pixels
 
 VAL_SEED = 2**31  # apart from the seeds of the training steps
 SKIPPED_AT_MOST = 10  # steps in a row that are not finite; then a run ends
-BEGIN_AS_NOTHING = (
-    "backbone.stem.",
-    "backbone.readings.",
-    "reader.",
-)  # parts that add nothing before training
+# parts of the network that add nothing before they are trained
+BEGIN_AS_NOTHING = ("backbone.stem.", "backbone.readings.", "reader.")
 ALONE = Processes()
 REMEDY = "; use a new --out folder."
 

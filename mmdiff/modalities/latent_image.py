@@ -68,7 +68,8 @@ class LatentImageModality(ImageModality):
 
     def shown(self, known: Tensor) -> Tensor:
         # In a hole, too: there the encoding is of a smooth guess, from known pixels alone.
-        return (known.amax((1, 2, 3), keepdim=True) > 0).expand_as(self.coverage(known))
+        coverage = self.coverage(known)
+        return (coverage.amax((1, 2, 3), keepdim=True) > 0).expand_as(coverage)
 
     def settled(self, known: Tensor) -> Tensor:
         # An encoding looks at what lies around its cell, and there it may be a guess.
