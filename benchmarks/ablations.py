@@ -163,12 +163,12 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "all photos": Variant(),
         "only photos with a mask": Variant(annotated="mask"),
         "only photos with a label": Variant(annotated="label"),
+        "pixels instead of latents": Variant(pixels),
         "what is given beside its noisy version, not in place": Variant(model_with(in_place=False)),
         "tokens without convolutions ahead of them": Variant(model_with(stem_depth=0)),
         "known pixels without a reader": Variant(model_with(reader_depth=0)),
         "what photos lack never asked for": Variant(tasks_with(ask_for_lacking=False)),
         "photos read at any time": Variant(tasks_with(reading=0.0)),
-        "pixels instead of latents": Variant(pixels),
     },
     "systems": {
         "ours, all tasks": Variant(),

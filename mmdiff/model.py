@@ -15,9 +15,10 @@ from mmdiff.backbone import Backbone
 from mmdiff.channels import CHANNELS
 from mmdiff.config import ModelConfig
 from mmdiff.forward_process import signal
+from mmdiff.heads import DenseHead, DetailHead, GlobalHead
 from mmdiff.lazy import Lazy
 from mmdiff.modalities import build_modality
-from mmdiff.reader import Reader
+from mmdiff.reader import DETAIL, Reader
 from mmdiff.samplers import Prediction
 from mmdiff.schedule import NoiseSchedule, log_snr
 
@@ -36,7 +37,7 @@ class Conditioning:
         previous: (B, C, h, w), the last `Prediction.clean` of the same samples, for self-conditioning; zero
             where there is none, None if there is none at all.
         pixels: (B, 4, H, W), what a `Reader` looks at; None: there is none, or it has nothing to look at.
-        read: (B, refiner_width, H / cell, W / cell), what it has made of that, if it was asked before.
+        read: (B, channels, H / cell, W / cell), what it has made of that, if it was asked before.
     """
 
     e: dict[str, Tensor]
@@ -54,33 +55,6 @@ class Query:
     z_t: Tensor
     log_snr: Tensor
     seen: Conditioning
-
-
-class DenseHead(nn.Module):
-    """Features of cells (B, r, h, w) -> (B, channels, h * fold, w * fold)."""
-
-    def __init__(self, features: int, channels: int, fold: int) -> None:
-        super().__init__()
-        self.fold = fold
-        self.conv = nn.Conv2d(features, fold**2 * channels, 3, padding=1)
-        nn.init.normal_(self.conv.weight, std=1e-3)
-        nn.init.zeros_(self.conv.bias)
-
-    def forward(self, cells: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(cells), self.fold)
-
-
-class GlobalHead(nn.Module):
-    """A modality's own token (B, width) -> (B, channels)."""
-
-    def __init__(self, width: int, channels: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, channels))
-        nn.init.normal_(self.mlp[2].weight, std=1e-3)
-        nn.init.zeros_(self.mlp[2].bias)
-
-    def forward(self, token: Tensor) -> Tensor:
-        return self.mlp(token)
 
 
 class MultiModalDiffusion(nn.Module):
@@ -137,6 +111,19 @@ class MultiModalDiffusion(nn.Module):
                 else GlobalHead(config.width, m.head_channels)
                 for n, m in self.modalities.items()
             }
+        )
+        self.details = nn.ModuleDict({n: self._detail_head(m) for n, m in self._finer_than_cells().items()})
+
+    def _finer_than_cells(self) -> dict[str, nn.Module]:
+        """Dense modalities that the reader has seen finer than the refiner works."""
+        if self.reader is None or not self.reader.detail:
+            return {}
+        return {n: m for n, m in self.modalities.items() if m.dense and m.head_stride <= DETAIL}
+
+    def _detail_head(self, modality: nn.Module) -> DetailHead:
+        features, reader = self.config.refiner_width, self.reader
+        return DetailHead(
+            features, reader.detail, modality.head_channels, reader.fold, DETAIL // modality.head_stride
         )
 
     def make_schedule(self) -> NoiseSchedule:
@@ -239,6 +226,8 @@ class MultiModalDiffusion(nn.Module):
             previous = torch.zeros_like(z_t) if condition.previous is None else condition.previous
             extra = torch.cat([extra, previous], dim=1)
         flags = condition.flags if self.config.flags else torch.full_like(condition.flags, UNKNOWN)
+        read = self.read(condition)
+        read, detail = (None, None) if read is None else self.reader.parts(read)
         features, registers = self.backbone(
             z_t,
             clean,
@@ -246,12 +235,15 @@ class MultiModalDiffusion(nn.Module):
             cells,
             log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT),
             flags,
-            self.read(condition),
+            read,
         )
-        return {
-            name: self.heads[name](features if m.dense else registers[:, i]).float()
+        raw = {
+            name: self.heads[name](features if m.dense else registers[:, i])
             for i, (name, m) in enumerate(self.modalities.items())
         }
+        for name, head in self.details.items():
+            raw[name] = raw[name] + head(features, detail)
+        return {name: value.float() for name, value in raw.items()}
 
     def _known_entries(self, condition: Conditioning) -> Tensor:
         """Entries of Z that are wholly known, (B, *Z) bool; beside a hole the latents are not."""

@@ -3,23 +3,32 @@ on it and what surrounds a hole.
 
 Encodings in Z say what a photo is made of, not what it shows, and those of a photo with holes say little of
 what lies beside them. The reader depends on what is given alone, neither on z_t nor on t, so that sampling
-asks it once and every step uses its answer.
+asks it once and every step uses its answer. What it has seen at a quarter of the photo's size is kept, too, for
+modalities whose edges are finer than cells (the skips of a U-Net, Ronneberger et al. 2015).
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmdiff.convolutions import ConvBlock
 
+DETAIL = 4  # pixels a side of what the finer features are of
+
 
 class Reader(nn.Module):
-    """Known pixels (B, 4, H, W) -> features of the cells (B, width, H / cell, W / cell).
+    """Known pixels (B, 4, H, W) -> features of the cells (B, channels, H / cell, W / cell), for `parts`.
 
     The four channels are RGB in [-1, 1], zero where nothing is given, and the known map of 0 and 1. Where no
     pixel of a photo is known its features are zero. Every halving of the size doubles the channels; the
     residual blocks stand at a quarter of the photo's size and below, where most of what they cost is spent on
     channels.
+
+    Attributes:
+        fold: finer features along a side of a cell; 1: cells are so small that there are none.
+        detail: channels of the finer features, 0 if there are none.
 
     Args:
         cell: pixels a side of a cell, a power of two.
@@ -36,6 +45,8 @@ class Reader(nn.Module):
                 f"must be powers of two and refiner_width a multiple of {ConvBlock.GROUPS * cell // 2}."
             )
         widths = [width >> (halvings - 1 - k) for k in range(halvings)]
+        self.width, self.fold = width, max(cell // DETAIL, 1)
+        self.detail = widths[1] if self.fold > 1 else 0
         layers: list[nn.Module] = []
         for k, (inputs, outputs) in enumerate(zip([4, *widths], widths, strict=False)):
             layers.append(nn.Conv2d(inputs, outputs, 3, 2, padding=1))
@@ -44,10 +55,20 @@ class Reader(nn.Module):
             else:
                 layers.append(nn.SiLU())
         self.layers = nn.Sequential(*layers, nn.GroupNorm(ConvBlock.GROUPS, width), nn.SiLU())
+        self.fine = 2 + depth + 1  # layers until the blocks at a quarter of the size are done
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features = self.layers(pixels)
+        fine = self.layers[: self.fine](pixels)
+        features = self.layers[self.fine :](fine)
+        if self.detail:
+            features = torch.cat([features, F.pixel_unshuffle(fine, self.fold)], dim=1)
         return features * (pixels[:, 3:].amax((2, 3), keepdim=True) > 0)
+
+    def parts(self, read: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What it returned -> (B, width, h, w) of the cells, and (B, detail, h * fold, w * fold) if there is."""
+        if not self.detail:
+            return read, None
+        return read[:, : self.width], F.pixel_shuffle(read[:, self.width :], self.fold)
 
 
 class Readings(nn.Module):

@@ -33,7 +33,7 @@ from mmdiff.tasks import draw_flags, draw_known_pixels
 VAL_SEED = 2**31  # apart from the seeds of the training steps
 SKIPPED_AT_MOST = 10  # steps in a row that are not finite; then a run ends
 # parts of the network that add nothing before they are trained
-BEGIN_AS_NOTHING = ("backbone.stem.", "backbone.readings.", "reader.")
+BEGIN_AS_NOTHING = ("backbone.stem.", "backbone.readings.", "reader.", "details.")
 ALONE = Processes()
 REMEDY = "; use a new --out folder."
 

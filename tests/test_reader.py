@@ -154,10 +154,89 @@ def test_guidance_takes_other_modalities_away_and_leaves_the_pixels(reading):
     assert (blind.seen.flags[:, 2] == ABSENT).all()
 
 
-def test_training_reaches_every_weight_of_the_reader(examples):
-    config = replace(tiny_train_config(), model=tiny_config(reader_depth=1))
-    trainer = Trainer(config, examples, CPU)
-    before = {n: p.clone() for n, p in trainer.model.named_parameters() if "read" in n}
+# -- cells of 8 pixels, of which the reader keeps finer features ------------------------------------------
+
+
+def coarse_config(**options):
+    """Masks in cells of 8 pixels, and so a refiner that works in such cells."""
+    config = tiny_config(patch_size=8, refiner_width=32, reader_depth=1, **options)
+    mask = replace(config.modalities[1], options={**config.modalities[1].options, "stride": 8})
+    return replace(config, modalities=(config.modalities[0], mask, *config.modalities[2:]))
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    return lively_model(coarse_config())
+
+
+def test_finer_features_are_those_of_a_quarter_of_the_size():
+    reader = Reader(cell=8, width=32, depth=1).eval()
+    assert (reader.fold, reader.detail) == (2, 16)
+    seen = torch.cat([normal(2, 3, 48, 48), torch.ones(2, 1, 48, 48)], dim=1)
+    cells, detail = reader.parts(reader(seen))
+    assert cells.shape == (2, 32, 6, 6) and detail.shape == (2, 16, 12, 12)
+    kept = []
+    reader.layers[3].register_forward_hook(lambda layer, inputs, output: kept.append(output))
+    torch.testing.assert_close(cells, reader.layers(seen))
+    assert torch.equal(detail, kept[0])
+
+
+@pytest.mark.parametrize(("cell", "width"), [(2, 8), (4, 16)])
+def test_small_cells_need_no_finer_features(cell, width):
+    reader = Reader(cell, width, 1)
+    read = reader(torch.ones(1, 4, 16, 16))
+    assert reader.detail == 0 and read.shape[1] == width
+    assert reader.parts(read)[0] is read and reader.parts(read)[1] is None
+
+
+def test_details_begin_by_adding_nothing_and_are_of_what_is_finer_than_cells(coarse):
+    assert set(coarse.details) == {"image", "mask"}
+    fresh = MultiModalDiffusion(coarse.config).eval()
+    z, condition = normal(4, *fresh.z_shape), given(fresh, draw()["image"], pixels(value=1.0))
+    before = fresh(z, torch.zeros(4), condition)
+    for name in fresh.details:
+        torch.nn.init.normal_(fresh.details[name].mix.weight)
+    assert all(torch.equal(before[n], after) for n, after in fresh(z, torch.zeros(4), condition).items())
+
+
+def test_a_mask_follows_pixels_within_a_cell(coarse):
+    """Through the finer features alone; the cells' own are taken away."""
+    only = MultiModalDiffusion(coarse.config).eval()
+    only.load_state_dict(coarse.state_dict())
+    for way in (only.backbone.readings.tokens, only.backbone.readings.cells, only.backbone.readings.pooled):
+        torch.nn.init.zeros_(way.weight)
+    z, known, photo = normal(4, *only.z_shape), pixels(value=1.0), draw()["image"]
+    mirrored = photo.clone()
+    mirrored[:, :, :8, :8] = photo[:, :, :8, :8].flip(3)
+    one, two = (only(z, torch.zeros(4), given(only, x, known))["mask"] for x in (photo, mirrored))
+    assert not torch.allclose(one[:, :, :8, :8], two[:, :, :8, :8], atol=1e-3)
+    untold = only(z, torch.zeros(4), only.condition({}, flags_of(), pixels()))["mask"]
+    assert not torch.allclose(one, untold, atol=1e-3)
+
+
+def test_without_a_photo_finer_features_are_zeros(coarse):
+    z, schedule, t = normal(4, *coarse.z_shape), coarse.make_schedule(), torch.full((4,), 400)
+    conditions = [
+        given(coarse, draw()["image"], half_known()),
+        coarse.condition({}, flags_of(), pixels()),
+        given(coarse, draw()["image"], pixels()),
+    ]
+    queries = [coarse.denoiser(schedule, condition).query(z, t) for condition in conditions]
+    answers = coarse.answer(queries)
+    for query, together in zip(queries, answers, strict=True):
+        alone = coarse(query.z_t, query.log_snr, query.seen)
+        for name in NAMES:
+            torch.testing.assert_close(together[name], alone[name], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(answers[1]["mask"], answers[2]["mask"])
+
+
+# -- training --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [tiny_config(reader_depth=1), coarse_config()])
+def test_training_reaches_every_weight_of_the_reader(examples, model):
+    trainer = Trainer(replace(tiny_train_config(), model=model), examples, CPU)
+    before = {n: p.clone() for n, p in trainer.model.named_parameters() if "read" in n or "detail" in n}
     for _ in range(3):  # in the first step only the ways in, which are zero, have a gradient
         trainer.train_step()
     after = dict(trainer.model.named_parameters())
