@@ -103,7 +103,6 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("holes: gain over mean fill (dB)", "hole_gain", ".2f"),
     ("holes: LPIPS", "hole_lpips", ".3f"),
     ("holes: SSIM", "hole_ssim", ".3f"),
-    ("holes by RePaint: LPIPS", "repaint_lpips", ".3f"),
     ("precision", "precision", ".2f"),
     ("recall", "recall", ".2f"),
 )
@@ -134,6 +133,10 @@ def look_up(tree: Any, path: str) -> Any:
 
 def table(results: dict[str, Any]) -> str:
     """Measured results as a Markdown table, with how they were measured below it."""
+    if "comparisons" in results:
+        from benchmarks.evidence_tables import evidence_tables  # which needs `look_up` from here
+
+        return evidence_tables(results)
     if "variants" in results:
         return ablations_table(results)
     if "engine_against_bare_loop" in results:
@@ -209,22 +212,27 @@ def ablations_table(results: dict[str, Any]) -> str:
     columns = [column for column in COLUMNS if column[1] in measured]
     head = ["variant", *(text for text, _, _ in columns)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    seeds = max(len(variant["runs"]) for variant in results["variants"].values())
     for name, variant in results["variants"].items():
-        cells = []
-        for _, figure, form in columns:
-            value = look_up(variant, f"figures.{figure}")
-            cells.append(f"{value['mean']:{form}} ± {value['std']:{form}}" if value else "–")
+        cells = [spread(look_up(variant, f"figures.{figure}"), form, seeds) for _, figure, form in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     model, optim, evaluation = results["config"]["model"], results["config"]["optim"], results["evaluation"]
-    seeds = max(len(variant["runs"]) for variant in results["variants"].values())
+    repeated = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One run each."
     lines += [
         "",
-        f"Mean ± standard deviation over {seeds} seeds. Models of {model['image_size']} px, width "
+        f"{repeated} Models of {model['image_size']} px, width "
         f"{model['width']} and {model['depth']} blocks, {optim['images']:,} images each in batches of "
         f"{optim['batch_size']}; {evaluation['limit']} validation examples, {evaluation['steps']} sampling "
         f"steps. The judge names {results['photos_judged']:.1%} of the real photos correctly.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def spread(value: dict[str, float] | None, form: str, seeds: int) -> str:
+    """A mean, with its standard deviation where there are several seeds; – where nothing was measured."""
+    if not value:
+        return "–"
+    return f"{value['mean']:{form}} ± {value['std']:{form}}" if seeds > 1 else f"{value['mean']:{form}}"
 
 
 # what `benchmarks/engine.py` compares: text and where it stands in the JSON

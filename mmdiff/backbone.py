@@ -18,10 +18,10 @@ from mmdiff.reader import Readings
 
 
 def timestep_embedding(log_snr: Tensor, dim: int) -> Tensor:
-    """Sinusoids of the log signal-to-noise ratio: (B,) -> (B, dim)."""
+    """Sinusoids of log signal-to-noise ratios: (B,) -> (B, dim), (B, N) -> (B, N * dim)."""
     frequencies = torch.exp(torch.linspace(math.log(0.05), math.log(5.0), dim // 2, device=log_snr.device))
-    angles = log_snr[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    angles = log_snr[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 def position_table(grid: int, dim: int) -> Tensor:
@@ -135,6 +135,7 @@ class Backbone(nn.Module):
         stem_depth: residual blocks of convolutions over the cells ahead of the tokens; 0 is no `Stem`.
         reader: whether features of a `Reader`, refiner_width many, come with what is given.
         num_modalities: size of the flag table and number of register tokens.
+        num_times: noise levels that an example stands at.
     """
 
     FLAGS = 3  # unknown, known, absent
@@ -155,6 +156,7 @@ class Backbone(nn.Module):
         stem_depth: int,
         reader: bool,
         dropout: float,
+        num_times: int = 1,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -165,7 +167,7 @@ class Backbone(nn.Module):
         self.readings = Readings(refiner_width, width, fold) if reader else None
         self.positions = nn.Parameter(position_table(grid, width))
         self.registers = nn.Parameter(0.02 * torch.randn(num_modalities, width))
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(nn.Linear(num_times * width, width), nn.SiLU(), nn.Linear(width, width))
         self.flags = nn.Parameter(0.02 * torch.randn(num_modalities, self.FLAGS, width))
         self.pooled = nn.Linear(2 * z_channels, width)
         self.modulation = nn.Linear(width, 6 * width)
@@ -195,7 +197,7 @@ class Backbone(nn.Module):
             nn.init.zeros_(self.stem.leave.bias)
 
     def condition(self, log_snr: Tensor, flags: Tensor, pooled: Tensor, read: Tensor | None) -> Tensor:
-        """log_snr (B,), flags (B, N) in {0, 1, 2}, pooled (B, 2 * z_channels), read -> (B, width)."""
+        """log_snr as in `forward`, flags (B, N), pooled (B, 2 * z_channels), read -> (B, width)."""
         table = self.flags[torch.arange(self.num_modalities, device=flags.device), flags]  # (B, N, width)
         embedded = self.time(timestep_embedding(log_snr, self.width))
         summed = embedded + table.sum(1) + self.pooled(pooled)
@@ -217,7 +219,7 @@ class Backbone(nn.Module):
             z_t, clean: (B, z_channels, h, w), the noisy state and the encodings of what is given.
             extra: (B, extra_channels, h, w), the known map, and with self-conditioning the last prediction.
             cells: (B, cell_channels, h * fold, w * fold), z_t, clean and the known map, where they are dense.
-            log_snr: (B,); flags: (B, N).
+            log_snr: (B,) or (B, num_times); flags: (B, N).
             read: (B, refiner_width, h * fold, w * fold), the reader's features; None: no pixel is known.
 
         Returns:

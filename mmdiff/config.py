@@ -65,12 +65,15 @@ class ModelConfig:
     flags: bool = True  # tell the denoiser which modalities are unknown, known and absent
     in_place: bool = False  # what is given replaces its noisy version in what the denoiser sees
     self_conditioning: bool = False  # show the denoiser its previous clean prediction
+    separate_times: bool = False  # every modality is diffused to a time of its own (UniDiffuser)
 
     def __post_init__(self) -> None:
         if self.channels not in ("own", "shared"):
             raise ValueError(f"model.channels is {self.channels!r}; use 'own' or 'shared'.")
         if self.in_place and self.channels == "shared":
             raise ValueError("model.in_place needs channels of their own; leave model.channels at 'own'.")
+        if self.separate_times and not self.in_place:
+            raise ValueError("model.separate_times puts what is given at time 0; set model.in_place, too.")
         if not self.modalities:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")
@@ -153,9 +156,13 @@ class TaskConfig:
     always: tuple[str, ...] = ()  # modalities that are given wherever they are there, maybe with holes
     never: tuple[str, ...] = ()  # modalities that are never given
     one_call: bool = False  # all examples stand at t = T: nothing is diffused, and one call answers
+    # "mixed": holes of many shapes and sizes; "patches": three quarters of the patches, as in MAE.
+    masking: str = "mixed"
 
     def __post_init__(self) -> None:
         _check_shares(self, "tasks", ("joint", "given", "absent", "holes", "reading", "only_reading"))
+        if self.masking not in ("mixed", "patches"):
+            raise ValueError(f"tasks.masking is {self.masking!r}; use 'mixed' or 'patches'.")
         both = sorted(set(self.always) & set(self.never))
         if both:
             raise ValueError(f"tasks.always and tasks.never both name {', '.join(both)}; choose one of them.")

@@ -106,7 +106,8 @@ def parameters_by_part(model: MultiModalDiffusion) -> dict[str, int]:
         "blocks": blocks,
         "refiner": refiner,
         "inputs and conditions": count(backbone) - blocks - refiner,
-        "heads": count(model.heads),
+        "reader": count(model.reader) if model.reader else 0,
+        "heads": count(model.heads) + count(model.details),
     }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mmdiff.config import DataConfig
 from mmdiff.data import Examples, add_embeddings, read_parquet
@@ -32,8 +33,16 @@ from mmdiff.segmenter import Segmenter
 SUBSET_EXAMPLES = 96  # there are up to 23 subsets to sample
 
 
-def evaluate(ev: Evaluation, tasks: Sequence[str] = tuple(TASKS), grids: Path | None = None) -> dict:
-    """Figures of each task, or {"skipped": reason}; writes a grid of samples a task to ``grids``."""
+def evaluate(
+    ev: Evaluation,
+    tasks: Sequence[str] = tuple(TASKS),
+    grids: Path | None = None,
+    each: dict[str, Tensor] | None = None,
+) -> dict:
+    """Figures of each task, or {"skipped": reason}; writes a grid of samples a task to ``grids``.
+
+    Values of single examples are added to ``each``, as "TASK/NAME".
+    """
     results = {}
     for name in tasks:
         start = time.perf_counter()
@@ -43,6 +52,8 @@ def evaluate(ev: Evaluation, tasks: Sequence[str] = tuple(TASKS), grids: Path | 
             results[name] = {"skipped": str(reason)}
             continue
         results[name] = outcome.figures | {"seconds": round(time.perf_counter() - start, 1)}
+        if each is not None:
+            each |= {f"{name}/{key}": values for key, values in outcome.each.items()}
         if grids is not None and outcome.panels:
             grids.mkdir(parents=True, exist_ok=True)
             draw_grid(outcome).save(grids / f"{name}.png")
@@ -155,6 +166,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=default.repaint,
         help="also fill the holes by RePaint with so many resamples, the model untold (default: 0, not)",
+    )
+    parser.add_argument(
+        "--classical",
+        action=argparse.BooleanOptionalAction,
+        default=default.classical,
+        help="also fill the holes by Telea's method and by Navier-Stokes",
     )
     parser.add_argument("--steps", type=int, default=default.steps, help="sampling steps")
     parser.add_argument(

@@ -55,7 +55,7 @@ class DetailHead(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, cells: Tensor, detail: Tensor | None) -> Tensor:
-        """cells (B, r, h, w), detail (B, detail, h * cell_fold, w * cell_fold); None: nothing was read, zeros."""
+        """cells (B, r, h, w), detail (B, detail, h * cell_fold, w * cell_fold); None: nothing was read."""
         coarse = F.pixel_shuffle(self.expand(cells), self.cell_fold)
         detail = torch.zeros_like(coarse) if detail is None else detail
         hidden = F.silu(self.mix(torch.cat([coarse, detail], dim=1)))

@@ -101,6 +101,7 @@ class MultiModalDiffusion(nn.Module):
             stem_depth=config.stem_depth,
             reader=config.reader_depth > 0,
             dropout=config.dropout,
+            num_times=len(self.names) if config.separate_times else 1,
         )
         depth = config.reader_depth
         self.reader = Reader(self.cell, config.refiner_width, depth) if depth else None
@@ -214,7 +215,8 @@ class MultiModalDiffusion(nn.Module):
         """Raw outputs of every head: dense (B, C_i, H, W), global (B, C_i), in float32.
 
         Args:
-            z_t: (B, *Z). log_snr_t: (B,), log abar_t / (1 - abar_t) of the time z_t stands at.
+            z_t: (B, *Z). log_snr_t: (B,), log abar_t / (1 - abar_t) of the time z_t stands at, or (B, N) of
+                the times that its modalities stand at, if they have their own.
         """
         clean = sum(condition.e.values(), start=torch.zeros_like(z_t))
         known = condition.known_pixels.to(z_t.dtype)
@@ -225,6 +227,9 @@ class MultiModalDiffusion(nn.Module):
         if self.config.self_conditioning:
             previous = torch.zeros_like(z_t) if condition.previous is None else condition.previous
             extra = torch.cat([extra, previous], dim=1)
+        log_snr_t = log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        if self.config.separate_times:
+            log_snr_t = self._own_times(log_snr_t, condition.flags)
         flags = condition.flags if self.config.flags else torch.full_like(condition.flags, UNKNOWN)
         read = self.read(condition)
         read, detail = (None, None) if read is None else self.reader.parts(read)
@@ -233,7 +238,7 @@ class MultiModalDiffusion(nn.Module):
             clean,
             extra,
             cells,
-            log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT),
+            log_snr_t,
             flags,
             read,
         )
@@ -244,6 +249,12 @@ class MultiModalDiffusion(nn.Module):
         for name, head in self.details.items():
             raw[name] = raw[name] + head(features, detail)
         return {name: value.float() for name, value in raw.items()}
+
+    def _own_times(self, log_snr_t: Tensor, flags: Tensor) -> Tensor:
+        """log SNR of every modality, (B, N): what is given has no noise, and what is absent nothing else."""
+        each = log_snr_t if log_snr_t.dim() == 2 else log_snr_t[:, None].expand(-1, len(self.names))
+        each = each.masked_fill(flags == KNOWN, LOG_SNR_LIMIT)
+        return each.masked_fill(flags == ABSENT, -LOG_SNR_LIMIT)
 
     def _known_entries(self, condition: Conditioning) -> Tensor:
         """Entries of Z that are wholly known, (B, *Z) bool; beside a hole the latents are not."""

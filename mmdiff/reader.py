@@ -3,8 +3,8 @@ on it and what surrounds a hole.
 
 Encodings in Z say what a photo is made of, not what it shows, and those of a photo with holes say little of
 what lies beside them. The reader depends on what is given alone, neither on z_t nor on t, so that sampling
-asks it once and every step uses its answer. What it has seen at a quarter of the photo's size is kept, too, for
-modalities whose edges are finer than cells (the skips of a U-Net, Ronneberger et al. 2015).
+asks it once and every step uses its answer. What it has seen at a quarter of the photo's size is kept, too,
+for modalities whose edges are finer than cells (the skips of a U-Net, Ronneberger et al. 2015).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Reader(nn.Module):
         return features * (pixels[:, 3:].amax((2, 3), keepdim=True) > 0)
 
     def parts(self, read: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What it returned -> (B, width, h, w) of the cells, and (B, detail, h * fold, w * fold) if there is."""
+        """What it returned -> (B, width, h, w) of the cells, and (B, detail, h * fold, w * fold) or None."""
         if not self.detail:
             return read, None
         return read[:, : self.width], F.pixel_shuffle(read[:, self.width :], self.fold)

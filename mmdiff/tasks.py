@@ -84,3 +84,16 @@ def draw_known_pixels(batch: int, size: int, generator: torch.Generator, device:
     box = box ^ (draws[:, 6] < 0.7)[:, None, None]  # mostly a hole, sometimes all but the box
     known = torch.where((draws[:, 7] < 0.5)[:, None, None], blocks, box)
     return known[:, None].float()
+
+
+def draw_known_patches(
+    batch: int, size: int, patch: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """A quarter of the patches, drawn at random, as masked autoencoders see a photo: (B, 1, H, W) float.
+
+    Source: He et al. 2022, who hide 75 %.
+    """
+    side = size // patch
+    order = torch.rand(batch, side**2, generator=generator, device=device).argsort(1).argsort(1)
+    shown = (order < round(side**2 / 4)).view(batch, 1, side, side).float()
+    return shown.repeat_interleave(patch, 2).repeat_interleave(patch, 3)

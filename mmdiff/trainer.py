@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusi
 from mmdiff.processes import Processes, gradients_averaged, like, local, whole
 from mmdiff.samplers import SampleNoise, sample_ddim
 from mmdiff.schedule import log_snr
-from mmdiff.tasks import draw_flags, draw_known_pixels
+from mmdiff.tasks import draw_flags, draw_known_patches, draw_known_pixels
 
 VAL_SEED = 2**31  # apart from the seeds of the training steps
 SKIPPED_AT_MOST = 10  # steps in a row that are not finite; then a run ends
@@ -49,7 +50,8 @@ class Draw:
     Attributes:
         x: name -> (B, *shape); present: (B, N) bool, what the examples have.
         flags: (B, N) long; known: (B, 1, H, W) float, as in `Conditioning`.
-        t: (B,) long; noise: (B, *Z); second: (B,) bool, has a first pass (self-conditioning).
+        t: (B,) long, with `ModelConfig.separate_times` (B, N); noise: (B, *Z).
+        second: (B,) bool, has a first pass (self-conditioning).
     """
 
     x: dict[str, Tensor]
@@ -171,20 +173,30 @@ class Trainer:
         flags[:, 0] = torch.where(read, KNOWN, flags[:, 0])
         flags[:, 1:] = torch.where(read[:, None] & (flags[:, 1:] == KNOWN), UNKNOWN, flags[:, 1:])
         given = (chance(tasks.given) | (net.anchor in tasks.always)) & (net.anchor not in tasks.never)
-        known = draw_known_pixels(len(rows), size, generator, self.device)
+        if tasks.masking == "patches":
+            patch = self.config.model.patch_size
+            known = draw_known_patches(len(rows), size, patch, generator, self.device)
+        else:
+            known = draw_known_pixels(len(rows), size, generator, self.device)
         known = known * (holes & given & (flags[:, 0] == UNKNOWN))[:, None, None, None]
         known = torch.where((flags[:, 0] == KNOWN)[:, None, None, None], 1.0, known)
-        last = self.schedule.num_steps
-        t = torch.randint(1, last + 1, (len(rows),), generator=generator, device=self.device)
-        if tasks.reading:
-            t = torch.where((flags[:, 0] == KNOWN) & chance(tasks.reading), last, t)
-        t = torch.where(read, last, t)
-        if tasks.one_call:
-            t = torch.full_like(t, last)
+        t = self._draw_times(flags, read, chance, generator)
         noise = torch.randn(len(rows), *net.z_shape, generator=generator, device=self.device)
         # drawn only where it is used, so that the numbers after it stay what they were without
         second = chance(0.5) if net.config.self_conditioning else torch.zeros_like(t, dtype=torch.bool)
         return Draw(x, present, flags, known, t, noise, second)
+
+    def _draw_times(
+        self, flags: Tensor, read: Tensor, chance: Callable[[float], Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Uniform times, (B,) or (B, N); those of photos that are only ``read`` (B,) are T."""
+        tasks, last = self.config.tasks, self.schedule.num_steps
+        shape = flags.shape if self.config.model.separate_times else flags.shape[:1]
+        t = torch.randint(1, last + 1, shape, generator=generator, device=self.device)
+        if tasks.reading:
+            read = read | ((flags[:, 0] == KNOWN) & chance(tasks.reading))
+        t = torch.where(read[:, None] if t.dim() == 2 else read, last, t)
+        return torch.full_like(t, last) if tasks.one_call else t
 
     def _terms(self, model: nn.Module, draw: Draw, counts: Tensor | None = None) -> dict[str, Tensor]:
         """The terms of the objective; ``counts`` as in `training_losses`."""
@@ -195,13 +207,23 @@ class Trainer:
         z0 = e.pop(net.anchor)
         diffused = (flags != ABSENT) & draw.present
         entering = {n: v * diffused[:, net.names.index(n), None, None, None] for n, v in e.items()}
-        z_t = q_sample(self.schedule, z0, t, entering, draw.noise)
+        z_t = self._diffused(z0, t, entering, draw.noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             if net.config.self_conditioning:
                 condition = self._after_first_pass(model, z_t, t, condition, draw.second)
             raw = model(z_t, self.log_snr[t], condition)
-        snr_cap = self.config.optim.snr_cap
-        return training_losses(net, raw, draw.x, z0, condition, self.log_snr[t], snr_cap, draw.asked, counts)
+        log_snr_t, snr_cap = self.log_snr[t if t.dim() == 1 else t[:, 0]], self.config.optim.snr_cap
+        return training_losses(net, raw, draw.x, z0, condition, log_snr_t, snr_cap, draw.asked, counts)
+
+    def _diffused(self, z0: Tensor, t: Tensor, e: dict[str, Tensor], noise: Tensor) -> Tensor:
+        """z_t at the examples' times (B,), or (B, N) with each modality's channels at its own: (B, *Z)."""
+        if t.dim() == 1:
+            return q_sample(self.schedule, z0, t, e, noise)
+        take = self.model.channels.take
+        each = [
+            take(n, q_sample(self.schedule, z0, t[:, i], e, noise)) for i, n in enumerate(self.model.names)
+        ]
+        return torch.cat(each, dim=1)
 
     @torch.no_grad()
     def _after_first_pass(

@@ -6,13 +6,13 @@ import pytest
 import torch
 from synthetic import CLASSES, read_shapes, tiny_train_config
 
-from benchmarks import ablations
+from benchmarks import ablations, study
 from benchmarks.report import table
 from mmdiff.config import load_train_config
 from mmdiff.dry_run import measure
 from mmdiff.evaluation.core import Settings
 from mmdiff.judge import Judge
-from mmdiff.model import UNKNOWN, MultiModalDiffusion
+from mmdiff.model import MultiModalDiffusion
 from mmdiff.trainer import Trainer
 
 CHOICES = ablations.STUDIES["choices"]
@@ -27,11 +27,11 @@ def base():
 def bench(base, shapes, embedder):
     examples, judge = read_shapes(shapes, base, embedder), Judge(CLASSES, 16).eval()
     settings = Settings(steps=2, samples=4, limit=12, batch=8)
-    return ablations.Bench(examples, examples, judge, embedder, settings)
+    return study.Bench(examples, examples, judge, embedder, settings)
 
 
 @pytest.fixture
-def counted(monkeypatch):
+def counted():
     """The runs that are made, without making them; every figure is the seed."""
     made = []
 
@@ -40,52 +40,22 @@ def counted(monkeypatch):
         numbers = {"figures": {"mask_iou": float(config.optim.seed)}, "validation": {"L1": 0.5}}
         return numbers | {"parameters": 1, "train_cpu_seconds": 0.1, "cpu_seconds": 0.2}
 
-    monkeypatch.setattr(ablations, "run", run)
-    return made
+    return made, run
 
 
 def test_every_variant_is_trained_and_measured(base, bench, tmp_path):
     out = tmp_path / "results" / "ablations.json"
-    report = ablations.study(CHOICES, base, bench, 1, out, {"photos_judged": 0.5})
+    report = study.study(CHOICES, base, bench, 1, out, {"photos_judged": 0.5}, ablations.run)
     assert json.loads(out.read_text()) == report
     variants = report["variants"]
     assert list(variants) == list(CHOICES)
-    too_small = {"hole_lpips", "repaint_lpips", "precision", "recall"}  # for AlexNet
+    too_small = {"hole_lpips", "precision", "recall"}  # for AlexNet
     assert set(variants["baseline"]["figures"]) == set(ablations.FIGURES) - too_small
     assert set(variants["image + mask"]["figures"]) == {"mask_iou", "hole_gain", "hole_ssim"}
     assert {"L1", "L2/image", "L2/mask", "total"} == set(variants["image + mask"]["validation"])
     sizes = {name: variant["runs"]["0"]["parameters"] for name, variant in variants.items()}
     assert sizes["no flags"] == sizes["weights ramp"] == sizes["weights none"] == sizes["baseline"]
     assert table(report).count("| baseline |") == 1 and "–" in table(report)
-
-
-def test_every_system_is_trained_for_its_own_task(base, bench, tmp_path):
-    systems = ablations.STUDIES["systems"]
-    report = ablations.study(systems, base, bench, 1, tmp_path / "systems.json", {"photos_judged": 0.5})
-    figures = {name: set(variant["figures"]) for name, variant in report["variants"].items()}
-    assert figures["ours, all tasks"] > {"mask_iou", "label_top1", "hole_gain"}
-    assert figures["segmenter"] == {"mask_iou"} and figures["classifier"] == {"label_top1"}
-    for name in ("reconstruction only", "diffusion for holes only"):
-        assert figures[name] == {"hole_gain", "hole_ssim"}
-    assert len({variant["runs"]["0"]["images"] for variant in report["variants"].values()}) == 1
-    assert table(report).count("| segmenter |") == 1
-
-
-@pytest.mark.parametrize(
-    "name", ["reconstruction only", "diffusion for holes only", "segmenter", "classifier"]
-)
-def test_single_systems_see_their_task_alone(base, bench, name):
-    variant = ablations.STUDIES["systems"][name]
-    trainer = Trainer(variant.change(base), bench.train, ablations.CPU)
-    rows = torch.arange(24).repeat(20)
-    draw = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=True)
-    shares = draw.known.mean((1, 2, 3))
-    if name in ("segmenter", "classifier"):
-        assert (shares == 1).all() and (draw.flags[:, 1][draw.present[:, 1]] == UNKNOWN).all()
-    else:
-        assert draw.flags.shape[1] == 1 and (draw.flags == UNKNOWN).all()
-        assert (shares > 0).double().mean() > 0.95 and (shares < 1).double().mean() > 0.95
-    assert (draw.t == trainer.schedule.num_steps).all() == (name != "diffusion for holes only")
 
 
 def test_variants_differ_from_the_baseline_in_one_choice(base):
@@ -102,7 +72,7 @@ def test_a_variant_can_be_trained_on_annotated_examples_alone(base, bench, monke
     seen = []
     step = Trainer.train_step
     monkeypatch.setattr(Trainer, "train_step", lambda self: seen.append(self.batches) or step(self))
-    ablations.Variant(annotated="mask").train(base, bench.train)
+    study.Variant(annotated="mask").train(base, bench.train)
     examples = seen[0].examples
     assert examples.present["mask"].all() and len(examples) == int(bench.train.present["mask"].sum())
     assert 0 < len(examples) < len(bench.train)
@@ -119,31 +89,47 @@ def test_pixels_get_as_many_operations_as_latents():
     assert works[1].encoding == 0 < works[0].encoding
 
 
-def test_a_study_goes_on_where_it_was_cut_off(base, bench, counted, tmp_path, monkeypatch):
+def test_a_study_goes_on_where_it_was_cut_off(base, bench, counted, tmp_path):
+    made, run = counted
     out, total = tmp_path / "out.json", len(CHOICES)
-    run = ablations.run
 
     def cut_off(variant, config, bench):
-        if len(counted) == total + 3:
+        if len(made) == total + 3:
             raise KeyboardInterrupt
         return run(variant, config, bench)
 
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(ablations, "run", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            ablations.study(CHOICES, base, bench, 3, out, {})
-    report = ablations.study(CHOICES, base, bench, 3, out, {})
-    assert len(counted) == 3 * total
-    assert len({(str(config.model), config.optim.seed) for config in counted}) == 3 * total
+    with pytest.raises(KeyboardInterrupt):
+        study.study(CHOICES, base, bench, 3, out, {}, cut_off)
+    report = study.study(CHOICES, base, bench, 3, out, {}, run)
+    assert len(made) == 3 * total
+    assert len({(str(config.model), config.optim.seed) for config in made}) == 3 * total
     # the seeds 0, 1 and 2: mean 1, sample standard deviation 1
     assert report["variants"]["baseline"]["figures"]["mask_iou"] == {"mean": 1.0, "std": 1.0}
 
 
 def test_runs_that_were_made_otherwise_are_not_mixed_in(base, bench, counted, tmp_path):
-    out = tmp_path / "out.json"
-    ablations.study(CHOICES, base, bench, 1, out, {})
+    out, run = tmp_path / "out.json", counted[1]
+    study.study(CHOICES, base, bench, 1, out, {}, run)
     with pytest.raises(ValueError, match="another config"):
-        ablations.study(CHOICES, ablations.model_with(depth=2)(base), bench, 1, out, {})
+        study.study(CHOICES, study.model_with(depth=2)(base), bench, 1, out, {}, run)
+
+
+def test_one_seed_has_no_spread(base, bench, counted, tmp_path):
+    some = {name: CHOICES[name] for name in ("baseline", "no flags")}
+    for seeds, shown in ((1, "| 0.000 |"), (2, "| 0.500 ± 0.707 |")):
+        report = study.study(
+            some, base, bench, seeds, tmp_path / "out.json", {"photos_judged": 1.0}, counted[1]
+        )
+        assert table(report).count(shown) == 2
+    assert "over 2 seeds" in table(report)
+
+
+def test_numbers_of_a_list_share_a_line(tmp_path):
+    tree = {"a": [1, -2.5, 3], "b": [[1, 2], [3]], "c": ["x", "y"], "d": []}
+    study.write(tree, tmp_path / "out.json")
+    text = (tmp_path / "out.json").read_text()
+    assert json.loads(text) == tree
+    assert "[1, -2.5, 3]" in text and "[1, 2]" in text
 
 
 def test_the_command(shapes, tmp_path, monkeypatch, capsys):

@@ -96,8 +96,9 @@ def test_self_conditioning_costs_another_forward_pass():
     assert 3.6 * work.forward < work.total <= 4 * work.forward
 
 
-def test_parts_add_up():
-    model = MultiModalDiffusion(tiny_config())
+@pytest.mark.parametrize("options", [{}, {"reader_depth": 1, "stem_depth": 1}])
+def test_parts_add_up(options):
+    model = MultiModalDiffusion(tiny_config(**options))
     assert sum(parameters_by_part(model).values()) == count(model)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from mmdiff.config import TaskConfig
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN
-from mmdiff.tasks import draw_flags, draw_known_pixels
+from mmdiff.tasks import draw_flags, draw_known_patches, draw_known_pixels
 
 COUNT = 20_000
 
@@ -139,3 +139,17 @@ def test_modalities_can_be_given_always_or_never():
     assert torch.equal(flags[:, 0] == KNOWN, ~holes) and (flags[:, 0][holes] == UNKNOWN).all()
     assert not (flags[:, 1] == KNOWN).any()
     assert torch.equal(flags[:, 2] == KNOWN, present[:, 2])
+
+
+def test_masked_autoencoders_see_a_quarter_of_the_patches():
+    known = draw_known_patches(400, 32, 8, generator(), torch.device("cpu"))
+    patches = known.view(400, 4, 8, 4, 8).transpose(2, 3).flatten(3)
+    assert known.shape == (400, 1, 32, 32) and (patches == patches[..., :1]).all()  # whole or not at all
+    assert (patches[..., 0].sum((1, 2)) == 4).all()
+    # each of the 16 is shown in a quarter of 400 photos: 100, standard deviation 8.7
+    assert (patches[..., 0].sum(0) - 100).abs().max() < 40
+
+
+def test_an_unknown_masking_is_refused():
+    with pytest.raises(ValueError, match="use 'mixed' or 'patches'"):
+        TaskConfig(masking="dots")

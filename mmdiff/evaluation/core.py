@@ -48,6 +48,7 @@ class Settings:
     prompts: int = 200  # texts that combine kind and colour, half of them of rare combinations
     limit: int | None = None  # examples to use, drawn with the seed; None means all
     holes: tuple[str, ...] = ("blocks",)
+    classical: bool = True  # also fill the holes by Telea's method and by Navier-Stokes
     repaint: int = 0  # resamples of RePaint, which fills the same holes untold; 0 leaves it out
     bound_draws: int = 4  # random times an example in the estimate of the bound
 
@@ -77,11 +78,13 @@ class Outcome:
         figures: JSON-ready results.
         panels: pictures side by side in a cell of the grid, each (n, H, W, 3) uint8.
         captions: a text for each cell.
+        each: values of the single examples behind some figures, (n,) by name, for comparing pairs.
     """
 
     figures: dict
     panels: list[Tensor] = dataclasses.field(default_factory=list)
     captions: list[str] = dataclasses.field(default_factory=list)
+    each: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Evaluation:

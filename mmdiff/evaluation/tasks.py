@@ -131,13 +131,17 @@ def image_from_mask(ev: Evaluation) -> Outcome:
 def holes(ev: Evaluation) -> Outcome:
     """What is in the holes, of ours and of fillings that know no other pictures: PSNR in dB, SSIM, LPIPS."""
     real = ev.read(ev.some(ev.having("image")))["image"]
-    figures, panels = {}, []
+    figures, panels, each = {}, [], {}
     for kind in ev.settings.holes:
         known = HOLES[kind](len(real), ev.size, ev.settings.seed)
         out = ev.sample(f"holes: {kind}", ["image"], len(real), {"image": real}, known)["image"]
         exact = torch.equal(torch.where(known[:, None], out, 0), torch.where(known[:, None], real, 0))
         ours = score(ev, out, real, known)
-        fillings = {name: _filled(ev, fill, real, known, ours) for name, fill in _fillings(ev).items()}
+        others = {name: _filled(ev, fill, real, known) for name, fill in _fillings(ev).items()}
+        fillings = {name: beside(ours, other) for name, other in others.items()}
+        each |= {
+            f"{kind}/{name}": f.lpips for name, f in {"ours": ours, **others}.items() if f.lpips is not None
+        }
         shares = {"n": len(real), "hidden": mean(~known), "known_exact": exact}
         figures[kind] = shares | ours.figures | {"fillings": fillings}
         for key in ("psnr", "psnr_pooled"):
@@ -147,18 +151,20 @@ def holes(ev: Evaluation) -> Outcome:
         if not panels:
             shown = torch.where(known[:, None], real, 0)
             panels = [ev.picture(shown), ev.picture(out), ev.picture(real)]
-    return Outcome(figures, panels, ["holes, filled, true"] * len(real))
+    return Outcome(figures, panels, ["holes, filled, true"] * len(real), each)
 
 
 def _fillings(ev: Evaluation) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """What our filling is compared with."""
-    return FILLINGS | ({"repaint": partial(repainted, ev)} if ev.settings.repaint else {})
+    classical = {name: fill for name, fill in FILLINGS.items() if ev.settings.classical or name == "mean"}
+    return classical | ({"repaint": partial(repainted, ev)} if ev.settings.repaint else {})
 
 
-def _filled(
-    ev: Evaluation, fill: Callable[[Tensor, Tensor], Tensor], real: Tensor, known: Tensor, ours: Filled
-) -> dict:
-    return or_reason(lambda: beside(ours, score(ev, fill(real, known), real, known)))
+def _filled(ev: Evaluation, fill: Callable[[Tensor, Tensor], Tensor], real: Tensor, known: Tensor) -> Filled:
+    try:
+        return score(ev, fill(real, known), real, known)
+    except Skip as reason:
+        return Filled({"skipped": str(reason)}, None)
 
 
 def embedding_from_image(ev: Evaluation) -> Outcome:

@@ -1,0 +1,273 @@
+"""Is one model for everything as good as models for one thing? Systems of one size at equal training cost.
+
+    python benchmarks/evidence.py configs/evidence-orchard.toml --judge benchmarks/judges/orchard \
+        --train data/orchard/train.parquet --val data/orchard/val.parquet \
+        --out docs/results/evidence-orchard.json
+
+Every system has the same backbone, sees as many training images and is measured on the same photos with the
+same holes and noise. Finished runs are kept: started again, the study goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.report import look_up, table
+from benchmarks.study import (
+    CPU,
+    Bench,
+    Variant,
+    alone,
+    load_bench,
+    model_with,
+    photos_judged,
+    study,
+    validation,
+    write,
+)
+from mmdiff.batches import make_embedder
+from mmdiff.config import TrainConfig, load_train_config
+from mmdiff.evaluate import evaluate
+from mmdiff.evaluation.core import Settings
+from mmdiff.evaluation.hole_figures import interval
+from mmdiff.holes import HOLES
+
+RESAMPLES = 10  # of RePaint, and so how many times as many calls of the network it takes
+PHOTOS = {"always": ("image",), "holes": 1.0}  # every photo is given, with holes
+READ = {"always": ("image",), "holes": 0.0, "absent": 0.0, "one_call": True}
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class System(Variant):
+    """A variant with what it fills holes with.
+
+    fills: "ours", as the model is told what is known; "repaint", untold; "": not at all.
+    calls: calls of the network for a filling, in terms of the sampler's steps; None: one in all.
+    """
+
+    fills: str = "ours"
+    calls: int | None = 1
+
+
+ONE_CALL = {"steps": 1, "classical": False}
+UNTOLD = {"classical": False}
+
+SYSTEMS: dict[str, System] = {
+    OURS: System(),
+    "reconstruction only": System(
+        alone(**PHOTOS, one_call=True), settings=ONE_CALL, tasks=("holes",), calls=None
+    ),
+    "masked autoencoder": System(
+        alone(**PHOTOS, one_call=True, masking="patches"), settings=ONE_CALL, tasks=("holes",), calls=None
+    ),
+    "diffusion of photos, RePaint": System(
+        alone(never=("image",)),
+        settings=UNTOLD | {"repaint": RESAMPLES},
+        tasks=("holes", "likeness"),
+        fills="repaint",
+        calls=RESAMPLES,
+    ),
+    "diffusion for holes only": System(alone(**PHOTOS), settings=UNTOLD, tasks=("holes",)),
+    "diffusion of photos, holes as augmentation": System(
+        alone(), settings=UNTOLD, tasks=("holes", "likeness")
+    ),
+    "a time of its own for each modality": System(model_with(separate_times=True), settings=UNTOLD),
+    "segmenter": System(
+        alone("mask", never=("mask",), **READ), tasks=("mask_from_image",), fills="", calls=None
+    ),
+    "classifier": System(
+        alone("label", never=("label",), **READ), tasks=("label_from_image",), fills="", calls=None
+    ),
+    "embedding regression": System(
+        alone("embedding", never=("embedding",), **READ),
+        tasks=("embedding_from_image",),
+        fills="",
+        calls=None,
+    ),
+}
+ALL_TASKS = (
+    "holes",
+    "likeness",
+    "mask_from_image",
+    "label_from_image",
+    "embedding_from_image",
+    "image_from_label",
+    "joint",
+)
+# name of a figure -> where it stands in the results of `evaluate`; "*" stands for each kind of hole
+FIGURES = {
+    "mask_iou": "mask_from_image.miou_pooled",
+    "pixel_accuracy": "mask_from_image.pixel_accuracy",
+    "label_top1": "label_from_image.top1",
+    "label_nll": "label_from_image.nll",
+    "label_ece": "label_from_image.ece",
+    "embedding_cosine": "embedding_from_image.cosine",
+    "embedding_recall@5": "embedding_from_image.recall@5",
+    "judge_from_label": "image_from_label.judge_agreement",
+    "judge_joint": "joint.judge_agreement",
+    "precision": "likeness.generated.precision",
+    "recall": "likeness.generated.recall",
+    "frechet": "likeness.generated.frechet",
+    "kernel": "likeness.generated.kernel",
+}
+FLOORS = {"precision", "recall", "frechet", "kernel"}  # also measured of training photos
+CLASSICAL = ("mean", "telea", "navier_stokes")
+
+
+def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
+    """Train a system and measure it; seconds are CPU time, as other work may share the machine."""
+    start = time.process_time()
+    trainer = system.train(config, bench.train)
+    trained = time.process_time()
+    ev, each = bench.evaluation(trainer, system), {}
+    results = evaluate(ev, system.tasks or ALL_TASKS, each=each)
+    filled = {kind: each.get(f"holes/{kind}/{system.fills}") for kind in ev.settings.holes}
+    return {
+        "figures": figures(results, system),
+        "validation": validation(trainer, bench),
+        "lpips": {kind: thousandths(lpips) for kind, lpips in filled.items() if lpips is not None},
+        "classical": classical(results, each),
+        "calls": ev.settings.steps * system.calls if system.calls else 1,
+        "images": trainer.images,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "train_cpu_seconds": round(trained - start, 1),
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
+
+
+def figures(results: Mapping[str, Any], system: System) -> dict[str, float]:
+    """The figures that the system was measured on, of holes those of its own filling."""
+    found = {name: look_up(results, path) for name, path in FIGURES.items()}
+    for name in FLOORS:
+        path = FIGURES[name].replace("generated", "training_photos")
+        found[f"{name}_of_training_photos"] = look_up(results, path)
+    for kind in HOLES:
+        own = "" if system.fills == "ours" else f".fillings.{system.fills}"
+        for metric in ("lpips", "psnr", "ssim"):
+            found[f"{kind}_{metric}"] = look_up(results, f"holes.{kind}{own}.{metric}")
+    return {name: round(v, 5) for name, v in found.items() if isinstance(v, (int, float))}
+
+
+def classical(results: Mapping[str, Any], each: Mapping[str, Tensor]) -> dict[str, Any]:
+    """LPIPS of every photo by classical fillings, where they were measured: kind -> filling -> values."""
+    found: dict[str, Any] = {}
+    for kind in results.get("holes", {}):
+        if f"holes/{kind}/{CLASSICAL[-1]}" in each:
+            found[kind] = {name: thousandths(each[f"holes/{kind}/{name}"]) for name in CLASSICAL}
+    return found
+
+
+def thousandths(values: Tensor) -> list[int]:
+    return (values * 1000).round().long().tolist()
+
+
+# -- comparisons -----------------------------------------------------------------------------------------
+
+
+def compare(variants: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Ours against every other filling: name -> kind of hole -> LPIPS of both, ratio, difference.
+
+    Each photo's LPIPS is averaged over seeds; the 95 % interval is of the bootstrap over photos, whose pairs
+    share hole and noise.
+    """
+    ours = over_seeds(run["lpips"] for run in variants[OURS]["runs"].values())
+    others = {
+        name: over_seeds(run["lpips"] for run in entry["runs"].values())
+        for name, entry in variants.items()
+        if name != OURS
+    }
+    fixed = next(iter(variants[OURS]["runs"].values()))["classical"]
+    for filling in CLASSICAL:
+        others[filling] = over_seeds([{kind: values[filling] for kind, values in fixed.items()}])
+    return {
+        name: {kind: _pair(ours[kind], theirs) for kind, theirs in by_kind.items() if kind in ours}
+        for name, by_kind in others.items()
+        if by_kind
+    }
+
+
+def over_seeds(runs: Any) -> dict[str, Tensor]:
+    """LPIPS of each photo by kind of hole, the mean over seeds."""
+    runs = list(runs)
+    kinds = set.intersection(*(set(one) for one in runs)) if runs else set()
+    return {
+        kind: torch.tensor([one[kind] for one in runs], dtype=torch.float64).mean(0) / 1000
+        for kind in HOLES
+        if kind in kinds
+    }
+
+
+def _pair(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
+    return {
+        "ours": round(ours.mean().item(), 4),
+        "theirs": round(theirs.mean().item(), 4),
+        "ratio": round((ours.mean() / theirs.mean()).item(), 3),
+        "difference": {name: round(value, 4) for name, value in interval(ours - theirs).items()},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    try:
+        base = load_train_config(args.config)
+        if args.images:
+            optim = dataclasses.replace(base.optim, images=args.images)
+            base = dataclasses.replace(base, optim=optim)
+        settings = Settings(steps=args.steps, samples=args.samples, holes=tuple(args.holes), batch=128)
+        bench = load_bench(
+            base, args.train, args.val, args.judge, make_embedder(base, args.embedder, CPU), settings
+        )
+        given = sys.argv[1:] if arguments is None else arguments
+        facts = {
+            "command": shlex.join(["python", "benchmarks/evidence.py", *given]),
+            "data": {"config": Path(args.config).stem, "train": Path(args.train).name},
+            "device": "cpu",
+            "photos_judged": photos_judged(base, bench),
+        }
+        wanted = {name: SYSTEMS[name] for name in args.systems}
+        report = study(wanted, base, bench, args.seeds, Path(args.out), facts, run)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if OURS in report["variants"]:
+        report["comparisons"] = compare(report["variants"])
+        write(report, Path(args.out))
+    print(table(report))
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="one size for all systems, such as configs/evidence-orchard.toml")
+    parser.add_argument("--train", required=True, help="Parquet file to train on")
+    parser.add_argument("--val", required=True, help="Parquet file to measure on")
+    parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
+    parser.add_argument("--judge", required=True, help="folder of an independent judge")
+    parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
+    parser.add_argument(
+        "--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), metavar="SYSTEM"
+    )
+    parser.add_argument("--holes", nargs="+", choices=list(HOLES), default=list(HOLES), metavar="KIND")
+    parser.add_argument("--images", type=int, help="budget of each run (default: the configuration's)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each system")
+    parser.add_argument("--samples", type=int, default=192, help="photos to fill, and pictures to generate")
+    parser.add_argument("--steps", type=int, default=12, help="sampling steps")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

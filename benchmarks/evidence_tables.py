@@ -1,0 +1,212 @@
+"""Tables of `benchmarks/evidence.py`: what is claimed of one model for everything, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.report import look_up, spread
+
+Column = tuple[str, str, str]  # text, name of the figure, how it is written
+Results = dict[str, Any]
+
+FILLING: tuple[Column, ...] = (
+    ("LPIPS", "blocks_lpips", ".3f"),
+    ("SSIM", "blocks_ssim", ".3f"),
+    ("PSNR (dB)", "blocks_psnr", ".2f"),
+)
+READING: tuple[Column, ...] = (
+    ("mask: mean IoU", "mask_iou", ".3f"),
+    ("mask: pixels right", "pixel_accuracy", ".1%"),
+    ("label: top-1", "label_top1", ".1%"),
+    ("label: NLL (nats)", "label_nll", ".2f"),
+    ("label: ECE", "label_ece", ".3f"),
+    ("embedding: cosine", "embedding_cosine", ".3f"),
+    ("embedding: recall@5", "embedding_recall@5", ".1%"),
+)
+MAKING: tuple[Column, ...] = (
+    ("precision", "precision", ".2f"),
+    ("recall", "recall", ".2f"),
+    ("Fréchet distance", "frechet", ".2f"),
+    ("kernel distance", "kernel", ".3f"),
+    ("photo from label: judge agrees", "judge_from_label", ".1%"),
+    ("photo and label together: judge agrees", "judge_joint", ".1%"),
+)
+KINDS = {
+    "blocks10": "10 %",
+    "blocks25": "25 %",
+    "blocks": "50 %",
+    "blocks75": "75 %",
+    "blocks90": "90 %",
+    "half": "half",
+    "box": "box",
+    "lines": "lines",
+    "super2": "2 ×",
+    "super4": "4 ×",
+}
+CLASSICAL = {"mean": "mean of the known pixels", "telea": "Telea", "navier_stokes": "Navier-Stokes"}
+TWIN = "diffusion of photos, RePaint"  # the same diffusion, of photos alone
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was hoped for: words, what was measured in words, and whether it is enough; None: not measured."""
+
+    text: str
+    measured: Callable[[Results], tuple[str, bool] | None]
+
+
+def ratio(system: str, limit: float) -> Callable[[Results], tuple[str, bool] | None]:
+    """LPIPS in holes of half the pixels, ours divided by another's."""
+
+    def measured(results: Results) -> tuple[str, bool] | None:
+        found = look_up(results["comparisons"], f"{system}.blocks")
+        return found and (f"{found['ratio']:.2f}", found["ratio"] <= limit)
+
+    return measured
+
+
+def not_worse(system: str) -> Callable[[Results], tuple[str, bool] | None]:
+    """Whether the interval of the difference in LPIPS leaves it open that ours is no farther away."""
+
+    def measured(results: Results) -> tuple[str, bool] | None:
+        found = look_up(results["comparisons"], f"{system}.blocks.difference")
+        return found and (
+            f"{found['mean']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})",
+            found["low"] <= 0,
+        )
+
+    return measured
+
+
+def beside(
+    figure: str, system: str, within: float, form: str
+) -> Callable[[Results], tuple[str, bool] | None]:
+    """A figure of ours and the same of another system, of which it may stay ``within`` below."""
+
+    def measured(results: Results) -> tuple[str, bool] | None:
+        ours, theirs = (
+            look_up(results["variants"], f"{name}.figures.{figure}.mean") for name in ("ours", system)
+        )
+        if ours is None or theirs is None:
+            return None
+        return f"{ours:{form}} against {theirs:{form}}", ours >= theirs - within
+
+    return measured
+
+
+CLAIMS = (
+    Claim("LPIPS at most 0.67 of reconstruction only", ratio("reconstruction only", 0.67)),
+    Claim("LPIPS at most 0.9 of RePaint, with a tenth of its calls", ratio(TWIN, 0.9)),
+    Claim("LPIPS not worse than of diffusion for holes only", not_worse("diffusion for holes only")),
+    Claim("mean IoU within 1 point of the segmenter", beside("mask_iou", "segmenter", 0.01, ".3f")),
+    Claim("top-1 within 1 point of the classifier", beside("label_top1", "classifier", 0.01, ".1%")),
+    Claim("precision not below diffusion of photos alone", beside("precision", TWIN, 0.0, ".2f")),
+    Claim("recall within 5 points of it", beside("recall", TWIN, 0.05, ".2f")),
+)
+
+
+def evidence_tables(results: Results) -> str:
+    """Claims, fillings, kinds of holes, reading, generation and cost."""
+    parts = [claims(results), fillings(results), kinds(results)]
+    parts += [systems(results, "reading photos", READING), systems(results, "making photos", MAKING)]
+    return "\n".join([*parts, costs(results), how(results)])
+
+
+def claims(results: Results) -> str:
+    rows = []
+    for claim in CLAIMS:
+        found = claim.measured(results)
+        rows.append(
+            (
+                claim.text,
+                *(("–", "not measured") if not found else (found[0], "yes" if found[1] else "**no**")),
+            )
+        )
+    return markdown(("hoped for", "measured", "reached"), rows)
+
+
+def fillings(results: Results) -> str:
+    """Holes of half the pixels: every system, then the classical fillings."""
+    rows = []
+    for name, entry in results["variants"].items():
+        runs = entry["runs"]
+        if look_up(entry, "figures.blocks_lpips") is None:
+            continue
+        cells = [spread(look_up(entry, f"figures.{figure}"), form, len(runs)) for _, figure, form in FILLING]
+        calls = next(iter(runs.values()))["calls"]
+        rows.append((name, *cells, f"{calls}", _against(results, name)))
+    for name, text in CLASSICAL.items():
+        found = look_up(results["comparisons"], f"{name}.blocks")
+        if found:
+            rows.append((text, f"{found['theirs']:.3f}", "–", "–", "0", _against(results, name)))
+    head = ("holes, half of the pixels", *(text for text, _, _ in FILLING), "calls", "ours against it, LPIPS")
+    return markdown(head, rows)
+
+
+def _against(results: Results, name: str) -> str:
+    found = look_up(results["comparisons"], f"{name}.blocks")
+    if not found:
+        return ""
+    low, high = found["difference"]["low"], found["difference"]["high"]
+    return f"× {found['ratio']:.2f}, difference {low:+.3f} to {high:+.3f}"
+
+
+def kinds(results: Results) -> str:
+    """LPIPS of every filling by kind of hole."""
+    pairs = results["comparisons"]
+    measured = [kind for kind in KINDS if any(kind in by_kind for by_kind in pairs.values())]
+    ours = {kind: found["ours"] for by_kind in pairs.values() for kind, found in by_kind.items()}
+    rows = [("ours", *(f"{ours[kind]:.3f}" for kind in measured))]
+    for name, by_kind in pairs.items():
+        cells = (f"{by_kind[kind]['theirs']:.3f}" if kind in by_kind else "–" for kind in measured)
+        rows.append((CLASSICAL.get(name, name), *cells))
+    return markdown(("LPIPS by kind of hole", *(KINDS[kind] for kind in measured)), rows)
+
+
+def systems(results: Results, title: str, columns: Sequence[Column]) -> str:
+    """A row for every system that has one of the figures."""
+    rows = []
+    for name, entry in results["variants"].items():
+        cells = [
+            spread(look_up(entry, f"figures.{figure}"), form, len(entry["runs"]))
+            for _, figure, form in columns
+        ]
+        if set(cells) != {"–"}:
+            rows.append((name, *cells))
+    floors = [
+        spread(look_up(results["variants"], f"ours.figures.{figure}_of_training_photos"), form, 1)
+        for _, figure, form in columns
+    ]
+    if set(floors) != {"–"}:
+        rows.append(("(training photos)", *floors))
+    return markdown((title, *(text for text, _, _ in columns)), rows)
+
+
+def costs(results: Results) -> str:
+    """Parameters, images and CPU minutes of training, mean over seeds."""
+    rows = []
+    for name, entry in results["variants"].items():
+        runs = list(entry["runs"].values())
+        minutes = sum(run["train_cpu_seconds"] for run in runs) / len(runs) / 60
+        rows.append((name, f"{runs[0]['parameters']:,}", f"{runs[0]['images']:,}", f"{minutes:.1f}"))
+    return markdown(("cost", "parameters", "training images", "CPU minutes"), rows)
+
+
+def how(results: Results) -> str:
+    model, evaluation = results["config"]["model"], results["evaluation"]
+    counts = [len(entry["runs"]) for entry in results["variants"].values()]
+    seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return (
+        f"{seeds} seeds, ± is their standard deviation. Pictures of {model['image_size']} px, width "
+        f"{model['width']} and {model['depth']} blocks; {evaluation['samples']} photos, "
+        f"{evaluation['steps']} steps of `{evaluation['sampler']}` without guidance. Intervals are 95 %, by "
+        "the bootstrap over photos that share hole and noise. The judge names "
+        f"{results['photos_judged']:.1%} of the real photos correctly.\n"
+    )
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"

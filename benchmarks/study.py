@@ -1,0 +1,186 @@
+"""A study: variants of one training run, each repeated with several seeds, kept in one JSON file.
+
+What `benchmarks/ablations.py` and `benchmarks/evidence.py` share. Every finished run is stored at once:
+started again, a study goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdiff.batches import load_examples
+from mmdiff.config import TrainConfig, to_dict
+from mmdiff.data import Examples
+from mmdiff.evaluation.core import Evaluation, Settings, mean
+from mmdiff.judge import Judge
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.pipeline import Pipeline
+from mmdiff.trainer import Trainer
+
+Change = Callable[[TrainConfig], TrainConfig]
+CPU = torch.device("cpu")
+SAME = ("data", "config", "evaluation")  # what all runs in a file have in common
+NUMBERS = re.compile(r"\[\s+(-?\d[-\d.,\s]*)\]")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A configuration that differs from the baseline's by ``change``, and what it is trained on.
+
+    annotated: name of the modality that every training example must have, if any.
+    settings: of the evaluation, where they differ from the baseline's.
+    tasks: what it can be measured on; None: on everything.
+    """
+
+    change: Change = lambda config: config
+    annotated: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] | None = None
+
+    def train(self, config: TrainConfig, examples: Examples) -> Trainer:
+        """The trained model of ``config``, which `change` has made."""
+        if self.annotated:
+            examples = examples.take(examples.present[self.annotated].nonzero()[:, 0])
+        trainer = Trainer(config, examples, CPU)
+        trainer.load_pretrained("checkpoints")
+        while trainer.images < config.optim.images:
+            trainer.train_step()
+        return trainer
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs share: data, judge, embedder, and how to measure."""
+
+    train: Examples
+    val: Examples
+    judge: Judge
+    embedder: Any
+    settings: Settings
+
+    def evaluation(self, trainer: Trainer, variant: Variant) -> Evaluation:
+        """Of the averaged model, as the variant asks for it."""
+        pipe = Pipeline(trainer.ema.model, CPU, self.embedder)
+        settings = dataclasses.replace(self.settings, **variant.settings)
+        return Evaluation(pipe, self.val, settings, self.judge, train_photos=self.train.stored["image"])
+
+
+def load_bench(
+    base: TrainConfig, train: str, val: str, judge: str, embedder: Any, settings: Settings
+) -> Bench:
+    """Bench of Parquet files, with the modalities of ``base``. Raises ValueError where something lacks."""
+    blueprint = MultiModalDiffusion(base.model)
+    examples = (load_examples(path, blueprint, base, embedder) for path in (train, val))
+    return Bench(*examples, Judge.from_pretrained(judge), embedder, settings)
+
+
+def photos_judged(base: TrainConfig, bench: Bench) -> float:
+    """Share of the real photos, at the models' size, that the judge names correctly."""
+    pipe = Pipeline(MultiModalDiffusion(base.model), CPU, bench.embedder)
+    ev = Evaluation(pipe, bench.val, bench.settings, bench.judge)
+    real = ev.read(ev.having("image", "label"))
+    return round(mean(ev.judged(real["image"]) == real["label"]), 4)
+
+
+# -- changes ---------------------------------------------------------------------------------------------
+
+
+def model_with(**options: Any) -> Change:
+    """Other options of the model."""
+    return lambda config: dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+
+
+def tasks_with(**options: Any) -> Change:
+    """Other shares of the tasks."""
+    return lambda config: dataclasses.replace(config, tasks=dataclasses.replace(config.tasks, **options))
+
+
+def pair(name: str) -> Change:
+    """The anchor and one other modality alone."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        anchor, *others = config.model.modalities
+        return model_with(modalities=(anchor, *(m for m in others if m.name == name)))(config)
+
+    return change
+
+
+def alone(name: str | None = None, **tasks: Any) -> Change:
+    """The anchor, and one other modality if ``name`` is given, in other shares of the tasks."""
+    return lambda config: tasks_with(**tasks)(pair(name or "")(config))
+
+
+# -- the file --------------------------------------------------------------------------------------------
+
+
+def study(
+    variants: Mapping[str, Variant],
+    base: TrainConfig,
+    bench: Bench,
+    seeds: int,
+    out: Path,
+    facts: Mapping[str, Any],
+    run: Callable[[Variant, TrainConfig, Bench], dict[str, Any]],
+) -> dict[str, Any]:
+    """Make the runs that the file ``out`` lacks, seed by seed, and return all of it.
+
+    Args:
+        run: trains one model and measures it; "figures" of its result are summed up over seeds.
+
+    Raises ValueError if the file holds runs that were made otherwise.
+    """
+    fixed = {"config": to_dict(base), "evaluation": dataclasses.asdict(bench.settings)}
+    fixed = json.loads(json.dumps({**facts, **fixed}))
+    report = json.loads(out.read_text(encoding="utf-8")) if out.exists() else fixed | {"variants": {}}
+    changed = ", ".join(name for name in SAME if report.get(name) != fixed.get(name))
+    if changed:
+        raise ValueError(f"{out} was made with another {changed}; remove it or give another --out.")
+    report |= fixed
+    for seed in range(seeds):
+        for name, variant in variants.items():
+            entry = report["variants"].setdefault(name, {"runs": {}})
+            if str(seed) in entry["runs"]:
+                continue
+            config = variant.change(base)
+            config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, seed=seed))
+            entry["runs"][str(seed)] = found = run(variant, config, bench)
+            runs = list(entry["runs"].values())
+            entry |= {part: summary(runs, part) for part in ("figures", "validation")}
+            write(report, out)
+            shown = ", ".join(f"{n} {v:.4g}" for n, v in found["figures"].items())
+            print(f"{name}, seed {seed}, {found['cpu_seconds']:.0f} s of CPU: {shown}", flush=True)
+    return report
+
+
+def summary(runs: Sequence[dict[str, Any]], part: str) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over seeds of every number in a part of the runs."""
+    found = {}
+    for name in runs[0][part]:
+        values = [one[part][name] for one in runs]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        found[name] = {"mean": round(statistics.fmean(values), 5), "std": round(spread, 5)}
+    return found
+
+
+def write(report: Mapping[str, Any], out: Path) -> None:
+    """Replace the file in one move, so that an interruption leaves the old or the new one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=2, allow_nan=False)
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)  # lists of numbers in one line
+    part = out.with_suffix(out.suffix + ".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(out)
+
+
+def validation(trainer: Trainer, bench: Bench) -> dict[str, float]:
+    """Losses on the validation examples."""
+    return {name: round(value, 5) for name, value in trainer.validate(bench.val).items()}

@@ -1,0 +1,185 @@
+"""The comparison of systems: each is trained for its own task, and comparisons follow from single photos."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import bootstrap
+from synthetic import CLASSES, read_shapes, tiny_config, tiny_train_config
+
+from benchmarks import evidence
+from benchmarks.evidence import SYSTEMS, compare, run
+from benchmarks.evidence_tables import CLAIMS, evidence_tables
+from benchmarks.report import table
+from benchmarks.study import Bench, study
+from mmdiff.config import load_train_config
+from mmdiff.evaluation.core import Settings
+from mmdiff.holes import HOLES
+from mmdiff.judge import Judge
+from mmdiff.model import KNOWN, UNKNOWN
+from mmdiff.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base():
+    config = tiny_train_config(images=16)
+    return evidence.dataclasses.replace(config, model=tiny_config(in_place=True, reader_depth=1))
+
+
+@pytest.fixture(scope="module")
+def bench(base, shapes, embedder):
+    examples, judge = read_shapes(shapes, base, embedder), Judge(CLASSES, 16).eval()
+    settings = Settings(steps=2, samples=4, limit=12, batch=8, holes=("blocks", "box"))
+    return Bench(examples, examples, judge, embedder, settings)
+
+
+@pytest.fixture(scope="module")
+def report(base, bench, tmp_path_factory):
+    """All systems with one seed; the photos are too small for AlexNet, so LPIPS is put in by hand."""
+    out = tmp_path_factory.mktemp("evidence") / "out.json"
+    return study(SYSTEMS, base, bench, 1, out, {"photos_judged": 0.5}, run)
+
+
+def test_every_system_is_trained_for_its_own_task(report):
+    figures = {name: set(entry["figures"]) for name, entry in report["variants"].items()}
+    assert figures["segmenter"] == {"mask_iou", "pixel_accuracy"}
+    assert figures["classifier"] == {"label_top1", "label_nll", "label_ece"}
+    assert figures["embedding regression"] == {"embedding_cosine", "embedding_recall@5"}
+    holes = {f"{kind}_{metric}" for kind in ("blocks", "box") for metric in ("psnr", "ssim")}
+    for name in ("reconstruction only", "masked autoencoder", "diffusion for holes only"):
+        assert figures[name] == holes
+    everything = set.union(*(figures[name] for name in figures)) | {"judge_from_label", "judge_joint"}
+    assert figures["ours"] == everything == figures["a time of its own for each modality"]
+
+
+def test_costs_are_equal_but_for_calls(report):
+    runs = {name: entry["runs"]["0"] for name, entry in report["variants"].items()}
+    assert len({one["images"] for one in runs.values()}) == 1
+    calls = {name: one["calls"] for name, one in runs.items() if SYSTEMS[name].fills}
+    assert calls == {
+        "ours": 2,
+        "reconstruction only": 1,
+        "masked autoencoder": 1,
+        "diffusion of photos, RePaint": 20,
+        "diffusion for holes only": 2,
+        "diffusion of photos, holes as augmentation": 2,
+        "a time of its own for each modality": 2,
+    }
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_systems_see_their_task_alone(base, bench, name):
+    trainer = Trainer(SYSTEMS[name].change(base), bench.train, CPU)
+    rows = torch.arange(24).repeat(20)
+    draw = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=True)
+    shares = draw.known.mean((1, 2, 3))
+    one_call = bool((draw.t == trainer.schedule.num_steps).all())
+    if not SYSTEMS[name].fills:
+        assert (shares == 1).all() and (draw.flags[:, 1][draw.present[:, 1]] == UNKNOWN).all() and one_call
+    elif name in ("reconstruction only", "masked autoencoder", "diffusion for holes only"):
+        assert draw.flags.shape[1] == 1 and (draw.flags == UNKNOWN).all()
+        assert (shares > 0).double().mean() > 0.95 and (shares < 1).double().mean() > 0.95
+        assert one_call == (name != "diffusion for holes only")
+        assert (shares == 0.25).all() == (name == "masked autoencoder")
+    elif name == "diffusion of photos, RePaint":
+        assert draw.flags.shape[1] == 1 and (shares == 0).all()
+    elif name == "diffusion of photos, holes as augmentation":
+        assert draw.flags.shape[1] == 1 and 0.05 < (shares == 0).double().mean() < 0.95
+    else:
+        assert draw.flags.shape[1] == 4 and (draw.flags == KNOWN).any(0).all()
+        assert draw.t.dim() == (2 if name.startswith("a time") else 1)
+
+
+def with_lpips(values: dict[str, list[list[int]]], classical: list[int]) -> dict:
+    """Variants as a study has them, from thousandths of LPIPS of half-hidden photos a seed."""
+    fixed = {"blocks": dict.fromkeys(("mean", "telea", "navier_stokes"), classical)}
+    return {
+        name: {"runs": {str(k): {"lpips": {"blocks": one}, "classical": fixed} for k, one in enumerate(runs)}}
+        for name, runs in values.items()
+    }
+
+
+def test_comparisons_pair_the_photos():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(100, 400, 60)  # of photos: some are hard for everyone
+    ours = [truth + rng.integers(-10, 10, 60) for _ in range(2)]
+    theirs = [truth + 50 + rng.integers(-10, 10, 60) for _ in range(2)]
+    lists = {"ours": [v.tolist() for v in ours], "b": [v.tolist() for v in theirs], "segmenter": []}
+    found = compare(with_lpips(lists, (2 * truth).tolist()))
+    assert set(found) == {"b", "mean", "telea", "navier_stokes"}
+    pair = found["b"]["blocks"]
+    difference = (np.mean(ours, 0) - np.mean(theirs, 0)) / 1000
+    assert pair["difference"]["mean"] == pytest.approx(difference.mean(), abs=1e-4)
+    assert pair["ratio"] == pytest.approx(np.mean(ours) / np.mean(theirs), abs=1e-3)
+    # scipy's interval of the paired differences is far narrower than the spread over photos
+    expected = bootstrap((difference,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    low, high = expected.confidence_interval
+    assert pair["difference"]["low"] == pytest.approx(low, abs=1e-3)
+    assert pair["difference"]["high"] == pytest.approx(high, abs=1e-3)
+    assert found["telea"]["blocks"]["ratio"] == pytest.approx(np.mean(ours) / np.mean(2 * truth), abs=1e-3)
+
+
+def test_only_kinds_that_all_seeds_have_are_compared():
+    variants = with_lpips({"ours": [[100, 200]], "b": [[100, 200], [100, 200]]}, [300, 300])
+    variants["b"]["runs"]["1"]["lpips"] = {"box": [1, 2]}
+    assert set(compare(variants)) == {"mean", "telea", "navier_stokes"}
+
+
+def test_claims_are_checked_both_ways(report):
+    filled = {name: system for name, system in SYSTEMS.items() if system.fills}
+
+    def tables(ours: int) -> str:
+        lpips = {name: [[ours if name == "ours" else 200] * 3] for name in filled}
+        found = json.loads(json.dumps(report))
+        found["comparisons"] = compare(with_lpips(lpips, [300, 300, 300]))
+        for name, entry in found["variants"].items():
+            if name in filled:
+                entry["figures"]["blocks_lpips"] = {"mean": 0.2, "std": 0.0}
+            for key in ("precision", "recall", "mask_iou", "label_top1"):
+                entry["figures"][key] = {"mean": 0.9 if (name == "ours") == (ours < 200) else 0.5, "std": 0.0}
+        text = table(found)
+        assert text == evidence_tables(found)
+        return text
+
+    good, bad = tables(100), tables(300)
+    assert good.count("| yes |") == bad.count("| **no** |") == len(CLAIMS)
+    assert "| Telea | 0.300 | – | – | 0 | × 0.33" in good and "20 | × 0.50" in good
+
+
+def test_what_was_not_measured_is_said_so(report):
+    found = report | {"comparisons": {}}
+    found["variants"] = {"ours": report["variants"]["ours"]}
+    assert evidence_tables(found).count("| not measured |") == len(CLAIMS)
+
+
+@pytest.mark.parametrize("name", ["orchard", "scenes"])
+def test_shipped_sizes_can_be_built(name):
+    config = load_train_config(f"configs/evidence-{name}.toml")
+    for system in SYSTEMS.values():
+        changed = system.change(config)
+        assert changed.optim == config.optim and changed.model.width == config.model.width
+
+
+def test_the_command(shapes, tmp_path, monkeypatch, capsys):
+    Judge(CLASSES, 16).save(tmp_path / "judge")
+    config = tmp_path / "tiny.toml"
+    entry = '[[model.modalities]]\nname = "{0}"\nkind = "{0}"\n'
+    classes = f"options = {{ classes = {list(CLASSES)} }}\n"
+    sizes = "[model]\nimage_size = 32\npatch_size = 8\nwidth = 32\ndepth = 2\nin_place = true\n"
+    config.write_text(sizes + entry.format("image") + entry.format("label") + classes)
+    threads = str(torch.get_num_threads())
+    arguments = [
+        str(config),
+        *("--train", str(shapes), "--val", str(shapes), "--out", str(tmp_path / "out.json")),
+        *("--judge", str(tmp_path / "judge"), "--systems", "ours", "classifier", "--holes", *list(HOLES)[:2]),
+        *("--images", "32", "--samples", "4", "--steps", "2", "--seeds", "2", "--threads", threads),
+    ]
+    evidence.main(arguments)
+    assert "| classifier |" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found["variants"]["ours"]["runs"]) == 2 and "comparisons" in found
+    with pytest.raises(SystemExit, match="error: .*nowhere"):
+        evidence.main([*arguments, "--val", str(tmp_path / "nowhere.parquet")])
