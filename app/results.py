@@ -13,21 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app import evidence
+from app.tables import Table, look_up, number
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("docs") / "results"
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 Results = Mapping[str, Any]
 Figure = Callable[[Results, str], float | None]  # from results and the key that stands for "*"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a head; `rows[0]` is as long as `head`."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -167,23 +161,27 @@ COLUMNS = (
 def read(checkpoint: str, root: Path = ROOT) -> tuple[list[Report], list[str]]:
     """Reports on the checkpoint of this name, and a sentence for each of its files that cannot be used.
 
-    A file belongs to a checkpoint if it says so, or, where it says nothing, by its name: NAME.json or
-    NAME-*.json. Tables of tasks come first.
+    A file belongs to a checkpoint if it says so, or, where it says nothing, by its name: NAME.json,
+    NAME-*.json or evidence-NAME.json. Tables of tasks come first, comparisons with other systems last.
     """
     reports, problems = [], []
     for path in sorted((root / FOLDER).glob("*.json"), key=lambda path: path.stem):
         source = (FOLDER / path.name).as_posix()
         try:
             results = _load(path)
-            if results.get("checkpoint") != checkpoint:
+            if results.get("checkpoint") != checkpoint and path.stem != f"evidence-{checkpoint}":
                 continue
             tables = tuple(table for table in _tables(results) if table.rows)
             if tables:
                 reports.append(Report(source, tables, _how(results), _command(source, root)))
         except (OSError, ValueError) as error:
-            if path.stem == checkpoint or path.stem.startswith(f"{checkpoint}-"):
+            if path.stem in (checkpoint, f"evidence-{checkpoint}") or path.stem.startswith(f"{checkpoint}-"):
                 problems.append(f"{source} cannot be used: {error}. Measure anew, or delete the file.")
-    return sorted(reports, key=lambda report: len(report.tables[0].head)), problems
+    return sorted(reports, key=_place), problems
+
+
+def _place(report: Report) -> tuple[bool, int]:
+    return Path(report.source).stem.startswith("evidence-"), len(report.tables[0].head)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -205,6 +203,11 @@ def _tables(results: Results) -> Iterator[Table]:
         yield Table("The bound, term by term", ("Term", "nats", "bits per dimension"), rows)
     if subsets := _dict(results, "subsets"):
         yield _subsets(subsets)
+    if _dict(results, "comparisons"):
+        try:
+            yield from evidence.tables(results)
+        except (KeyError, TypeError, AttributeError, StopIteration) as error:
+            raise ValueError(f"its comparisons cannot be read ({error!r})") from None
 
 
 def _task_rows(results: Results, metrics: Iterable[Metric]) -> Iterator[tuple[str, ...]]:
@@ -279,6 +282,8 @@ def _mean(row: Any, metric: str, form: str) -> str:
 
 
 def _how(results: Results) -> str:
+    if _dict(results, "comparisons"):
+        return evidence.how(results)
     settings = _dict(results, "settings")
     sampling = f"{settings.get('steps', '?')} steps of {settings.get('sampler', '?')}"
     guidance = number(results, "settings.guidance")
@@ -296,21 +301,6 @@ def _command(source: str, root: Path) -> str:
                 if re.search(rf"--out {re.escape(source)}(?!\S)", command):
                     return command.strip()
     return ""
-
-
-def look_up(tree: Any, path: str) -> Any:
-    """What stands at a dotted path, None if there is nothing."""
-    for key in path.split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def number(tree: Any, path: str) -> float | None:
-    """The number at a dotted path, None if there is none. Raises ValueError for anything else."""
-    value = look_up(tree, path)
-    if value is None or isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"“{path}” is {str(value)[:40]!r} instead of a number")
 
 
 def _dict(tree: Any, path: str) -> dict[str, Any]:

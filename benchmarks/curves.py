@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.report import look_up
+from app.tables import look_up
 from mmdiff.evaluate import evaluate, read_examples
 from mmdiff.evaluation.core import Evaluation, Settings
 from mmdiff.pipeline import Pipeline

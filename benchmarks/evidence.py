@@ -25,7 +25,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.report import look_up, table
+from app.tables import look_up
+from benchmarks.report import table
 from benchmarks.study import (
     CPU,
     Bench,

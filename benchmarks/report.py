@@ -10,8 +10,15 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from app import evidence
+from app.evidence import spread
+from app.tables import look_up
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -124,18 +131,9 @@ SUBSET_COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def look_up(tree: Any, path: str) -> Any:
-    """The value at a dotted path, None if there is none."""
-    for key in path.split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
 def table(results: dict[str, Any]) -> str:
     """Measured results as a Markdown table, with how they were measured below it."""
     if "comparisons" in results:
-        from benchmarks.evidence_tables import evidence_tables  # which needs `look_up` from here
-
         return evidence_tables(results)
     if "variants" in results:
         return ablations_table(results)
@@ -228,11 +226,15 @@ def ablations_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spread(value: dict[str, float] | None, form: str, seeds: int) -> str:
-    """A mean, with its standard deviation where there are several seeds; – where nothing was measured."""
-    if not value:
-        return "–"
-    return f"{value['mean']:{form}} ± {value['std']:{form}}" if seeds > 1 else f"{value['mean']:{form}}"
+def evidence_tables(results: dict[str, Any]) -> str:
+    """`benchmarks/evidence.py`: the tables that the page shows, too."""
+    parts = [f"**{t.title}**\n\n{markdown(t.head, t.rows)}" for t in evidence.tables(results)]
+    return "\n".join([*parts, evidence.how(results) + "\n"])
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 # what `benchmarks/engine.py` compares: text and where it stands in the JSON

@@ -1,4 +1,4 @@
-"""Tables of `benchmarks/evidence.py`: what is claimed of one model for everything, and what was measured."""
+"""Tables of `benchmarks/evidence.py`: what is hoped of one model for everything, and what was measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report import look_up, spread
+from app.tables import Table, look_up
 
 Column = tuple[str, str, str]  # text, name of the figure, how it is written
 Results = dict[str, Any]
@@ -107,27 +107,23 @@ CLAIMS = (
 )
 
 
-def evidence_tables(results: Results) -> str:
-    """Claims, fillings, kinds of holes, reading, generation and cost."""
-    parts = [claims(results), fillings(results), kinds(results)]
-    parts += [systems(results, "reading photos", READING), systems(results, "making photos", MAKING)]
-    return "\n".join([*parts, costs(results), how(results)])
+def tables(results: Results) -> list[Table]:
+    """Claims, fillings, kinds of holes, reading, generation and cost; those without a row are left out."""
+    found = [claims(results), fillings(results), kinds(results)]
+    found += [systems(results, "Reading photos", READING), systems(results, "Making photos", MAKING)]
+    return [table for table in (*found, costs(results)) if table.rows]
 
 
-def claims(results: Results) -> str:
+def claims(results: Results) -> Table:
     rows = []
     for claim in CLAIMS:
-        found = claim.measured(results)
-        rows.append(
-            (
-                claim.text,
-                *(("–", "not measured") if not found else (found[0], "yes" if found[1] else "**no**")),
-            )
-        )
-    return markdown(("hoped for", "measured", "reached"), rows)
+        words, reached = claim.measured(results) or ("–", None)
+        rows.append((claim.text, words, {True: "yes", False: "no", None: "not measured"}[reached]))
+    head = ("Hoped for", "Measured", "Reached")
+    return Table("One model for everything: hoped for and measured", head, tuple(rows))
 
 
-def fillings(results: Results) -> str:
+def fillings(results: Results) -> Table:
     """Holes of half the pixels: every system, then the classical fillings."""
     rows = []
     for name, entry in results["variants"].items():
@@ -141,8 +137,8 @@ def fillings(results: Results) -> str:
         found = look_up(results["comparisons"], f"{name}.blocks")
         if found:
             rows.append((text, f"{found['theirs']:.3f}", "–", "–", "0", _against(results, name)))
-    head = ("holes, half of the pixels", *(text for text, _, _ in FILLING), "calls", "ours against it, LPIPS")
-    return markdown(head, rows)
+    head = ("System", *(text for text, _, _ in FILLING), "Calls", "LPIPS, ours against it")
+    return Table("Holes of half the pixels, in blocks", head, tuple(rows))
 
 
 def _against(results: Results, name: str) -> str:
@@ -153,7 +149,7 @@ def _against(results: Results, name: str) -> str:
     return f"× {found['ratio']:.2f}, difference {low:+.3f} to {high:+.3f}"
 
 
-def kinds(results: Results) -> str:
+def kinds(results: Results) -> Table:
     """LPIPS of every filling by kind of hole."""
     pairs = results["comparisons"]
     measured = [kind for kind in KINDS if any(kind in by_kind for by_kind in pairs.values())]
@@ -162,10 +158,11 @@ def kinds(results: Results) -> str:
     for name, by_kind in pairs.items():
         cells = (f"{by_kind[kind]['theirs']:.3f}" if kind in by_kind else "–" for kind in measured)
         rows.append((CLASSICAL.get(name, name), *cells))
-    return markdown(("LPIPS by kind of hole", *(KINDS[kind] for kind in measured)), rows)
+    head = ("System", *(KINDS[kind] for kind in measured))
+    return Table("LPIPS by kind of hole", head, tuple(rows) if measured else ())
 
 
-def systems(results: Results, title: str, columns: Sequence[Column]) -> str:
+def systems(results: Results, title: str, columns: Sequence[Column]) -> Table:
     """A row for every system that has one of the figures."""
     rows = []
     for name, entry in results["variants"].items():
@@ -181,32 +178,36 @@ def systems(results: Results, title: str, columns: Sequence[Column]) -> str:
     ]
     if set(floors) != {"–"}:
         rows.append(("(training photos)", *floors))
-    return markdown((title, *(text for text, _, _ in columns)), rows)
+    return Table(title, ("System", *(text for text, _, _ in columns)), tuple(rows))
 
 
-def costs(results: Results) -> str:
+def costs(results: Results) -> Table:
     """Parameters, images and CPU minutes of training, mean over seeds."""
     rows = []
     for name, entry in results["variants"].items():
         runs = list(entry["runs"].values())
         minutes = sum(run["train_cpu_seconds"] for run in runs) / len(runs) / 60
         rows.append((name, f"{runs[0]['parameters']:,}", f"{runs[0]['images']:,}", f"{minutes:.1f}"))
-    return markdown(("cost", "parameters", "training images", "CPU minutes"), rows)
+    return Table("Cost of training", ("System", "Parameters", "Images", "CPU minutes"), tuple(rows))
 
 
 def how(results: Results) -> str:
     model, evaluation = results["config"]["model"], results["evaluation"]
     counts = [len(entry["runs"]) for entry in results["variants"].values()]
-    seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    fewest, most = min(counts), max(counts)
+    seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    repeated = f"{seeds}, ± is their standard deviation." if most > 1 else "One run of each."
     return (
-        f"{seeds} seeds, ± is their standard deviation. Pictures of {model['image_size']} px, width "
+        f"{repeated} Pictures of {model['image_size']} px, width "
         f"{model['width']} and {model['depth']} blocks; {evaluation['samples']} photos, "
         f"{evaluation['steps']} steps of `{evaluation['sampler']}` without guidance. Intervals are 95 %, by "
         "the bootstrap over photos that share hole and noise. The judge names "
-        f"{results['photos_judged']:.1%} of the real photos correctly.\n"
+        f"{results['photos_judged']:.1%} of the real photos correctly."
     )
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+def spread(value: dict[str, float] | None, form: str, seeds: int) -> str:
+    """A mean, with its standard deviation where there are several seeds; – where nothing was measured."""
+    if not value:
+        return "–"
+    return f"{value['mean']:{form}} ± {value['std']:{form}}" if seeds > 1 else f"{value['mean']:{form}}"
