@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from app import evidence
+from app import efficiency, evidence
 from app.tables import Table, look_up, number
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,11 +204,17 @@ def _tables(results: Results) -> Iterator[Table]:
         yield Table("The bound, term by term", ("Term", "nats", "bits per dimension"), rows)
     if subsets := _dict(results, "subsets"):
         yield _subsets(subsets)
-    if _dict(results, "comparisons"):
+    for page in _pages(results):
         try:
-            yield from evidence.tables(results)
-        except (KeyError, TypeError, AttributeError, StopIteration) as error:
-            raise ValueError(f"its comparisons cannot be read ({error!r})") from None
+            yield from page.tables(results)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its figures cannot be read ({error!r})") from None
+
+
+def _pages(results: Results) -> list[ModuleType]:
+    """What makes tables of the files that scripts in benchmarks/ write."""
+    made = {"comparisons": evidence, "passes": efficiency}
+    return [page for key, page in made.items() if _dict(results, key)]
 
 
 def _task_rows(results: Results, metrics: Iterable[Metric]) -> Iterator[tuple[str, ...]]:
@@ -282,8 +289,8 @@ def _mean(row: Any, metric: str, form: str) -> str:
 
 
 def _how(results: Results) -> str:
-    if _dict(results, "comparisons"):
-        return evidence.how(results)
+    for page in _pages(results):
+        return page.how(results)
     settings = _dict(results, "settings")
     sampling = f"{settings.get('steps', '?')} steps of {settings.get('sampler', '?')}"
     guidance = number(results, "settings.guidance")

@@ -12,11 +12,12 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from app import evidence
+from app import efficiency, evidence
 from app.evidence import spread
 from app.tables import look_up
 
@@ -134,7 +135,9 @@ SUBSET_COLUMNS: tuple[tuple[str, str, str], ...] = (
 def table(results: dict[str, Any]) -> str:
     """Measured results as a Markdown table, with how they were measured below it."""
     if "comparisons" in results:
-        return evidence_tables(results)
+        return titled_tables(evidence, results)
+    if "passes" in results:
+        return titled_tables(efficiency, results)
     if "variants" in results:
         return ablations_table(results)
     if "engine_against_bare_loop" in results:
@@ -226,10 +229,10 @@ def ablations_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def evidence_tables(results: dict[str, Any]) -> str:
-    """`benchmarks/evidence.py`: the tables that the page shows, too."""
-    parts = [f"**{t.title}**\n\n{markdown(t.head, t.rows)}" for t in evidence.tables(results)]
-    return "\n".join([*parts, evidence.how(results) + "\n"])
+def titled_tables(page: ModuleType, results: dict[str, Any]) -> str:
+    """The tables that the app shows, too, with how they were measured below."""
+    parts = [f"**{t.title}**\n\n{markdown(t.head, t.rows)}" for t in page.tables(results)]
+    return "\n".join([*parts, page.how(results) + "\n"])
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -160,7 +160,7 @@ def test_the_page_shows_the_comparisons_of_its_checkpoint(report, tmp_path):
     assert "no measured results" in how_it_works.measured("another", tmp_path)
     del found["variants"]["ours"]["runs"]["0"]["parameters"]
     (folder / "evidence-toy.json").write_text(json.dumps(found))
-    assert "evidence-toy.json cannot be used: its comparisons" in how_it_works.measured("toy", tmp_path)
+    assert "evidence-toy.json cannot be used: its figures" in how_it_works.measured("toy", tmp_path)
 
 
 def test_what_was_not_measured_is_said_so(report):

@@ -1,0 +1,175 @@
+"""What many in one saves, and how quality grows with the number of steps.
+
+    python benchmarks/efficiency.py checkpoints/orchard --data data/orchard/val.parquet \
+        --judge benchmarks/judges/orchard --out docs/results/orchard-efficiency.json \
+        --plot docs/orchard_efficiency.png
+
+One pass of the network that generates all modalities is timed against a pass of the same network for photos
+alone, and against a pass of each of the models for one thing that would stand in its place, in pairs, one
+after the other in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from app.tables import look_up
+from benchmarks.engine import paired, seconds
+from mmdiff.checkpoint import load_config
+from mmdiff.config import ModelConfig
+from mmdiff.dry_run import count, measure
+from mmdiff.evaluate import evaluate, read_examples
+from mmdiff.evaluation.core import Evaluation, Settings
+from mmdiff.judge import Judge
+from mmdiff.model import UNKNOWN, MultiModalDiffusion
+from mmdiff.pipeline import Pipeline
+from mmdiff.samplers import SAMPLERS
+
+STEPS = (5, 10, 20, 30, 50, 100)
+TASKS = ("holes", "image_from_label", "joint")
+# name of a figure -> where it stands in the results of `evaluate`, and its name in the plot
+FIGURES = {
+    "hole_lpips": ("holes.blocks.lpips", "holes: LPIPS"),
+    "judge_from_label": ("image_from_label.judge_agreement", "photo from label: classifier agrees"),
+    "judge_joint": ("joint.judge_agreement", "photo and label together: classifier agrees"),
+}
+
+
+def alone(config: ModelConfig, *names: str) -> ModelConfig:
+    """The same network for the anchor and the modalities of these names only."""
+    anchor, *others = config.modalities
+    kept = (anchor, *(m for m in others if m.name in names))
+    return dataclasses.replace(config, modalities=kept)
+
+
+class Pass:
+    """One call of a network for a batch, with nothing given, and what it costs."""
+
+    def __init__(self, config: ModelConfig, batch: int) -> None:
+        self.model = MultiModalDiffusion(config).eval()
+        size = config.image_size
+        flags = torch.full((batch, len(self.model.names)), UNKNOWN)
+        self.condition = self.model.condition({}, flags, torch.zeros(batch, 1, size, size))
+        self.z, self.log_snr = torch.randn(batch, *self.model.z_shape), torch.zeros(batch)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.model(self.z, self.log_snr, self.condition)
+
+    def facts(self) -> dict[str, int]:
+        """Parameters, and operations of a pass for one sample."""
+        return {"parameters": count(self.model), "operations": measure(self.model).forward}
+
+
+def passes(config: ModelConfig, batch: int, rounds: int) -> dict[str, Any]:
+    """All in one pass, against photos alone and against a model for each modality."""
+    names = [m.name for m in config.modalities]
+    joint, photos = Pass(config, batch), Pass(alone(config), batch)
+    single = {names[0]: photos} | {name: Pass(alone(config, name), batch) for name in names[1:]}
+
+    def all_single() -> float:
+        return sum(seconds(one) for one in single.values())
+
+    for one in (joint, *single.values()):
+        one()  # warm
+    facts = {name: one.facts() for name, one in single.items()}
+    return {
+        "modalities": names,
+        "batch": batch,
+        "joint": joint.facts(),
+        "single": facts,
+        "joint_against_photos": paired(lambda: seconds(joint), lambda: seconds(photos), rounds),
+        "joint_against_all_single": paired(lambda: seconds(joint), all_single, rounds),
+        "operations_against_photos": round(joint.facts()["operations"] / photos.facts()["operations"], 3),
+        "parameters_against_all_single": round(
+            joint.facts()["parameters"] / sum(f["parameters"] for f in facts.values()), 3
+        ),
+    }
+
+
+def quality(ev: Evaluation, samplers: Sequence[str], steps: Sequence[int]) -> list[dict[str, Any]]:
+    """The figures of every sampler after every number of steps, on the same examples and noise."""
+    points = []
+    for sampler in samplers:
+        for number in steps:
+            ev.settings = dataclasses.replace(ev.settings, sampler=sampler, steps=number)
+            results = evaluate(ev, TASKS)
+            found = {name: look_up(results, path) for name, (path, _) in FIGURES.items()}
+            kept = {name: round(v, 4) for name, v in found.items() if isinstance(v, (int, float))}
+            points.append({"sampler": sampler, "steps": number} | kept)
+            print(points[-1], flush=True)
+    return points
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Every figure against the number of steps, a line for each sampler."""
+    from matplotlib.figure import Figure
+
+    measured = [name for name in FIGURES if any(name in point for point in report["quality"])]
+    figure = Figure(figsize=(4 * len(measured), 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
+        for sampler in dict.fromkeys(point["sampler"] for point in report["quality"]):
+            points = [(p["steps"], p[name]) for p in report["quality"] if p["sampler"] == sampler]
+            axes.plot(*zip(*points, strict=True), marker="o", label=sampler)
+        axes.set(xlabel="steps", xscale="log", title=FIGURES[name][1])
+        ticks = sorted({point["steps"] for point in report["quality"]})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    try:
+        report: dict[str, Any] = {
+            "checkpoint": Path(args.checkpoint).name,
+            "data": Path(args.data).name,
+            "device": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "passes": passes(load_config(Path(args.checkpoint)), args.batch, args.rounds),
+        }
+        pipe = Pipeline.from_pretrained(args.checkpoint, device="cpu")
+        settings = Settings(samples=args.samples, guidance=args.guidance, classical=False)
+        judge = Judge.from_pretrained(args.judge)
+        ev = Evaluation(pipe, read_examples(args.data, pipe), settings, judge)
+        report["settings"] = dataclasses.asdict(settings)
+        report["quality"] = quality(ev, list(SAMPLERS), args.steps)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if args.plot:
+        plot(report, args.plot)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="checkpoint folder")
+    parser.add_argument("--data", required=True, help="Parquet file of examples that were not trained on")
+    parser.add_argument("--judge", required=True, help="folder of an independent judge")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--plot", type=Path, help="PNG to draw")
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="numbers of steps")
+    parser.add_argument("--samples", type=int, default=96, help="pictures a figure")
+    parser.add_argument("--guidance", type=float, default=2.0, help="for photos from labels")
+    parser.add_argument("--batch", type=int, default=8, help="samples in a pass")
+    parser.add_argument("--rounds", type=int, default=15, help="pairs of timed passes")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
