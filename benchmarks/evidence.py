@@ -2,7 +2,7 @@
 
     python benchmarks/evidence.py configs/evidence-orchard.toml --judge benchmarks/judges/orchard \
         --train data/orchard/train.parquet --val data/orchard/val.parquet \
-        --out docs/results/evidence-orchard.json
+        --out docs/results/evidence-orchard.json --plot docs/evidence_orchard.png
 
 Every system has the same backbone, sees as many training images and is measured on the same photos with the
 same holes and noise. Finished runs are kept: started again, the study goes on where it was cut off.
@@ -221,6 +221,36 @@ def _pair(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
     }
 
 
+HIDDEN = {"blocks10": 10, "blocks25": 25, "blocks": 50, "blocks75": 75, "blocks90": 90}  # per cent
+
+
+def plot(report: Mapping[str, Any], path: Path) -> None:
+    """LPIPS of every filling against the hidden share, and at one half against calls of the network."""
+    from matplotlib.figure import Figure
+
+    pairs = report["comparisons"]
+    ours = {kind: found["ours"] for by_kind in pairs.values() for kind, found in by_kind.items()}
+    lines = {OURS: ours} | {
+        name: {kind: found["theirs"] for kind, found in by_kind.items()} for name, by_kind in pairs.items()
+    }
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, values in lines.items():
+        points = [(share, values[kind]) for kind, share in HIDDEN.items() if kind in values]
+        left.plot(*zip(*points, strict=True), marker="o", linewidth=3 if name == OURS else 1.2, label=name)
+        color = left.lines[-1].get_color()
+        runs = report["variants"].get(name, {}).get("runs")
+        if runs and "blocks" in values:
+            right.plot(next(iter(runs.values()))["calls"], values["blocks"], "o", color=color, label=name)
+    left.set(xlabel="hidden pixels in blocks, %", ylabel="LPIPS", title="holes of several sizes")
+    right.set(xlabel="calls of the network", xscale="log", title="half of the pixels hidden")
+    left.legend(fontsize="x-small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
@@ -229,7 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.images:
             optim = dataclasses.replace(base.optim, images=args.images)
             base = dataclasses.replace(base, optim=optim)
-        settings = Settings(steps=args.steps, samples=args.samples, holes=tuple(args.holes), batch=128)
+        settings = Settings(
+            steps=args.steps, samples=args.samples, holes=tuple(args.holes), eta=args.eta, batch=128
+        )
         bench = load_bench(
             base, args.train, args.val, args.judge, make_embedder(base, args.embedder, CPU), settings
         )
@@ -247,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if OURS in report["variants"]:
         report["comparisons"] = compare(report["variants"])
         write(report, Path(args.out))
+        if args.plot:
+            plot(report, args.plot)
     print(table(report))
 
 
@@ -256,6 +290,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", required=True, help="Parquet file to train on")
     parser.add_argument("--val", required=True, help="Parquet file to measure on")
     parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
+    parser.add_argument("--plot", type=Path, help="PNG to draw")
     parser.add_argument("--judge", required=True, help="folder of an independent judge")
     parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
     parser.add_argument(
@@ -266,6 +301,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each system")
     parser.add_argument("--samples", type=int, default=192, help="photos to fill, and pictures to generate")
     parser.add_argument("--steps", type=int, default=12, help="sampling steps")
+    # As much as RePaint, whose jumps are random; without fresh noise errors of early steps stay.
+    parser.add_argument("--eta", type=float, default=1.0, help="fresh noise in each step, 0 to 1")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args(arguments)
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import bootstrap
 from synthetic import CLASSES, read_shapes, tiny_config, tiny_train_config
 
@@ -161,6 +162,16 @@ def test_the_page_shows_the_comparisons_of_its_checkpoint(report, tmp_path):
     del found["variants"]["ours"]["runs"]["0"]["parameters"]
     (folder / "evidence-toy.json").write_text(json.dumps(found))
     assert "evidence-toy.json cannot be used: its figures" in how_it_works.measured("toy", tmp_path)
+
+
+def test_the_plot_has_a_line_for_every_filling(report, tmp_path):
+    filled = {name: [[200, 300]] for name, system in SYSTEMS.items() if system.fills}
+    found = report | {"comparisons": compare(with_lpips(filled, [300, 300]))}
+    evidence.plot(found, tmp_path / "plot.png")
+    colours = Image.open(tmp_path / "plot.png").convert("RGB").getcolors(1 << 24)
+    # lines are drawn in colours of their own; blends at their edges are rarer
+    strong = [c for n, c in colours if n > 60 and max(c) - min(c) > 60]
+    assert len(strong) >= len(filled)
 
 
 def test_what_was_not_measured_is_said_so(report):
