@@ -201,8 +201,8 @@ def how(results: Results) -> str:
         f"{repeated} Pictures of {model['image_size']} px, width "
         f"{model['width']} and {model['depth']} blocks; {evaluation['samples']} photos, "
         f"{evaluation['steps']} steps of `{evaluation['sampler']}` (eta {evaluation['eta']:g}) without "
-        "guidance. Intervals are 95 %, by the bootstrap over photos that share hole and noise. The judge names "
-        f"{results['photos_judged']:.1%} of the real photos correctly."
+        "guidance. Intervals are 95 %, by the bootstrap over photos that share hole and noise. The judge "
+        f"names {results['photos_judged']:.1%} of the real photos correctly."
     )
 
 
