@@ -16,6 +16,7 @@ from app.theme import html
 from app.views import duration
 
 STEPS = 30
+FILLING_SAMPLER = "ancestral"  # its noise mends what early steps got wrong: fillings are nearer to the truth
 GUIDANCE = (
     '<p class="title">Guidance</p><p class="hint">How strongly each counts where it is given. 1 is off; '
     "any other number runs every sample through the network once more a step.</p>"
@@ -53,7 +54,7 @@ class Settings:
         with gr.Accordion("Sampler, samples, guidance", open=False, elem_id=f"{task}-more"):
             self.sampler = gr.Dropdown(
                 [(title, name) for name, title in SAMPLERS.items()],
-                value="ddim",
+                value=FILLING_SAMPLER if task == "fill_in" else Job().sampler,
                 label="Sampler",
                 filterable=False,
                 elem_id=f"{task}-sampler",

@@ -99,6 +99,16 @@ SEGMENTED: tuple[tuple[str, str, str], ...] = (
     ("the same of training photos", "tasks.likeness.training_photos.recall", ".2f"),
     ("generated photo: distance to the nearest training photo", "tasks.copies.distance", ".3f"),
     ("the same of real photos not trained on", "tasks.copies.distance_of_unseen_photos", ".3f"),
+    (
+        "generated photo: distance to the nearest unseen photo",
+        "tasks.copies.distance_to_unseen_photos",
+        ".3f",
+    ),
+    (
+        "the same to as many training photos",
+        "tasks.copies.distance_to_as_many_training_photos",
+        ".3f",
+    ),
 )
 
 # columns of the ablations: text, name of the figure, how it is written

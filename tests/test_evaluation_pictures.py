@@ -84,12 +84,15 @@ def test_a_model_that_copies_is_found_out(examples):
     ev = Evaluation(oracle, examples, settings(), train_photos=photos)
     got = evaluate(ev, ["copies"])["copies"]
     assert got["distance"] == pytest.approx(0, abs=1e-3) and got["n"] == 30
+    assert got["distance_to_as_many_training_photos"] == pytest.approx(0, abs=1e-3)  # these are all there are
     mirrored = Evaluation(oracle, examples, settings(), train_photos=photos.flip(3))
     assert evaluate(mirrored, ["copies"])["copies"]["distance"] == pytest.approx(0, abs=1e-3)
     noise = torch.randint(0, 256, photos.shape, generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     others = Evaluation(oracle, examples, settings(), train_photos=noise)
     got = evaluate(others, ["copies"])["copies"]
     assert got["distance"] > 0.1 and got["distance_of_unseen_photos"] > 0.1
+    assert got["distance_to_unseen_photos"] == pytest.approx(0, abs=1e-3)
+    assert got["distance_to_as_many_training_photos"] == pytest.approx(got["distance"], rel=1e-5)
     without = Evaluation(oracle, examples, settings())
     assert "--train" in evaluate(without, ["copies"])["copies"]["skipped"]
 

@@ -10,13 +10,16 @@ from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean
 
 SAMPLES = 32
 SIDE = 32  # pixels that pictures are compared at
+DRAWS = 8  # of as many training photos as there are unseen ones
 
 
 def copies(ev: Evaluation) -> Outcome:
     """Root mean square difference of samples from their nearest training photo, mirrored ones included.
 
     Photos that were not trained on stand beside them: a model that copies comes much nearer to its training
-    photos than those do. Intensities are in [0, 1], at 32 x 32 pixels.
+    photos than those do. Soft pictures are nearer to all photos, so the samples' distance to the nearest of
+    as many unseen and training photos is given, too: a model that copies is nearer to the latter. Intensities
+    are in [0, 1], at 32 x 32 pixels.
     """
     if ev.train_photos is None:
         raise Skip("no training photos: give --train the Parquet file that the model was trained on")
@@ -26,6 +29,7 @@ def copies(ev: Evaluation) -> Outcome:
     gallery = _small(ev.train_photos)
     distances, nearest = _nearest(_small(out), gallery)
     of_unseen, _ = _nearest(_small(unseen), gallery)
+    to_unseen, to_trained = _to_equally_many(ev, _small(out), gallery)
     photos = ev.train_photos[nearest].float() / 127.5 - 1
     if photos.shape[-1] != ev.size:
         photos = F.interpolate(photos, (ev.size, ev.size), mode="bilinear", antialias=True)
@@ -37,10 +41,21 @@ def copies(ev: Evaluation) -> Outcome:
             "distance_smallest": distances.min().item(),
             "distance_of_unseen_photos": mean(of_unseen),
             "distance_of_unseen_photos_smallest": of_unseen.min().item(),
+            "distance_to_unseen_photos": to_unseen,
+            "distance_to_as_many_training_photos": to_trained,
         },
         [ev.picture(out), ev.picture(photos)],
         [f"sample, nearest training photo ({d:.3f})" for d in distances.tolist()],
     )
+
+
+def _to_equally_many(ev: Evaluation, samples: Tensor, trained: Tensor) -> tuple[float, float]:
+    """Mean distance to the nearest unseen photo, and to the nearest of as many training photos."""
+    unseen = _small(ev.read(ev.having("image"))["image"])
+    generator = torch.Generator().manual_seed(ev.settings.seed)
+    draws = [torch.randperm(len(trained), generator=generator)[: len(unseen)] for _ in range(DRAWS)]
+    to_drawn = torch.stack([_nearest(samples, trained[rows])[0] for rows in draws])
+    return mean(_nearest(samples, unseen)[0]), mean(to_drawn)
 
 
 def _small(images: Tensor) -> Tensor:
