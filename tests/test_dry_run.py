@@ -59,6 +59,12 @@ def hand_count(config: ModelConfig, model: MultiModalDiffusion) -> int:
             total += places * 9 * outputs * (inputs + 2 * blocks * outputs)
             inputs = outputs
         total += n * fold * r * w + cells * r * r + r * w  # into tokens, cells and condition
+        if cell == 8:  # a quarter of the size is finer than cells
+            quarter, d = (config.image_size // 4) ** 2, r // 2
+            for m in dense:
+                if m.head_stride <= 4:
+                    total += cells * r * 4 * d + quarter * 9 * 2 * d * d  # expand, mix
+                    total += quarter * 9 * d * (4 // m.head_stride) ** 2 * m.head_channels  # leave
     total += sum(cells * 9 * r * (cell // m.head_stride) ** 2 * m.head_channels for m in dense)
     total += sum(w * w + w * m.head_channels for m in model.modalities.values() if not m.dense)
     return 2 * total
