@@ -151,15 +151,23 @@ def _against(results: Results, name: str) -> str:
 
 def kinds(results: Results) -> Table:
     """LPIPS of every filling by kind of hole."""
-    pairs = results["comparisons"]
-    measured = [kind for kind in KINDS if any(kind in by_kind for by_kind in pairs.values())]
-    ours = {kind: found["ours"] for by_kind in pairs.values() for kind, found in by_kind.items()}
-    rows = [("ours", *(f"{ours[kind]:.3f}" for kind in measured))]
-    for name, by_kind in pairs.items():
-        cells = (f"{by_kind[kind]['theirs']:.3f}" if kind in by_kind else "–" for kind in measured)
+    lpips = lpips_by_kind(results["comparisons"])
+    measured = [kind for kind in KINDS if kind in lpips["ours"]]
+    rows = []
+    for name, values in lpips.items():
+        cells = (f"{values[kind]:.3f}" if kind in values else "–" for kind in measured)
         rows.append((CLASSICAL.get(name, name), *cells))
     head = ("System", *(KINDS[kind] for kind in measured))
     return Table("LPIPS by kind of hole", head, tuple(rows) if measured else ())
+
+
+def lpips_by_kind(comparisons: Results) -> dict[str, dict[str, float]]:
+    """LPIPS by kind of hole, of ours and of every filling it was compared with."""
+    ours = {kind: pair["ours"] for by_kind in comparisons.values() for kind, pair in by_kind.items()}
+    return {"ours": ours} | {
+        name: {kind: pair["theirs"] for kind, pair in by_kind.items()}
+        for name, by_kind in comparisons.items()
+    }
 
 
 def systems(results: Results, title: str, columns: Sequence[Column]) -> Table:

@@ -16,9 +16,7 @@ import argparse
 import dataclasses
 import shlex
 import sys
-import time
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from app.tables import look_up
 from benchmarks.report import table
 from benchmarks.study import (
     CPU,
@@ -38,12 +37,11 @@ from benchmarks.study import (
     photos_judged,
     study,
     tasks_with,
-    validation,
+    trained_and_measured,
 )
 from mmdiff.batches import make_embedder
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.dry_run import measure
-from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.core import Settings
 from mmdiff.model import MultiModalDiffusion
 
@@ -120,30 +118,17 @@ STUDIES: dict[str, dict[str, Variant]] = {
 
 
 def run(variant: Variant, config: TrainConfig, bench: Bench) -> dict[str, Any]:
-    """Train one model and measure it; seconds are CPU time, as other work may share the machine."""
-    start = time.process_time()
-    trainer = variant.train(config, bench.train)
-    trained = time.process_time()
-    tasks = variant.tasks or sorted({path.split(".")[0] for path in FIGURES.values()})
-    results = evaluate(bench.evaluation(trainer, variant), tasks)
-    return {
-        "figures": figures(results),
-        "validation": validation(trainer, bench),
-        "images": trainer.images,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "train_cpu_seconds": round(trained - start, 1),
-        "cpu_seconds": round(time.process_time() - start, 1),
-    }
+    """Train one model and measure it."""
+    tasks = sorted({path.split(".")[0] for path in FIGURES.values()})
+    return trained_and_measured(
+        variant, config, bench, tasks, lambda results, each, settings: {"figures": figures(results)}
+    )
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:
     """The figures that the model has modalities for."""
-    found = {}
-    for name, path in FIGURES.items():
-        value = reduce(lambda tree, key: tree.get(key, {}), path.split("."), results)
-        if isinstance(value, (int, float)):
-            found[name] = round(value, 5)
-    return found
+    found = {name: look_up(results, path) for name, path in FIGURES.items()}
+    return {name: round(value, 5) for name, value in found.items() if isinstance(value, (int, float))}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

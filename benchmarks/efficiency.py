@@ -24,8 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from app.efficiency import FIGURES
 from app.tables import look_up
 from benchmarks.engine import paired, seconds
+from benchmarks.study import only
 from mmdiff.checkpoint import load_config
 from mmdiff.config import ModelConfig
 from mmdiff.dry_run import count, measure
@@ -38,19 +40,12 @@ from mmdiff.samplers import SAMPLERS
 
 STEPS = (5, 10, 20, 30, 50, 100)
 TASKS = ("holes", "image_from_label", "joint")
-# name of a figure -> where it stands in the results of `evaluate`, and its name in the plot
-FIGURES = {
-    "hole_lpips": ("holes.blocks.lpips", "holes: LPIPS"),
-    "judge_from_label": ("image_from_label.judge_agreement", "photo from label: classifier agrees"),
-    "judge_joint": ("joint.judge_agreement", "photo and label together: classifier agrees"),
+# name of a figure -> where it stands in the results of `evaluate`
+PATHS = {
+    "hole_lpips": "holes.blocks.lpips",
+    "judge_from_label": "image_from_label.judge_agreement",
+    "judge_joint": "joint.judge_agreement",
 }
-
-
-def alone(config: ModelConfig, *names: str) -> ModelConfig:
-    """The same network for the anchor and the modalities of these names only."""
-    anchor, *others = config.modalities
-    kept = (anchor, *(m for m in others if m.name in names))
-    return dataclasses.replace(config, modalities=kept)
 
 
 class Pass:
@@ -75,25 +70,25 @@ class Pass:
 def passes(config: ModelConfig, batch: int, rounds: int) -> dict[str, Any]:
     """All in one pass, against photos alone and against a model for each modality."""
     names = [m.name for m in config.modalities]
-    joint, photos = Pass(config, batch), Pass(alone(config), batch)
-    single = {names[0]: photos} | {name: Pass(alone(config, name), batch) for name in names[1:]}
+    joint, photos = Pass(config, batch), Pass(only(config), batch)
+    single = {names[0]: photos} | {name: Pass(only(config, name), batch) for name in names[1:]}
 
     def all_single() -> float:
         return sum(seconds(one) for one in single.values())
 
     for one in (joint, *single.values()):
         one()  # warm
-    facts = {name: one.facts() for name, one in single.items()}
+    whole, facts = joint.facts(), {name: one.facts() for name, one in single.items()}
     return {
         "modalities": names,
         "batch": batch,
-        "joint": joint.facts(),
+        "joint": whole,
         "single": facts,
         "joint_against_photos": paired(lambda: seconds(joint), lambda: seconds(photos), rounds),
         "joint_against_all_single": paired(lambda: seconds(joint), all_single, rounds),
-        "operations_against_photos": round(joint.facts()["operations"] / photos.facts()["operations"], 3),
+        "operations_against_photos": round(whole["operations"] / facts[names[0]]["operations"], 3),
         "parameters_against_all_single": round(
-            joint.facts()["parameters"] / sum(f["parameters"] for f in facts.values()), 3
+            whole["parameters"] / sum(f["parameters"] for f in facts.values()), 3
         ),
     }
 
@@ -105,7 +100,7 @@ def quality(ev: Evaluation, samplers: Sequence[str], steps: Sequence[int]) -> li
         for number in steps:
             ev.settings = dataclasses.replace(ev.settings, sampler=sampler, steps=number)
             results = evaluate(ev, TASKS)
-            found = {name: look_up(results, path) for name, (path, _) in FIGURES.items()}
+            found = {name: look_up(results, path) for name, path in PATHS.items()}
             kept = {name: round(v, 4) for name, v in found.items() if isinstance(v, (int, float))}
             points.append({"sampler": sampler, "steps": number} | kept)
             print(points[-1], flush=True)
@@ -116,13 +111,15 @@ def plot(report: dict[str, Any], path: Path) -> None:
     """Every figure against the number of steps, a line for each sampler."""
     from matplotlib.figure import Figure
 
-    measured = [name for name in FIGURES if any(name in point for point in report["quality"])]
+    measured = [column for column in FIGURES if any(column[1] in point for point in report["quality"])]
     figure = Figure(figsize=(4 * len(measured), 3.4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
+    for axes, (text, name, _) in zip(
+        figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True
+    ):
         for sampler in dict.fromkeys(point["sampler"] for point in report["quality"]):
             points = [(p["steps"], p[name]) for p in report["quality"] if p["sampler"] == sampler]
             axes.plot(*zip(*points, strict=True), marker="o", label=sampler)
-        axes.set(xlabel="steps", xscale="log", title=FIGURES[name][1])
+        axes.set(xlabel="steps", xscale="log", title=text)
         ticks = sorted({point["steps"] for point in report["quality"]})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from app.evidence import lpips_by_kind
 from app.tables import look_up
 from benchmarks.report import table
 from benchmarks.study import (
@@ -36,19 +36,18 @@ from benchmarks.study import (
     model_with,
     photos_judged,
     study,
-    validation,
+    trained_and_measured,
     write,
 )
 from mmdiff.batches import make_embedder
 from mmdiff.config import TrainConfig, load_train_config
-from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.core import Settings
+from mmdiff.evaluation.fillings import FILLINGS
 from mmdiff.evaluation.hole_figures import interval
 from mmdiff.holes import HOLES
 
 RESAMPLES = 10  # of RePaint, and so how many times as many calls of the network it takes
 PHOTOS = {"always": ("image",), "holes": 1.0}  # every photo is given, with holes
-READ = {"always": ("image",), "holes": 0.0, "absent": 0.0, "one_call": True}
 OURS = "ours"
 
 
@@ -57,48 +56,41 @@ class System(Variant):
     """A variant with what it fills holes with.
 
     fills: "ours", as the model is told what is known; "repaint", untold; "": not at all.
-    calls: calls of the network for a filling, in terms of the sampler's steps; None: one in all.
     """
 
     fills: str = "ours"
-    calls: int | None = 1
 
 
-ONE_CALL = {"steps": 1, "classical": False}
-UNTOLD = {"classical": False}
+OTHER = {"classical": False}  # classical fillings are the same beside every system
+ONE_CALL = OTHER | {"steps": 1}
+
+
+def reader(name: str) -> System:
+    """Trained to read one modality off whole photos, in one call."""
+    change = alone(name, never=(name,), always=("image",), holes=0.0, absent=0.0, one_call=True)
+    return System(change, settings=ONE_CALL, tasks=(f"{name}_from_image",), fills="")
+
 
 SYSTEMS: dict[str, System] = {
     OURS: System(),
-    "reconstruction only": System(
-        alone(**PHOTOS, one_call=True), settings=ONE_CALL, tasks=("holes",), calls=None
-    ),
+    "reconstruction only": System(alone(**PHOTOS, one_call=True), settings=ONE_CALL, tasks=("holes",)),
     "masked autoencoder": System(
-        alone(**PHOTOS, one_call=True, masking="patches"), settings=ONE_CALL, tasks=("holes",), calls=None
+        alone(**PHOTOS, one_call=True, masking="patches"), settings=ONE_CALL, tasks=("holes",)
     ),
     "diffusion of photos, RePaint": System(
         alone(never=("image",)),
-        settings=UNTOLD | {"repaint": RESAMPLES},
+        settings=OTHER | {"repaint": RESAMPLES},
         tasks=("holes", "likeness"),
         fills="repaint",
-        calls=RESAMPLES,
     ),
-    "diffusion for holes only": System(alone(**PHOTOS), settings=UNTOLD, tasks=("holes",)),
+    "diffusion for holes only": System(alone(**PHOTOS), settings=OTHER, tasks=("holes",)),
     "diffusion of photos, holes as augmentation": System(
-        alone(), settings=UNTOLD, tasks=("holes", "likeness")
+        alone(), settings=OTHER, tasks=("holes", "likeness")
     ),
-    "a time of its own for each modality": System(model_with(separate_times=True), settings=UNTOLD),
-    "segmenter": System(
-        alone("mask", never=("mask",), **READ), tasks=("mask_from_image",), fills="", calls=None
-    ),
-    "classifier": System(
-        alone("label", never=("label",), **READ), tasks=("label_from_image",), fills="", calls=None
-    ),
-    "embedding regression": System(
-        alone("embedding", never=("embedding",), **READ),
-        tasks=("embedding_from_image",),
-        fills="",
-        calls=None,
-    ),
+    "a time of its own for each modality": System(model_with(separate_times=True), settings=OTHER),
+    "segmenter": reader("mask"),
+    "classifier": reader("label"),
+    "embedding regression": reader("embedding"),
 }
 ALL_TASKS = (
     "holes",
@@ -109,7 +101,7 @@ ALL_TASKS = (
     "image_from_label",
     "joint",
 )
-# name of a figure -> where it stands in the results of `evaluate`; "*" stands for each kind of hole
+# name of a figure -> where it stands in the results of `evaluate`
 FIGURES = {
     "mask_iou": "mask_from_image.miou_pooled",
     "pixel_accuracy": "mask_from_image.pixel_accuracy",
@@ -126,28 +118,21 @@ FIGURES = {
     "kernel": "likeness.generated.kernel",
 }
 FLOORS = {"precision", "recall", "frechet", "kernel"}  # also measured of training photos
-CLASSICAL = ("mean", "telea", "navier_stokes")
 
 
 def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
-    """Train a system and measure it; seconds are CPU time, as other work may share the machine."""
-    start = time.process_time()
-    trainer = system.train(config, bench.train)
-    trained = time.process_time()
-    ev, each = bench.evaluation(trainer, system), {}
-    results = evaluate(ev, system.tasks or ALL_TASKS, each=each)
-    filled = {kind: each.get(f"holes/{kind}/{system.fills}") for kind in ev.settings.holes}
-    return {
-        "figures": figures(results, system),
-        "validation": validation(trainer, bench),
-        "lpips": {kind: thousandths(lpips) for kind, lpips in filled.items() if lpips is not None},
-        "classical": classical(results, each),
-        "calls": ev.settings.steps * system.calls if system.calls else 1,
-        "images": trainer.images,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "train_cpu_seconds": round(trained - start, 1),
-        "cpu_seconds": round(time.process_time() - start, 1),
-    }
+    """Train a system and measure it."""
+
+    def describe(results: dict[str, Any], each: dict[str, Tensor], settings: Settings) -> dict[str, Any]:
+        filled = {kind: each.get(f"holes/{kind}/{system.fills}") for kind in settings.holes}
+        return {
+            "figures": figures(results, system),
+            "lpips": {kind: thousandths(lpips) for kind, lpips in filled.items() if lpips is not None},
+            "classical": classical(results, each),
+            "calls": settings.steps * max(settings.repaint, 1),
+        }
+
+    return trained_and_measured(system, config, bench, ALL_TASKS, describe)
 
 
 def figures(results: Mapping[str, Any], system: System) -> dict[str, float]:
@@ -167,8 +152,8 @@ def classical(results: Mapping[str, Any], each: Mapping[str, Tensor]) -> dict[st
     """LPIPS of every photo by classical fillings, where they were measured: kind -> filling -> values."""
     found: dict[str, Any] = {}
     for kind in results.get("holes", {}):
-        if f"holes/{kind}/{CLASSICAL[-1]}" in each:
-            found[kind] = {name: thousandths(each[f"holes/{kind}/{name}"]) for name in CLASSICAL}
+        if all(f"holes/{kind}/{name}" in each for name in FILLINGS):
+            found[kind] = {name: thousandths(each[f"holes/{kind}/{name}"]) for name in FILLINGS}
     return found
 
 
@@ -192,7 +177,7 @@ def compare(variants: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if name != OURS
     }
     fixed = next(iter(variants[OURS]["runs"].values()))["classical"]
-    for filling in CLASSICAL:
+    for filling in FILLINGS:
         others[filling] = over_seeds([{kind: values[filling] for kind, values in fixed.items()}])
     return {
         name: {kind: _pair(ours[kind], theirs) for kind, theirs in by_kind.items() if kind in ours}
@@ -228,15 +213,12 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     """LPIPS of every filling against the hidden share, and at one half against calls of the network."""
     from matplotlib.figure import Figure
 
-    pairs = report["comparisons"]
-    ours = {kind: found["ours"] for by_kind in pairs.values() for kind, found in by_kind.items()}
-    lines = {OURS: ours} | {
-        name: {kind: found["theirs"] for kind, found in by_kind.items()} for name, by_kind in pairs.items()
-    }
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, values in lines.items():
+    for name, values in lpips_by_kind(report["comparisons"]).items():
         points = [(share, values[kind]) for kind, share in HIDDEN.items() if kind in values]
+        if not points:
+            continue
         left.plot(*zip(*points, strict=True), marker="o", linewidth=3 if name == OURS else 1.2, label=name)
         color = left.lines[-1].get_color()
         runs = report["variants"].get(name, {}).get("runs")

@@ -182,14 +182,13 @@ def subsets_table(results: dict[str, Any]) -> str:
     if "mask.iou_fruit" in measured:  # which says more than the mean with the background
         measured -= {"mask.miou"}
     columns = [column for column in SUBSET_COLUMNS if column[1] in measured]
-    head = ["given", *(text for text, _, _ in columns)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in [*found["subsets"], {"given": "(real photos)", "metrics": found["photos"]}]:
-        cells = [_subset_cell(row, metric, form) for _, metric, form in columns]
-        lines.append(f"| {row['given']} | " + " | ".join(cells) + " |")
+    given = [*found["subsets"], {"given": "(real photos)", "metrics": found["photos"]}]
+    rows = [
+        [row["given"], *(_subset_cell(row, metric, form) for _, metric, form in columns)] for row in given
+    ]
     order, settings = found["monotonicity"], results["settings"]
-    lines += [
-        "",
+    lines = [
+        markdown(["given", *(text for text, _, _ in columns)], rows),
         f"Mean over {found['examples']} examples, {settings['steps']} steps of `{settings['sampler']}` with "
         "the same noise for every subset. Embeddings are looked up among "
         f"{found['gallery']}. LPIPS is of pictures whose known pixels are true. An empty cell is of a "
@@ -221,16 +220,15 @@ def ablations_table(results: dict[str, Any]) -> str:
     """A study of `benchmarks/ablations.py`: a row for every variant, mean and spread over seeds."""
     measured = {figure for variant in results["variants"].values() for figure in variant["figures"]}
     columns = [column for column in COLUMNS if column[1] in measured]
-    head = ["variant", *(text for text, _, _ in columns)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     seeds = max(len(variant["runs"]) for variant in results["variants"].values())
-    for name, variant in results["variants"].items():
-        cells = [spread(look_up(variant, f"figures.{figure}"), form, seeds) for _, figure, form in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    rows = [
+        [name, *(spread(look_up(entry, f"figures.{figure}"), form, seeds) for _, figure, form in columns)]
+        for name, entry in results["variants"].items()
+    ]
     model, optim, evaluation = results["config"]["model"], results["config"]["optim"], results["evaluation"]
     repeated = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One run each."
-    lines += [
-        "",
+    lines = [
+        markdown(["variant", *(text for text, _, _ in columns)], rows),
         f"{repeated} Models of {model['image_size']} px, width "
         f"{model['width']} and {model['depth']} blocks, {optim['images']:,} images each in batches of "
         f"{optim['batch_size']}; {evaluation['limit']} validation examples, {evaluation['steps']} sampling "
@@ -246,8 +244,8 @@ def titled_tables(page: ModuleType, results: dict[str, Any]) -> str:
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 # what `benchmarks/engine.py` compares: text and where it stands in the JSON

@@ -10,16 +10,20 @@ import dataclasses
 import json
 import re
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmdiff.batches import load_examples
-from mmdiff.config import TrainConfig, to_dict
+from mmdiff.config import ModelConfig, TrainConfig, to_dict
 from mmdiff.data import Examples
+from mmdiff.dry_run import count
+from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.core import Evaluation, Settings, mean
 from mmdiff.judge import Judge
 from mmdiff.model import MultiModalDiffusion
@@ -104,14 +108,15 @@ def tasks_with(**options: Any) -> Change:
     return lambda config: dataclasses.replace(config, tasks=dataclasses.replace(config.tasks, **options))
 
 
+def only(model: ModelConfig, name: str = "") -> ModelConfig:
+    """The same network for the anchor and, if it is named, one other modality."""
+    anchor, *others = model.modalities
+    return dataclasses.replace(model, modalities=(anchor, *(m for m in others if m.name == name)))
+
+
 def pair(name: str) -> Change:
     """The anchor and one other modality alone."""
-
-    def change(config: TrainConfig) -> TrainConfig:
-        anchor, *others = config.model.modalities
-        return model_with(modalities=(anchor, *(m for m in others if m.name == name)))(config)
-
-    return change
+    return lambda config: dataclasses.replace(config, model=only(config.model, name))
 
 
 def alone(name: str | None = None, **tasks: Any) -> Change:
@@ -181,6 +186,31 @@ def write(report: Mapping[str, Any], out: Path) -> None:
     part.replace(out)
 
 
-def validation(trainer: Trainer, bench: Bench) -> dict[str, float]:
-    """Losses on the validation examples."""
-    return {name: round(value, 5) for name, value in trainer.validate(bench.val).items()}
+# -- a run -----------------------------------------------------------------------------------------------
+
+
+def trained_and_measured(
+    variant: Variant,
+    config: TrainConfig,
+    bench: Bench,
+    tasks: Sequence[str],
+    describe: Callable[[dict[str, Any], dict[str, Tensor], Settings], dict[str, Any]],
+) -> dict[str, Any]:
+    """A run as a study keeps it; seconds are CPU time, as other work may share the machine.
+
+    Args:
+        tasks: what to measure where the variant does not say.
+        describe: (results of `evaluate`, values of single examples, settings) -> what is kept of them.
+    """
+    start = time.process_time()
+    trainer = variant.train(config, bench.train)
+    trained = time.process_time()
+    ev, each = bench.evaluation(trainer, variant), {}
+    results = evaluate(ev, variant.tasks or tasks, each=each)
+    return describe(results, each, ev.settings) | {
+        "validation": {name: round(value, 5) for name, value in trainer.validate(bench.val).items()},
+        "images": trainer.images,
+        "parameters": count(trainer.model),
+        "train_cpu_seconds": round(trained - start, 1),
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }

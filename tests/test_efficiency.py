@@ -9,8 +9,9 @@ from synthetic import CLASSES, lively_model, tiny_config
 from app import results
 from app.tabs import how_it_works
 from benchmarks import efficiency
-from benchmarks.efficiency import Pass, alone, passes
+from benchmarks.efficiency import Pass, passes
 from benchmarks.report import table
+from benchmarks.study import only
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.judge import Judge
 from mmdiff.model import MultiModalDiffusion
@@ -19,7 +20,7 @@ from mmdiff.samplers import SAMPLERS
 
 def test_a_model_for_one_thing_is_the_same_network():
     config = tiny_config()
-    photos, masks = alone(config), alone(config, "mask")
+    photos, masks = only(config), only(config, "mask")
     assert [m.name for m in photos.modalities] == ["image"]
     assert [m.name for m in masks.modalities] == ["image", "mask"]
     for option in ("width", "depth", "image_size", "patch_size"):

@@ -174,6 +174,12 @@ def test_the_plot_has_a_line_for_every_filling(report, tmp_path):
     assert len(strong) >= len(filled)
 
 
+def test_a_plot_without_blocks_is_empty(report, tmp_path):
+    pair = {"ours": 0.1, "theirs": 0.2}
+    evidence.plot(report | {"comparisons": {"telea": {"box": pair}}}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
+
+
 def test_what_was_not_measured_is_said_so(report):
     found = report | {"comparisons": {}}
     found["variants"] = {"ours": report["variants"]["ours"]}

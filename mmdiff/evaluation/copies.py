@@ -25,11 +25,10 @@ def copies(ev: Evaluation) -> Outcome:
         raise Skip("no training photos: give --train the Parquet file that the model was trained on")
     count = min(SAMPLES, ev.settings.samples)
     out = ev.sample("copies", ["image"], count)["image"]
-    unseen = ev.read(ev.having("image")[:count])["image"]
-    gallery = _small(ev.train_photos)
+    unseen, gallery = _small(ev.read(ev.having("image"))["image"]), _small(ev.train_photos)
     distances, nearest = _nearest(_small(out), gallery)
-    of_unseen, _ = _nearest(_small(unseen), gallery)
-    to_unseen, to_trained = _to_equally_many(ev, _small(out), gallery)
+    of_unseen, _ = _nearest(unseen[:count], gallery)
+    to_unseen, to_trained = _to_equally_many(_small(out), unseen, gallery, ev.settings.seed)
     photos = ev.train_photos[nearest].float() / 127.5 - 1
     if photos.shape[-1] != ev.size:
         photos = F.interpolate(photos, (ev.size, ev.size), mode="bilinear", antialias=True)
@@ -49,10 +48,9 @@ def copies(ev: Evaluation) -> Outcome:
     )
 
 
-def _to_equally_many(ev: Evaluation, samples: Tensor, trained: Tensor) -> tuple[float, float]:
+def _to_equally_many(samples: Tensor, unseen: Tensor, trained: Tensor, seed: int) -> tuple[float, float]:
     """Mean distance to the nearest unseen photo, and to the nearest of as many training photos."""
-    unseen = _small(ev.read(ev.having("image"))["image"])
-    generator = torch.Generator().manual_seed(ev.settings.seed)
+    generator = torch.Generator().manual_seed(seed)
     draws = [torch.randperm(len(trained), generator=generator)[: len(unseen)] for _ in range(DRAWS)]
     to_drawn = torch.stack([_nearest(samples, trained[rows])[0] for rows in draws])
     return mean(_nearest(samples, unseen)[0]), mean(to_drawn)
