@@ -112,12 +112,17 @@ class DataConfig:
     workers: int = 8  # threads that decode a stream
     margin: int = 0  # pixels a random crop can move by
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
+    zoom: float = (
+        1.0  # smallest share of a stored photo's side that a random crop shows, brought to full size
+    )
     flip: bool = True
     light: float = 0.0  # share by which contrast and brightness of a photo change; captions may speak of them
     balance: float = 1.0  # a source's share grows with its examples to this power: 0 is equal, 1 as they are
 
     def __post_init__(self) -> None:
-        _check_shares(self, "data", ("balance", "light"))
+        _check_shares(self, "data", ("balance", "light", "zoom"))
+        if self.zoom < 0.1:
+            raise ValueError(f"data.zoom is {self.zoom}; give a number from 0.1 to 1, which is no zoom.")
         if self.balance != 1 and self.stream:
             raise ValueError("data.balance needs all examples in memory; leave it or data.stream out.")
         if self.margin_from not in ("pad", "resize"):

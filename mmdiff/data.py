@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmdiff.config import DataConfig
 from mmdiff.modalities import Modality
@@ -308,15 +309,20 @@ def draw_batch(
     generator: torch.Generator | None,
     flip: bool,
     light: float = 0.0,
+    zoom: float = 1.0,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Examples ``rows`` as data-space tensors: x name -> (B, *shape), present (B, N) bool.
 
-    With a generator the crop, the flip, the light of photos and the choice among stored variants are random;
-    without one the crop is central and the first variant is taken.
+    With a generator the crop, with ``zoom`` below 1 its size, the flip, the light of photos and the choice
+    among stored variants are random; without one the crop is central and the first variant is taken.
     """
     device = rows.device
     size = next(iter(modalities.values())).image_size
-    window = _windows(len(rows), size, examples.margin, generator, flip, device)
+    zoomed = generator is not None and zoom < 1
+    if zoomed:
+        window = _boxes(len(rows), size, size + examples.margin, zoom, generator, flip, device)
+    else:
+        window = _windows(len(rows), size, examples.margin, generator, flip, device)
     x, present = {}, []
     for name, modality in modalities.items():
         if name not in examples.stored:
@@ -325,7 +331,9 @@ def draw_batch(
             present.append(torch.zeros(len(rows), dtype=torch.bool, device=device))
             continue
         batch = examples.stored[name][rows]
-        if modality.dense:
+        if modality.dense and zoomed:
+            batch = _resampled(batch, *window, blend=not modality.classes)
+        elif modality.dense:
             batch = _crop(batch, *window)
         elif batch.ndim > 1 + len(modality.shape):
             batch = _choose(batch, generator)
@@ -362,6 +370,43 @@ def _windows(
     mirrored = torch.rand(count, 1, generator=generator, device=device) < (0.5 if flip else 0.0)
     columns = torch.where(mirrored, axis.flip(0), axis)
     return start[0] + axis, start[1] + columns
+
+
+def _boxes(
+    count: int,
+    size: int,
+    stored: int,
+    zoom: float,
+    generator: torch.Generator,
+    flip: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Where the rows and columns of each example's crop lie in the stored picture, in its pixels: (B, size).
+
+    The crop is a square whose side is a random share of the picture's, from ``zoom`` to 1.
+    """
+    draws = torch.rand(4, count, 1, generator=generator, device=device)
+    side = stored * (zoom + (1 - zoom) * draws[0])
+    start = (stored - side) * draws[1:3]
+    steps = ((torch.arange(size, device=device) + 0.5) / size).expand(count, -1)
+    across = torch.where(draws[3] < (0.5 if flip else 0.0), 1 - steps, steps)
+    return start[0] + side * steps, start[1] + side * across
+
+
+def _resampled(batch: Tensor, rows: Tensor, columns: Tensor, blend: bool) -> Tensor:
+    """The pictures at those places (see `_boxes`), bilinear if they may ``blend``, otherwise the nearest
+    pixel's: (B, ..., H, W) -> (B, ..., size, size).
+    """
+    count, size = rows.shape
+    places = torch.stack(
+        [columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], -1
+    )
+    flat = batch.reshape(count, -1, *batch.shape[-2:]).float()
+    mode = "bilinear" if blend else "nearest"
+    grid = places * (2 / batch.shape[-1]) - 1
+    drawn = F.grid_sample(flat, grid, mode, padding_mode="border", align_corners=False)
+    drawn = drawn if batch.is_floating_point() else drawn.round()
+    return drawn.reshape(count, *batch.shape[1:-2], size, size).to(batch.dtype)
 
 
 def _crop(batch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

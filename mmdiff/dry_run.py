@@ -261,7 +261,8 @@ def _step(examples: Examples, config: TrainConfig) -> str:
     small = dataclasses.replace(config.model, width=32, depth=2, heads=2, refiner_width=32)
     model = MultiModalDiffusion(small)
     rows, generator = torch.arange(len(examples)), torch.Generator().manual_seed(0)
-    x, present = draw_batch(examples, model.modalities, rows, generator, config.data.flip, config.data.light)
+    data = config.data
+    x, present = draw_batch(examples, model.modalities, rows, generator, data.flip, data.light, data.zoom)
     flags = torch.where(present, UNKNOWN, ABSENT)
     known = torch.zeros(len(rows), 1, small.image_size, small.image_size)
     e, schedule = model.encode(x), model.make_schedule()

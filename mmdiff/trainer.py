@@ -160,7 +160,7 @@ class Trainer:
         """Everything random about the examples ``rows`` (B,) in a step, cut and flipped if ``augment``."""
         net, size, data = self.model, self.config.model.image_size, self.config.data
         x, present = draw_batch(
-            examples, net.modalities, rows, generator if augment else None, data.flip, data.light
+            examples, net.modalities, rows, generator if augment else None, data.flip, data.light, data.zoom
         )
 
         def chance(probability: float) -> Tensor:

@@ -424,3 +424,60 @@ def test_light_changes_every_photo_by_a_gain_and_an_offset(shapes, modalities):
         torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
     central = draw_batch(examples, modalities, rows, None, False, 0.1)[0]["image"]
     assert torch.equal(central, draw_batch(examples, modalities, rows, None, False)[0]["image"])
+
+
+# -- zoom ----------------------------------------------------------------------------------------------
+
+RAMP = 48  # pixels a side of the pictures
+
+
+@pytest.fixture(scope="module")
+def ramps(modalities):
+    """Photos whose red says the column and green the row, and masks of which the right half is class 1."""
+    column = torch.arange(RAMP).expand(RAMP, RAMP)
+    photo = torch.stack([column * 5, column.T * 5, column * 0]).to(torch.uint8)
+    mask = (column >= RAMP // 2).to(torch.uint8)
+    stored = {"image": photo.expand(64, -1, -1, -1), "mask": mask.expand(64, -1, -1)}
+    here = torch.ones(64, dtype=torch.bool)
+    return Examples(stored, {name: here for name in stored}, [""] * 64, margin=RAMP - SIZE)
+
+
+def test_zoom_shows_squares_of_random_size_and_place(ramps, modalities):
+    generator = torch.Generator().manual_seed(0)
+    x, _ = draw_batch(ramps, modalities, torch.arange(64), generator, True, zoom=0.5)
+    columns = levels(x["image"][:, 0]).mean(1) / 5  # (64, SIZE), where each column of the crop is from
+    rows = levels(x["image"][:, 1]).mean(2) / 5
+    inner = slice(2, -2)  # the picture's border repeats itself
+    steps = [places[:, inner].diff(dim=1) for places in (columns, rows)]
+    for step in steps:
+        assert (step - step.mean(1, keepdim=True)).abs().max() < 0.25  # evenly spaced, up to whole levels
+    across, down = (step.mean(1) * SIZE / RAMP for step in steps)
+    torch.testing.assert_close(across.abs(), down, atol=0.02, rtol=0)  # squares
+    assert 0.48 < down.min() < 0.6 and 0.9 < down.max() < 1.02
+    assert 16 < (across < 0).sum() < 48  # mirrored
+    centres = torch.stack([columns.mean(1), rows.mean(1)])
+    assert centres.std(1).min() > 2 and (centres - (RAMP - 1) / 2).mean(1).abs().max() < 2
+
+
+def test_zoomed_masks_stay_on_their_photos(ramps, modalities):
+    generator = torch.Generator().manual_seed(1)
+    x, _ = draw_batch(ramps, modalities, torch.arange(64), generator, True, zoom=0.5)
+    assert set(x["mask"].unique().tolist()) <= {0, 1}
+    columns = levels(x["image"][:, 0]) / 5
+    expected = columns >= RAMP // 2 - 0.5  # the border between the two columns
+    beside = (columns - (RAMP // 2 - 0.5)).abs() < 0.2
+    assert ((x["mask"] == expected) | beside).all() and 0.3 < x["mask"].float().mean() < 0.7
+
+
+def test_without_a_generator_nothing_is_zoomed(ramps, modalities):
+    rows = torch.arange(2)
+    plain, zoomed = (
+        draw_batch(ramps, modalities, rows, None, True, zoom=zoom)[0]["image"] for zoom in (1.0, 0.5)
+    )
+    assert torch.equal(plain, zoomed)
+
+
+@pytest.mark.parametrize("zoom", [0.0, -1.0, 1.5])
+def test_a_zoom_that_cannot_be_is_refused(zoom):
+    with pytest.raises(ValueError, match="zoom"):
+        DataConfig(zoom=zoom)

@@ -84,8 +84,8 @@ def test_operations_equal_a_hand_count(path):
 def test_operations_of_an_encoding_equal_a_hand_count():
     model = MultiModalDiffusion(load_train_config(SCENES).model)
     half, quarter = 24 * 24, 12 * 12  # positions
-    total = half * 9 * (48 * 64 + 2 * 2 * 64 * 64)  # the first convolution and two residual blocks
-    total += quarter * 9 * (64 * 128 + 2 * 2 * 128 * 128) + quarter * 128 * 6
+    total = half * 9 * (48 * 96 + 2 * 2 * 96 * 96)  # the first convolution and two residual blocks
+    total += quarter * 9 * (96 * 192 + 2 * 2 * 192 * 192) + quarter * 192 * 8
     assert measure(model).encoding == 2 * total
 
 

@@ -144,11 +144,14 @@ def test_the_command_trains_measures_and_saves(tmp_path, capsys):
     data = write_parquet(tmp_path / "photos.parquet", make_rows(12, 44))
     out = tmp_path / "autoencoder"
     size = ["--size", "44", "--crop", "32", "--batch", "4", "--latent-channels", "4"]
+    size += ["--widths", "16", "24", "40"]
     command.main(["--data", str(data), "--val", str(data), "--out", str(out), "--images", "80", *size])
     facts = json.loads(capsys.readouterr().out)
     assert facts["images_seen"] == 80 and facts["photos"] == 12
     assert 0.8 < facts["val"]["latent_rms"] < 1.25
     network = Autoencoder.from_pretrained(out)
+    assert network.options == {"latent_channels": 4, "widths": [16, 24, 40]}
+    assert facts["parameters"] == sum(p.numel() for p in network.parameters())
     val = read_photos([data], 40)
     figures = measure(network, val, CPU)
     assert figures["psnr"] == pytest.approx(facts["val"]["psnr"], abs=0.3)  # half precision
@@ -221,7 +224,12 @@ def test_a_decoder_of_other_latents_is_refused(tmp_path, model, wrong):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({}, "no end"), ({"images": 8, "crop": 60}, "multiple of 8"), ({"images": 8, "lr": 0.0}, "positive")],
+    [
+        ({}, "no end"),
+        ({"images": 8, "crop": 60}, "multiple of 8"),
+        ({"images": 8, "lr": 0.0}, "positive"),
+        ({"images": 8, "widths": (16, 24)}, "3 numbers of channels"),
+    ],
 )
 def test_a_recipe_that_cannot_be_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
@@ -229,6 +237,19 @@ def test_a_recipe_that_cannot_be_is_refused(changes, said):
 
 
 # -- photos in Z ---------------------------------------------------------------------------------------
+
+
+def test_the_network_can_be_of_another_size_if_the_options_say_so(tmp_path):
+    Autoencoder(4, (16, 24, 40)).save(tmp_path / "autoencoder", {}, "")
+    options = {"latent_channels": 4, "latent_widths": [16, 24, 40]}
+    mine = build_modality(ModalityConfig("image", "latent_image", options=options), SIZE, PATCH)
+    mine.load_pretrained(tmp_path)
+    assert mine.encode(photos()).shape == (4, 4 * 4, 2, 2)
+    other = build_modality(
+        ModalityConfig("image", "latent_image", options={"latent_channels": 4}), SIZE, PATCH
+    )
+    with pytest.raises(ValueError, match=r"\[16, 24, 40\].*Set its options"):
+        other.load_pretrained(tmp_path)
 
 
 def test_encodings_are_the_latents_folded(anchor):

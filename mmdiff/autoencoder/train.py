@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from mmdiff.autoencoder.card import card
-from mmdiff.autoencoder.network import STRIDE, Autoencoder, read_config
+from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder, read_config
 from mmdiff.config import DataConfig
 from mmdiff.data import read_parquet
 from mmdiff.device import choose_device
@@ -52,6 +52,7 @@ class Recipe:
     perceptual: float = 1.0  # weight of LPIPS beside the mean absolute error
     noise: float = 0.15  # standard deviation of the noise on latents, which have that of 1
     latent_channels: int = 6
+    widths: tuple[int, ...] = WIDTHS  # channels at a half, a quarter and an eighth of the photo's size
     decoder_only: bool = False  # the encoder stays, so that latents keep their meaning
     seed: int = 0
 
@@ -60,6 +61,8 @@ class Recipe:
             raise ValueError("the training has no end; give --images or --max-minutes, or both.")
         if min(self.images, self.max_minutes, self.batch, self.lr, self.latent_channels) <= 0:
             raise ValueError(f"images, max_minutes, batch, lr and latent_channels must be positive: {self}.")
+        if len(self.widths) != len(WIDTHS) or min(self.widths) < 1:
+            raise ValueError(f"widths are {self.widths}; give {len(WIDTHS)} numbers of channels.")
         if self.crop % STRIDE or not 0 < self.crop <= self.size:
             raise ValueError(
                 f"crop is {self.crop}; give a multiple of {STRIDE} of at most the size, {self.size}."
@@ -86,7 +89,8 @@ def draw_crops(photos: Tensor, count: int, crop: int, generator: torch.Generator
     mirrored = torch.rand(count, 1, generator=generator) < 0.5
     ys, xs = top + span, left + torch.where(mirrored, span.flip(0), span)
     channels = torch.arange(3)[:, None, None]
-    picked = photos[rows[:, None, None, None], channels, ys[:, None, :, None], xs[:, None, None, :]]
+    places = rows[:, None, None, None], channels, ys[:, None, :, None], xs[:, None, None, :]
+    picked = photos[tuple(index.to(photos.device) for index in places)]
     return picked.float() / 127.5 - 1
 
 
@@ -139,12 +143,13 @@ def train(
         raise ValueError(f"the loss cannot be computed: {reason}") from None
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    network = Autoencoder(recipe.latent_channels)
+    network = Autoencoder(recipe.latent_channels, recipe.widths)
     before = None
     if init:
         network.take_weights(init)
         before = read_config(init)["training"]
     network = network.to(device, memory_format=torch.channels_last).train()
+    photos = photos.to(device)
     if recipe.decoder_only:
         network.encoder.requires_grad_(False)
         network.norm.eval()
@@ -157,10 +162,10 @@ def train(
             rate = learning_rate(progress.share, recipe.lr)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            crops = draw_crops(photos, recipe.batch, recipe.crop, generator).to(device)
-            l1, lpips = objective(
-                network, perceptual, crops.contiguous(memory_format=torch.channels_last), recipe
-            )
+            crops = draw_crops(photos, recipe.batch, recipe.crop, generator)
+            crops = crops.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                l1, lpips = objective(network, perceptual, crops, recipe)
             optimizer.zero_grad(set_to_none=True)
             (l1 + recipe.perceptual * lpips).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -171,17 +176,15 @@ def train(
                 _save(average.module, out, photos, recipe, progress, {}, before)
                 last_save = progress.seconds
     if not recipe.decoder_only:
-        settle(average.module, photos, recipe.crop, generator, device)
+        settle(average.module, photos, recipe.crop, generator)
     figures = measure(average.module, val, device)
     return _save(average.module, out, photos, recipe, progress, figures, before)
 
 
 @torch.no_grad()
-def settle(
-    network: Autoencoder, photos: Tensor, crop: int, generator: torch.Generator, device: torch.device
-) -> None:
+def settle(network: Autoencoder, photos: Tensor, crop: int, generator: torch.Generator) -> None:
     """Give the latents of averaged weights unit variance: what was averaged with them belongs to others."""
-    crops = (draw_crops(photos, 64, crop, generator).to(device) for _ in range(SETTLE))
+    crops = (draw_crops(photos, 64, crop, generator) for _ in range(SETTLE))
     update_bn(map(network.encoder, crops), network.norm)
     network.eval()
 
@@ -225,7 +228,7 @@ def _save(
         "init": before,  # the facts of what it started from
         "photos": len(photos),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "recipe": {k: v for k, v in asdict(recipe).items() if math.isfinite(v)},
+        "recipe": {k: v for k, v in asdict(recipe).items() if v != math.inf},
         "images_seen": progress.images,
         "seconds": round(progress.seconds, 1),
         "device": next(network.parameters()).device.type,
@@ -270,12 +273,16 @@ def main(arguments: list[str] | None = None) -> None:
     for field in fields(Recipe)[2:]:
         flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
         how = {"action": "store_true"} if kind is bool else {"type": kind, "default": field.default}
+        if kind is tuple:
+            how |= {"type": int, "nargs": len(WIDTHS)}
         parser.add_argument(flag, **how)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     args = parser.parse_args(arguments)
     try:
         device = choose_device(args.device)
         recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+        recipe = replace(recipe, widths=tuple(recipe.widths))
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
         whole = recipe.size // STRIDE * STRIDE
         if recipe.decoder_only and not args.init:
             raise ValueError("--decoder-only keeps an encoder; name the autoencoder's folder with --init.")

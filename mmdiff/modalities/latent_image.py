@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdiff.autoencoder.network import STRIDE, Autoencoder
+from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder
 from mmdiff.interpolate import smooth_fill
 from mmdiff.modalities.image import ImageModality
 
@@ -21,7 +22,7 @@ class LatentImageModality(ImageModality):
 
     Args:
         autoencoder: name of the folder that training takes it from, in the folder of the checkpoints.
-        latent_channels: of that autoencoder.
+        latent_channels, latent_widths: of that autoencoder.
         sigma: as for pixels; the Gaussian is around the decoded photo.
     """
 
@@ -34,6 +35,7 @@ class LatentImageModality(ImageModality):
         patch_size: int,
         autoencoder: str = "autoencoder",
         latent_channels: int = 6,
+        latent_widths: Sequence[int] = WIDTHS,
         sigma: float = 0.1,
     ) -> None:
         super().__init__(name, image_size, patch_size, sigma)
@@ -42,7 +44,7 @@ class LatentImageModality(ImageModality):
         self.stride = self.head_stride = STRIDE
         self.fold = patch_size // STRIDE
         self.source = autoencoder
-        self.autoencoder = _as_buffers(Autoencoder(latent_channels))
+        self.autoencoder = _as_buffers(Autoencoder(latent_channels, latent_widths))
         self.z_channels = latent_channels * self.fold**2
         self.head_channels = latent_channels
 
