@@ -163,20 +163,23 @@ def read(checkpoint: str, root: Path = ROOT) -> tuple[list[Report], list[str]]:
     """Reports on the checkpoint of this name, and a sentence for each of its files that cannot be used.
 
     A file belongs to a checkpoint if it says so, or, where it says nothing, by its name: NAME.json,
-    NAME-*.json or evidence-NAME.json. Tables of tasks come first, comparisons with other systems last.
+    NAME-*.json, evidence-NAME.json or evidence-NAME-*.json. Tables of tasks come first, comparisons with
+    other systems last.
     """
     reports, problems = [], []
+    evidence_of = re.compile(rf"evidence-{re.escape(checkpoint)}(-|$)")
     for path in sorted((root / FOLDER).glob("*.json"), key=lambda path: path.stem):
         source = (FOLDER / path.name).as_posix()
         try:
             results = _load(path)
-            if results.get("checkpoint") != checkpoint and path.stem != f"evidence-{checkpoint}":
+            if results.get("checkpoint") != checkpoint and not evidence_of.match(path.stem):
                 continue
             tables = tuple(table for table in _tables(results) if table.rows)
             if tables:
                 reports.append(Report(source, tables, _how(results), _command(source, root)))
         except (OSError, ValueError) as error:
-            if path.stem in (checkpoint, f"evidence-{checkpoint}") or path.stem.startswith(f"{checkpoint}-"):
+            mine = path.stem == checkpoint or path.stem.startswith(f"{checkpoint}-")
+            if mine or evidence_of.match(path.stem):
                 problems.append(f"{source} cannot be used: {error}. Measure anew, or delete the file.")
     return sorted(reports, key=_place), problems
 

@@ -28,6 +28,7 @@ PAGES = (
     "checkpoints/scenes/README.md",
     "docs/conditionals.md",
     "docs/demo.md",
+    "docs/evidence.md",
     "docs/scenes.md",
     "docs/training.md",
 )
@@ -150,6 +151,8 @@ def table(results: dict[str, Any]) -> str:
         return titled_tables(efficiency, results)
     if "variants" in results:
         return ablations_table(results)
+    if "gradients" in results:
+        return gradients_table(results)
     if "engine_against_bare_loop" in results:
         return speed_table(results)
     if "share_of_matmul" in results:
@@ -308,6 +311,20 @@ def training_table(results: dict[str, Any]) -> str:
         f"{results['device']}, torch {results['torch']}; {results['rounds']} rounds, one after the other.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def gradients_table(results: dict[str, Any]) -> str:
+    """`benchmarks/gradients.py`: a row for every modality, a column for every time."""
+    points = results["gradients"]
+    head = ("gradient of", "weight", *(f"{point['images']:,} images" for point in points))
+    rows = []
+    for name, weight in results["weights"].items():
+        pulls = [point["pulls"][name] for point in points]
+        rows.append((name, f"{weight:g}", *(f"{p['norm']:.3f}, {p['cosine']:+.2f}" for p in pulls)))
+    return markdown(head, rows) + (
+        f"\nNorm in the shared parameters, cosine with the photos' gradient; {results['batches']} batches of "
+        f"{results['batch_size']} each, `{results['config']}`.\n"
+    )
 
 
 def filled(text: str) -> str:

@@ -283,6 +283,12 @@ class Trainer:
         number = self.processes.rank * self.accumulate + part
         torch.manual_seed(self.config.optim.seed * 1_000_003 + self.step + (number << 40))
 
+    def terms_of_next_batch(self) -> dict[str, Tensor]:
+        """The loss terms of the next batch in training mode, with their graph; nothing is stepped."""
+        self.model.train()
+        self._seed_dropout(0)
+        return self._terms(self.model, self._draw_share())
+
     def _count_skipped(self, bad: Tensor) -> None:
         total, in_a_row = self.skipped
         # Once the limit is reached it stands, as it may be looked at some steps later.

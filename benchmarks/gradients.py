@@ -1,0 +1,130 @@
+"""Do the losses of the modalities pull the shared network the same way, and how hard does each pull?
+
+    python benchmarks/gradients.py configs/evidence-scenes.toml --train data/scenes/train.parquet \
+        --out docs/results/scenes-gradients.json
+
+While a model is trained from scratch, the gradients of its loss terms are taken apart now and then: the norm
+of each one, with its weight, in the parameters that all modalities share, and its cosine with the photos'
+own. A term whose norm is far above the photos' takes the optimiser's step for itself (Adam divides by the
+size of the sum); a cosine below zero undoes what the photos need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.study import CPU
+from mmdiff.batches import load_examples, make_embedder
+from mmdiff.config import load_train_config
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.trainer import Trainer
+
+SHARES = (0.1, 0.3, 0.6, 0.95)  # of the training, after which gradients are taken apart
+
+
+def term_gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Gradients in the shared backbone of the next batch's terms, each with its weight: name -> (P,).
+
+    "image" is of all terms of the anchor together, the other modalities go by their names.
+    """
+    model = trainer.model
+    terms = trainer.terms_of_next_batch()
+    shared = list(model.backbone.parameters())
+    found = {}
+    for modality in model.config.modalities:
+        value = modality.loss_weight * terms[f"L2/{modality.name}"]
+        value = value + terms["L1"] if modality.name == model.anchor else value
+        parts = torch.autograd.grad(value, shared, retain_graph=True, allow_unused=True)
+        flat = [
+            (torch.zeros_like(p) if part is None else part).flatten()
+            for part, p in zip(parts, shared, strict=True)
+        ]
+        found[modality.name] = torch.cat(flat)
+    return found
+
+
+def pulls(trainer: Trainer, batches: int) -> dict[str, dict[str, float]]:
+    """Of every modality the root mean square norm over batches, and the mean cosine with the anchor's."""
+    norms: dict[str, list[float]] = {}
+    cosines: dict[str, list[float]] = {}
+    for _ in range(batches):
+        gradients = term_gradients(trainer)
+        anchor = gradients[trainer.model.anchor]
+        for name, gradient in gradients.items():
+            norms.setdefault(name, []).append(gradient.norm().item())
+            cosines.setdefault(name, []).append(torch.cosine_similarity(gradient, anchor, 0).item())
+    return {
+        name: {
+            "norm": round((sum(n * n for n in norms[name]) / batches) ** 0.5, 4),
+            "cosine": round(sum(cosines[name]) / batches, 3),
+        }
+        for name in norms
+    }
+
+
+def follow(trainer: Trainer, batches: int) -> list[dict[str, Any]]:
+    """Train to the end, and take the gradients apart after each of `SHARES`."""
+    total = trainer.config.optim.images
+    marks = [share * total for share in SHARES]
+    points = []
+    while marks:
+        if trainer.images >= marks[0]:
+            marks.pop(0)
+            points.append({"images": trainer.images, "pulls": pulls(trainer, batches)})
+            print(points[-1], flush=True)
+        else:
+            trainer.train_step()
+    return points
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    try:
+        config = load_train_config(args.config)
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, images=args.images))
+        embedder = make_embedder(config, args.embedder, CPU)
+        examples = load_examples(args.train, MultiModalDiffusion(config.model), config, embedder)
+        trainer = Trainer(config, examples, CPU)
+        trainer.load_pretrained("checkpoints")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    given = sys.argv[1:] if arguments is None else arguments
+    report = {
+        "command": shlex.join(["python", "benchmarks/gradients.py", *given]),
+        "config": Path(args.config).stem,
+        "batch_size": config.optim.batch_size,
+        "batches": args.batches,
+        "weights": {m.name: m.loss_weight for m in config.model.modalities},
+        "gradients": follow(trainer, args.batches),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="training configuration, such as configs/evidence-scenes.toml")
+    parser.add_argument("--train", required=True, help="Parquet file to train on")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
+    parser.add_argument("--images", type=int, default=20_000, help="budget of the training")
+    parser.add_argument("--batches", type=int, default=8, help="batches to average over")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
