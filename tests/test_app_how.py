@@ -110,16 +110,21 @@ def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
 
 
 def test_the_commands_are_the_ones_that_were_run():
-    """They are read from pages; here the parser of `mmdiff.evaluate` reads them back."""
+    """They are read from pages; here the parser of `mmdiff.evaluate` reads them back, or the file says them."""
     reports, problems = results.read("orchard")
-    assert len(reports) == 3 and not problems
-    for report in reports:
-        arguments = vars(parse_arguments(shlex.split(report.command.replace("\\\n", " "))[3:]))
-        found = json.loads((ROOT / report.source).read_text())
-        assert arguments["out"] == report.source and Path(arguments["data"]).name == found["data"]
+    assert not problems
+    commands = {r.source: shlex.split(r.command.replace("\\\n", " ")) for r in reports}
+    files = {source: json.loads((ROOT / source).read_text()) for source in commands}
+    written = {source: found["command"] for source, found in files.items() if "command" in found}
+    assert written and all(commands[source] == shlex.split(said) for source, said in written.items())
+    evaluated = {source: words for source, words in commands.items() if "mmdiff.evaluate" in words}
+    assert len(evaluated) == 3
+    for source, words in evaluated.items():
+        arguments, found = vars(parse_arguments(words[3:])), files[source]
+        assert arguments["out"] == source and Path(arguments["data"]).name == found["data"]
         for name, value in found["settings"].items():
             if name != "limit":  # with --all-subsets it has a default of its own
-                assert arguments[name] == value, (report.source, name)
+                assert arguments[name] == value, (source, name)
         assert set(found.get("tasks", ())) <= set(arguments["tasks"])
 
 
