@@ -110,7 +110,7 @@ def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
 
 
 def test_the_commands_are_the_ones_that_were_run():
-    """They are read from pages; here the parser of `mmdiff.evaluate` reads them back, or the file says them."""
+    """They are read from pages; the parser of `mmdiff.evaluate` reads them back, or the file says them."""
     reports, problems = results.read("orchard")
     assert not problems
     commands = {r.source: shlex.split(r.command.replace("\\\n", " ")) for r in reports}
