@@ -33,6 +33,7 @@ from benchmarks.study import (
     Variant,
     load_bench,
     model_with,
+    optim_with,
     pair,
     photos_judged,
     study,
@@ -135,9 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
     try:
-        base = load_train_config(args.config)
-        optim = {"images": args.images, "warmup_images": args.images // 10, "lr": args.lr}
-        base = dataclasses.replace(base, optim=dataclasses.replace(base.optim, **optim))
+        optim = optim_with(images=args.images, warmup_images=args.images // 10, lr=args.lr)
+        base = optim(load_train_config(args.config))
         base = base if args.study == "scenes" else model_with(**SIZE)(base)
         settings = Settings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
         embedder = make_embedder(base, args.embedder, CPU)

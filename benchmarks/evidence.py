@@ -37,6 +37,7 @@ from benchmarks.study import (
     alone,
     load_bench,
     model_with,
+    optim_with,
     photos_judged,
     study,
     tasks_with,
@@ -85,11 +86,6 @@ def weighed(share: float) -> Change:
     return change
 
 
-def optimised(**options: Any) -> Change:
-    """Another optimisation."""
-    return lambda config: dataclasses.replace(config, optim=dataclasses.replace(config.optim, **options))
-
-
 def lighter_with_holes(config: TrainConfig) -> TrainConfig:
     """Other modalities weigh a sixteenth, and more of the examples have holes."""
     return tasks_with(**MORE_HOLES)(weighed(1 / 16)(config))
@@ -101,7 +97,7 @@ MORE_HOLES = {"joint": 0.1, "given": 0.8, "holes": 0.9, "only_reading": 0.2}
 SYSTEMS: dict[str, System] = {
     OURS: System(),
     LONGER: System(
-        lambda config: optimised(images=4 * config.optim.images)(lighter_with_holes(config)), settings=OTHER
+        lambda config: optim_with(images=4 * config.optim.images)(lighter_with_holes(config)), settings=OTHER
     ),
     "reconstruction only": System(alone(**PHOTOS, one_call=True), settings=ONE_CALL, tasks=("holes",)),
     "masked autoencoder": System(
@@ -130,8 +126,8 @@ REMEDIES: dict[str, System] = {
     "other modalities weigh a quarter": System(weighed(0.25)),
     "other modalities weigh a sixteenth": System(weighed(1 / 16)),
     "a sixteenth, and holes in 58 %": System(lighter_with_holes),
-    "twice as many steps, of half the batch": System(optimised(batch_size=16, lr=1e-3)),
-    "times of little noise weigh more": System(optimised(snr_cap=20.0)),
+    "twice as many steps, of half the batch": System(optim_with(batch_size=16, lr=1e-3)),
+    "times of little noise weigh more": System(optim_with(snr_cap=20.0)),
     "modalities left out in half of the examples": System(tasks_with(absent=0.5)),
 }
 ALL_TASKS = (
@@ -281,8 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         base = load_train_config(args.config)
         if args.images:
-            optim = dataclasses.replace(base.optim, images=args.images)
-            base = dataclasses.replace(base, optim=optim)
+            base = optim_with(images=args.images)(base)
         settings = Settings(
             steps=args.steps, samples=args.samples, holes=tuple(args.holes), eta=args.eta, batch=128
         )

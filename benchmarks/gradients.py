@@ -12,7 +12,6 @@ size of the sum); a cosine below zero undoes what the photos need.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shlex
 import sys
@@ -25,7 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import CPU
+from benchmarks.study import CPU, optim_with
 from mmdiff.batches import load_examples, make_embedder
 from mmdiff.config import load_train_config
 from mmdiff.model import MultiModalDiffusion
@@ -93,8 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
     try:
-        config = load_train_config(args.config)
-        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, images=args.images))
+        config = optim_with(images=args.images)(load_train_config(args.config))
         embedder = make_embedder(config, args.embedder, CPU)
         examples = load_examples(args.train, MultiModalDiffusion(config.model), config, embedder)
         trainer = Trainer(config, examples, CPU)

@@ -108,6 +108,11 @@ def tasks_with(**options: Any) -> Change:
     return lambda config: dataclasses.replace(config, tasks=dataclasses.replace(config.tasks, **options))
 
 
+def optim_with(**options: Any) -> Change:
+    """Another optimisation."""
+    return lambda config: dataclasses.replace(config, optim=dataclasses.replace(config.optim, **options))
+
+
 def only(model: ModelConfig, name: str = "") -> ModelConfig:
     """The same network for the anchor and, if it is named, one other modality."""
     anchor, *others = model.modalities
@@ -155,8 +160,7 @@ def study(
             entry = report["variants"].setdefault(name, {"runs": {}})
             if str(seed) in entry["runs"]:
                 continue
-            config = variant.change(base)
-            config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, seed=seed))
+            config = optim_with(seed=seed)(variant.change(base))
             entry["runs"][str(seed)] = found = run(variant, config, bench)
             runs = list(entry["runs"].values())
             entry |= {part: summary(runs, part) for part in ("figures", "validation")}

@@ -112,9 +112,7 @@ class DataConfig:
     workers: int = 8  # threads that decode a stream
     margin: int = 0  # pixels a random crop can move by
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
-    zoom: float = (
-        1.0  # smallest share of a stored photo's side that a random crop shows, brought to full size
-    )
+    zoom: float = 1.0  # smallest share of a stored photo's side that a random crop shows, enlarged
     flip: bool = True
     light: float = 0.0  # share by which contrast and brightness of a photo change; captions may speak of them
     balance: float = 1.0  # a source's share grows with its examples to this power: 0 is equal, 1 as they are

@@ -15,7 +15,7 @@ from app.tabs import how_it_works
 from benchmarks import evidence
 from benchmarks.evidence import REMEDIES, SYSTEMS, compare, run
 from benchmarks.report import table
-from benchmarks.study import Bench, study
+from benchmarks.study import Bench, optim_with, study
 from mmdiff.config import load_train_config
 from mmdiff.evaluation.core import Settings
 from mmdiff.holes import HOLES
@@ -226,12 +226,8 @@ def test_shipped_sizes_can_be_built(name):
     config = load_train_config(f"configs/evidence-{name}.toml")
     for system in SYSTEMS.values():
         changed = system.change(config)
-        same = changed if system is not SYSTEMS[LONGER] else optim_of(changed, images=config.optim.images)
+        same = optim_with(images=config.optim.images)(changed) if system is SYSTEMS[LONGER] else changed
         assert same.optim == config.optim and changed.model.width == config.model.width
-
-
-def optim_of(config, **options):
-    return evidence.optimised(**options)(config)
 
 
 def test_the_command(shapes, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Gradients of loss terms: they add up to the training step's own, and a table shows them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -36,13 +37,11 @@ def test_the_terms_add_up_to_the_gradient_of_a_step(trainer, monkeypatch):
 def test_pulls_scale_with_the_weights(shapes, embedder, trainer):
     config = trainer.config
     modalities = [
-        gradients.dataclasses.replace(m, loss_weight=m.loss_weight * (1 if m.name == "image" else 3))
+        dataclasses.replace(m, loss_weight=m.loss_weight * (1 if m.name == "image" else 3))
         for m in config.model.modalities
     ]
-    model = gradients.dataclasses.replace(config.model, modalities=tuple(modalities))
-    heavier = Trainer(
-        gradients.dataclasses.replace(config, model=model), read_shapes(shapes, config, embedder), CPU
-    )
+    model = dataclasses.replace(config.model, modalities=tuple(modalities))
+    heavier = Trainer(dataclasses.replace(config, model=model), read_shapes(shapes, config, embedder), CPU)
     before, after = gradients.pulls(trainer, 2), gradients.pulls(heavier, 2)
     assert after["image"] == pytest.approx(before["image"], rel=1e-3)
     assert after["label"]["norm"] == pytest.approx(3 * before["label"]["norm"], rel=1e-2, abs=2e-4)

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -52,7 +52,7 @@ class Recipe:
     perceptual: float = 1.0  # weight of LPIPS beside the mean absolute error
     noise: float = 0.15  # standard deviation of the noise on latents, which have that of 1
     latent_channels: int = 6
-    widths: tuple[int, ...] = WIDTHS  # channels at a half, a quarter and an eighth of the photo's size
+    widths: Sequence[int] = WIDTHS  # channels at a half, a quarter and an eighth of the photo's size
     decoder_only: bool = False  # the encoder stays, so that latents keep their meaning
     seed: int = 0
 
@@ -281,7 +281,6 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         device = choose_device(args.device)
         recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
-        recipe = replace(recipe, widths=tuple(recipe.widths))
         torch.backends.cudnn.benchmark = True  # all batches have one shape
         whole = recipe.size // STRIDE * STRIDE
         if recipe.decoder_only and not args.init:
