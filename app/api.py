@@ -35,7 +35,11 @@ def build(services: Sequence[Service]) -> None:
             gr.Number(30, precision=0, label="steps"),
             gr.Number(None, precision=0, label="seed: random if left out"),
             gr.Number(1, precision=0, label="num_samples"),
-            gr.JSON(None, label="guidance_scale: number, or object of numbers by modality; 1 if left out"),
+            gr.JSON(
+                None,
+                label="guidance_scale: number, or object of numbers by modality; 1 if left out. A label that "
+                "is named but not given is settled early, and all else follows it",
+            ),
             gr.Textbox("ddim", label="sampler"),
             gr.Textbox(None, label="checkpoint: name; the first one if left out"),
         ]

@@ -65,7 +65,8 @@ class Compare:
 
     def read(self, job: Job, steps: int, guidance: float, sampler: str, checkpoint: str) -> tuple[Job, str]:
         """The other job and the name of its model."""
-        scales: Mapping[str, float] = {name: guidance for name in job.given if name != ANCHOR}
+        followed = {n: s for n, s in _scales(job).items() if n not in job.given}
+        scales = followed | {name: guidance for name in job.given if name != ANCHOR}
         other = replace(
             job,
             steps=int(steps) or job.steps,
@@ -86,8 +87,11 @@ class Compare:
         return " · ".join(one[k] for k in differing), " · ".join(two[k] for k in differing)
 
 
-def _facts(job: Job, checkpoint: str) -> list[str]:
+def _scales(job: Job) -> Mapping[str, float]:
     scales = job.guidance_scale
-    by_name = scales if isinstance(scales, Mapping) else {name: scales for name in job.given}
-    on = ", ".join(f"{name} {scale:g}" for name, scale in by_name.items() if scale != 1)
+    return scales if isinstance(scales, Mapping) else {name: scales for name in job.given}
+
+
+def _facts(job: Job, checkpoint: str) -> list[str]:
+    on = ", ".join(f"{name} {scale:g}" for name, scale in _scales(job).items() if scale != 1)
     return [checkpoint, f"{job.steps} steps", f"guidance {on or 'off'}", job.sampler]

@@ -91,7 +91,7 @@ class Form:
             raise ValueError(
                 "There is nothing to generate. Set a row to Generate, or paint a hole in the photo."
             )
-        how = self.settings.read(given, *remaining)
+        how = self.settings.read(given, wanted, *remaining)
         return Job(given=given, wanted=tuple(wanted), known_pixels=known_pixels, **how)
 
     def _sized(self, value: Any) -> Any:

@@ -17,6 +17,8 @@ SAMPLERS = {
 }
 MAX_STEPS, MAX_SAMPLES, MAX_GUIDANCE = 100, 8, 10.0
 MAX_SEED = 2**31 - 1
+SETTLED = "label"  # kind that can be settled early, for all else to follow
+FOLLOWED = 2.0  # how strongly, unless told otherwise
 ANCHOR = "image"  # its pixels are kept as they are given, so there is nothing to guide
 
 
@@ -65,10 +67,9 @@ class Job:
 
 def _calls(condition: Change) -> int:
     scales = condition.guidance_scale
-    guided = [name for name in condition.given if name != ANCHOR]
     if isinstance(scales, Mapping):
-        return 1 + sum(scales.get(name, 1) != 1 for name in guided)
-    return 2 if guided and scales != 1 else 1
+        return 1 + sum(scale != 1 for scale in scales.values())
+    return 2 if scales != 1 and any(name != ANCHOR for name in condition.given) else 1
 
 
 def _check_condition(condition: Change, modalities: Mapping[str, Any]) -> None:
@@ -85,14 +86,19 @@ def _check_condition(condition: Change, modalities: Mapping[str, Any]) -> None:
         raise ValueError(f"There is nothing to generate. Ask for at least one of {names}.")
     for name in set(condition.given) & set(condition.wanted) - filled_in:
         raise ValueError(f"“{name}” is given and asked for at once. Choose one of the two.")
-    _check_guidance(condition)
+    _check_guidance(condition, modalities)
 
 
-def _check_guidance(condition: Change) -> None:
+def settled(modalities: Mapping[str, Any]) -> str | None:
+    """Name of the modality that a photo made from nothing can follow, if there is one."""
+    return next((name for name, spec in modalities.items() if spec.kind == SETTLED), None)
+
+
+def _check_guidance(condition: Change, modalities: Mapping[str, Any]) -> None:
     scales = condition.guidance_scale
     by_name = scales if isinstance(scales, Mapping) else {"": scales}
     for name, scale in by_name.items():
-        if name and (name == ANCHOR or name not in condition.given):
+        if name and (name == ANCHOR or name not in (*condition.given, settled(modalities))):
             why = "is kept as it is given" if name == ANCHOR else "is not given"
             raise ValueError(f"There is a guidance scale for “{name}”, which {why}. Leave it out.")
         number = isinstance(scale, int | float) and not isinstance(scale, bool)

@@ -100,6 +100,12 @@ PHOTOS = (
         ".1%",
         (("chance", chance(1)), JUDGE),
     ),
+    Metric(
+        "The same where all else follows the label: that classifier agrees",
+        "joint_following_label.judge_agreement",
+        ".1%",
+        (("chance", chance(1)), JUDGE),
+    ),
     Metric("Photo and mask together: their IoU", "joint.mask_rule_iou", ".4f", (WHITE_RULE,)),
     Metric(
         "Holes ({}): PSNR inside, dB",

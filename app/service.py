@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from app.job import ANCHOR, Job
+from app.job import ANCHOR, FOLLOWED, Job, settled
 from app.record import Record
 from app.tasks import KINDS
 from app.zero_gpu import ON_ZERO_GPU, gpu
@@ -152,7 +152,9 @@ class Service:
         affordable = 2 * WARM_UP_SECONDS / (time.perf_counter() - started)
         self.timing = Timing()
         steps = int(min(WARM_UP_STEPS, max(4, affordable)))
-        example = self.run(Job(wanted=wanted, steps=steps, sampler="dpmpp_2m"))
+        name = settled(self.modalities)
+        scales = {name: FOLLOWED} if name else {}
+        example = self.run(Job(wanted=wanted, steps=steps, guidance_scale=scales, sampler="dpmpp_2m"))
         picture = Image.fromarray(example.last.x[ANCHOR][0])
         known = middle_known(picture.width)
         return example, self.run(Job({ANCHOR: picture}, wanted, known, steps, sampler="dpmpp_2m"))

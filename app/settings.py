@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from app.inputs import QUIET
-from app.job import ANCHOR, MAX_GUIDANCE, MAX_SAMPLES, MAX_SEED, MAX_STEPS, SAMPLERS, Job
+from app.job import ANCHOR, FOLLOWED, MAX_GUIDANCE, MAX_SAMPLES, MAX_SEED, MAX_STEPS, SAMPLERS, Job, settled
 from app.service import Service
-from app.tasks import GIVEN
+from app.tasks import GENERATE, GIVEN
 from app.theme import html
 from app.views import duration
 
@@ -20,6 +20,10 @@ FILLING_SAMPLER = "ancestral"  # its noise mends what early steps got wrong: fil
 GUIDANCE = (
     '<p class="title">Guidance</p><p class="hint">How strongly each counts where it is given. 1 is off; '
     "any other number runs every sample through the network once more a step.</p>"
+)
+FOLLOWING = (
+    '<p class="hint">Where nothing is given, the {name} is settled early and all else follows it so '
+    "strongly, which makes photos clearer. 1 is off.</p>"
 )
 
 
@@ -33,10 +37,13 @@ class Settings:
     def __init__(self, service: Service, task: str, choices: Mapping[str, gr.Radio]) -> None:
         self._service = service
         self._guidable = [name for name in choices if name != ANCHOR]
+        self._choices = list(choices)
+        # A photo that is to be filled in, or one without a label in the model, has nothing to follow.
+        self._settled = None if task == "fill_in" else settled(service.modalities)
         self.steps = gr.Slider(1, MAX_STEPS, value=STEPS, step=1, label="Steps", elem_id=f"{task}-steps")
-        self.estimate = html(
-            self.estimate_of(Job(steps=STEPS)), elem_id=f"{task}-estimate", elem_classes="estimate"
-        )
+        roles, ones = [choice.value for choice in choices.values()], [1] * len(self._guidable)
+        estimate = self._estimated(STEPS, 1, FOLLOWED, *ones, *roles)
+        self.estimate = html(estimate, elem_id=f"{task}-estimate", elem_classes="estimate")
         with gr.Row(elem_classes="seed"):
             self.seed = gr.Number(
                 value=0,
@@ -68,8 +75,19 @@ class Settings:
             with gr.Column(elem_classes="guidance", visible=bool(self._guidable)):
                 html(GUIDANCE)
                 self.guidance = [self._guidance_slider(task, name) for name in self._guidable]
-        self.components = [self.steps, self.seed, self.keep, self.sampler, self.samples, *self.guidance]
-        costs = [self.steps, self.samples, *self.guidance, *(choices[name] for name in self._guidable)]
+            with gr.Column(elem_classes="following", visible=self._settled is not None):
+                self.followed = gr.Slider(
+                    0,
+                    MAX_GUIDANCE,
+                    value=FOLLOWED,
+                    step=0.5,
+                    label=f"Follow the {self._settled}",
+                    elem_id=f"{task}-followed",
+                )
+                html(FOLLOWING.format(name=self._settled))
+        how = [self.steps, self.seed, self.keep, self.sampler, self.samples]
+        self.components = [*how, self.followed, *self.guidance]
+        costs = [self.steps, self.samples, self.followed, *self.guidance, *choices.values()]
         draw.click(new_seed, None, self.seed, **QUIET)
         gr.on(
             [cost.change for cost in costs],
@@ -86,13 +104,13 @@ class Settings:
             0, MAX_GUIDANCE, value=1, step=0.5, label=name.capitalize(), elem_id=f"{task}-{name}-guidance"
         )
 
-    def _estimated(self, steps: int, samples: int, *values: Any) -> str:
-        """`values`: the scale of each guidable modality, then what each of them is to be."""
+    def _estimated(self, steps: int, samples: int, followed: float, *values: Any) -> str:
+        """`values`: the scale of each guidable modality, then what each of all is to be."""
         scales, roles = values[: len(self._guidable)], values[len(self._guidable) :]
-        given = {name: None for name, role in zip(self._guidable, roles, strict=True) if role == GIVEN}
-        return self.estimate_of(
-            Job(given, steps=steps, num_samples=samples, guidance_scale=self._scales(given, scales))
-        )
+        given = {name: None for name, role in zip(self._choices, roles, strict=True) if role == GIVEN}
+        wanted = [name for name, role in zip(self._choices, roles, strict=True) if role == GENERATE]
+        guidance = self._scales(given, wanted, followed, scales)
+        return self.estimate_of(Job(given, steps=steps, num_samples=samples, guidance_scale=guidance))
 
     def estimate_of(self, job: Job) -> str:
         """HTML that says how long a run would take here."""
@@ -101,18 +119,29 @@ class Settings:
             f'<p class="hint">about <b>{duration(seconds)}</b> on this {self._service.device.split()[0]}</p>'
         )
 
-    def _scales(self, given: Collection[str], scales: Collection[float]) -> dict[str, float]:
-        """The scale of each modality that is given; the others have none to count."""
+    def _scales(
+        self, given: Collection[str], wanted: Collection[str], followed: float, scales: Collection[float]
+    ) -> dict[str, float]:
+        """The scale of each modality that is given, or of what is followed where nothing is."""
+        if self._follows(given, wanted):
+            return {self._settled: followed} if followed != 1 else {}
         return {name: s for name, s in zip(self._guidable, scales, strict=True) if name in given}
+
+    def _follows(self, given: Collection[str], wanted: Collection[str]) -> bool:
+        """Whether a photo is made from nothing, and what it can follow is not to be ignored."""
+        ignored = self._settled in self._choices and self._settled not in wanted
+        return self._settled is not None and not given and ANCHOR in wanted and not ignored
 
     def read(
         self,
         given: Collection[str],
+        wanted: Collection[str],
         steps: int,
         seed: float | None,
         keep: bool,
         sampler: str,
         samples: int,
+        followed: float,
         *scales: float,
     ) -> dict[str, Any]:
         """The fields of a `Job` that are set here; the seed is drawn unless kept."""
@@ -123,7 +152,7 @@ class Settings:
             "seed": int(seed) if keep else new_seed(),
             "sampler": sampler,
             "num_samples": int(samples),
-            "guidance_scale": self._scales(given, scales),
+            "guidance_scale": self._scales(given, wanted, followed, scales),
         }
 
     def show(self, job: Job) -> list[Any]:
@@ -137,7 +166,8 @@ class Settings:
             True,
             job.sampler,
             job.num_samples,
-            *(scales.get(n, 1) for n in self._guidable),
+            scales.get(self._settled, 1) if self._follows(job.given, job.wanted) else gr.skip(),
+            *(scales.get(n, 1) if n in job.given else 1 for n in self._guidable),
         ]
 
 

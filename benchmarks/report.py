@@ -45,6 +45,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
         ".1%",
     ),
     ("photo and label together: that classifier agrees", "joint.judge_agreement", ".1%"),
+    ("the same where all else follows the label", "joint_following_label.judge_agreement", ".1%"),
     ("photo and mask together: IoU of mask and picture", "joint.mask_rule_iou", ".4f"),
     ("photo from mask: IoU of the asked mask and picture", "image_from_mask.mask_rule_iou", ".4f"),
     ("embedding from photo: cosine", "embedding_from_image.cosine", ".3f"),

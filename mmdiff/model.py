@@ -201,6 +201,13 @@ class MultiModalDiffusion(nn.Module):
                 kept[name] = e[name] * (flags[:, i] == KNOWN)[:, None, None, None]
         return Conditioning(kept, flags, known_pixels)
 
+    def become_known(self, condition: Conditioning, x: Mapping[str, Tensor]) -> Conditioning:
+        """The same with more given: values ``x`` of other modalities than the anchor, (B, *shape) each."""
+        flags = condition.flags.clone()
+        for name in x:
+            flags[:, self.names.index(name)] = KNOWN
+        return replace(condition, e={**condition.e, **self.encode(x)}, flags=flags)
+
     def read(self, seen: Conditioning) -> Tensor | None:
         """What the reader makes of the known pixels; None if there are none, or no reader."""
         if seen.read is not None or seen.pixels is None:

@@ -19,12 +19,13 @@ from mmdiff.engine import Engine, Member, Ticket
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.modalities.image import to_uint8
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
-from mmdiff.run import Run, Segment
+from mmdiff.run import Run, Segment, unsettled
 from mmdiff.samplers import RULES, Rule, SampleNoise, Step, Trajectory, timesteps
 from mmdiff.tasks import Condition
 from mmdiff.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
 
 MAX_SEED = 2**63 - 1
+OWN_NUMBERS = 1 << 62  # flips a bit of a seed, for random numbers apart from those of its trajectory
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,9 @@ class Pipeline:
                 of it at once and runs every sample through the network twice a step. A mapping from names to
                 numbers, such as {"embedding": 3, "mask": 1.5}, counts for each modality by itself and takes
                 once more for each number other than 1; names that are left out have 1. Pixels that are
-                given are kept whatever the scale. See `mmdiff.guidance.composed`.
+                given are kept whatever the scale. See `mmdiff.guidance.composed`. A label that is not given
+                but has a number other than 1 is settled early, by a draw from what its head says while the
+                photo is still noise, and all else follows it as if it were given.
             sampler: "ddim", "ancestral" or "dpmpp_2m". eta: fresh noise of "ddim", 0 to 1.
             changes: other conditions from some step on, in order; see `Change`.
 
@@ -248,7 +251,7 @@ class Pipeline:
             seeds = [seed + k for k in range(num_samples)]
             trajectory = self._trajectory(seeds, steps, sampler, eta)
             present = partial(self._present, shown=shown, seed=seed)
-            return Run(self.model, trajectory, segments, present)
+            return Run(self.model, trajectory, segments, present, self._uniform(seeds))
 
         return Stream(self.engine, self.engine.call(make_run))
 
@@ -270,8 +273,10 @@ class Pipeline:
         self._check_guidance(guidance_scale, condition.given)
 
         def make_run() -> Run:
-            segment = Segment(0, condition, self._encode(condition, wanted, len(seeds)), guidance_scale)
-            return Run(self.model, self._trajectory(seeds, steps, sampler, eta), [segment])
+            asked = (*wanted, *unsettled(guidance_scale, condition.given))
+            segment = Segment(0, condition, self._encode(condition, asked, len(seeds)), guidance_scale)
+            trajectory = self._trajectory(seeds, steps, sampler, eta)
+            return Run(self.model, trajectory, [segment], uniform=self._uniform(seeds))
 
         return Stream(self.engine, self.engine.call(make_run))
 
@@ -286,6 +291,11 @@ class Pipeline:
         rule = Rule(eta) if eta else RULES[sampler]
         return Trajectory(self.schedule, noise(self.model.z_shape), steps, rule, noise)
 
+    def _uniform(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """name -> (B,) in [0, 1), to draw what is settled on the way."""
+        normal = SampleNoise([seed ^ OWN_NUMBERS for seed in seeds], self.device)((len(self.modalities),))
+        return dict(zip(self.modalities, torch.special.ndtr(normal).T, strict=True))
+
     def _segment(self, change: Change, num_samples: int) -> Segment:
         """Conditions as people give them -> checked and on the device, the same for every sample."""
         given = dict(change.given)
@@ -297,7 +307,8 @@ class Pipeline:
         if known is not None:
             known = torch.from_numpy(known).expand(num_samples, -1, -1).to(self.device)
         condition = Condition(batch, known)
-        internal = self._encode(condition, wanted, num_samples)
+        asked = (*wanted, *unsettled(change.guidance_scale, given))
+        internal = self._encode(condition, asked, num_samples)
         return Segment(change.after, condition, internal, change.guidance_scale)
 
     @torch.no_grad()
@@ -385,9 +396,10 @@ class Pipeline:
         if not isinstance(guidance_scale, Mapping):
             return _check_scale("guidance_scale", guidance_scale)
         guidable = [name for name in given if name != self.model.anchor]
+        drawable = [name for name, modality in self.modalities.items() if modality.drawable]
         for name, scale in guidance_scale.items():
             _check_scale(f"guidance_scale of {name!r}", scale)
-            if name not in guidable:
+            if name not in (*guidable, *drawable):
                 why = "is no modality of this checkpoint"
                 if name in self.modalities:
                     why = "is kept as it is given" if name in given else "is not given"

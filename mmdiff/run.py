@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from mmdiff.model import Conditioning, MultiModalDiffusion, Query, TrajectoryDen
 from mmdiff.samplers import Step, Trajectory
 from mmdiff.tasks import Condition
 
+SETTLED = 0.95  # share of T; above it even a label is open, and below it the photo begins to take shape
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -25,13 +27,26 @@ class Segment:
 
     Attributes:
         condition: what is given, in data space. internal: the same and what is wanted, in Z.
-        guidance_scale: a number for everything given at once, or name -> number.
+        guidance_scale: a number for everything given at once, or name -> number. What is named but not given
+            is settled on the way, see `Run`.
     """
 
     after: int
     condition: Condition
     internal: Conditioning
     guidance_scale: float | Mapping[str, float] = 1.0
+
+    @property
+    def unsettled(self) -> tuple[str, ...]:
+        """Names of what is guided but not given."""
+        return unsettled(self.guidance_scale, self.condition.given)
+
+
+def unsettled(guidance_scale: float | Mapping[str, float], given: Collection[str]) -> tuple[str, ...]:
+    """Names of what is guided but not given."""
+    if not isinstance(guidance_scale, Mapping):
+        return ()
+    return tuple(name for name, scale in guidance_scale.items() if scale != 1 and name not in given)
 
 
 class Run:
@@ -41,8 +56,13 @@ class Run:
     becomes given takes its place in z at once, under the noise that is there; what becomes free stays as it
     is until the network thinks otherwise.
 
+    What is unsettled in a segment is settled as soon as z is no longer noise alone: every sample draws from
+    what the head says then, p(x_i | z_t, given), and the draw counts as given from there on. That is the
+    chain rule, p(x_i) p(the rest | x_i), with guidance in its second factor.
+
     Args:
         present: a step and the seconds since the run began -> what is handed out.
+        uniform: name -> (B,) in [0, 1), by which draws are made.
     """
 
     def __init__(
@@ -51,11 +71,15 @@ class Run:
         trajectory: Trajectory,
         segments: Sequence[Segment],
         present: Callable[[Step, float], Any] = lambda step, seconds: step,
+        uniform: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._model, self._trajectory, self._present = model, trajectory, present
+        self._uniform = uniform or {}
+        self._predicted: Mapping[str, Tensor] = {}
+        self._settled: dict[str, Tensor] = {}
         self._began: float | None = None
         self._later = list(segments)
-        calls = max(len(self._denoisers_of(segment)) for segment in segments)
+        calls = max(len(self._denoisers_of(s)) + len(s.unsettled) for s in segments)
         self.rows = len(trajectory.z) * calls
         self._begin(self._later.pop(0))
 
@@ -67,9 +91,10 @@ class Run:
         """What the network is asked for the next step."""
         self._began = self._began or time.perf_counter()
         if self._later and self._later[0].after == self._trajectory.index:
-            segment = self._later.pop(0)
-            self._trajectory.revise(lambda clean: self._model.put_in_place(clean, segment.internal))
-            self._begin(segment)
+            self._change(self._later.pop(0))
+        names, trajectory = self._segment.unsettled, self._trajectory
+        if names and trajectory.index and trajectory.times[trajectory.index] <= SETTLED * trajectory.times[0]:
+            self._settle(names)
         return [d.query(self._trajectory.z, self._trajectory.t) for d, _ in self._denoisers]
 
     @torch.no_grad()
@@ -80,8 +105,31 @@ class Run:
         if free:
             scales = [scale for _, scale in self._denoisers[1:]]
             told = combined(told, list(zip(free, scales, strict=True)))
+        self._predicted = told.x
         step = self._with_given(self._trajectory.advance(told))
         return self._present(step, time.perf_counter() - self._began)
+
+    def _change(self, segment: Segment) -> None:
+        """From here on the segment holds."""
+        self._trajectory.revise(lambda clean: self._model.put_in_place(clean, segment.internal))
+        self._begin(segment)
+
+    @torch.no_grad()
+    def _settle(self, names: Sequence[str]) -> None:
+        """Draws what was not drawn before, and goes on with all of it given."""
+        for name in names:
+            if name not in self._settled:
+                modality, predicted = self._model.modalities[name], self._predicted[name]
+                self._settled[name] = modality.draw(predicted, self._uniform[name])
+        drawn = {name: self._settled[name] for name in names}
+        condition = self._segment.condition
+        self._change(
+            dataclasses.replace(
+                self._segment,
+                condition=dataclasses.replace(condition, given={**condition.given, **drawn}),
+                internal=self._model.become_known(self._segment.internal, drawn),
+            )
+        )
 
     def _begin(self, segment: Segment) -> None:
         self._segment = segment
@@ -91,7 +139,8 @@ class Run:
         """The denoiser that is told everything, then those that are told less, with their scales."""
         model, schedule, internal = self._model, self._trajectory.schedule, segment.internal
         if isinstance(segment.guidance_scale, Mapping):
-            scales = {(name,): scale for name, scale in segment.guidance_scale.items()}
+            free = segment.unsettled
+            scales = {(n,): scale for n, scale in segment.guidance_scale.items() if n not in free}
         else:
             scales = {tuple(set(internal.e) - {model.anchor}): segment.guidance_scale}
         return [(model.denoiser(schedule, internal), 1.0)] + [

@@ -435,10 +435,12 @@ def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
 
 def test_guidance_is_set_for_each_modality(visit, pipe):
     visitor = visit()
+    following = visitor.find("estimate").inner_text()
     visitor.choose("label", "Given")
     visitor.find("label-choice", "input").click()
     visitor.page.get_by_role("option", name="Cherry Wax").click()
     visitor.plan("from the label")
+    near(lambda: visitor.find("estimate").inner_text() != following)  # no label is settled any more
     plain = visitor.find("estimate").inner_text()
     visitor.find("more", "button").first.click()
     label = visitor.find("label-guidance", "input[type=number]")
@@ -456,6 +458,39 @@ def test_guidance_is_set_for_each_modality(visit, pipe):
     visitor.run()
     visitor.done()
     assert pipe.calls[-1]["guidance_scale"] == {"label": 3}
+
+
+def test_photos_from_nothing_follow_their_label(visit, pipe):
+    visitor = visit("image_mask")
+    visitor.run()
+    visitor.done()
+    assert pipe.calls[-1]["guidance_scale"] == {"label": 2}  # although the label is not shown here
+    visitor.find("more", "button").first.click()
+    slider = visitor.find("followed", "input[type=number]")
+    slider.wait_for()
+
+    def is_off():
+        slider.fill("1")
+        slider.press("Tab")
+        visitor.page.wait_for_timeout(300)
+        visitor.run()
+        visitor.done()
+        return pipe.calls[-1]["guidance_scale"] == {}
+
+    near(is_off)
+
+
+@pytest.mark.parametrize("role", ["Given", "Ignore"])
+def test_a_label_that_is_given_or_ignored_is_not_settled(visit, pipe, role):
+    visitor = visit("any_to_any")
+    visitor.choose("label", role)
+    if role == "Given":
+        visitor.find("label-choice", "input").click()
+        visitor.page.get_by_role("option", name="Cherry Wax").click()
+    visitor.plan("from the label" if role == "Given" else "from noise alone")
+    visitor.run()
+    visitor.done()
+    assert pipe.calls[-1]["guidance_scale"] in ({}, {"label": 1})
 
 
 def test_visitors_run_at_the_same_time(visit, pipe, monkeypatch):

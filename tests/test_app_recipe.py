@@ -32,6 +32,7 @@ def hole(seed: int) -> np.ndarray:
 JOBS = {
     "nothing given": Job(wanted=("image", "mask", "label", "embedding"), seed=5),
     "label": Job({"label": LABELS[2]}, ("image",), guidance_scale={"label": 3}, sampler="dpmpp_2m", steps=7),
+    "followed": Job({}, ("image", "mask"), guidance_scale={"label": 2.5}),
     "text": Job({"embedding": "un “kaki”, très mûr 柿\n"}, ("image", "mask"), guidance_scale=2.5),
     "mask": Job({"mask": bits(1)}, ("image",), num_samples=8, seed=2**31 - 1),
     "photo": Job({"image": PHOTO}, ("mask", "label")),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, LetterEmbedder, Spec, photo
 
-from app.job import SAMPLERS, Job
+from app.job import FOLLOWED, SAMPLERS, Job
 from app.service import MAX_WAITING, Preview, Service, Timing, Waiting, middle_known
 from mmdiff.pipeline import Change
 
@@ -234,6 +234,7 @@ def test_every_scale_of_a_given_modality_counts_once():
         job = Job(given=given, wanted=("embedding",), guidance_scale=scales, num_samples=4)
         assert job.batch == 4 * runs
     assert Job(given={"image": None}, guidance_scale=3.0, num_samples=4).batch == 4  # kept as it is anyway
+    assert Job(wanted=("image",), guidance_scale={"label": 2.0}, num_samples=4).batch == 8  # it is followed
 
 
 @pytest.mark.parametrize(
@@ -257,6 +258,14 @@ def test_guidance_by_modality_reaches_the_model(pipe):
     *_, last = Service(pipe, "tiny").stream(job)
     out = pipe(given={"label": 1}, wanted=("image",), steps=3, guidance_scale={"label": 4.0})
     assert np.array_equal(last.x_hat["image"][0], np.asarray(out.image[0]))
+
+
+def test_the_example_follows_its_label(pipe):
+    service = Service(pipe, "tiny")
+    job = service.example.job
+    assert job.guidance_scale == {"label": FOLLOWED}
+    out = pipe(wanted=job.wanted, steps=job.steps, sampler=job.sampler, guidance_scale={"label": FOLLOWED})
+    assert np.array_equal(service.example.last.x["image"][0], np.asarray(out.image[0]))
 
 
 def test_an_embedding_is_put_into_words():

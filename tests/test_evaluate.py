@@ -84,6 +84,8 @@ def test_what_cannot_be_measured_is_skipped_with_the_reason(examples):
     ev = Evaluation(Oracle(specs(), examples), examples, settings(), stranger)
     assert "other classes" in evaluate(ev, ["image_from_label"])["image_from_label"]["skipped"]
 
+    assert "guidance is 1" in got["joint_following_label"]["skipped"]
+
     examples.present["label"][:] = False
     ev = Evaluation(Oracle(specs(), examples), examples, settings())
     assert evaluate(ev, ["label_from_image"])["label_from_image"] == {
@@ -143,6 +145,7 @@ def test_each_task_gives_and_wants_what_it_says(examples):
         (["label"], ("image",), 2.0),
         (["mask"], ("image",), 2.0),
         ([], ("image", "mask", "label"), 1.0),
+        ([], ("image", "mask", "label"), {"label": 2.0}),
         (["image"], ("image",), 1.0),  # holes
         ([], ("image",), 1.0),  # likeness
     ]
@@ -183,7 +186,7 @@ def test_the_bound_of_an_untrained_model_knows_nothing_of_the_label(examples):
 def test_a_real_pipeline_goes_through_every_task(examples):
     pipe = Pipeline(tiny_model(), torch.device("cpu"))
     photos = examples.stored["image"]
-    ev = Evaluation(pipe, examples, settings(limit=5, samples=6), ColourJudge(), train_photos=photos)
+    ev = Evaluation(pipe, examples, settings(limit=5, samples=6, guidance=2.0), ColourJudge(), train_photos=photos)
     got = evaluate(ev)
     assert [name for name, figures in got.items() if "skipped" not in figures] == list(WITHOUT_EMBEDDING)
     assert got["holes"]["blocks"]["known_exact"]

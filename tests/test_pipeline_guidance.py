@@ -154,6 +154,6 @@ def test_mistakes_are_named_at_once(pipe, scale, message):
 
 
 def test_nothing_to_guide_is_said(pipe):
-    with pytest.raises(ValueError, match="'label', which is not given; .* once they are given"):
-        pipe.stream(wanted=("image",), guidance_scale={"label": 2.0})
+    with pytest.raises(ValueError, match="'mask', which is not given; .* once they are given"):
+        pipe.stream(wanted=("image",), guidance_scale={"mask": 2.0})
     assert pipe(wanted=("image",), steps=2, guidance_scale=3.0).image  # a number guides what there is

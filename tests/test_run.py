@@ -1,11 +1,15 @@
-"""Changes of conditions on the way: the past stays, what is given takes its place under the same noise."""
+"""Changes of conditions on the way: the past stays, what is given takes its place under the same noise.
+
+And what is settled on the way: by a draw from what its head says, after which it is as if given.
+"""
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare, norm
 
 from mmdiff.forward_process import signal
-from mmdiff.model import UNKNOWN
+from mmdiff.model import ABSENT, KNOWN, UNKNOWN
 from mmdiff.pipeline import Change
 from mmdiff.run import Run, Segment
 from mmdiff.samplers import RULES, SampleNoise, Trajectory, implied_noise
@@ -85,11 +89,125 @@ def test_changes_at_impossible_steps_are_explained(pipe, after):
 def test_changes_are_checked_like_everything_else(pipe):
     with pytest.raises(ValueError, match="no modality is called 'sound'"):
         pipe.stream(steps=6, changes=[Change(2, {"sound": 1})])
-    with pytest.raises(ValueError, match="guidance_scale names 'label', which is not given"):
-        pipe.stream(steps=6, changes=[Change(2, {}, guidance_scale={"label": 2.0})])
+    with pytest.raises(ValueError, match="guidance_scale names 'mask', which is not given"):
+        pipe.stream(steps=6, changes=[Change(2, {}, guidance_scale={"mask": 2.0})])
 
 
 def test_nothing_can_be_revised_before_it_was_predicted(pipe):
     trajectory = Trajectory(pipe.schedule, SampleNoise([0])(pipe.model.z_shape), 4)
     with pytest.raises(ValueError, match="nothing has been predicted yet"):
         trajectory.revise(lambda clean: clean)
+
+
+# -- what is settled on the way ------------------------------------------------------------------------
+
+FOLLOW = {"guidance_scale": {"label": 2.0}, "wanted": ("image", "label", "mask"), "num_samples": 3}
+
+
+def settled_after(pipe, total):
+    """Jumps after which z stands below 95 % of T, from the times t_k = T (1 - (k / steps)^2)."""
+    T = pipe.schedule.num_steps
+    return next(k for k in range(1, total) if round(T * (1 - (k / total) ** 2)) <= 0.95 * T)
+
+
+def test_a_guided_label_is_drawn_from_what_its_head_said(pipe):
+    run, k = steps(pipe, **FOLLOW), settled_after(pipe, 6)
+    plain = steps(pipe, wanted=FOLLOW["wanted"], num_samples=3)
+    assert [same(a, b) for a, b in zip(run, plain, strict=True)] == [True] * k + [False] * (6 - k)
+    before = run[k - 1].x_hat["label"].astype(np.float64)
+    assert (before.max(1) < 1).all()
+    place = list(pipe.modalities).index("label")
+    for sample, (p, now) in enumerate(zip(before, run[-1].x_hat["label"], strict=True)):
+        generator = torch.Generator().manual_seed(2**62 + 3 + sample)
+        u = norm.cdf(torch.randn(len(pipe.modalities), generator=generator)[place].item())
+        assert now.tolist() == np.eye(len(p))[np.searchsorted(np.cumsum(p), u)].tolist()
+        assert all(step.x_hat["label"][sample].tolist() == now.tolist() for step in run[k:])
+
+
+def test_what_is_settled_is_as_if_it_became_given_then(pipe):
+    options = FOLLOW | {"num_samples": 1}
+    run, k = steps(pipe, **options), settled_after(pipe, 6)
+    label = int(run[-1].x_hat["label"][0].argmax())
+    change = Change(k, {"label": label}, ("image", "mask"), guidance_scale={"label": 2.0})
+    told = steps(pipe, wanted=FOLLOW["wanted"], changes=[change])
+    assert all(same(a, b) for a, b in zip(run, told, strict=True))
+
+
+def test_the_network_is_asked_for_the_label_until_it_is_settled_then_without_it_too(pipe, monkeypatch):
+    asked, forward = [], pipe.model.forward
+
+    def spy(z_t, log_snr_t, condition):
+        asked.append(condition.flags[:, pipe.model.names.index("label")].tolist())
+        return forward(z_t, log_snr_t, condition)
+
+    monkeypatch.setattr(pipe.model, "forward", spy)
+    last = steps(pipe, wanted=("image",), guidance_scale={"label": 2.0})[-1]
+    k = settled_after(pipe, 6)
+    assert asked == [[UNKNOWN]] * k + [[KNOWN, ABSENT]] * (6 - k)
+    assert "label" not in last.x_hat  # nobody asked to see it
+    asked.clear()
+    steps(pipe, wanted=("image",), guidance_scale={"label": 1.0})
+    assert asked == [[ABSENT]] * 6
+
+
+def test_a_run_takes_its_guided_rows_from_the_start(pipe):
+    stream = pipe.stream(steps=6, **FOLLOW)
+    assert stream._member.rows == 6
+    assert pipe.stream(steps=6, num_samples=3)._member.rows == 3
+
+
+def test_a_given_label_is_followed_and_not_drawn(pipe):
+    given = FOLLOW | {"wanted": ("image", "mask"), "given": {"label": 2}}
+    one, all_at_once = steps(pipe, **given), steps(pipe, **(given | {"guidance_scale": 2.0}))
+    assert all(same(a, b) for a, b in zip(one, all_at_once, strict=True))
+
+
+def test_later_changes_keep_what_was_drawn_unless_they_give_it(pipe):
+    run, wanted = steps(pipe, **FOLLOW), FOLLOW["wanted"]
+    kept = Change(4, {}, wanted, guidance_scale={"label": 2.0})
+    assert all(same(a, b) for a, b in zip(run, steps(pipe, **FOLLOW, changes=[kept]), strict=True))
+    other = (int(run[-1].x_hat["label"][0].argmax()) + 1) % run[-1].x_hat["label"].shape[1]
+    given = Change(4, {"label": other}, ("image", "mask"), guidance_scale={"label": 2.0})
+    forked = steps(pipe, **FOLLOW, changes=[given])
+    assert [same(a, b) for a, b in zip(run, forked, strict=True)] == [True] * 4 + [False] * 2
+    assert (forked[-1].x_hat["label"].argmax(1) == other).all()
+
+
+def test_a_change_may_settle_what_was_open(pipe):
+    plain = steps(pipe, wanted=FOLLOW["wanted"])
+    change = Change(4, {}, FOLLOW["wanted"], guidance_scale={"label": 2.0})
+    run = steps(pipe, wanted=FOLLOW["wanted"], changes=[change])
+    assert [same(a, b) for a, b in zip(run, plain, strict=True)] == [True] * 4 + [False] * 2
+    assert sorted(run[-1].x_hat["label"][0].tolist())[-2:] == [0, 1]
+
+
+def test_draws_depend_on_the_seed_alone(pipe):
+    together = steps(pipe, **FOLLOW)[-1].x_hat
+    alone = steps(pipe, **(FOLLOW | {"seed": 5, "num_samples": 1}))[-1].x_hat
+    assert np.array_equal(together["label"][2], alone["label"][0])
+    assert abs(together["image"][2].astype(int) - alone["image"][0]).max() <= 1
+
+
+def test_the_tensor_interface_settles_the_same(pipe):
+    *_, last = pipe.run(Condition({}), FOLLOW["wanted"], [3, 4, 5], 6, guidance_scale={"label": 2.0})
+    assert np.array_equal(last.x_hat["label"].numpy(), steps(pipe, **FOLLOW)[-1].x_hat["label"])
+
+
+def test_one_step_is_too_few_to_settle_anything(pipe):
+    only = {"wanted": FOLLOW["wanted"], "steps": 1}
+    assert same(steps(pipe, **only, guidance_scale={"label": 2.0})[0], steps(pipe, **only)[0])
+
+
+def test_labels_are_drawn_as_often_as_they_are_probable(pipe):
+    """Frequencies of 20,000 draws against the probabilities, by the chi-squared test."""
+    label, count = pipe.modalities["label"], 20_000
+    p = torch.rand(len(label.classes), generator=torch.Generator().manual_seed(0)).softmax(0)
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(1))
+    drawn = label.draw(p.expand(count, -1), uniform)
+    assert (
+        chisquare(torch.bincount(drawn, minlength=len(p)), (p.double() / p.double().sum()) * count).pvalue
+        > 0.01
+    )
+    never = torch.eye(len(p))[[1]] * (1 - 1e-6)
+    assert label.draw(never, torch.tensor([0.0])).item() == 1  # what has no chance is not drawn, even at 0
+    assert label.draw(never, torch.tensor([1 - 1e-7])).item() < len(p)

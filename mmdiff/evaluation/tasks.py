@@ -6,7 +6,7 @@ A task that the data, the model or the judge cannot support raises `Skip` with t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -87,11 +87,23 @@ def image_from_label(ev: Evaluation) -> Outcome:
 
 def joint(ev: Evaluation) -> Outcome:
     """Everything generated together: do label and mask belong to the picture?"""
+    return _jointly(ev, "joint", 1.0)
+
+
+def joint_following_label(ev: Evaluation) -> Outcome:
+    """The same with the label settled early and followed, `Settings.guidance` strongly."""
+    ev.require("label")
+    if ev.settings.guidance == 1:
+        raise Skip("guidance is 1, so nothing follows the label")
+    return _jointly(ev, "joint following label", {"label": ev.settings.guidance})
+
+
+def _jointly(ev: Evaluation, title: str, guidance: float | Mapping[str, float]) -> Outcome:
     wanted = [n for n in ("image", "mask", "label") if n in ev.pipe.modalities]
     if len(wanted) < 2:
         raise Skip("the model has nothing to generate jointly with the image")
     count = ev.settings.samples
-    out = ev.sample("joint", wanted, count)
+    out = ev.sample(title, wanted, count, guidance=guidance)
     figures: dict = {"n": count}
     panels, captions = [ev.picture(out["image"])], [""] * count
     if "label" in wanted:
@@ -264,6 +276,7 @@ TASKS: dict[str, Callable[[Evaluation], Outcome]] = {
         image_from_text,
         prompts,
         joint,
+        joint_following_label,
         holes,
         copies,
         likeness,

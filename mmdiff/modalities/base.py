@@ -30,6 +30,7 @@ class Modality(nn.Module):
 
     kind: ClassVar[str]
     dense: ClassVar[bool]
+    drawable: ClassVar[bool] = False  # whether a prediction is a whole distribution, to `draw` from
 
     name: str
     shape: tuple[int, ...]
@@ -62,6 +63,13 @@ class Modality(nn.Module):
 
     def as_prediction(self, x: Tensor) -> Tensor:
         """A known value in the form in which `predict` returns a prediction (one-hot for classes)."""
+        raise NotImplementedError
+
+    def draw(self, prediction: Tensor, uniform: Tensor) -> Tensor:
+        """A value (B, *shape) from the distribution that each prediction is, by numbers (B,) in [0, 1).
+
+        Only of what is `drawable`: a dense prediction says how each pixel is distributed, not all together.
+        """
         raise NotImplementedError
 
     # -- between files and data ------------------------------------------------------------------

@@ -22,6 +22,7 @@ class LabelModality(Modality):
 
     kind = "label"
     dense = False
+    drawable = True
 
     def __init__(self, name: str, image_size: int, patch_size: int, classes: Sequence[str]) -> None:
         super().__init__(name, image_size, patch_size)
@@ -44,6 +45,10 @@ class LabelModality(Modality):
 
     def as_prediction(self, x: Tensor) -> Tensor:
         return F.one_hot(x, len(self.classes)).float()
+
+    def draw(self, prediction: Tensor, uniform: Tensor) -> Tensor:
+        below = prediction.cumsum(1) <= uniform[:, None]
+        return below.sum(1).clamp(max=len(self.classes) - 1)  # the sum of all may be rounded to below 1
 
     def store(self, cell: Any, size: int) -> np.ndarray | None:
         return None if cell is None or cell == UNKNOWN_CLASS else np.asarray(self.parse(cell), np.int32)
