@@ -26,8 +26,8 @@ READING: tuple[Column, ...] = (
     ("embedding: recall@5", "embedding_recall@5", ".1%"),
 )
 MAKING: tuple[Column, ...] = (
-    ("precision", "precision", ".2f"),
-    ("recall", "recall", ".2f"),
+    ("precision", "precision", ".3f"),
+    ("recall", "recall", ".3f"),
     ("Fréchet distance", "frechet", ".2f"),
     ("kernel distance", "kernel", ".3f"),
     ("photo from label: judge agrees", "judge_from_label", ".1%"),
@@ -107,14 +107,14 @@ CLAIMS = (
     Claim("LPIPS not worse than of diffusion for holes only", not_worse("diffusion for holes only")),
     Claim("mean IoU within 1 point of the segmenter", beside("mask_iou", "segmenter", 0.01, ".3f")),
     Claim("top-1 within 1 point of the classifier", beside("label_top1", "classifier", 0.01, ".1%")),
-    Claim("precision not below diffusion of photos alone", beside("precision", TWIN, 0.0, ".2f")),
-    Claim("recall within 5 points of it", beside("recall", TWIN, 0.05, ".2f")),
+    Claim("precision not below diffusion of photos alone", beside("precision", TWIN, 0.0, ".3f")),
+    Claim("recall within 5 points of it", beside("recall", TWIN, 0.05, ".3f")),
 )
 
 
 def tables(results: Results) -> list[Table]:
-    """Claims, fillings, kinds of holes, reading, generation and cost; those without a row are left out."""
-    found = [claims(results), fillings(results), kinds(results)]
+    """Claims, fillings, kinds of holes, reading, generation, cost; those without a row are left out."""
+    found = [claims(results), fillings(results), kinds(results), ratios(results)]
     found += [systems(results, "Reading photos", READING), systems(results, "Making photos", MAKING)]
     return [table for table in (*found, costs(results)) if table.rows]
 
@@ -170,6 +170,19 @@ def kinds(results: Results) -> Table:
         rows.append((CLASSICAL.get(name, name), *cells))
     head = ("System", *(KINDS[kind] for kind in measured))
     return Table("LPIPS by kind of hole", head, tuple(rows) if measured else ())
+
+
+def ratios(results: Results) -> Table:
+    """LPIPS of ours, trained for longer, divided by that of every other system, by kind of hole."""
+    comparisons = results.get(COMPARISONS[LONGER], {})
+    measured = [kind for kind in KINDS if any(kind in by_kind for by_kind in comparisons.values())]
+    rows = []
+    for name, by_kind in comparisons.items():
+        if name != OURS and name not in CLASSICAL:
+            cells = (f"{by_kind[kind]['ratio']:.2f}" if kind in by_kind else "–" for kind in measured)
+            rows.append((name, *cells))
+    head = ("LPIPS divided by that of", *(KINDS[kind] for kind in measured))
+    return Table(f"{LONGER[0].upper()}{LONGER[1:]}", head, tuple(rows))
 
 
 def lpips_by_kind(comparisons: Results) -> dict[str, dict[str, float]]:

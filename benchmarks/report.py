@@ -167,7 +167,7 @@ def tasks_table(results: dict[str, Any]) -> str:
     rows = SEGMENTED if results.get("segmenter") else [(t, f"tasks.{path}", f) for t, path, f in ROWS]
     for text, path, form in rows:
         value = look_up(results, path)
-        if value is not None:
+        if isinstance(value, (int, float)):  # in the place of what was not measured stands why
             lines.append(f"| {text} | {value:{form}} |")
     settings = results["settings"]
     texts = f" and {settings['prompts']} texts" if "prompts" in results["tasks"] else ""

@@ -18,7 +18,9 @@ from mmdiff.model import Conditioning, MultiModalDiffusion, Query, TrajectoryDen
 from mmdiff.samplers import Step, Trajectory
 from mmdiff.tasks import Condition
 
-SETTLED = 0.95  # share of T; above it even a label is open, and below it the photo begins to take shape
+# Share of T. Much above it heads have not made up their mind, and draws fall on few classes; below it the photo
+# takes shape without them.
+SETTLED = 0.9
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Run:
         self._began = self._began or time.perf_counter()
         if self._later and self._later[0].after == self._trajectory.index:
             self._change(self._later.pop(0))
-        names, trajectory = self._segment.unsettled, self._trajectory
-        if names and trajectory.index and trajectory.times[trajectory.index] <= SETTLED * trajectory.times[0]:
+            self._predicted = {}  # of what was given until now a head says nothing of worth
+        if (names := self._segment.unsettled) and self._can_settle(names):
             self._settle(names)
         return [d.query(self._trajectory.z, self._trajectory.t) for d, _ in self._denoisers]
 
@@ -113,6 +115,11 @@ class Run:
         """From here on the segment holds."""
         self._trajectory.revise(lambda clean: self._model.put_in_place(clean, segment.internal))
         self._begin(segment)
+
+    def _can_settle(self, names: Sequence[str]) -> bool:
+        times = self._trajectory.times
+        late = times[self._trajectory.index] <= SETTLED * times[0]
+        return late and all(name in self._settled or name in self._predicted for name in names)
 
     @torch.no_grad()
     def _settle(self, names: Sequence[str]) -> None:

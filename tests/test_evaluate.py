@@ -186,7 +186,9 @@ def test_the_bound_of_an_untrained_model_knows_nothing_of_the_label(examples):
 def test_a_real_pipeline_goes_through_every_task(examples):
     pipe = Pipeline(tiny_model(), torch.device("cpu"))
     photos = examples.stored["image"]
-    ev = Evaluation(pipe, examples, settings(limit=5, samples=6, guidance=2.0), ColourJudge(), train_photos=photos)
+    ev = Evaluation(
+        pipe, examples, settings(limit=5, samples=6, guidance=2.0), ColourJudge(), train_photos=photos
+    )
     got = evaluate(ev)
     assert [name for name, figures in got.items() if "skipped" not in figures] == list(WITHOUT_EMBEDDING)
     assert got["holes"]["blocks"]["known_exact"]

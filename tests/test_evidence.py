@@ -152,6 +152,8 @@ def test_claims_are_checked_both_ways(report):
     good, bad = tables(100), tables(300)
     assert good.count("| yes |") == bad.count("| no |") == 2 * len(CLAIMS)  # of both of ours
     assert "| Telea | 0.300 | – | – | 0 | × 0.33" in good and "20 | × 0.50" in good
+    divided = good.split("| LPIPS divided by that of |")[1].split("**")[0]
+    assert "| reconstruction only | 0.50 |" in divided and "Telea" not in divided and "ours" not in divided
 
 
 def test_the_page_shows_the_comparisons_of_its_checkpoint(report, tmp_path):
