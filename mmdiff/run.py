@@ -18,8 +18,8 @@ from mmdiff.model import Conditioning, MultiModalDiffusion, Query, TrajectoryDen
 from mmdiff.samplers import Step, Trajectory
 from mmdiff.tasks import Condition
 
-# Share of T. Much above it heads have not made up their mind, and draws fall on few classes; below it the photo
-# takes shape without them.
+# Share of T. Much above it heads have not made up their mind, and draws fall on few classes; below it the
+# photo takes shape without them.
 SETTLED = 0.9
 
 
