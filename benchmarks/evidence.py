@@ -26,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from app.evidence import LONGER, OURS, lpips_by_kind
+from app.evidence import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
 from app.tables import look_up
 from benchmarks.report import table
 from benchmarks.study import (
@@ -244,6 +244,7 @@ def _pair(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
     }
 
 
+CLASSICAL_LINES = {"mean": ":", "telea": "--", "navier_stokes": "-."}
 HIDDEN = {"blocks10": 10, "blocks25": 25, "blocks": 50, "blocks75": 75, "blocks90": 90}  # per cent
 
 
@@ -251,21 +252,27 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     """LPIPS of every filling against the hidden share, and at one half against calls of the network."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
+    colours = iter(f"C{k}" for k in range(10) if k != 7)  # 7 is grey, as classical fillings are
     for name, values in lpips_by_kind(report["comparisons"]).items():
         points = [(share, values[kind]) for kind, share in HIDDEN.items() if kind in values]
         if not points:
             continue
-        left.plot(*zip(*points, strict=True), marker="o", linewidth=3 if name == OURS else 1.2, label=name)
-        color = left.lines[-1].get_color()
+        color = "0.4" if name in CLASSICAL else next(colours)
+        style = {"linewidth": 3 if name in COMPARISONS else 1.2, "label": CLASSICAL.get(name, name)}
+        if name in CLASSICAL:
+            style |= {"linestyle": CLASSICAL_LINES[name], "markersize": 4}
+        left.plot(*zip(*points, strict=True), marker="o", color=color, **style)
         runs = report["variants"].get(name, {}).get("runs")
         if runs and "blocks" in values:
-            right.plot(next(iter(runs.values()))["calls"], values["blocks"], "o", color=color, label=name)
-    left.set(xlabel="hidden pixels in blocks, %", ylabel="LPIPS", title="holes of several sizes")
+            right.plot(next(iter(runs.values()))["calls"], values["blocks"], "o", color=color)
+    left.set(xlabel="hidden pixels in blocks, %", yscale="log", title="holes of several sizes")
     right.set(xlabel="calls of the network", xscale="log", title="half of the pixels hidden")
-    left.legend(fontsize="x-small")
+    if left.lines:
+        figure.legend(loc="outside right upper", fontsize="small")
     for axes in (left, right):
+        axes.set(ylabel="LPIPS")
         axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
