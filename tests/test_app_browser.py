@@ -614,6 +614,7 @@ def test_the_same_seed_with_two_settings_side_by_side(visit, pipe, size):
     assert visitor.player("[data-track]").count() == 2 and visitor.fits()
     one, two = pipe.calls[-2:]
     assert one["seed"] == two["seed"] and {one["steps"], two["steps"]} == {30, 10}
+    assert one["guidance_scale"] == two["guidance_scale"] == {"label": 2}  # both follow the label
     words = visitor.find("player").inner_text()
     assert "30 steps" in words and "10 steps" in words
 
