@@ -15,7 +15,7 @@ from chromium import MARKS
 from fakes import FakePipeline, photo, served
 from PIL import Image
 
-from app.service import Service
+from app.service import Service, Timing
 from app.tasks import TASKS
 
 RUNNING = re.compile(r"Step \d+ of")
@@ -433,7 +433,8 @@ def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
     near(lambda: visitor.find("seed", "input").input_value() != seed)
 
 
-def test_guidance_is_set_for_each_modality(visit, pipe):
+def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
+    monkeypatch.setattr(Timing, "estimate", lambda timing, steps, batch: 10.0 * batch)
     visitor = visit()
     following = visitor.find("estimate").inner_text()
     visitor.choose("label", "Given")
