@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_WAITING = 12
 PATIENCE = 0.25  # seconds between looks at whether a waiting run was stopped
-WARM_UP_STEPS, WARM_UP_SECONDS = 12, 2.0
+WARM_UP_STEPS, WARM_UP_SECONDS = 8, 2.0
 
 
 @dataclass(frozen=True)
