@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +65,7 @@ class Compare:
 
     def read(self, job: Job, steps: int, guidance: float, sampler: str, checkpoint: str) -> tuple[Job, str]:
         """The other job and the name of its model."""
-        followed = {n: s for n, s in _scales(job).items() if n not in job.given}
+        followed = {n: s for n, s in job.scales.items() if n not in job.given}
         scales = followed | {name: guidance for name in job.given if name != ANCHOR}
         other = replace(
             job,
@@ -87,11 +87,6 @@ class Compare:
         return " · ".join(one[k] for k in differing), " · ".join(two[k] for k in differing)
 
 
-def _scales(job: Job) -> Mapping[str, float]:
-    scales = job.guidance_scale
-    return scales if isinstance(scales, Mapping) else {name: scales for name in job.given}
-
-
 def _facts(job: Job, checkpoint: str) -> list[str]:
-    on = ", ".join(f"{name} {scale:g}" for name, scale in _scales(job).items() if scale != 1)
+    on = ", ".join(f"{name} {scale:g}" for name, scale in job.scales.items() if scale != 1)
     return [checkpoint, f"{job.steps} steps", f"guidance {on or 'off'}", job.sampler]

@@ -130,7 +130,7 @@ def claims(results: Results) -> Table:
             row += [words, {True: "yes", False: "no", None: "not measured"}[reached]]
             anything = anything or reached is not None
         rows.append(tuple(row))
-    head = ("Hoped for", *(text for name in mine for text in (name[0].upper() + name[1:], "Reached")))
+    head = ("Hoped for", *(text for name in mine for text in (_capital(name), "Reached")))
     return Table("One model for everything: hoped for and measured", head, tuple(rows) if anything else ())
 
 
@@ -182,7 +182,11 @@ def ratios(results: Results) -> Table:
             cells = (f"{by_kind[kind]['ratio']:.2f}" if kind in by_kind else "–" for kind in measured)
             rows.append((name, *cells))
     head = ("LPIPS divided by that of", *(KINDS[kind] for kind in measured))
-    return Table(f"{LONGER[0].upper()}{LONGER[1:]}", head, tuple(rows))
+    return Table(_capital(LONGER), head, tuple(rows))
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def lpips_by_kind(comparisons: Results) -> dict[str, dict[str, float]]:

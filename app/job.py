@@ -43,6 +43,12 @@ class Job:
         return (first, *self.changes)
 
     @property
+    def scales(self) -> Mapping[str, float]:
+        """Guidance from the start by name; one number counts for everything that is given."""
+        scales = self.guidance_scale
+        return scales if isinstance(scales, Mapping) else {name: scales for name in self.given}
+
+    @property
     def batch(self) -> int:
         """Samples in one step of the network; every scale other than 1 runs each of them once more."""
         return self.num_samples * max(_calls(condition) for condition in self.conditions)

@@ -157,9 +157,7 @@ class Settings:
 
     def show(self, job: Job) -> list[Any]:
         """What `components` are to be so that they say what `job` says; the seed is kept."""
-        scales = job.guidance_scale
-        if not isinstance(scales, Mapping):
-            scales = {name: scales for name in job.given}
+        scales = job.scales
         return [
             job.steps,
             job.seed,

@@ -167,8 +167,8 @@ def study(
             write(report, out)
             shown = ", ".join(f"{n} {v:.4g}" for n, v in found["figures"].items())
             print(f"{name}, seed {seed}, {found['cpu_seconds']:.0f} s of CPU: {shown}", flush=True)
-    made = report["variants"]  # in the order asked for, whenever each was run
-    report["variants"] = {name: made[name] for name in (*variants, *(n for n in made if n not in variants))}
+    made = report["variants"]
+    report["variants"] = {name: made[name] for name in variants} | made  # in the order asked for
     return report
 
 

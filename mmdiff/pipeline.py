@@ -246,7 +246,7 @@ class Pipeline:
         conditions = [Change(0, given or {}, wanted, known_pixels, guidance_scale), *changes]
 
         def make_run() -> Run:
-            segments = [self._segment(condition, num_samples) for condition in conditions]
+            segments = [self._parsed(condition, num_samples) for condition in conditions]
             shown = {name for c in conditions for name in (*c.given, *self._wanted(c))}
             seeds = [seed + k for k in range(num_samples)]
             trajectory = self._trajectory(seeds, steps, sampler, eta)
@@ -273,8 +273,7 @@ class Pipeline:
         self._check_guidance(guidance_scale, condition.given)
 
         def make_run() -> Run:
-            asked = (*wanted, *unsettled(guidance_scale, condition.given))
-            segment = Segment(0, condition, self._encode(condition, asked, len(seeds)), guidance_scale)
+            segment = self._segment(0, condition, wanted, guidance_scale, len(seeds))
             trajectory = self._trajectory(seeds, steps, sampler, eta)
             return Run(self.model, trajectory, [segment], uniform=self._uniform(seeds))
 
@@ -296,7 +295,7 @@ class Pipeline:
         normal = SampleNoise([seed ^ OWN_NUMBERS for seed in seeds], self.device)((len(self.modalities),))
         return dict(zip(self.modalities, torch.special.ndtr(normal).T, strict=True))
 
-    def _segment(self, change: Change, num_samples: int) -> Segment:
+    def _parsed(self, change: Change, num_samples: int) -> Segment:
         """Conditions as people give them -> checked and on the device, the same for every sample."""
         given = dict(change.given)
         known = self._check_known_pixels(given, change.known_pixels)
@@ -306,10 +305,21 @@ class Pipeline:
         batch = {n: v.expand(num_samples, *v.shape).to(self.device) for n, v in values.items()}
         if known is not None:
             known = torch.from_numpy(known).expand(num_samples, -1, -1).to(self.device)
-        condition = Condition(batch, known)
-        asked = (*wanted, *unsettled(change.guidance_scale, given))
-        internal = self._encode(condition, asked, num_samples)
-        return Segment(change.after, condition, internal, change.guidance_scale)
+        return self._segment(
+            change.after, Condition(batch, known), wanted, change.guidance_scale, num_samples
+        )
+
+    def _segment(
+        self,
+        after: int,
+        condition: Condition,
+        wanted: Sequence[str],
+        guidance_scale: float | Mapping[str, float],
+        batch: int,
+    ) -> Segment:
+        """The network is asked for what is wanted, and for what is to be settled on the way."""
+        asked = (*wanted, *unsettled(guidance_scale, condition.given))
+        return Segment(after, condition, self._encode(condition, asked, batch), guidance_scale)
 
     @torch.no_grad()
     def _encode(self, condition: Condition, wanted: Sequence[str], batch: int) -> Conditioning:
