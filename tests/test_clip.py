@@ -23,7 +23,7 @@ from mmdiff.clip.data import SIDE, read_pairs
 from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, resize_square
 from mmdiff.clip.evaluate import caption_prompts, evaluate, retrieval
 from mmdiff.clip.loss import PairLoss
-from mmdiff.clip.train import Recipe, augment, learning_rate, train
+from mmdiff.clip.train import Recipe, augment, train
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 50, 210), "white": (245, 245, 245)}
 CONFIG = {
@@ -262,12 +262,6 @@ def test_augmentation_keeps_colours():
     assert 0.5 < visible.float().mean() < 0.95
     for picture, mask in zip(result, visible, strict=True):
         assert (picture[:, mask[0]].mean(1) - (colour / 127.5 - 1)).abs().max() < 0.15
-
-
-def test_learning_rate_rises_and_ends_at_zero():
-    rates = [learning_rate(progress / 100, 1e-3) for progress in range(101)]
-    assert max(rates) == pytest.approx(1e-3, rel=0.03) and rates[0] < 1e-4
-    assert rates[100] == pytest.approx(0, abs=1e-12)
 
 
 def test_training_input_is_checked(trained, tmp_path):

@@ -29,6 +29,7 @@ from mmdiff.device import choose_device
 from mmdiff.evaluation.core import Skip
 from mmdiff.evaluation.perceptual import load_lpips, lpips_network
 from mmdiff.files import write_text
+from mmdiff.learning_rate import warm_cosine
 from mmdiff.metrics import psnr
 from mmdiff.modalities.image import ImageModality
 
@@ -103,13 +104,6 @@ def objective(
     return (decoded - photos).abs().mean(), perceptual(decoded, photos).mean()
 
 
-def learning_rate(progress: float, peak: float) -> float:
-    """Linear warm-up, then half a cosine to 0 at progress 1."""
-    if progress < WARMUP:
-        return peak * (progress + 1e-3) / WARMUP
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
-
-
 @dataclass
 class Progress:
     """How far a training is: photos seen, seconds, and the share of its recipe that is done."""
@@ -159,7 +153,7 @@ def train(
     progress, last_save = Progress(), 0.0
     with _Log(out / "metrics.csv", recipe) as log:
         for step in progress.follow(recipe):
-            rate = learning_rate(progress.share, recipe.lr)
+            rate = warm_cosine(progress.share, recipe.lr, WARMUP)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             crops = draw_crops(photos, recipe.batch, recipe.crop, generator)

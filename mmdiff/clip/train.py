@@ -29,6 +29,7 @@ from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, ClipEmbedder, resize
 from mmdiff.clip.evaluate import evaluate
 from mmdiff.clip.loss import pair_loss
 from mmdiff.device import choose_device
+from mmdiff.learning_rate import warm_cosine
 
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 20  # steps; reading the loss waits for the device
@@ -107,13 +108,6 @@ def shuffled_batches(count: int, batch: int, device: torch.device) -> Iterator[T
                 yield rows
 
 
-def learning_rate(progress: float, peak: float) -> float:
-    """Linear warm-up, then half a cosine to 0 at progress 1."""
-    if progress < WARMUP:
-        return peak * (progress + 1e-3) / WARMUP
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
-
-
 def make_optimizer(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only."""
     parameters = list(model.parameters())
@@ -170,7 +164,7 @@ def train(
         log = csv.writer(file)
         log.writerow(["images", "seconds", "loss", "val_loss", "logit_scale", "lr"])
         for step, rows in enumerate(shuffled_batches(len(pairs), recipe.batch, device)):
-            rate = learning_rate(progress, recipe.lr)
+            rate = warm_cosine(progress, recipe.lr, WARMUP)
             loss = pair_loss(model, augment(pixels, rows, size, rng), *texts.sample(rows))
             update(model, optimizer, loss, rate)
             seen += recipe.batch
