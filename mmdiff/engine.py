@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -97,7 +98,8 @@ class Engine:
 
     Args:
         answer: queries of all members -> an answer to each, in order. Called by one thread only.
-        capacity: rows in flight. Who does not fit waits in line, first come, first served; a member that is
+        capacity: rows in a call of the network. Who does not fit waits in line, first come, first served,
+            until there is a place or nothing else to do, as all readers have fallen behind. A member that is
             larger than that runs alone.
         background: whether the engine has a thread of its own.
     """
@@ -211,12 +213,23 @@ class Engine:
         return not self._ending
 
     def _admitted(self) -> list[Ticket]:
+        """Who makes the next step. Rather than do nothing, it goes beyond the places that there are."""
+        going = [ticket for ticket in self._running if ticket._hungry]
         rows = sum(ticket._member.rows for ticket in self._running)
-        while self._line and (not self._running or rows + self._line[0]._member.rows <= self._capacity):
+        while self._line and (not going or rows + self._line[0]._member.rows <= self._capacity):
             ticket = self._line.popleft()
             rows += ticket._member.rows
             self._running.append(ticket)
-        return [ticket for ticket in self._running if ticket._hungry]
+            going.append(ticket)
+        return self._fitting(going)
+
+    def _fitting(self, going: list[Ticket]) -> list[Ticket]:
+        """As many of them as have room, in turn: readers that had fallen behind may all come back at once."""
+        ends = accumulate(ticket._member.rows for ticket in going)
+        fitting = [t for t, end in zip(going, ends, strict=True) if end <= self._capacity] or going[:1]
+        if len(fitting) < len(going):
+            self._running.sort(key=lambda ticket: ticket in fitting)  # whose turn it is now stands behind
+        return fitting
 
     def _step(self, going: list[Ticket]) -> None:
         """A step of all of them. If that fails, one by one, so that only those leave who are to blame."""

@@ -116,11 +116,14 @@ def test_one_that_is_larger_than_the_capacity_runs_alone():
 def test_who_leaves_is_gone_at_the_next_step_and_frees_the_place():
     network = Network()
     engine = Engine(network, background=True, capacity=1)
-    first, second, third = (engine.submit(Counter(name, 50)) for name in "abc")
+    first = engine.submit(Counter("a", 50))
     next(first)
+    network.go.clear()  # it may have made one step more, and begun another one
+    second, third = (engine.submit(Counter(name, 50)) for name in "bc")
     third.close()
     first.close()
     before = len(network.batches)
+    network.go.set()
     assert next(second) == 1 and engine.waiting == 0
     assert "a" not in sum(network.batches[before + 1 :], []) and list(third) == []
     assert list(second)[-1] == 50
@@ -133,6 +136,25 @@ def test_a_reader_that_falls_behind_holds_up_only_itself():
     assert list(engine.submit(Counter("quick", 30)))[-1] == 30
     assert sum(batch.count("slow") for batch in network.batches) <= AHEAD
     assert list(slow)[-1] == 30
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_readers_that_have_all_fallen_behind_do_not_hold_up_who_is_in_line(background):
+    network = Network()
+    engine = Engine(network, background=background, capacity=3)
+    slow = engine.submit(Counter("slow", 9, rows=2))
+    assert next(slow) == 1
+    assert list(engine.submit(Counter("quick", 9, rows=2))) == [*range(1, 10)]
+    assert list(slow) == [*range(2, 10)]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_one_thread_may_read_more_streams_in_turn_than_there_are_places_for(background):
+    network = Network()
+    engine = Engine(network, background=background, capacity=3)
+    tickets = [engine.submit(Counter(name, 7, rows=rows)) for name, rows in zip("abcd", (2, 1, 2, 3), strict=True)]
+    assert list(zip(*tickets, strict=True)) == [(k,) * 4 for k in range(1, 8)]
+    assert max(map(len, network.batches)) == 3
 
 
 @pytest.mark.parametrize("culprit", ["network", "member"])
@@ -199,7 +221,7 @@ def test_without_a_thread_of_its_own_the_readers_make_the_steps():
     slow = engine.submit(Counter("slow", 20, rows=3))
     next(slow)
     waiting = engine.submit(Counter("h"))
-    assert not waiting.wait(0.02) and waiting.ahead == 1
+    assert not waiting.wait(0) and waiting.ahead == 1  # a step of the other one
     slow.close()
     assert waiting.wait(0.02) and list(waiting)[-1] == 5
 
