@@ -73,7 +73,8 @@ class Change:
     """Other conditions for the rest of a run, from after step `after` on (1 to steps - 1).
 
     The other attributes are the arguments of the same names of `Pipeline.stream`. Pictures, masks and labels
-    that were decided by then stay as far as the new conditions leave them free.
+    that were decided by then stay as far as the new conditions leave them free; what is left out from there on
+    stays as it was predicted last.
     """
 
     after: int

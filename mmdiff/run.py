@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdiff.guidance import combined
 from mmdiff.lazy import Lazy
-from mmdiff.model import Conditioning, MultiModalDiffusion, Query, TrajectoryDenoiser
+from mmdiff.model import ABSENT, Conditioning, MultiModalDiffusion, Query, TrajectoryDenoiser
 from mmdiff.samplers import Step, Trajectory
 from mmdiff.tasks import Condition
 
@@ -56,7 +56,7 @@ class Run:
 
     The first segment holds from the start. At a later one the samples go on from where they are: what
     becomes given takes its place in z at once, under the noise that is there; what becomes free stays as it
-    is until the network thinks otherwise.
+    is until the network thinks otherwise; what is left out is shown as it was last.
 
     What is unsettled in a segment is settled as soon as z is no longer noise alone: every sample draws from
     what the head says then, p(x_i | z_t, given), and the draw counts as given from there on. That is the
@@ -79,6 +79,7 @@ class Run:
         self._uniform = uniform or {}
         self._predicted: Mapping[str, Tensor] = {}
         self._settled: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}  # predictions of what is left out by now
         self._began: float | None = None
         self._later = list(segments)
         calls = max(len(self._denoisers_of(s)) + len(s.unsettled) for s in segments)
@@ -95,6 +96,7 @@ class Run:
         if self._later and self._later[0].after == self._trajectory.index:
             self._change(self._later.pop(0))
             self._predicted = {}  # of what was given until now a head says nothing of worth
+            self._settled = {n: v for n, v in self._settled.items() if n in self._segment.unsettled}
         if (names := self._segment.unsettled) and self._can_settle(names):
             self._settle(names)
         return [d.query(self._trajectory.z, self._trajectory.t) for d, _ in self._denoisers]
@@ -107,14 +109,22 @@ class Run:
         if free:
             scales = [scale for _, scale in self._denoisers[1:]]
             told = combined(told, list(zip(free, scales, strict=True)))
-        self._predicted = told.x
         step = self._with_given(self._trajectory.advance(told))
+        self._predicted = step.x_hat
         return self._present(step, time.perf_counter() - self._began)
 
     def _change(self, segment: Segment) -> None:
         """From here on the segment holds."""
         self._trajectory.revise(lambda clean: self._model.put_in_place(clean, segment.internal))
+        before, after = self._absent(self._segment), self._absent(segment)
+        kept = {name: self._predicted[name] for name in after - before}
+        self._kept = {n: v for n, v in self._kept.items() if n in after} | kept
         self._begin(segment)
+
+    def _absent(self, segment: Segment) -> set[str]:
+        """Names of what is neither given nor asked for; it is the same for all samples."""
+        absent = (segment.internal.flags[0] == ABSENT).tolist()
+        return {name for name, out in zip(self._model.names, absent, strict=True) if out}
 
     def _can_settle(self, names: Sequence[str]) -> bool:
         times = self._trajectory.times
@@ -160,7 +170,8 @@ class Run:
         condition = self._segment.condition
         given = {name: partial(self._put_in, name, condition, step) for name in condition.given}
         predicted = {name: partial(step.x_hat.__getitem__, name) for name in step.x_hat}
-        return dataclasses.replace(step, x_hat=Lazy(predicted | given))
+        kept = {name: partial(self._kept.__getitem__, name) for name in self._kept}
+        return dataclasses.replace(step, x_hat=Lazy(predicted | given | kept))
 
     def _put_in(self, name: str, condition: Condition, step: Step) -> Tensor:
         """What is given of a modality, and of a photo with holes the prediction in them."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmdiff.forward_process import gather, noise_std, per_sample, signal
 from mmdiff.schedule import NoiseSchedule, log_snr
+from mmdiff.seeds import folded
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class SampleNoise:
             )
         self.device = torch.device(device)
         # on the CPU, where the same seed means the same numbers whatever the device
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(folded(seed)) for seed in seeds]
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         """Shape of one sample -> (B, *shape) float32 on the device; every call draws further numbers."""

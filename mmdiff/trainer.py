@@ -29,6 +29,7 @@ from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusi
 from mmdiff.processes import Processes, gradients_averaged, like, local, whole
 from mmdiff.samplers import SampleNoise, sample_ddim
 from mmdiff.schedule import log_snr
+from mmdiff.seeds import folded
 from mmdiff.tasks import draw_flags, draw_known_patches, draw_known_pixels
 
 VAL_SEED = 2**31  # apart from the seeds of the training steps
@@ -281,7 +282,7 @@ class Trainer:
 
     def _seed_dropout(self, part: int) -> None:
         number = self.processes.rank * self.accumulate + part
-        torch.manual_seed(self.config.optim.seed * 1_000_003 + self.step + (number << 40))
+        torch.manual_seed(folded(self.config.optim.seed * 1_000_003 + self.step + (number << 40)))
 
     def terms_of_next_batch(self) -> dict[str, Tensor]:
         """The loss terms of the next batch in training mode, with their graph; nothing is stepped."""

@@ -58,6 +58,17 @@ def test_pixels_that_become_known_are_exact(pipe):
     assert (last.x_hat["image"][0][~known] != photo[~known]).mean() > 0.5
 
 
+def test_what_is_left_out_stays_as_it_was_and_may_come_back(pipe):
+    out, back = Change(2, {}, ("image",)), Change(4, {}, ("image", "label"))
+    run = steps(pipe, changes=[out, back])
+    labels = [step.x_hat["label"].tolist() for step in run]
+    assert labels[1] == labels[2] == labels[3] and labels[3] != labels[4] != labels[5]
+    masks = [step.x_hat["mask"] for step in run]
+    assert all(np.array_equal(masks[1], mask) for mask in masks[2:]) and not np.array_equal(*masks[:2])
+    given = steps(pipe, given={"label": 2}, changes=[Change(3, {}, ("image", "mask"))])
+    assert all(step.x_hat["label"][0].argmax() == 2 == step.x_hat["label"][0].nonzero()[0] for step in given)
+
+
 def test_what_becomes_given_takes_its_place_under_the_same_noise(pipe):
     """z at the change, against the marginal (3) written out with the new encoding."""
     model, schedule = pipe.model, pipe.schedule
@@ -104,6 +115,12 @@ def test_nothing_can_be_revised_before_it_was_predicted(pipe):
 FOLLOW = {"guidance_scale": {"label": 2.0}, "wanted": ("image", "label", "mask"), "num_samples": 3}
 
 
+def uniform(seed, pipe):
+    """By the modalities' places: of a generator of its own, seeded with a hash of the seed and a high bit."""
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed + 2**62).generate_state(1)[0]))
+    return norm.cdf(torch.randn(len(pipe.modalities), generator=generator).numpy())
+
+
 def settled_after(pipe, total):
     """Jumps after which z stands below 90 % of T, from the times t_k = T (1 - (k / steps)^2)."""
     T = pipe.schedule.num_steps
@@ -118,8 +135,7 @@ def test_a_guided_label_is_drawn_from_what_its_head_said(pipe):
     assert (before.max(1) < 1).all()
     place = list(pipe.modalities).index("label")
     for sample, (p, now) in enumerate(zip(before, run[-1].x_hat["label"], strict=True)):
-        generator = torch.Generator().manual_seed(2**62 + 3 + sample)
-        u = norm.cdf(torch.randn(len(pipe.modalities), generator=generator)[place].item())
+        u = uniform(3 + sample, pipe)[place]
         assert now.tolist() == np.eye(len(p))[np.searchsorted(np.cumsum(p), u)].tolist()
         assert all(step.x_hat["label"][sample].tolist() == now.tolist() for step in run[k:])
 
@@ -188,9 +204,21 @@ def test_what_was_given_is_open_for_a_step_before_it_is_settled(pipe):
     run = steps(pipe, **given, changes=[change])
     free = steps(pipe, **given, changes=[Change(3, {}, FOLLOW["wanted"])])
     assert [same(a, b) for a, b in zip(run, free, strict=True)] == [True] * 4 + [False] * 2
-    u = norm.cdf(torch.randn(4, generator=torch.Generator().manual_seed(2**62 + 3))[2].item())
     p = free[3].x_hat["label"][0].astype(np.float64)
-    assert run[-1].x_hat["label"][0].argmax() == np.searchsorted(np.cumsum(p), u)
+    place = list(pipe.modalities).index("label")
+    assert run[-1].x_hat["label"][0].argmax() == np.searchsorted(np.cumsum(p), uniform(3, pipe)[place])
+
+
+def test_what_was_drawn_is_forgotten_once_something_else_took_its_place(pipe):
+    first = steps(pipe, **(FOLLOW | {"num_samples": 1, "steps": 8}))
+    other = (int(first[-1].x_hat["label"][0].argmax()) + 1) % first[-1].x_hat["label"].shape[1]
+    given = Change(4, {"label": other}, ("image", "mask"))
+    again = Change(5, {}, FOLLOW["wanted"], guidance_scale={"label": 2.0})
+    run = steps(pipe, **(FOLLOW | {"num_samples": 1, "steps": 8}), changes=[given, again])
+    p = run[5].x_hat["label"][0].astype(np.float64)  # open for a step, then drawn from what it is then
+    place = list(pipe.modalities).index("label")
+    assert p.max() < 1
+    assert run[-1].x_hat["label"][0].argmax() == np.searchsorted(np.cumsum(p), uniform(3, pipe)[place])
 
 
 def test_draws_depend_on_the_seed_alone(pipe):

@@ -264,6 +264,15 @@ def copies(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.state()[0].items()}
 
 
+def test_every_part_of_a_batch_has_dropout_of_its_own(examples):
+    trainer = Trainer(tiny_train_config(), examples, CPU, accumulate=2)
+    drawn = []
+    for part in (0, 1):
+        trainer._seed_dropout(part)
+        drawn.append(torch.rand(1000) < 0.5)
+    assert 0.4 < (drawn[0] == drawn[1]).float().mean() < 0.6
+
+
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_step_that_is_not_finite_changes_nothing(examples, monkeypatch, factor, parts):
