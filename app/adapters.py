@@ -62,11 +62,6 @@ def open_picture(path: str | Path, what: str) -> Image.Image:
         ) from None
 
 
-def flat(image: Image.Image) -> Image.Image:
-    """RGB, transparency over white."""
-    return _on_ground(image, np.full(3, 255)) if _is_transparent(image) else image.convert("RGB")
-
-
 def read_photo(path: str | Path, size: int) -> Photo:
     """An uploaded photo of any size and shape. Raises ValueError if the file cannot be read."""
     photo = open_picture(path, "photo")

@@ -19,6 +19,7 @@ from app import adapters
 from app.errors import plain_errors
 from app.painter import Painter, to_text
 from app.theme import html
+from mmdiff.rgb import to_rgb
 
 # For events nobody needs to see. If they had targets to show progress on, every message of any event would
 # have the page go through all of those.
@@ -271,14 +272,14 @@ class EmbeddingInput(Input):
         """A text, or a photo, which is kept where uploaded files are."""
         if isinstance(value, str):
             return gr.update(value=value), gr.update(value=None)
-        path = save_pil_to_cache(adapters.flat(value), self.file.GRADIO_CACHE, "photo", "png")
+        path = save_pil_to_cache(to_rgb(value), self.file.GRADIO_CACHE, "photo", "png")
         return gr.update(value=""), gr.update(value=path)
 
     def read(self, text: str | None, path: str | None) -> Given:
         if text and text.strip() and path:
             raise ValueError("The embedding has a text and a photo. Keep one of them and clear the other.")
         if path:
-            return Given(adapters.flat(adapters.open_picture(path, "embedding")))
+            return Given(to_rgb(adapters.open_picture(path, "embedding")))
         if not text or not text.strip():
             raise self.nothing("Write a text or upload a photo, or set it to Generate or Ignore.")
         return Given(text.strip())

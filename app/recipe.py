@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from app.adapters import flat
 from app.job import ANCHOR, Job
 from mmdiff.pipeline import Change
+from mmdiff.rgb import to_rgb
 
 FORMAT, VERSION = "mmdiff settings", 1
 PNG_KEY = "mmdiff"  # of the text chunk
@@ -93,7 +93,7 @@ def _value(name: str, value: Any) -> str | dict[str, str]:
 def png_bytes(value: Image.Image | np.ndarray) -> bytes:
     """A photo as RGB, a class map (H, W) as class numbers or a bool map (H, W) as black and white: PNG."""
     if isinstance(value, Image.Image):
-        picture = flat(ImageOps.exif_transpose(value))  # as the model reads it
+        picture = to_rgb(value)  # as the model reads it
     else:
         picture = Image.fromarray(value if value.dtype == bool else value.astype(np.uint8))
     data = io.BytesIO()

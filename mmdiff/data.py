@@ -107,7 +107,7 @@ def read_parquet(
     sources: list[str] = []
     for file in _parquet_files(path):
         table = _open_parquet(file)
-        texts, origins = (_texts(table, config.column(name)) for name in ("caption", "source"))
+        texts, origins = (_texts(table, config.column(name), file) for name in ("caption", "source"))
         decoded = list(_decode_table(table, modalities, config, file, strict))
         for row, text, origin in zip(decoded, texts, origins, strict=True):
             if isinstance(row, ValueError):
@@ -157,8 +157,11 @@ def _open_parquet(path: Path):
     return table
 
 
-def _texts(table, column: str) -> list[str]:
+def _texts(table, column: str, path: Path) -> list[str]:
     texts = table[column] if column in table.column_names else [""] * len(table)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str | None):
+            raise ValueError(f"{path}, row {row}: {column} is {text!r}; expected a text, or nothing.")
     return [text or "" for text in texts]
 
 

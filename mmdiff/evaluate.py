@@ -113,7 +113,7 @@ def measure(ev: Evaluation, args: argparse.Namespace) -> dict:
 
 def read_examples(path: str, pipe: Pipeline) -> Examples:
     """The data set, with the embeddings of its photos and captions if the model knows embeddings."""
-    examples = read_parquet(path, pipe.modalities.values(), DataConfig())
+    examples = _with_photos(read_parquet(path, pipe.modalities.values(), DataConfig()), path)
     if "embedding" in pipe.modalities and "embedding" not in examples.stored and pipe.embedder is not None:
         size = pipe.modalities["image"].shape[-1]
         add_embeddings(examples, "embedding", "image", pipe.embedder, size)
@@ -122,8 +122,14 @@ def read_examples(path: str, pipe: Pipeline) -> Examples:
 
 def read_training_data(path: str, pipe: Pipeline) -> tuple[list[str], torch.Tensor]:
     """Captions and photos (n, 3, H, W) uint8 that the model was trained with."""
-    examples = read_parquet(path, [pipe.modalities["image"]], DataConfig())
+    examples = _with_photos(read_parquet(path, [pipe.modalities["image"]], DataConfig()), path)
     return examples.captions, examples.stored["image"]
+
+
+def _with_photos(examples: Examples, path: str) -> Examples:
+    if "image" not in examples.stored:
+        raise ValueError(f"{path} has no photo in a column 'image'; rename the column that holds them.")
+    return examples
 
 
 def _device_name(device: torch.device) -> str:

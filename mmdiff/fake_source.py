@@ -29,12 +29,16 @@ def write_fake(
     Args:
         made: modalities that the source lacks, because an embedder makes them.
         folder: an empty folder to write to.
+
+    Raises ValueError for a set of torchvision that `mmdiff.sources` does not know either.
     """
     cells = {name: m for name, m in modalities.items() if name not in made}
     rows = [_row(k, cells, data) for k in range(SHARDS * ROWS)]
     kind, _, name = data.train.partition(":")
     if kind == "torchvision":
-        TORCHVISION[name.partition(":")[0]](rows, data, folder)
+        if (dataset := name.partition(":")[0]) not in TORCHVISION:
+            raise ValueError(f"torchvision:{dataset} is not known here; known: {', '.join(TORCHVISION)}.")
+        TORCHVISION[dataset](rows, data, folder)
         return dataclasses.replace(data, root=str(folder))
     write = _write_tars if data.train.endswith(".tar") else _write_parquet
     return dataclasses.replace(data, train=write(rows, folder))

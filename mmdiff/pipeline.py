@@ -73,8 +73,8 @@ class Change:
     """Other conditions for the rest of a run, from after step `after` on (1 to steps - 1).
 
     The other attributes are the arguments of the same names of `Pipeline.stream`. Pictures, masks and labels
-    that were decided by then stay as far as the new conditions leave them free; what is left out from there on
-    stays as it was predicted last.
+    that were decided by then stay as far as the new conditions leave them free; what is left out from there
+    on stays as it was predicted last.
     """
 
     after: int
@@ -249,7 +249,7 @@ class Pipeline:
         def make_run() -> Run:
             segments = [self._parsed(condition, num_samples) for condition in conditions]
             shown = {name for c in conditions for name in (*c.given, *self._wanted(c))}
-            seeds = [seed + k for k in range(num_samples)]
+            seeds = [int(seed) + k for k in range(num_samples)]
             trajectory = self._trajectory(seeds, steps, sampler, eta)
             present = partial(self._present, shown=shown, seed=seed)
             return Run(self.model, trajectory, segments, present, self._uniform(seeds))
@@ -358,7 +358,7 @@ class Pipeline:
         if known is None:
             return None
         size = self.model.config.image_size
-        known = np.asarray(known)
+        known = np.ascontiguousarray(known)  # torch takes no mirrored views
         if self.model.anchor not in given:
             raise ValueError("known_pixels says which part of a photo to keep, but no image is given.")
         if known.shape != (size, size) or known.dtype != bool:
@@ -387,16 +387,16 @@ class Pipeline:
 
     def _check_numbers(self, steps: int, seed: int, num_samples: int) -> None:
         timesteps(self.schedule.num_steps, steps)
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        if not _whole(num_samples) or num_samples < 1:
             raise ValueError(f"num_samples is {num_samples!r}; give a whole number of at least 1.")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED - num_samples:
+        if not _whole(seed) or not 0 <= seed <= MAX_SEED - num_samples:
             raise ValueError(f"seed is {seed!r}; give a whole number from 0 to {MAX_SEED - num_samples}.")
 
     def _check_changes(self, changes: Sequence[Change], steps: int) -> None:
         earliest = 1
         for change in changes:
             after = change.after
-            if isinstance(after, bool) or not isinstance(after, int) or not earliest <= after < steps:
+            if not _whole(after) or not earliest <= after < steps:
                 raise ValueError(
                     f"a change comes after step {after!r}; give whole numbers from {earliest} to "
                     f"{steps - 1}, each larger than the one before."
@@ -420,8 +420,12 @@ class Pipeline:
                 )
 
 
+def _whole(number: Any) -> bool:
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+
+
 def _check_scale(what: str, scale: float) -> None:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale <= 100:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not 0 <= scale <= 100:
         raise ValueError(f"{what} is {scale!r}; give a number from 0 to 100, 1 is off.")
 
 

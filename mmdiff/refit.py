@@ -58,7 +58,8 @@ def mixture_tokens(trainer: Trainer, examples: Examples, rows: Tensor, tap: Toke
     """Tokens (n, width) at random times under the mixture of tasks that training shows."""
     tokens = []
     for step, chunk in enumerate(tqdm(rows.split(BATCH), desc="tasks")):
-        trainer.losses(trainer.model, examples, chunk, trainer.generator(step), augment=True)
+        rows_there = chunk.to(trainer.device)
+        trainer.losses(trainer.model, examples, rows_there, trainer.generator(step), augment=True)
         tokens.append(tap.token)
     return torch.cat(tokens)
 
@@ -89,14 +90,17 @@ def refit(pipe: Pipeline, examples: Examples, name: str, photos: int, mixture: i
     """Fit the head of the label ``name`` anew, in place."""
     head = pipe.model.heads[name].mlp
     tap = TokenTap(head)
+    if name not in examples.present or not examples.present[name].any():
+        raise ValueError(f"no example has a {name}, so there is nothing to fit.")
     known = examples.present[name].nonzero()[:, 0]
     order = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))]
-    read, mixed = order[:photos].sort().values, order[-mixture:].sort().values
+    read, mixed = order[:photos].sort().values, order.flip(0)[:mixture].sort().values
     trainer = Trainer(
         TrainConfig(pipe.model.config, DataConfig(margin=examples.margin)), examples, pipe.device
     )
     trainer.model = pipe.model
-    tokens = [reading_tokens(pipe, examples, read, name, tap), mixture_tokens(trainer, examples, mixed, tap)]
+    there = examples.to(pipe.device)
+    tokens = [reading_tokens(pipe, examples, read, name, tap), mixture_tokens(trainer, there, mixed, tap)]
     labels = examples.stored[name][torch.cat([read, mixed])].long()
     pipe.model.cpu().requires_grad_(True)
     fit(head, torch.cat(tokens), labels, seed)
@@ -117,6 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         pipe = Pipeline.from_pretrained(resolve(args.checkpoint), str(choose_device(args.device)))
+        if min(args.photos, args.mixture) < 1:
+            raise ValueError("--photos and --mixture must be 1 or more; the head is fitted to both.")
         if args.head not in pipe.modalities or pipe.modalities[args.head].kind != "label":
             raise ValueError(f"--head is {args.head!r}; name a label among {', '.join(pipe.modalities)}.")
         config = TrainConfig(pipe.model.config, DataConfig(margin=4))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="NAME=VALUE",
-        help="image=FILE, mask=FILE (class numbers), label=NAME, embedding=TEXT",
+        help="image=FILE, mask=FILE (class numbers), label=NAME or its number, embedding=TEXT",
     )
     parser.add_argument(
         "--wanted", nargs="*", default=[], metavar="NAME", help="default: all that is not given"
@@ -50,15 +51,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def parse_given(pairs: list[str]) -> dict[str, Any]:
-    """["name=value", ...] -> dictionary; a value of digits only is a class number."""
-    given: dict[str, Any] = {}
+def parse_given(pairs: list[str]) -> dict[str, str]:
+    """["name=value", ...] -> dictionary."""
+    given: dict[str, str] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not value:
             raise ValueError(f"--given {pair!r} is not of the form NAME=VALUE, such as label=3.")
-        given[name] = int(value) if value.isdigit() else value
+        given[name] = value
     return given
+
+
+def as_class(text: str, classes: Sequence[str]) -> str | int:
+    """The name of a class as it is, even if that is a number; otherwise a number is that of a class."""
+    named = text.strip().casefold() in (name.casefold() for name in classes)
+    return int(text) if text.isdecimal() and not named else text
 
 
 def parse_guidance(words: list[str]) -> float | dict[str, float]:
@@ -76,14 +83,15 @@ def parse_guidance(words: list[str]) -> float | dict[str, float]:
 
 
 def read_known_pixels(path: str, size: int) -> Any:
-    """A black and white picture -> (size, size) bool, True where it is white."""
+    """A black and white picture -> (size, size) bool, True where it is white; cut like the photo."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from mmdiff.modalities.base import open_image
+    from mmdiff.rgb import to_rgb
 
-    picture = open_image(path, "known-pixels picture").convert("L")
-    return np.asarray(picture.resize((size, size), Image.Resampling.NEAREST)) > 127
+    picture = to_rgb(open_image(path, "known-pixels picture")).convert("L")
+    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.NEAREST)) > 127
 
 
 def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]) -> list[Path]:
@@ -113,8 +121,11 @@ def main(arguments: list[str] | None = None) -> None:
     from mmdiff.pipeline import Pipeline
 
     try:
-        given = parse_given(args.given)
+        given: dict[str, Any] = dict(parse_given(args.given))
         pipe = Pipeline.from_pretrained(args.checkpoint, args.device)
+        for name in given.keys() & pipe.modalities.keys():
+            if pipe.modalities[name].kind == "label":
+                given[name] = as_class(given[name], pipe.modalities[name].classes)
         size = pipe.model.config.image_size
         known = read_known_pixels(args.known_pixels, size) if args.known_pixels else None
         stream = pipe.stream(

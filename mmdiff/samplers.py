@@ -9,6 +9,7 @@ The rules take one (t, s) per sample, so that samples at different times can sha
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,8 @@ def timesteps(num_steps: int, steps: int) -> list[int]:
     They are close together where t is near T: there the global modalities, whose code is heard on every
     token, and the coarse picture are decided, and they have to be decided in step with one another.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= num_steps:
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps <= num_steps:
         raise ValueError(
             f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the noise "
             f"schedule; try {min(30, num_steps)}."

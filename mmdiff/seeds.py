@@ -6,8 +6,8 @@ LOW = 2**32
 
 
 def folded(seed: int) -> int:
-    """A seed below 2**32 as it is, a larger one hashed to such: torch's generator on the CPU drops what is above.
+    """Itself if below 2**32, else a hash that is: torch's generator on the CPU drops what is above.
 
-    numpy's `SeedSequence` is the hash, so that seeds that differ in any bit give unrelated numbers.
+    numpy's `SeedSequence` is the hash: seeds that differ in any bit give unrelated numbers.
     """
     return seed if seed < LOW else int(np.random.SeedSequence(seed).generate_state(1)[0])

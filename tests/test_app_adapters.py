@@ -9,6 +9,7 @@ from PIL import Image
 
 from app import adapters
 from app.painter import from_text, to_text
+from mmdiff.rgb import to_rgb
 
 CLASSES = ("void", "sky", "road")
 PALETTE = np.array([[38, 42, 51], [90, 160, 220], [150, 90, 140]], dtype=np.uint8)
@@ -90,7 +91,7 @@ def test_transparency_becomes_white(save):
     assert (np.asarray(read.for_model) == 255).all()
     assert read.notes == ("Transparent parts became white.",)
     half = np.dstack([np.full((32, 32, 3), 100, np.uint8), np.full((32, 32), 128, np.uint8)])
-    assert abs(np.asarray(adapters.flat(Image.fromarray(half))).astype(int) - 177).max() <= 1
+    assert abs(np.asarray(to_rgb(Image.fromarray(half))).astype(int) - 177).max() <= 1
 
 
 HALF = np.repeat([[255], [0]], 8, 0).repeat(16, 1).astype(np.uint8)  # 16 x 16, upper half white

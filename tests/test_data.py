@@ -251,6 +251,15 @@ def test_embeddings_can_be_columns(tmp_path, form):
     torch.testing.assert_close(x["embedding"][there].norm(dim=1), torch.ones(int(there.sum())))
 
 
+def test_captions_that_are_no_texts_are_named(tmp_path, modalities):
+    table = pq.read_table(write_parquet(tmp_path / "texts.parquet", make_rows(3)))
+    lists = pa.array([["a disc", "a round thing"]] * 3)
+    table = table.set_column(table.column_names.index("caption"), "caption", lists)
+    pq.write_table(table, tmp_path / "lists.parquet")
+    with pytest.raises(ValueError, match=r"lists.parquet, row 0: caption is \['a disc'.*expected a text"):
+        read(tmp_path / "lists.parquet", modalities)
+
+
 def test_files_that_cannot_be_read(tmp_path, modalities):
     with pytest.raises(ValueError, match="no data at .*nowhere.parquet; set data.train"):
         read(tmp_path / "nowhere.parquet", modalities)

@@ -144,6 +144,12 @@ def config_of(data: DataConfig, names=NAMES) -> TrainConfig:
     return dataclasses.replace(tiny_train_config(), model=tiny_config(names), data=data)
 
 
+def test_a_set_that_is_not_known_is_named(tmp_path):
+    modalities = MultiModalDiffusion(tiny_config(NAMES)).modalities
+    with pytest.raises(ValueError, match="torchvision:CIFAR10 is not known here; known: OxfordIIITPet"):
+        write_fake(DataConfig("torchvision:CIFAR10"), modalities, set(), tmp_path)
+
+
 def test_made_up_files_have_the_layout_of_the_source(tmp_path):
     modalities = MultiModalDiffusion(tiny_config(NAMES)).modalities
     columns = {"image": "jpg", "mask": "seg.png", "label": "cls"}

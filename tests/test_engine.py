@@ -152,7 +152,9 @@ def test_readers_that_have_all_fallen_behind_do_not_hold_up_who_is_in_line(backg
 def test_one_thread_may_read_more_streams_in_turn_than_there_are_places_for(background):
     network = Network()
     engine = Engine(network, background=background, capacity=3)
-    tickets = [engine.submit(Counter(name, 7, rows=rows)) for name, rows in zip("abcd", (2, 1, 2, 3), strict=True)]
+    tickets = [
+        engine.submit(Counter(name, 7, rows=rows)) for name, rows in zip("abcd", (2, 1, 2, 3), strict=True)
+    ]
     assert list(zip(*tickets, strict=True)) == [(k,) * 4 for k in range(1, 8)]
     assert max(map(len, network.batches)) == 3
 

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
@@ -274,6 +275,13 @@ def test_mistakes_end_with_a_plain_message(tmp_path, parquet, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=message):
             evaluation.main([*base, *arguments])
+    renamed = pq.read_table(parquet)
+    renamed = renamed.rename_columns(["img" if n == "image" else n for n in renamed.column_names])
+    pq.write_table(renamed, tmp_path / "renamed.parquet")
+    for option in ("--data", "--train"):
+        data = {"--data": str(parquet)} | {option: str(tmp_path / "renamed.parquet")}
+        with pytest.raises(SystemExit, match="no photo in a column 'image'"):
+            evaluation.main([*base, *(word for pair in data.items() for word in pair)])
     broken = tmp_path / "broken.parquet"
     broken.write_text("not parquet")
     with pytest.raises(SystemExit, match="error"):

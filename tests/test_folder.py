@@ -468,6 +468,13 @@ def test_without_val_the_split_is_drawn_from_train(tmp_path, capsys):
     assert {row["label"] for row in written.values()} == {0, 1}
 
 
+def test_masks_beside_train_alone_are_named_like_its_photos(tmp_path, capsys):
+    root = fill(tmp_path / "in" / "train", "a").parent
+    save(root / "masks" / "a" / "0.png", mask_values(9, 2))
+    written = convert(capsys, root, tmp_path / "out")
+    assert [row["mask"] is not None for row in written.values()].count(True) == 1
+
+
 # -- findings ----------------------------------------------------------------------------------------
 
 

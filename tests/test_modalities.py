@@ -237,6 +237,16 @@ def test_photos_are_cut_to_the_centre_upright_and_opaque():
     assert (np.asarray(square(grey, 4)) == 77).all()
 
 
+def test_photos_of_16_bits_become_8_and_floating_ones_are_refused(tmp_path):
+    levels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    value = build("image").parse(tmp_path / "deep.png")
+    expected = build("image").parse(Image.fromarray(levels))
+    assert torch.equal(value, expected) and value.max() < -0.8
+    with pytest.raises(ValueError, match="floating-point numbers; give whole ones"):
+        build("image").parse(Image.fromarray(np.zeros((4, 4), np.float32)))
+
+
 def test_masks_come_as_picture_array_or_path(tmp_path):
     mask = build("mask")
     indices = np.random.default_rng(0).integers(0, 3, (SIZE, SIZE))
@@ -251,6 +261,12 @@ def test_masks_come_as_picture_array_or_path(tmp_path):
     assert np.array_equal(mask.parse(doubled), indices)  # classes are never blended
     boolean = mask.parse(indices > 1)
     assert np.array_equal(boolean, indices > 1)
+
+
+def test_masks_of_more_classes_than_a_byte_holds_are_refused():
+    assert build("mask", classes=[str(k) for k in range(256)]).head_channels == 256
+    with pytest.raises(ValueError, match="257 classes do not fit into a byte"):
+        build("mask", classes=[str(k) for k in range(257)])
 
 
 def test_labels_come_as_name_or_number():

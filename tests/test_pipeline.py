@@ -175,6 +175,17 @@ def test_known_pixels_are_bit_exact(pipe, options, guidance_scale):
         assert (photo[~KNOWN] != np.asarray(PHOTO)[~KNOWN]).any()
 
 
+def test_what_numpy_makes_is_taken_as_it_is_meant(pipe):
+    mirrored = {"wanted": ("image",), "known_pixels": np.fliplr(KNOWN)}
+    plain = mirrored | {"known_pixels": np.fliplr(KNOWN).copy()}
+    numbers = {"steps": np.int64(3), "seed": np.int64(5), "num_samples": np.int64(2)}
+    numbers |= {"guidance_scale": np.float32(2)}
+    assert_same(
+        pipe(given("image"), **mirrored, **numbers),
+        pipe(given("image"), **plain, steps=3, seed=5, num_samples=2, guidance_scale=2.0),
+    )
+
+
 def test_known_pixels_are_exact_at_every_step(pipe):
     for step in pipe.stream(given("image"), steps=4, known_pixels=KNOWN):
         assert np.array_equal(step.x_hat["image"][0][KNOWN], np.asarray(PHOTO)[KNOWN])

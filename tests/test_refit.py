@@ -36,6 +36,21 @@ def test_only_the_head_changes(shapes, embedder):
     assert all(t.isfinite().all() for t in after.values())
 
 
+def test_what_cannot_be_fitted_is_said(tmp_path, shapes, embedder):
+    from mmdiff.checkpoint import save_checkpoint
+
+    config = tiny_train_config()
+    examples = read_shapes(shapes, config, embedder)
+    examples.present["label"][:] = False
+    pipe = Pipeline(lively_model(config.model), torch.device("cpu"), embedder)
+    with pytest.raises(ValueError, match="no example has a label"):
+        refit(pipe, examples, "label", photos=16, mixture=8, seed=0)
+    save_checkpoint(lively_model(tiny_config(("image", "label"))), tmp_path / "toy")
+    options = ["--train", str(shapes), "--out", str(tmp_path / "new"), "--mixture", "0"]
+    with pytest.raises(SystemExit, match="--mixture must be 1 or more"):
+        main([str(tmp_path / "toy"), *options])
+
+
 def test_a_head_that_is_no_label_is_named(tmp_path, shapes):
     from mmdiff.checkpoint import save_checkpoint
 

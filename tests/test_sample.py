@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmdiff import sample
 from mmdiff.checkpoint import save_checkpoint
+from mmdiff.modalities.image import square
 from mmdiff.pipeline import Pipeline
 from mmdiff.vocabulary import Vocabulary
 from tests.synthetic import CLASSES, WordEmbedder, draw_shape, lively_model, tiny_config
@@ -61,6 +62,24 @@ def test_known_pixels_come_back_as_they_were(checkpoint, tmp_path):
     out, _ = run(checkpoint, *words, "--wanted", "image", "--num-samples", "1")
     filled = np.asarray(Image.open(next(out.glob("*_image.png"))))
     assert np.array_equal(filled[:, :8], photo[:, :8]) and not np.array_equal(filled[:, 8:], photo[:, 8:])
+
+
+def test_known_pixels_are_cut_and_turned_like_the_photo(tmp_path):
+    """A grey photo that is also the picture of its own known pixels, wider than high and held sideways."""
+    levels = np.zeros((30, 50), np.uint8)
+    levels[5:12, 17:33] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(levels).save(tmp_path / "wide.png", exif=exif)
+    known = sample.read_known_pixels(tmp_path / "wide.png", 30)
+    photo = np.asarray(square(Image.open(tmp_path / "wide.png"), 30))
+    assert np.array_equal(known, photo[..., 0] > 127) and 0 < known.mean() < 0.5
+
+
+def test_the_name_of_a_class_comes_before_its_number():
+    names = ("1", "10", "2", "Plum")
+    assert [sample.as_class(text, names) for text in ("10", "2", "plum")] == ["10", "2", "plum"]
+    assert [sample.as_class(text, names) for text in ("0", "3", "²")] == [0, 3, "²"]
 
 
 def test_guidance_is_read():

@@ -224,7 +224,11 @@ def test_the_command_writes_what_the_pipeline_reads(checkpoint, capsys):
 
 @pytest.mark.parametrize(
     ("columns", "problem"),
-    [({"label": [0]}, "lacks the columns ['caption"), ({"caption": [None], "label": [0]}, "no captions")],
+    [
+        ({"label": [0]}, "lacks the columns ['caption"),
+        ({"caption": [None], "label": [0]}, "no captions"),
+        ({"caption": [["a disc", "a round thing"]], "label": [0]}, "has captions of type list"),
+    ],
 )
 def test_the_command_refuses_data_without_captions(checkpoint, capsys, columns, problem):
     pq.write_table(pa.table(columns), checkpoint.parent / "bare.parquet")

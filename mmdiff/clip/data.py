@@ -63,9 +63,13 @@ def _read_rows(path: Path) -> list[dict]:
 def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; expected parquet with the columns {', '.join(columns)}")
-    missing = set(columns) - set(pq.read_schema(path).names)
+    schema = pq.read_schema(path)
+    missing = set(columns) - set(schema.names)
     if missing:
         raise ValueError(f"{path} lacks the columns {sorted(missing)}; expected {', '.join(columns)}")
+    kind = schema.field("caption").type if "caption" in columns else pa.string()
+    if not any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+        raise ValueError(f"{path} has captions of type {kind}; expected texts, one a row")
     return pq.read_table(path, columns=list(columns))
 
 

@@ -19,6 +19,7 @@ from mmdiff.holes import HOLES
 NONE, HOLED, WHOLE = 0, 1, 2  # how much of a modality is given; only a photo can have holes
 RECALL_RANK = 5
 STANDARD_ERRORS = 2.0  # a difference beyond this many is clear
+FEW = "at least two examples of every measurement are needed for standard errors"
 BY_CHANCE = 0.0228  # share of equal pairs that a normal error puts beyond them, on the worse side
 
 Given = Mapping[str, int]  # name of each modality -> NONE, HOLED or WHOLE
@@ -94,7 +95,7 @@ def summary(values: Tensor) -> dict:
     """Mean of the numbers (n,) that are not NaN, its standard error, and how many there are."""
     values = values[~values.isnan()]
     if len(values) < 2:
-        raise Skip("at least two examples of every measurement are needed for standard errors")
+        raise Skip(FEW)
     return {"mean": values.mean().item(), "se": values.std().item() / len(values) ** 0.5, "n": len(values)}
 
 
@@ -109,6 +110,8 @@ class Bench:
     def __init__(self, ev: Evaluation) -> None:
         self.ev = ev
         self.rows = ev.having(*ev.pipe.modalities)
+        if len(self.rows) < 2:
+            raise Skip(f"{FEW}, and {len(self.rows)} have all modalities")
         self.real = ev.read(self.rows)
         self.known = HOLES[ev.settings.holes[0]](len(self.rows), ev.size, ev.settings.seed)
         self.gallery: int | None = None

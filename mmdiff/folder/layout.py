@@ -118,7 +118,7 @@ def scan(root: Path, findings: Findings) -> Layout:
     )
     findings.note("Files that are no pictures", strays, "Passed over.")
     _note_one_split(split_folders, top, findings)
-    _match_masks(layout, findings)
+    _match_masks(layout, split_folders, findings)
     return layout
 
 
@@ -172,13 +172,17 @@ def _note_one_split(split_folders: list[str], top: set[str], findings: Findings)
         )
 
 
-def _match_masks(layout: Layout, findings: Findings) -> None:
-    """Give every photo its mask: of the same relative name, or of the same file name if that is unique."""
+def _match_masks(layout: Layout, split_folders: list[str], findings: Findings) -> None:
+    """Give every photo its mask: of the same relative name, or of the same file name if that is unique.
+
+    A relative name counts with and without the folder of the split.
+    """
     stems = Counter(photo.key.rpartition("/")[2] for photo in layout.photos)
     used, ambiguous = set(), set()
     for photo in layout.photos:
         stem = photo.key.rpartition("/")[2]
-        for key in (photo.key, photo.key.partition("/")[2] if photo.split else photo.key, stem):
+        top, _, inner = photo.key.partition("/")
+        for key in (photo.key, inner if top in split_folders else photo.key, stem):
             if key not in layout.masks:
                 continue
             if key == stem != photo.key and stems[stem] > 1:

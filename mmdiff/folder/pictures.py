@@ -7,21 +7,12 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
+
+from mmdiff.rgb import to_rgb, turn_of
 
 Image.init()
 FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if name in Image.OPEN]
-ORIENTATION = 0x0112  # tag of EXIF; its values, and what turns such a photo upright
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 LONGEST = 8  # a photo may be this many times longer than it is wide
 WEBP_QUALITY = 90
 
@@ -70,20 +61,9 @@ def inspect_photo(path: Path) -> PhotoFacts:
         rgb.size,
         image.mode,
         _frames(image),
-        _turn(image) is not None,
+        turn_of(image) is not None,
         image.has_transparency_data,
     )
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB; transparency becomes white, 16 bits become 8."""
-    image = upright(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
 
 
 def stored_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
@@ -101,22 +81,9 @@ def shrink_photo(path: Path, short_side: int) -> tuple[bytes, tuple[int, int]]:
     return buffer.getvalue(), image.size
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF data say."""
-    turn = _turn(image)
-    return image if turn is None else image.transpose(turn)
-
-
 def _frames(image: Image.Image) -> int:
     try:
         # A stereo photo of a phone is a format of two frames, not an animation.
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Exception:  # the first frame is good, the list of the others is damaged
         return 1
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
-    except Exception:  # metadata can be damaged in many ways, and the pixels still be good
-        return None

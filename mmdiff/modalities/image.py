@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdiff.modalities.base import Modality, decode_cell, open_image
+from mmdiff.rgb import to_rgb
 
 
 class ImageModality(Modality):
@@ -101,12 +102,8 @@ class ImageModality(Modality):
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Upright RGB, cut to the central square and resized to size x size; transparency becomes white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("RGB")
+    """Upright RGB, cut to the central square and resized to size x size; ValueError as of `to_rgb`."""
+    image = to_rgb(image)
     if image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)

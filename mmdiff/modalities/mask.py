@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mmdiff.modalities.base import Modality, class_codes, decode_cell, open_image, palette
 
 VOID = "void"
+MOST_CLASSES = 256
 
 
 class MaskModality(Modality):
@@ -35,6 +36,8 @@ class MaskModality(Modality):
         self.stride = stride
         if len(classes) < 2:
             raise ValueError(f"{name}: a mask needs at least two classes, but got {list(classes)}.")
+        if len(classes) > MOST_CLASSES:
+            raise ValueError(f"{name}: {len(classes)} classes do not fit into a byte; {MOST_CLASSES} do.")
         self.classes = tuple(classes)
         self.shape = (image_size, image_size)
         real = [i for i, c in enumerate(classes) if c != VOID]
