@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 CAPACITY = 32  # samples in one call of the network
 AHEAD = 2  # steps made before somebody asks for them; a reader that falls behind only holds up itself
+ASLEEP_SECONDS = 2.0  # without asking for a step that is ready; such a reader may never come back
 IDLE_SECONDS = 10.0
 
 
@@ -58,11 +59,13 @@ class Ticket(Iterator[Any]):
         self._steps: deque[Any] = deque()
         self._error: Exception | None = None
         self._over = False  # whether no step is to come any more
+        self._asked = time.monotonic()  # when its reader took a step last
 
     def __next__(self) -> Any:
         self._engine.wait_for(self._ready)
         with self._engine.changed:
             if self._steps:
+                self._asked = time.monotonic()
                 self._engine.changed.notify_all()  # there is room for another step
                 return self._steps.popleft()
             if self._error is not None:
@@ -92,15 +95,18 @@ class Ticket(Iterator[Any]):
     def _hungry(self) -> bool:
         return len(self._steps) < AHEAD
 
+    @property
+    def _asleep(self) -> bool:
+        return not self._hungry and time.monotonic() - self._asked > ASLEEP_SECONDS
+
 
 class Engine:
     """Advances all members together.
 
     Args:
         answer: queries of all members -> an answer to each, in order. Called by one thread only.
-        capacity: rows in a call of the network. Who does not fit waits in line, first come, first served,
-            until there is a place or nothing else to do, as all readers have fallen behind. A member that is
-            larger than that runs alone.
+        capacity: rows in a call of the network. Who does not fit waits in line, first come, first served; a
+            member that is larger than that runs alone. A reader that has stopped reading holds no place.
         background: whether the engine has a thread of its own.
     """
 
@@ -150,7 +156,7 @@ class Engine:
                 if going:
                     self._step(going)
             if not going and not ready():
-                time.sleep(0.005)  # those who have a place have steps to take first
+                time.sleep(0.005)  # those who have a place have steps to take first, or to fall asleep
             if deadline is not None and time.monotonic() >= deadline:
                 break
         return ready()
@@ -197,7 +203,8 @@ class Engine:
         with self.changed:
             while not ((going := self._admitted()) or self._calls):
                 busy = self._running or self._line
-                woken = self._ending or self.changed.wait(None if busy else IDLE_SECONDS)
+                patience = ASLEEP_SECONDS if self._line else None if busy else IDLE_SECONDS
+                woken = self._ending or self.changed.wait(patience)
                 if self._ending or not (woken or self._line or self._calls):
                     self._thread = None  # so that nothing is kept alive by an idle engine
                     return False
@@ -213,18 +220,19 @@ class Engine:
         return not self._ending
 
     def _admitted(self) -> list[Ticket]:
-        """Who makes the next step. Rather than do nothing, it goes beyond the places that there are."""
-        going = [ticket for ticket in self._running if ticket._hungry]
-        rows = sum(ticket._member.rows for ticket in self._running)
-        while self._line and (not going or rows + self._line[0]._member.rows <= self._capacity):
+        """Who makes the next step. Nobody holds a place whose reader has stopped reading."""
+        awake = [ticket for ticket in self._running if not ticket._asleep]
+        rows = sum(ticket._member.rows for ticket in awake)
+        while self._line and (not awake or rows + self._line[0]._member.rows <= self._capacity):
             ticket = self._line.popleft()
+            ticket._asked = time.monotonic()
             rows += ticket._member.rows
             self._running.append(ticket)
-            going.append(ticket)
-        return self._fitting(going)
+            awake.append(ticket)
+        return self._fitting([ticket for ticket in self._running if ticket._hungry])
 
     def _fitting(self, going: list[Ticket]) -> list[Ticket]:
-        """As many of them as have room, in turn: readers that had fallen behind may all come back at once."""
+        """As many of them as have room, in turn: readers that were asleep may all come back at once."""
         ends = accumulate(ticket._member.rows for ticket in going)
         fitting = [t for t, end in zip(going, ends, strict=True) if end <= self._capacity] or going[:1]
         if len(fitting) < len(going):

@@ -154,7 +154,8 @@ def test_eight_at_once_each_get_their_own(service):
     assert len(results) == 8
 
 
-def test_a_long_line_is_closed():
+def test_a_long_line_is_closed(monkeypatch):
+    monkeypatch.setattr("mmdiff.engine.ASLEEP_SECONDS", 60)  # the first one keeps its place, though unread
     service = Service(FakePipeline(step_seconds=0.001, capacity=1), "small")
     waiting = [service.stream(JOINT) for _ in range(MAX_WAITING + 1)]
     assert isinstance(next(waiting[0]), Preview)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from synthetic import lively_model, tiny_config
 
+from mmdiff import engine as engine_module
 from mmdiff.engine import AHEAD, Engine
 from mmdiff.pipeline import Change, Pipeline
 
@@ -139,7 +140,8 @@ def test_a_reader_that_falls_behind_holds_up_only_itself():
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_readers_that_have_all_fallen_behind_do_not_hold_up_who_is_in_line(background):
+def test_a_reader_that_stopped_reading_does_not_hold_up_who_is_in_line(background, monkeypatch):
+    monkeypatch.setattr(engine_module, "ASLEEP_SECONDS", 0.05)
     network = Network()
     engine = Engine(network, background=background, capacity=3)
     slow = engine.submit(Counter("slow", 9, rows=2))
@@ -149,7 +151,8 @@ def test_readers_that_have_all_fallen_behind_do_not_hold_up_who_is_in_line(backg
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_one_thread_may_read_more_streams_in_turn_than_there_are_places_for(background):
+def test_one_thread_may_read_more_streams_in_turn_than_there_are_places_for(background, monkeypatch):
+    monkeypatch.setattr(engine_module, "ASLEEP_SECONDS", 0.05)
     network = Network()
     engine = Engine(network, background=background, capacity=3)
     tickets = [
@@ -223,7 +226,7 @@ def test_without_a_thread_of_its_own_the_readers_make_the_steps():
     slow = engine.submit(Counter("slow", 20, rows=3))
     next(slow)
     waiting = engine.submit(Counter("h"))
-    assert not waiting.wait(0) and waiting.ahead == 1  # a step of the other one
+    assert not waiting.wait(0.02) and waiting.ahead == 1
     slow.close()
     assert waiting.wait(0.02) and list(waiting)[-1] == 5
 
