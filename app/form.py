@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -98,14 +98,21 @@ class Form:
         """A photo as the model will see it, whatever it is given for: small enough for a settings file."""
         return square(value, self._size) if isinstance(value, Image.Image) else value
 
-    def show(self, job: Job, settings: bool = True) -> list[Any]:
-        """Updates after which `read` gives `job` (without its changes); optionally leaving the settings."""
+    def show(self, job: Job, settings: bool = True, missing: Collection[str] = ()) -> list[Any]:
+        """Updates after which `read` gives `job` (without its changes).
+
+        Args:
+            settings: whether to show how to sample, too.
+            missing: names of what is given, too, but has still to be added.
+        """
         updates: list[Any] = []
         for row in self._rows:
             name = row.spec.name
+            known = job.known_pixels if row.spec.kind == "image" else None
             if name in job.given:
-                known = job.known_pixels if row.spec.kind == "image" else None
                 updates += [GIVEN, *row.input.restore(Given(job.given[name], known))]
+            elif name in missing:
+                updates += [GIVEN, *row.input.awaiting(known)]
             else:
                 other = IGNORE if IGNORE in self._task.choices else GENERATE
                 choice = GENERATE if name in job.wanted else other

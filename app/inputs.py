@@ -75,6 +75,10 @@ class Input:
         """The updates of `shown` after which `read` returns this again."""
         return self.show(given.value)
 
+    def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
+        """The updates of `shown` where the value itself is still to come; ``known_pixels`` are of a photo."""
+        return tuple(gr.skip() for _ in self.shown)
+
     def nothing(self, remedy: str) -> ValueError:
         """The error of a modality that is set to Given while its controls are empty."""
         return ValueError(f"“{self.spec.name}” is set to Given, but nothing is given. {remedy}")
@@ -138,6 +142,10 @@ class ImageInput(Input):
 
     def restore(self, given: Given) -> tuple[Any, ...]:
         return self.show(given.value, None if given.known_pixels is None else ~given.known_pixels)
+
+    def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
+        hole = self.hole.update(None if known_pixels is None else ~known_pixels)
+        return self._without_photo("", hole, "")
 
     def missing(self, photo: Image.Image | None, hole: str | None) -> str:
         return super().missing(photo)

@@ -60,7 +60,7 @@ class Job:
 
     def check(self, modalities: Mapping[str, Any]) -> None:
         """Raises ValueError, in words for the page, if this cannot be run."""
-        _in_range("steps", self.steps, 1, MAX_STEPS)
+        _in_range("number of steps", self.steps, 1, MAX_STEPS)
         _in_range("number of samples", self.num_samples, 1, MAX_SAMPLES)
         _in_range("seed", self.seed, 0, MAX_SEED)
         if self.sampler not in SAMPLERS:

@@ -19,6 +19,7 @@ from app.tables import Table, look_up, number
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("docs") / "results"
+TASKS_HEAD = ("Measured", "Value", "Examples", "To compare")
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 Results = Mapping[str, Any]
@@ -79,6 +80,12 @@ WHITE_RULE = ("real photos", at("white_rule_iou_on_photos"))
 
 PHOTOS = (
     Metric("Mask from photo: IoU of “{}”", "mask_from_image.iou.*", ".4f"),
+    Metric(
+        "Mask from photo: mean IoU over all photos",
+        "mask_from_image.miou_pooled",
+        ".4f",
+        (("a separate segmenter", at("tasks.image_from_mask.segmenter_on_photos.miou_pooled")),),
+    ),
     Metric("Mask from photo: pixels right", "mask_from_image.pixel_accuracy", ".1%"),
     Metric("Label from photo: top-1", "label_from_image.top1", ".1%", (("chance", chance(1)),)),
     Metric("Label from photo: top-5", "label_from_image.top5", ".1%", (("chance", chance(5)),)),
@@ -93,6 +100,12 @@ PHOTOS = (
         "image_from_mask.mask_rule_iou",
         ".4f",
         (WHITE_RULE,),
+    ),
+    Metric(
+        "Photo from mask: mean IoU of what a separate segmenter sees in it",
+        "image_from_mask.segmenter.miou_pooled",
+        ".4f",
+        (("in the masks’ own photos", at("tasks.image_from_mask.segmenter_on_photos.miou_pooled")),),
     ),
     Metric(
         "Photo and label together: that classifier agrees",
@@ -112,6 +125,27 @@ PHOTOS = (
         "holes.*.psnr",
         ".2f",
         (("mean of the known pixels", at("tasks.holes.{}.psnr_mean_fill")),),
+    ),
+    Metric(
+        "Holes ({}): LPIPS, less is better",
+        "holes.*.lpips",
+        ".3f",
+        (
+            ("Telea", at("tasks.holes.{}.fillings.telea.lpips")),
+            ("Navier-Stokes", at("tasks.holes.{}.fillings.navier_stokes.lpips")),
+        ),
+    ),
+    Metric(
+        "Photos from nothing: precision",
+        "likeness.generated.precision",
+        ".2f",
+        (("training photos", at("tasks.likeness.training_photos.precision")),),
+    ),
+    Metric(
+        "Photos from nothing: recall",
+        "likeness.generated.recall",
+        ".2f",
+        (("training photos", at("tasks.likeness.training_photos.recall")),),
     ),
 )
 
@@ -206,9 +240,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _tables(results: Results) -> Iterator[Table]:
     if _dict(results, "tasks"):
-        head = ("Measured", "Value", "Examples", "To compare")
-        yield Table("Photos, masks and labels", head, tuple(_task_rows(results, PHOTOS)))
-        yield Table("Words and embeddings", head, tuple(_task_rows(results, WORDS)))
+        yield Table("Photos, masks and labels", TASKS_HEAD, tuple(_task_rows(results, PHOTOS)))
+        yield Table("Words and embeddings", TASKS_HEAD, tuple(_task_rows(results, WORDS)))
         rows = tuple(_bound_rows(results))
         yield Table("The bound, term by term", ("Term", "nats", "bits per dimension"), rows)
     if subsets := _dict(results, "subsets"):

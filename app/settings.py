@@ -104,13 +104,16 @@ class Settings:
             0, MAX_GUIDANCE, value=1, step=0.5, label=name.capitalize(), elem_id=f"{task}-{name}-guidance"
         )
 
-    def _estimated(self, steps: int, samples: int, followed: float, *values: Any) -> str:
+    def _estimated(self, steps: int | None, samples: int | None, followed: float, *values: Any) -> str:
         """`values`: the scale of each guidable modality, then what each of all is to be."""
         scales, roles = values[: len(self._guidable)], values[len(self._guidable) :]
         given = {name: None for name, role in zip(self._choices, roles, strict=True) if role == GIVEN}
         wanted = [name for name, role in zip(self._choices, roles, strict=True) if role == GENERATE]
         guidance = self._scales(given, wanted, followed, scales)
-        return self.estimate_of(Job(given, steps=steps, num_samples=samples, guidance_scale=guidance))
+        # a box that somebody has just emptied says None
+        return self.estimate_of(
+            Job(given, steps=steps or 1, num_samples=samples or 1, guidance_scale=guidance)
+        )
 
     def estimate_of(self, job: Job) -> str:
         """HTML that says how long a run would take here."""
@@ -136,17 +139,19 @@ class Settings:
         self,
         given: Collection[str],
         wanted: Collection[str],
-        steps: int,
+        steps: int | None,
         seed: float | None,
         keep: bool,
         sampler: str,
-        samples: int,
+        samples: int | None,
         followed: float,
         *scales: float,
     ) -> dict[str, Any]:
         """The fields of a `Job` that are set here; the seed is drawn unless kept."""
         if keep and seed is None:
             raise ValueError("There is no seed to keep. Write one, or untick Keep.")
+        if steps is None or samples is None:
+            raise ValueError("The number of steps or of samples is empty. Write one.")
         return {
             "steps": int(steps),
             "seed": int(seed) if keep else new_seed(),

@@ -23,8 +23,13 @@ def look_up(tree: Any, path: str) -> Any:
 
 
 def number(tree: Any, path: str) -> float | None:
-    """The number at a dotted path, None if there is none. Raises ValueError for anything else."""
+    """The number at a dotted path, None if there is none. Raises ValueError for anything else.
+
+    What `mmdiff.evaluate` could not measure says why, as {"skipped": reason}, and counts as none.
+    """
     value = look_up(tree, path)
+    if isinstance(value, dict) and "skipped" in value:
+        return None
     if value is None or isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise ValueError(f"“{path}” is {str(value)[:40]!r} instead of a number")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -16,7 +16,7 @@ from app.examples import opening
 from app.first_script import FirstScript
 from app.inputs import QUIET
 from app.job import Job
-from app.link import from_query, is_link
+from app.link import HOLE, from_query, is_link
 from app.service import Service
 from app.tabs import how_it_works, task
 from app.tabs.task import Tab
@@ -85,8 +85,14 @@ class Restorer:
 
     def _from_file(self, path: str) -> list[Any]:
         with plain_errors():
-            job, checkpoint, name = recipe.read(path, self._service.modalities)
-            self._check_checkpoint(checkpoint)
+            try:
+                job, checkpoint, name = recipe.read(path, self._service.modalities)
+                self._check_checkpoint(checkpoint)
+            except (
+                ValueError
+            ) as error:  # said where the last success was, which would seem to be of this file
+                words = escape(str(error), quote=False)
+                return self._unchanged(_note(f"This file cannot be restored. {words}", "problem"))
             return self._shown(name, job, job, _note("The run is restored and starts again."))
 
     def _from_link(self, request: gr.Request) -> list[Any]:
@@ -108,7 +114,7 @@ class Restorer:
             "press Run; Keep is ticked, so the seed is the same.",
             "problem",
         )
-        return self._shown(linked.task, job, None, note)
+        return self._shown(linked.task, job, None, note, linked.missing)
 
     def _within(self, name: str, job: Job) -> Job:
         """The job with only those wanted that belong to the task."""
@@ -124,12 +130,25 @@ class Restorer:
                 "Choose the other one in the menu above, if it is there, and try again."
             )
 
-    def _shown(self, name: str, job: Any, runs: Any, note: str) -> list[Any]:
+    def _shown(self, name: str, job: Job, runs: Any, note: str, missing: tuple[str, ...] = ()) -> list[Any]:
         """The form of the task filled in, and a run of `runs` to come."""
-        name = name if name in self._by_name else "any_to_any"
+        if not self._has_room(name, {*job.given, *job.wanted, *missing} - {HOLE}):
+            name = "any_to_any"
         updates: list[Any] = [gr.update(selected=name), note, runs, name if runs else ""]
         for other, tab in self._by_name.items():
-            updates += tab.form.show(job) if other == name else [gr.skip() for _ in tab.form.outputs]
+            updates += tab.form.show(job, missing=missing) if other == name else _skipped(tab)
+        return updates
+
+    def _has_room(self, name: str, modalities: Collection[str]) -> bool:
+        """Whether there is a task of this name whose form has a row for each of these."""
+        tab = self._by_name.get(name)
+        return tab is not None and set(modalities) <= set(tab.task.modalities(self._service.modalities))
+
+    def _unchanged(self, note: str) -> list[Any]:
+        """Everything as it is, but for what is said."""
+        updates: list[Any] = [gr.skip(), note, None, ""]
+        for tab in self._by_name.values():
+            updates += _skipped(tab)
         return updates
 
     def _opened(self, note: str = "") -> list[Any]:
@@ -137,8 +156,12 @@ class Restorer:
         updates: list[Any] = [gr.skip(), note, None, ""]
         for tab in self._by_name.values():
             job = opening(tab.task, self._service)
-            updates += [gr.skip() for _ in tab.form.outputs] if job is None else tab.form.show(job, False)
+            updates += _skipped(tab) if job is None else tab.form.show(job, False)
         return updates
+
+
+def _skipped(tab: Tab) -> list[Any]:
+    return [gr.skip() for _ in tab.form.outputs]
 
 
 def _replay(tab: Tab) -> Any:

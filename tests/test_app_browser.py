@@ -704,7 +704,7 @@ def test_a_link_reproduces_the_run(visit, pipe, size):
     assert again.find("seed", "input").input_value() == visitor.find("seed", "input").input_value()
 
 
-def test_a_link_says_what_could_not_travel_and_what_cannot_be_read(visit):
+def test_a_link_says_what_could_not_travel_and_what_cannot_be_read(visit, photo_file):
     visitor = visit("fill_in")
     visitor.run()
     visitor.done()
@@ -716,6 +716,10 @@ def test_a_link_says_what_could_not_travel_and_what_cannot_be_read(visit):
     message = again.page.locator("#message")
     near(lambda: "did not fit into it" in message.inner_text())
     assert again.find("keep-seed", "input").is_checked()
+    assert "First upload a photo" in again.find("plan").inner_text()
+    again.give_photo(photo_file)
+    near(lambda: "in the hole" in again.find("plan").inner_text())
+    assert np.array_equal(again.cells("image"), visitor.cells("image"))
     broken = visit("image_label", query="/?task=image_label&seed=many")
     near(lambda: "cannot be restored" in broken.page.locator("#message").inner_text())
 
@@ -780,3 +784,38 @@ def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file):
     visitor.find("code", "button").first.click()
     visitor.find("link", ":is(textarea, input)").first.wait_for()
     assert visitor.fits()
+
+
+def test_side_by_side_changes_guidance_only_when_told_to(visit, pipe):
+    visitor = visit("image_label")
+    visitor.page.get_by_role("button", name="Cherry Rainier", exact=True).or_(
+        visitor.page.get_by_role("button", name="Apple Golden", exact=True)
+    ).first.click()
+    visitor.done()
+    visitor.find("compare", "button").first.click()
+    guidance = visitor.find("other-guidance", "input")
+    guidance.wait_for()
+    for text, scale in [("", 1), ("2.5", 2.5), ("", 1)]:
+        guidance.fill(text)
+        guidance.press("Tab")
+        visitor.page.wait_for_timeout(500)
+        visitor.find("run-both").click()
+        visitor.done()
+        scales = {call["steps"]: call["guidance_scale"] for call in pipe.calls[-2:]}
+        assert scales == {30: {"label": 1}, 10: {"label": scale}}
+
+
+def test_what_the_server_has_forgotten_is_not_forked(visit, monkeypatch):
+    visitor = visit("image_label")
+    monkeypatch.setattr("gradio.State.preprocess", lambda state, value: None)
+    visitor.player(".scrubber").fill("4")
+    visitor.find("fork").click()  # of the example, which is never forgotten
+    visitor.done()
+    visitor.find("fork").click()
+    visitor.status("nothing is left to denoise")
+    visitor.run()
+    visitor.done()
+    visitor.player(".scrubber").fill("4")
+    visitor.find("fork").click()
+    visitor.status("no longer has the run that is shown")
+    assert visitor.player("[data-track]").count() == 1

@@ -132,6 +132,35 @@ def test_the_commands_are_the_ones_that_were_run():
         assert set(found.get("tasks", ())) <= set(arguments["tasks"])
 
 
+@pytest.mark.parametrize("checkpoint", ["orchard", "scenes"])
+def test_every_file_of_the_shipped_checkpoints_can_be_shown(checkpoint):
+    reports, problems = results.read(checkpoint)
+    assert not problems and f"docs/results/{checkpoint}.json" in {report.source for report in reports}
+    page = how_it_works.measured(checkpoint)
+    assert "skipped" not in page and "`" not in page and "<code>ddim</code>" in page
+
+
+def test_what_could_not_be_measured_is_left_out_and_the_rest_is_shown(project):
+    project.write(joint={"n": 9, "judge_agreement": 0.5, "mask_rule_iou": {"skipped": "no such masks"}})
+    found = rows(how_it_works.measured("toy", project.root))
+    assert found["Photo and label together: that classifier agrees"][0] == "50.0%"
+    assert "Photo and mask together: their IoU" not in found
+
+
+def test_only_tables_of_tasks_are_stacked(project):
+    project.write(label_from_image={"top1": 0.5})
+    assert 'class="tasks"' in how_it_works.measured("toy", project.root)
+    of_four = results.Table("Cost", ("System", "Parameters", "Images", "Minutes"), (("ours", "1", "2", "3"),))
+    assert 'class="figures"' in how_it_works._table(of_four)
+
+
+def test_a_model_card_links_to_nothing_that_the_page_does_not_serve(tmp_path):
+    card = "See [the page](../../docs/page.md), [ours](#top) and [theirs](https://example.org/x)."
+    (tmp_path / "README.md").write_text(card)
+    assert how_it_works.model_card(tmp_path) == ("See the page, ours and [theirs](https://example.org/x).")
+    assert not how_it_works.INSIDE.search(how_it_works.model_card(ROOT / "checkpoints/scenes"))
+
+
 def test_a_command_is_cut_out_of_its_page(project):
     project.write(label_from_image={"top1": 0.5})
     (report,), _ = results.read("toy", project.root)

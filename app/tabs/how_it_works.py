@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,13 +13,17 @@ from typing import Any
 import gradio as gr
 
 from app import results
-from app.results import Report, Table
+from app.results import TASKS_HEAD, Report, Table
 from app.service import Service
 from app.tasks import KINDS, TASKS
 from app.theme import html
 
 TITLE = "How it works"
 PICTURES = [Path(__file__).parents[1] / name for name in ("architecture.svg", "architecture_narrow.svg")]
+CODE = re.compile(r"`([^`]+)`")
+INSIDE = re.compile(
+    r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)"
+)  # a link that the page does not serve
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
 IDEA = (
@@ -198,7 +203,8 @@ def measured(checkpoint: str, root: Path = results.ROOT) -> str:
 def _report(report: Report) -> str:
     """Its first table open unless it is wide, the others folded; below them how they were measured."""
     tables = [_open(t) if k == 0 and len(t.head) <= 4 else _fold(t) for k, t in enumerate(report.tables)]
-    how = f'<p class="hint">{escape(report.how)} From {escape(report.source)}.</p>'
+    words = CODE.sub(r"<code>\1</code>", escape(report.how))
+    how = f'<p class="hint">{words} From {escape(report.source)}.</p>'
     return f'<section class="report">{"".join(tables)}{how}{_command(report.command)}</section>'
 
 
@@ -218,8 +224,8 @@ def _fold(table: Table) -> str:
 
 
 def _table(table: Table) -> str:
-    """A table; of tasks if it has four columns, which how.css stacks on a narrow page."""
-    kind = "tasks" if len(table.head) == 4 else "figures"
+    """A table; of tasks if values stand beside what to compare, which how.css stacks on a narrow page."""
+    kind = "tasks" if table.head == TASKS_HEAD else "figures"
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
     rows = "".join(f"<tr>{_cells(table.head, row)}</tr>" for row in table.rows)
     return (
@@ -236,11 +242,11 @@ def _cells(head: Sequence[str], row: Sequence[str]) -> str:
 
 
 def model_card(folder: Path | None) -> str:
-    """README.md of a checkpoint's folder as Markdown, without its front matter."""
+    """README.md of a checkpoint's folder as Markdown, without front matter and links into the project."""
     path = folder / "README.md" if folder else None
     if path is None or not path.is_file():
         return "This checkpoint has no model card."
     text = path.read_text(encoding="utf-8", errors="replace")
     if text.startswith("---\n"):
         _, _, text = text.removeprefix("---\n").partition("\n---\n")
-    return text
+    return INSIDE.sub(r"\1", text)
