@@ -24,6 +24,7 @@ from app.views import overlay
 
 Tracks = Record | Sequence[tuple[str, Record]]
 Describe = Callable[[np.ndarray], Sequence[Any]]
+Describes = Describe | Sequence[Describe]  # the same for all tracks, or one for each
 
 PAPER, CARD, EDGE, SOFT = "#fafaf9", "#ffffff", "#e7e5e4", "#efedeb"
 INK, QUIET, ACCENT, GIVEN = "#1c1917", "#78716c", "#3a6955", "#a8642a"
@@ -45,7 +46,7 @@ STEP_MS = (60, 250)  # how long a step may be shown
 
 
 def write_gif(
-    path: str | Path, tracks: Tracks, describe: Describe, samples: Sequence[int] | None = None
+    path: str | Path, tracks: Tracks, describe: Describes, samples: Sequence[int] | None = None
 ) -> None:
     """The film as an endless GIF, see `frames`. One palette and no dithering, so that nothing flickers."""
     pictures = frames(tracks, describe, samples)
@@ -58,7 +59,7 @@ def write_gif(
 
 
 def write_mp4(
-    path: str | Path, tracks: Tracks, describe: Describe, samples: Sequence[int] | None = None
+    path: str | Path, tracks: Tracks, describe: Describes, samples: Sequence[int] | None = None
 ) -> None:
     """The film as H.264, see `frames`; the last frame is repeated for as long as it is held."""
     pictures = frames(tracks, describe, samples)
@@ -81,12 +82,13 @@ def write_mp4(
         container.mux(stream.encode())
 
 
-def frames(tracks: Tracks, describe: Describe, samples: Sequence[int] | None = None) -> list[Image.Image]:
+def frames(tracks: Tracks, describe: Describes, samples: Sequence[int] | None = None) -> list[Image.Image]:
     """One RGB picture per step, all of the same even width and height.
 
     Args:
         tracks: a run, or several with their titles, side by side; at every step each shows its latest.
-        describe: embeddings (B, D) -> a `mmdiff.vocabulary.Description` of each, or nothing.
+        describe: embeddings (B, D) -> a `mmdiff.vocabulary.Description` of each, or nothing; of several
+            tracks one for each, as the embeddings of one model mean nothing to another.
         samples: which samples to show, counted from 0, all if None; the first four of them, below each
             other, or two by two where there is one track.
 
@@ -99,7 +101,8 @@ def frames(tracks: Tracks, describe: Describe, samples: Sequence[int] | None = N
     samples = tuple(range(fewest) if samples is None else samples)[:MAX_SAMPLES]
     if not samples or not all(0 <= k < fewest for k in samples):
         raise ValueError(f"There are {fewest} samples to show; choose among them.")
-    cards, size = _arranged(tracks, samples, describe)
+    describes = [describe] * len(tracks) if callable(describe) else describe
+    cards, size = _arranged(tracks, samples, describes)
     still = _still([record for _, record in tracks], cards, size)
     shown = sorted({frame.index for _, record in tracks for frame in record.frames})
     total = max(record.job.steps for _, record in tracks)
@@ -174,7 +177,7 @@ class _Card:
 
 
 def _arranged(
-    tracks: Sequence[tuple[str, Record]], samples: tuple[int, ...], describe: Describe
+    tracks: Sequence[tuple[str, Record]], samples: tuple[int, ...], describes: Sequence[Describe]
 ) -> tuple[list[_Card], tuple[int, int]]:
     """All cards in their places, and the size of a frame."""
     target = LARGE if len(tracks) == len(samples) == 1 else SMALL
@@ -186,7 +189,7 @@ def _arranged(
     top = HEAD + TITLE * any(title for title, _ in tracks)
     columns = 2 if len(tracks) == 1 and len(samples) > 2 else 1
     cards, x = [], MARGIN
-    for title, record in tracks:
+    for (title, record), describe in zip(tracks, describes, strict=True):
         said = _said(record, describe)
         for place, sample in enumerate(samples):
             row, column = divmod(place, columns)

@@ -23,7 +23,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from app import recipe
 from app.adapters import colour_mask
 from app.job import Job
 from app.record import Frame, Record, areas, uncertainty
@@ -46,6 +48,7 @@ TEMPLATE = """
 """
 LEVELS = 16  # of certainty that a mask's overlay has
 LABEL_SCALE = 10_000  # probabilities and areas are sent as whole numbers
+MAX_STAMPS = 2**20  # bytes of settings, in all pictures of a step together; they hold what was given
 HOLE, HOLE_SHARE = np.array([217, 123, 41]), 0.6  # tint of what is to be filled in
 COLD, ZERO, WARM = np.array([[47, 107, 154], [236, 234, 230], [196, 98, 45]])  # of an embedding's numbers
 
@@ -76,6 +79,8 @@ class Player:
     The browser may skip a message when several come at once, so live messages should repeat the last few
     frames, and the one that ends a run (`running=False`) should have all of them (`since=0`). The last frame
     of a run is sent without loss, the others' pictures nearly so. Tracks that a message leaves out go away.
+
+    `elem_id` is the task's name and “-player”. The last pictures carry it with the settings.
     """
 
     def __init__(self, elem_id: str) -> None:
@@ -88,6 +93,7 @@ class Player:
             apply_default_css=False,
             elem_id=elem_id,
         )
+        self._task = elem_id.removesuffix("-player")
         self._kept: dict[Hashable, str] = {}
 
     def value(self, tracks: Sequence[Track]) -> str:
@@ -115,7 +121,11 @@ class Player:
         ended = not track.running or frame.index == record.job.steps
         exact = frame is record.last and ended
         what = exact, *record.modalities
-        return self._once(frame, what, lambda: _json(_frame(record, track.describe, frame, exact)))
+        return self._once(frame, what, lambda: _json(_frame(self._scene(track, frame, exact))))
+
+    def _scene(self, track: Track, frame: Frame, exact: bool) -> _Scene:
+        stamp = _stamp(track.record, self._task) if exact else None
+        return _Scene(track.record, frame, exact, stamp, track.describe)
 
     def _once(self, owner: Any, what: Hashable, make: Callable[[], str]) -> str:
         """The text that `make` gives, kept for as long as `owner` lives."""
@@ -167,30 +177,40 @@ HEADS: dict[str, Callable[[Any, Job], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class _Scene:
-    """What the samples of a head are drawn from. `exact`: without loss."""
+    """What the samples of a head are drawn from. `exact`: without loss. `stamp`: for pictures to carry."""
 
     record: Record
     frame: Frame
     exact: bool
+    stamp: PngInfo | None
     describe: Callable[[np.ndarray], Sequence[Any]]
 
 
-def _frame(
-    record: Record, describe: Callable[[np.ndarray], Sequence[Any]], frame: Frame, exact: bool
-) -> dict[str, Any]:
-    scene = _Scene(record, frame, exact, describe)
+def _frame(scene: _Scene) -> dict[str, Any]:
+    record, frame = scene.record, scene.frame
     x = {name: SAMPLES[spec.kind](scene, spec) for name, spec in record.modalities.items()}
-    sent = {"i": frame.index, "t": frame.t, "exact": exact, "x": x}
+    sent = {"i": frame.index, "t": frame.t, "exact": scene.exact, "x": x}
     if record.num_samples > 1:
         visual = {n: s.kind for n, s in record.modalities.items() if s.kind in ("image", "mask")}
         sent["u"] = {name: _heat(uncertainty(frame, name, kind)) for name, kind in visual.items()}
     return sent
 
 
+def _stamp(record: Record, task: str) -> PngInfo | None:
+    """The settings, for the last pictures to carry as those in the zip do; None if they are too large."""
+    pictures = sum(spec.kind in ("image", "mask") for spec in record.modalities.values())
+    try:
+        stamp = recipe.stamp(record.job, record.checkpoint, task)
+    except ValueError:  # of a photo that settings cannot hold, which must not keep the result from sight
+        return None
+    size = sum(len(data) for _, data, *_ in stamp.chunks)
+    return stamp if size * pictures * record.num_samples <= MAX_STAMPS else None
+
+
 def _images(scene: _Scene, spec: Any) -> list[str]:
     """Data URIs, PNG or, where a little loss does not matter, WebP."""
     pictures = map(Image.fromarray, scene.frame.x[spec.name])
-    return [png(picture) if scene.exact else _webp(picture) for picture in pictures]
+    return [png(picture, scene.stamp) if scene.exact else _webp(picture) for picture in pictures]
 
 
 def _webp(picture: Image.Image) -> str:
@@ -207,7 +227,7 @@ def _masks(scene: _Scene, spec: Any) -> list[dict[str, Any]]:
     return [
         {
             "o": _overlay(classes, probabilities.max(0), spec.palette, over),
-            "m": png(colour_mask(classes, spec.palette)),
+            "m": png(colour_mask(classes, spec.palette), scene.stamp),
             "a": share,
         }
         for classes, probabilities, share in zip(

@@ -141,7 +141,7 @@ def from_json(text: str | bytes, modalities: Mapping[str, Any]) -> tuple[Job, st
 
 
 def read(path: str | Path, modalities: Mapping[str, Any]) -> tuple[Job, str, str]:
-    """The settings in a settings file, in a picture saved by this page or in its zip, see `from_dict`."""
+    """The settings in a settings file, in a PNG that carries them or in our zip, see `from_dict`."""
     path = Path(path)
     if path.stat().st_size > MAX_FILE:
         raise ValueError(f"“{path.name}” is larger than {MAX_FILE >> 20} MB, so it is not read.")
@@ -183,8 +183,9 @@ def _from_zip(path: Path) -> bytes:
 
 def _without_settings(path: Path) -> ValueError:
     return ValueError(
-        f"“{path.name}” has no settings in it. Use a picture, a zip or a settings file saved by this page; "
-        "a copy that another program made of a picture no longer has them."
+        f"“{path.name}” has no settings in it. Use a settings file, a zip or a PNG of a result saved by "
+        "this page. Pictures of single steps, overlays, films, and copies by another program have none. "
+        "Where a large photo was given, use the zip."
     )
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import gradio as gr
+from gradio.context import Context
 from gradio.processing_utils import save_file_to_cache
 
 from app import bundle, film, recipe, snippet
@@ -36,6 +37,7 @@ class TakeHome:
 
     def __init__(self, task: Task, shown: gr.State, opening: Sequence[Track]) -> None:
         self._task, self._opening, name = task, opening, task.name
+        self._demo = Context.root_block
         with gr.Row(elem_classes="take-home"):
             html('<span class="hint">Take home</span>')
             makers = {
@@ -82,14 +84,18 @@ class TakeHome:
         """Link and code for the last of the tracks."""
         record = tracks[-1].record
         query, left_out = to_query(record.job, record.checkpoint, self._task.name)
-        address = page_address(request)
+        root = root_address(request, self.link.page)
         notes = "".join(f'<p class="hint">{escape(words)}</p>' for words in left_out)
         return {
-            self.link: address + query,
+            self.link: root + self._route(record.checkpoint) + query,
             self.note: notes,
-            self.client: snippet.python_snippet(record.job, address, record.checkpoint, self._task.name),
+            self.client: snippet.python_snippet(record.job, root, record.checkpoint, self._task.name),
             self.library: snippet.library_snippet(record.job, f"checkpoints/{record.checkpoint}"),
         }
+
+    def _route(self, checkpoint: str) -> str:
+        """Where the page of a checkpoint is below the root: nowhere else if it is the first one's."""
+        return next((route for route, name, _ in self._demo.pages[1:] if name == checkpoint), "")
 
     def _file_maker(self, kind: str, write: Callable, cache: str) -> Callable[[list[Track] | None], str]:
         def make(tracks: list[Track] | None) -> str:
@@ -98,7 +104,7 @@ class TakeHome:
                 record = tracks[-1].record
                 path = Path(folder) / f"mmdiff_{record.checkpoint}_{record.job.seed}.{kind}"
                 if kind in ("gif", "mp4"):
-                    write(path, [(t.title, t.record) for t in tracks], tracks[-1].describe)
+                    write(path, [(t.title, t.record) for t in tracks], [t.describe for t in tracks])
                 else:
                     write(path, tracks)
                 return save_file_to_cache(path, cache)
@@ -124,8 +130,16 @@ class TakeHome:
                 together.write(part, f"{k} {track.title}.zip".replace("/", "-"))
 
 
-def page_address(request: gr.Request) -> str:
-    """Where the visitor's browser has this page, without query; "" if it does not say."""
+def root_address(request: gr.Request, route: str) -> str:
+    """Where the visitor's browser has the first page, the only one with an API; "" if it does not say.
+
+    `route` is where the visitor's page is below the first one, which itself may be below anything; "" if it
+    is the first.
+    """
     headers = request.headers
     page = urlsplit(headers.get("referer") or headers.get("origin") or "")
-    return f"{page.scheme}://{page.netloc}{page.path or '/'}" if page.netloc else ""
+    path = page.path.rstrip("/")
+    above, _, last = path.rpartition("/")
+    if route and unquote(last) == route:
+        path = above
+    return f"{page.scheme}://{page.netloc}{path}/" if page.netloc else ""

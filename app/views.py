@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 # groups of words that describe an embedding, and how many of each are shown
 WORDS = {"captions": ("Nearest captions", 3), "labels": ("Nearest labels", 3), "probes": ("Text probes", 4)}
@@ -46,8 +47,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def png(image: Image.Image) -> str:
-    """A picture as a data URI, lossless."""
+def png(image: Image.Image, stamp: PngInfo | None = None) -> str:
+    """A picture as a data URI, lossless, with what it is to carry."""
     data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1)
+    image.save(data, "PNG", compress_level=1, pnginfo=stamp)
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from app.checkpoints import load_all  # noqa: E402
+from app.job import FOLLOWED  # noqa: E402
 from app.tasks import TASKS  # noqa: E402
 from app.ui import build_demo, launch  # noqa: E402
 
@@ -29,7 +30,7 @@ def run(page: Any, address: str, task: str) -> None:
     if task == "fill_in":
         fill_in(page, address)
     else:
-        page.goto(f"{address}?task={task}&seed={SEED}&steps={STEPS}")
+        page.goto(f"{address}?task={task}&seed={SEED}&steps={STEPS}&guide.label={FOLLOWED}")
     page.locator(f"#{task}-status", has_text="Done").wait_for(timeout=60_000)
     page.wait_for_timeout(800)
 

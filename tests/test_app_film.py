@@ -3,6 +3,7 @@
 import time
 
 import av
+import gradio as gr
 import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline
@@ -11,7 +12,10 @@ from test_app_bundle import record_of
 
 from app.film import FILM_MS, LAST_MS, MAX_SAMPLES, frames, overlaid, write_gif, write_mp4
 from app.job import Job
+from app.player import Track
 from app.record import Record
+from app.take_home import TakeHome
+from app.tasks import TASKS
 
 SIZE, STEPS = 64, 12
 TILE = 256  # 4 x 64, the multiple nearest to what a single sample is shown at
@@ -130,6 +134,38 @@ def test_what_the_embedding_says_changes_the_frame(single):
     assert silent.shape == spoken.shape
     rows = np.flatnonzero((silent != spoken).any((1, 2)))
     assert len(rows) and rows.min() > 74
+
+
+def test_each_track_is_described_by_its_own_model(single):
+    """The numbers of a track look like nothing to the other's model: words here, a strip there."""
+    tracks, silent = [("a", single), ("b", single)], lambda vectors: []
+    both, neither, left, right = (
+        np.asarray(frames(tracks, describes)[-1]).astype(int)
+        for describes in (PIPE.describe, silent, [PIPE.describe, silent], [silent, PIPE.describe])
+    )
+    middle = both.shape[1] // 2
+    assert not np.array_equal(both[:, :middle], neither[:, :middle])
+    assert not np.array_equal(both[:, middle:], neither[:, middle:])
+    assert np.array_equal(left, np.hstack([both[:, :middle], neither[:, middle:]]))
+    assert np.array_equal(right, np.hstack([neither[:, :middle], both[:, middle:]]))
+    with pytest.raises(ValueError):
+        frames(tracks, [PIPE.describe])
+
+
+@pytest.mark.parametrize("kind", ["gif", "mp4"])
+def test_films_that_are_taken_home_ask_the_model_of_each_track(single, kind, tmp_path):
+    tracks = [Track("a", "one", single, PIPE.describe), Track("b", "other", single, lambda vectors: [])]
+    shown = []
+
+    def write(path, *what):
+        shown.extend(frames(*what))
+        path.touch()
+
+    with gr.Blocks():
+        home = TakeHome(TASKS[-1], gr.State(None), tracks[:1])
+    home._file_maker(kind, write, str(tmp_path))(tracks)
+    expected = frames([(t.title, t.record) for t in tracks], [t.describe for t in tracks])
+    assert np.array_equal(shown[-1], expected[-1])
 
 
 def test_the_gif_has_every_step_and_holds_the_last(single, tmp_path):

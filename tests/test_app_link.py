@@ -4,16 +4,22 @@ import base64
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.parse import parse_qsl, urlsplit
 
+import gradio as gr
 import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, photo
 from PIL import Image
+from records import describe, make_record
 from test_app_recipe import JOBS, PHOTO, SIZE, SPECS, random_job, same
 
 from app.job import Job
 from app.link import MAX_QUERY, from_query, is_link, to_query
+from app.player import Track
+from app.take_home import TakeHome, root_address
+from app.tasks import TASKS
 from mmdiff.pipeline import Change
 
 
@@ -217,3 +223,62 @@ def test_damaged_links_are_refused_in_words(params, words):
     with pytest.raises(ValueError, match=words) as caught:
         from_query(params, SPECS)
     assert len(str(caught.value)) < 300
+
+
+# -- where links lead ----------------------------------------------------------------------------------
+
+
+def asked_from(**headers: str) -> SimpleNamespace:
+    """What an event of a page at this address brings."""
+    return SimpleNamespace(headers=headers)
+
+
+def run_of(checkpoint: str) -> Track:
+    record = make_record(steps=1)
+    record.checkpoint = checkpoint
+    return Track(checkpoint, "", record, describe)
+
+
+@pytest.fixture(scope="module")
+def homes() -> dict[str, TakeHome]:
+    """By their route, on the pages of three checkpoints, of which “orchard” is the first."""
+
+    def home(checkpoint: str) -> TakeHome:
+        return TakeHome(TASKS[-1], gr.State(None), [run_of(checkpoint)])
+
+    with gr.Blocks() as demo:
+        made = {"": home("orchard")}
+    for name in ("scenes", "a.new-one"):
+        with demo.route(name, name):
+            made[name] = home(name)
+    return made
+
+
+@pytest.mark.parametrize("root", ["http://host:7860/", "https://host/a/path/", "https://host/orchard/"])
+@pytest.mark.parametrize("route", ["", "scenes", "a.new-one"])
+def test_links_lead_to_the_page_of_their_checkpoint_and_programs_to_the_first(homes, route, root):
+    home = homes[route]
+    request = asked_from(referer=f"{root}{route}?task=any_to_any#x", origin="http://elsewhere")
+    for name, wanted in {"orchard": "", "scenes": "scenes", "a.new-one": "a.new-one"}.items():
+        update = home.update([run_of("orchard"), run_of(name)], request)
+        address, _, query = update[home.link].partition("?")
+        assert address == root + wanted
+        assert f"model={name}&" in query
+        assert f'Client("{root}")' in update[home.client]
+
+
+@pytest.mark.parametrize(
+    "headers, route, root",
+    [
+        ({"referer": "http://host/scenes/"}, "scenes", "http://host/"),
+        ({"referer": "http://host/%5Bold%5D"}, "[old]", "http://host/"),
+        ({"referer": "http://host/orchard"}, "", "http://host/orchard/"),
+        ({"referer": "http://host/myscenes"}, "scenes", "http://host/myscenes/"),
+        ({"referer": "http://host/scenes/scenes"}, "scenes", "http://host/scenes/"),
+        ({"referer": "http://host"}, "scenes", "http://host/"),
+        ({"origin": "http://host"}, "scenes", "http://host/"),
+        ({}, "scenes", ""),
+    ],
+)
+def test_only_the_route_of_the_page_is_cut_off(headers, route, root):
+    assert root_address(asked_from(**headers), route) == root

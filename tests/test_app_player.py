@@ -14,7 +14,8 @@ from fakes import photo
 from PIL import Image
 from records import MASK_CLASSES, PALETTE, describe, extend, make_record
 
-from app.player import Player, Track, _strip
+from app import recipe
+from app.player import MAX_STAMPS, Player, Track, _strip
 from mmdiff.samplers import timesteps
 
 
@@ -80,6 +81,49 @@ def test_a_frame_that_was_sent_live_is_sent_again_exactly_when_the_run_was_stopp
     assert last["exact"] and np.array_equal(decode(last["x"]["image"][0]), record.last.x["image"][0])
     extend(record, 1)
     assert [frame["exact"] for frame in one(player, record, running=True)["frames"]] == [False] * 6
+
+
+def saved(uri, folder):
+    """The file that the Save link of a picture gives."""
+    path = folder / "saved.png"
+    path.write_bytes(base64.b64decode(uri.split(",")[1]))
+    return path
+
+
+@pytest.mark.parametrize("done", [None, 5])
+def test_the_last_pictures_restore_the_run(done, tmp_path):
+    with gr.Blocks():
+        player = Player("image_mask-player")
+    given = {"image": photo((96, 96)), "label": "apple"}
+    known = np.arange(96 * 96).reshape(96, 96) % 7 > 0
+    record = make_record(
+        done, 96, wanted=("image", "mask"), given=given, known_pixels=known, num_samples=2, seed=9
+    )
+    record.modalities = {n: s for n, s in record.modalities.items() if n in record.job.shown}
+    settings = recipe.to_json(record.job, "orchard", "image_mask")
+    before, last = one(player, record)["frames"][-2:]
+    for k in range(2):
+        for uri in (last["x"]["image"][k], last["x"]["mask"][k]["m"]):
+            with Image.open(saved(uri, tmp_path)) as picture:
+                assert picture.text == {"mmdiff": settings}
+        with Image.open(saved(before["x"]["mask"][k]["m"], tmp_path)) as picture:
+            assert not picture.text
+    path = saved(last["x"]["mask"][1]["m"], tmp_path)
+    specs = {name: replace(spec, classes=("apple",)) for name, spec in record.modalities.items()}
+    job, checkpoint, task = recipe.read(path, specs)
+    assert recipe.to_json(job, checkpoint, task) == settings
+
+
+@pytest.mark.parametrize("side", [1024, 2000])
+def test_a_large_photo_does_not_travel_in_every_picture(player, side, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    record = make_record(steps=2, wanted=("image", "mask"), given={"embedding": Image.fromarray(noise)})
+    text = player.value([Track("a", "", record, describe)])
+    assert len(text) < MAX_STAMPS
+    picture = json.loads(text)["tracks"][0]["frames"][-1]["x"]["image"][0]
+    assert np.array_equal(decode(picture), record.last.x["image"][0])
+    with pytest.raises(ValueError, match="Where a large photo was given, use the zip"):
+        recipe.read(saved(picture, tmp_path), record.modalities)
 
 
 def test_known_pixels_are_exact_and_the_hole_is_tinted_before(player):

@@ -13,7 +13,7 @@ from fakes import photo
 from PIL import Image
 from records import PALETTE, describe, make_record
 
-from app import theme
+from app import recipe, theme
 from app.player import Player, Track
 
 pytestmark = MARKS
@@ -383,6 +383,7 @@ def test_saved_pictures(look):
     with viewer.page.expect_download() as download:
         link.click()
     assert np.array_equal(Image.open(download.value.path()), record.last.x["image"][0])
+    assert recipe.read(download.value.path(), record.modalities)[0] == record.job
     viewer.scrub(4)
     mask = viewer.find('[data-modality="mask"] .save')
     assert mask.get_attribute("download") == "mmdiff_orchard_5_mask_1_step4.png"

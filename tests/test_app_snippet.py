@@ -19,6 +19,7 @@ from app import recipe
 from app.job import Job
 from app.service import Service
 from app.snippet import library_snippet, python_snippet
+from app.take_home import root_address
 from mmdiff.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,18 @@ def test_the_client_program_gives_what_a_direct_run_gives(name, service, address
     for shown, expected in zip(masks, last.classes.get("mask", []), strict=False):
         assert np.array_equal(np.asarray(shown), expected)
     assert f"'seed': {job.seed}" in lines[0] and f"'sampler': '{job.sampler}'" in lines[0]
+
+
+def test_the_program_of_a_further_checkpoints_page_runs(tmp_path):
+    """Endpoints are on the first page alone."""
+    services = [Service(FakePipeline(SIZE, modalities=EVERYTHING), name) for name in ("fake", "other")]
+    with served(*services) as address:
+        request = SimpleNamespace(headers={"referer": f"{address}/other?seed=3"})
+        root = root_address(request, "other")
+        before = len(services[0].pipe.calls)
+        executed(python_snippet(RUNS["label and guidance"], root, "other", "any_to_any"), tmp_path)
+    assert len(services[0].pipe.calls) == before
+    assert services[1].pipe.calls[-1]["given"] == {"label": LABELS[3]}
 
 
 def test_a_run_with_forks_is_sent_as_its_settings(service, address, tmp_path):
