@@ -32,12 +32,13 @@ class Compare:
             self.steps = gr.Slider(
                 0, MAX_STEPS, value=10, step=1, label="Steps (0: the same)", elem_id=f"{name}-other-steps"
             )
-            self.guidance = gr.Slider(
-                0,
-                MAX_GUIDANCE,
-                value=1,
+            self.guidance = gr.Number(
+                None,
+                minimum=0,
+                maximum=MAX_GUIDANCE,
                 step=0.5,
-                label="Guidance of all that is given",
+                placeholder="The same",
+                label="Guidance of all that is given (empty: the same)",
                 elem_id=f"{name}-other-guidance",
             )
             self.sampler = gr.Dropdown(
@@ -63,14 +64,14 @@ class Compare:
         count = len(self.components)
         return values[:count], values[count:]
 
-    def read(self, job: Job, steps: int, guidance: float, sampler: str, checkpoint: str) -> tuple[Job, str]:
-        """The other job and the name of its model."""
-        followed = {n: s for n, s in job.scales.items() if n not in job.given}
-        scales = followed | {name: guidance for name in job.given if name != ANCHOR}
+    def read(
+        self, job: Job, steps: int | None, guidance: float | None, sampler: str, checkpoint: str
+    ) -> tuple[Job, str]:
+        """The other job and the name of its model; what is empty is the same."""
         other = replace(
             job,
-            steps=int(steps) or job.steps,
-            guidance_scale=scales,
+            steps=int(steps or job.steps),
+            guidance_scale=job.guidance_scale if guidance is None else _guided(job, guidance),
             sampler=job.sampler if sampler == SAME else sampler,
         )
         return other, checkpoint
@@ -85,6 +86,12 @@ class Compare:
                 "sampler or the checkpoint."
             )
         return " · ".join(one[k] for k in differing), " · ".join(two[k] for k in differing)
+
+
+def _guided(job: Job, guidance: float) -> dict[str, float]:
+    """One scale for all that is given; what is followed without being given stays as it is."""
+    followed = {name: scale for name, scale in job.scales.items() if name not in job.given}
+    return followed | {name: guidance for name in job.given if name != ANCHOR}
 
 
 def _facts(job: Job, checkpoint: str) -> list[str]:

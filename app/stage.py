@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import count
@@ -25,15 +25,15 @@ from mmdiff.pipeline import Change
 
 MAX_RUNS = 40  # that may be in line at the same time; the service says no before that
 REPEATED = 3  # frames that a message repeats, as the browser may skip messages
-KEPT_SECONDS = 3600  # of what is shown, after a visitor was last seen
 
 # On a narrow page the stage is below the controls.
 REVEAL = """() => { const stage = document.getElementById('%s-stage');
   if (stage && window.innerWidth < 900) stage.scrollIntoView({block: 'start'}); }"""
-# The scrubber is the browser's own; the server is told where it stands when a fork begins.
-STEP_SHOWN = """(step, ...others) => {
+# The scrubber is the browser's own; the server is told where it stands, and in which run, when a fork begins.
+ON_STAGE = """(step, run, ...others) => {
   const player = document.querySelector('#%s-player .player');
-  return [Number(player?.dataset.step ?? 0), ...others];
+  const first = player?.querySelector('[data-run]');
+  return [Number(player?.dataset.step ?? 0), first?.dataset.run ?? '', ...others];
 }"""
 
 Updates = dict[Any, Any]
@@ -55,6 +55,11 @@ class Live:
     @property
     def over(self) -> bool:
         return isinstance(self.event, Preview) and self.event.last
+
+    def narrow(self, names: Collection[str]) -> None:
+        """Shows only these modalities; the job stays as it is."""
+        modalities = self.record.modalities
+        self.record.modalities = {name: spec for name, spec in modalities.items() if name in names}
 
     def hear(self, event: Waiting | Preview) -> None:
         """Keeps what a preview shows."""
@@ -84,8 +89,11 @@ class Stage:
         """The player and what belongs to it; shows the example from the warm-up until something is run."""
         name = self._task.name
         self._opening = [self._example()]
-        self.shown = gr.State(None, time_to_live=KEPT_SECONDS)
+        # Kept while the page is open: a time to live would count from the end of the run, however long the
+        # visitor looks at it. Gradio itself forgets what belongs to closed pages.
+        self.shown = gr.State(None)
         self.step = gr.Number(0, visible=False, precision=0)
+        self.run_shown = gr.Textbox("", visible=False)
         with gr.Column(elem_classes="stage", elem_id=f"{name}-stage"):
             text = "An example, made while the app was starting. Choose what to give and press <b>Run</b>."
             self.status = html(views.status(text), elem_id=f"{name}-status", elem_classes="status-line")
@@ -117,8 +125,8 @@ class Stage:
         ]
         every = form.settings.every
         self._on(self.run.click, self.run_form, [every, *form.components])
-        inputs = [self.step, self.shown, every, *form.components]
-        self._on(self.fork.click, self._fork, inputs, js=STEP_SHOWN % self._task.name)
+        inputs = [self.step, self.run_shown, self.shown, every, *form.components]
+        self._on(self.fork.click, self._fork, inputs, js=ON_STAGE % self._task.name)
         self._compare = compare
         self._on(compare.button.click, self._run_both, [every, *compare.components, *form.components])
         self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
@@ -162,10 +170,18 @@ class Stage:
         yield from self._start(request, runs, every)
 
     def _fork(
-        self, request: gr.Request, step: int, shown: list[Track] | None, every: int, *form: Any
+        self, request: gr.Request, step: int, run: str, shown: list[Track] | None, every: int, *form: Any
     ) -> Iterator[Updates]:
-        """The run that is shown, with the form's conditions from after `step` on, beside it."""
+        """The run that is shown, with the form's conditions from after `step` on, beside it.
+
+        `run` is its id as the page has it, "" if the page does not say.
+        """
         shown = shown or self._opening
+        if run not in ("", shown[0].id):  # forgotten, perhaps while the visitor's computer slept
+            raise ValueError(
+                "The server no longer has the run that is shown. Run it again, with Keep ticked beside its "
+                "seed, then fork."
+            )
         base = shown[0].record
         if not 1 <= step < base.job.steps:
             raise ValueError(
@@ -178,6 +194,7 @@ class Stage:
         job = replace(base.job, changes=(*earlier, change))
         original = replace(shown[0], title="Before the fork", since=0)
         branch = self._live(self._services[base.checkpoint], job, f"Fork after step {step}", step)
+        branch.narrow((*base.modalities, *now.given, *now.wanted))
         yield from self._start(request, [branch], every, [original])
 
     def replay(self, request: gr.Request, job: Job) -> Iterator[Updates]:
@@ -189,13 +206,30 @@ class Stage:
     def _start(
         self, request: gr.Request, runs: list[Live], every: int, beside: Sequence[Track] = ()
     ) -> Iterator[Updates]:
-        """Runs all of them at once, one step each in turn, with finished tracks beside them."""
+        """Runs all of them at once, one step each in turn, with finished tracks beside them.
+
+        Whatever ends it, the stage, `shown` and what can be taken home are of the same runs afterwards.
+        """
         key = f"{request.session_hash}/{self._task.name}"
         self._service.stop(key)
-        seed = {self._form.settings.seed: runs[0].record.job.seed}
-        yield self._busy(views.status("Starting …", 0.0, "busy")) | seed
-        heard = 0
-        for live in _in_turn(runs, key):
+        yield self._busy(views.status("Starting …", 0.0, "busy"))
+        news = {self._form.settings.seed: runs[0].record.job.seed}  # once all of them have begun
+        try:
+            for updates in self._watched(_in_turn(runs, key), runs, every, beside):
+                yield updates | news
+                news = {}
+        except Exception:
+            if kept := self._kept(runs, beside, request):
+                yield kept
+            raise
+        yield self._result(runs, beside, request)
+
+    def _watched(
+        self, heard: Iterator[Live], runs: list[Live], every: int, beside: Sequence[Track]
+    ) -> Iterator[Updates]:
+        """What the page shows while the runs go on."""
+        sent = False
+        for live in heard:
             if isinstance(live.event, Waiting):
                 yield self._busy(views.status(_waiting(live.event), kind="busy"))
                 continue
@@ -204,25 +238,31 @@ class Stage:
             if due and not all(run.over for run in runs):
                 since = max(0, min(len(run.record.frames) for run in runs) - every - REPEATED)
                 tracks = [*beside, *(replace(run.track, since=since) for run in runs)]
-                if heard:  # tracks beside were sent before
+                if sent:  # tracks beside, too
                     tracks[: len(beside)] = [replace(t, since=t.record.job.steps) for t in beside]
-                heard += 1
+                sent = True
                 yield self._busy(_progress(runs)) | {self.player.component: self.player.value(tracks)}
-        yield self._result(runs, beside, request)
 
     def _result(self, runs: list[Live], beside: Sequence[Track], request: gr.Request) -> Updates:
-        if not all(run.record.frames for run in runs):
+        kept = self._kept(runs, beside, request)
+        if not kept:
             return self._ended(views.status("Stopped before it began."))
-        tracks = [*beside, *(replace(run.track, running=False) for run in runs)]
-        return (
-            self._ended(_summary(runs))
-            | {
-                self.player.component: self.player.value(tracks),
-                self.shown: tracks,
-                self._form.settings.estimate: self._form.settings.estimate_of(runs[0].record.job),
-            }
-            | self.take_home.update(tracks, request)
-        )
+        return self._ended(_summary(_begun(runs))) | kept
+
+    def _kept(self, runs: list[Live], beside: Sequence[Track], request: gr.Request) -> Updates:
+        """Puts on the stage, for good, what there is of these runs; nothing if none has begun."""
+        begun = _begun(runs)
+        if not begun:
+            return {}
+        for run in begun:
+            run.record.stopped = run.record.stopped or not run.over
+        tracks = [*beside, *(replace(run.track, running=False) for run in begun)]
+        estimate = self._form.settings.estimate
+        return {
+            self.player.component: self.player.value(tracks),
+            self.shown: tracks,
+            estimate: self._form.settings.estimate_of(begun[0].record.job),
+        } | self.take_home.update(tracks, request)
 
     def _live(self, service: Service, job: Job, title: str = "", fork_step: int | None = None) -> Live:
         record = service.record(job)
@@ -232,12 +272,14 @@ class Stage:
         )
 
     def _example(self) -> Track:
-        """A record of the warm-up, as far as it has to do with the task."""
+        """A record of the warm-up, of which is shown what has to do with the task.
+
+        Its job is the whole one: less wanted would make other pictures.
+        """
         record = self._service.filled if self._task.fixed else self._service.example
-        names = self._task.modalities(self._service.modalities)
-        job = replace(record.job, wanted=tuple(names))
         every_other = record.frames[-1::-2][::-1]  # they travel with the page
-        own = replace(record, job=job, modalities=names, frames=every_other)
+        modalities = self._task.modalities(self._service.modalities)
+        own = replace(record, modalities=modalities, frames=every_other)
         return Track(f"run{next(_ids)}", "", own, self._service.describe)
 
     def _stop(self, request: gr.Request) -> Updates:
@@ -265,19 +307,33 @@ class Stage:
 
 
 def _in_turn(runs: list[Live], session: str) -> Iterator[Live]:
-    """Every run whenever something is heard of it, one of each in turn, until all are over."""
+    """Every run whenever something is heard of it, one of each in turn, until all are over.
+
+    All are heard before the first is handed out, so one that cannot begin is known of in time.
+    """
+    several = len({run.service.name for run in runs}) > 1
     with ExitStack() as stack:
         streams = [stack.enter_context(closing(run.service.stream(run.record.job, session))) for run in runs]
         going = list(zip(runs, streams, strict=True))
         while going:
-            for pair in list(going):
-                run, stream = pair
-                event = next(stream, None)
-                if event is None:
-                    going.remove(pair)
-                else:
-                    run.hear(event)
-                    yield run
+            events = [_next(stream, run.service.name if several else "") for run, stream in going]
+            heard = [(pair, event) for pair, event in zip(going, events, strict=True) if event is not None]
+            for (run, _), event in heard:
+                run.hear(event)
+            yield from (run for (run, _), _ in heard)
+            going = [pair for pair, _ in heard]
+
+
+def _next(stream: Iterator[Waiting | Preview], checkpoint: str) -> Waiting | Preview | None:
+    """What comes next, None at the end. A ValueError says of which checkpoint it is, if one is named."""
+    try:
+        return next(stream, None)
+    except ValueError as error:
+        raise ValueError(f"Checkpoint “{checkpoint}”: {error}" if checkpoint else str(error)) from error
+
+
+def _begun(runs: Sequence[Live]) -> list[Live]:
+    return [run for run in runs if run.record.frames]
 
 
 def _waiting(event: Waiting) -> str:

@@ -9,10 +9,12 @@ import zipfile
 from urllib.parse import parse_qs, urlsplit
 
 import av
+import gradio as gr
 import numpy as np
 import pytest
 from chromium import MARKS
 from fakes import FakePipeline, photo, served
+from gradio.state_holder import SessionState
 from PIL import Image
 
 from app.service import Service, Timing
@@ -807,7 +809,13 @@ def test_side_by_side_changes_guidance_only_when_told_to(visit, pipe):
 
 def test_what_the_server_has_forgotten_is_not_forked(visit, monkeypatch):
     visitor = visit("image_label")
-    monkeypatch.setattr("gradio.State.preprocess", lambda state, value: None)
+    keep = SessionState.__setitem__
+
+    def forget(session, key, value):
+        if not isinstance(session.blocks_config.blocks.get(key), gr.State):
+            keep(session, key, value)
+
+    monkeypatch.setattr(SessionState, "__setitem__", forget)
     visitor.player(".scrubber").fill("4")
     visitor.find("fork").click()  # of the example, which is never forgotten
     visitor.done()

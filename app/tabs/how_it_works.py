@@ -21,9 +21,7 @@ from app.theme import html
 TITLE = "How it works"
 PICTURES = [Path(__file__).parents[1] / name for name in ("architecture.svg", "architecture_narrow.svg")]
 CODE = re.compile(r"`([^`]+)`")
-INSIDE = re.compile(
-    r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)"
-)  # a link that the page does not serve
+INSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)")  # a link that the page does not serve
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
 IDEA = (

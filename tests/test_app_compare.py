@@ -1,0 +1,69 @@
+"""Side by side: what nobody changes is the same in both runs."""
+
+import gradio as gr
+import pytest
+
+from app.compare import SAME, Compare
+from app.job import Job
+from app.tasks import TASKS
+
+UNTOUCHED = (0, None, SAME)
+SCALES = [1.0, 3.0, {"label": 4.0, "mask": 0.5}, {}]
+
+
+@pytest.fixture(scope="module")
+def compare() -> Compare:
+    with gr.Blocks():
+        return Compare(TASKS[-1], ["orchard", "scenes"])
+
+
+def given(scales) -> Job:
+    return Job({"label": "Apple Red", "mask": None}, ("image",), guidance_scale=scales)
+
+
+@pytest.mark.parametrize("scales", SCALES)
+def test_as_it_stands_at_first_only_the_steps_are_others(compare, scales):
+    _, *others = (component.value for component in compare.components)
+    assert (0, *others) == (*UNTOUCHED, "orchard")
+    assert compare.read(given(scales), 0, *others) == (given(scales), "orchard")
+
+
+@pytest.mark.parametrize("scales", SCALES)
+def test_another_checkpoint_has_the_same_guidance(compare, scales):
+    assert compare.read(given(scales), *UNTOUCHED, "scenes") == (given(scales), "scenes")
+
+
+@pytest.mark.parametrize("scales", SCALES)
+def test_guidance_can_be_changed_for_all_that_is_given(compare, scales):
+    other, _ = compare.read(given(scales), 0, 2.5, SAME, "orchard")
+    assert other.guidance_scale == {"label": 2.5, "mask": 2.5}
+
+
+@pytest.mark.parametrize("guidance", [None, 1.0, 5.0])
+def test_what_is_followed_is_followed_as_strongly_in_both(compare, guidance):
+    job = Job(wanted=("image", "label"), guidance_scale={"label": 3.5})
+    assert compare.read(job, 0, guidance, SAME, "orchard") == (job, "orchard")
+
+
+def test_photos_that_are_given_have_no_guidance(compare):
+    job = Job({"image": None, "label": "Apple Red"}, ("mask",))
+    assert compare.read(job, 0, 2.0, SAME, "orchard")[0].guidance_scale == {"label": 2.0}
+
+
+@pytest.mark.parametrize("steps", [0, None])
+def test_no_steps_are_the_same_steps(compare, steps):
+    job = given(1.0)
+    assert compare.read(job, steps, None, "ancestral", "orchard")[0].steps == job.steps
+
+
+def test_two_equal_runs_are_refused(compare):
+    job = given({"label": 3.0})
+    other, checkpoint = compare.read(job, *UNTOUCHED, "orchard")
+    with pytest.raises(ValueError, match="would be the same"):
+        compare.titles(job, "orchard", other, checkpoint)
+
+
+def test_titles_say_what_differs_and_nothing_else(compare):
+    job = given({"label": 3.0})
+    other, checkpoint = compare.read(job, *UNTOUCHED, "scenes")
+    assert compare.titles(job, "orchard", other, checkpoint) == ("orchard", "scenes")

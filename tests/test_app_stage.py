@@ -1,0 +1,222 @@
+"""The stage, Fork and what can be taken home are of the same runs, whatever happens to them."""
+
+import datetime
+import json
+import threading
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+from fakes import FakePipeline
+from gradio.state_holder import StateHolder
+
+from app import recipe
+from app.compare import Compare
+from app.form import Form
+from app.job import Job
+from app.link import from_query, to_query
+from app.service import Service, Stops
+from app.stage import Stage
+from app.tasks import TASKS
+
+EVERYTHING = ("image", "mask", "label", "embedding")
+REQUEST = SimpleNamespace(session_hash="somebody", headers={"referer": "http://127.0.0.1:7860/"})
+STEPS = 6
+
+
+class NoApples(FakePipeline):
+    """A model without a class that the other one has."""
+
+    def stream(self, given=None, **options):
+        if (given or {}).get("label") == "Apple Red":
+            raise ValueError("label: no class is called 'Apple Red'.")
+        return super().stream(given, **options)
+
+
+class Page:
+    """A tab of the page without a browser; keeps what the outputs are updated to."""
+
+    def __init__(self, services, task="any_to_any"):
+        task = next(t for t in TASKS if t.name == task)
+        self.stage = Stage(task, services)
+        with gr.Blocks() as self.demo:
+            self.form = Form(services[0], task)
+            self.compare = Compare(task, [service.name for service in services])
+            self.stage.buttons()
+            self.stage.view()
+            self.stage.connect(self.form, self.compare)
+        self.now = {self.stage.shown: None}
+        self.sent = []  # messages to the player
+
+    def run(self, job, meanwhile=lambda: None):
+        """The run of a job, to its end."""
+        self._follow(lambda request: self.stage.replay(request, job), meanwhile)
+
+    def run_both(self, job, meanwhile=lambda: None, **other):
+        """The run of a job and of another one side by side."""
+        self.form.read = lambda: job
+        own = {"steps": 0, "guidance": None, "sampler": "same", "checkpoint": "other"} | other
+        self._follow(lambda request: self.stage._run_both(request, 1, *own.values()), meanwhile)
+
+    def fork(self, step, run, job):
+        self.form.read = lambda: job
+        self._follow(lambda request: self.stage._fork(request, step, run, self.now[self.stage.shown], 1))
+
+    def _follow(self, start, meanwhile=lambda: None):
+        for updates in self.stage._guarded(start)(REQUEST):
+            self.now |= updates
+            if self.stage.player.component in updates:
+                self.sent.append(json.loads(updates[self.stage.player.component])["tracks"])
+                meanwhile()
+
+    @property
+    def status(self):
+        return self.now[self.stage.status]
+
+    @property
+    def shown(self):
+        return self.now[self.stage.shown]
+
+
+@pytest.fixture(scope="module")
+def orchard() -> FakePipeline:
+    return FakePipeline(modalities=EVERYTHING)
+
+
+@pytest.fixture
+def services(orchard):
+    stops = Stops()
+    return Service(orchard, "orchard", stops=stops), Service(NoApples(), "other", stops=stops)
+
+
+@pytest.fixture
+def page(services):
+    return Page(services)
+
+
+def job(label="Tomato Heart", seed=5) -> Job:
+    return Job({"label": label}, ("image", "mask"), steps=STEPS, seed=seed)
+
+
+def test_what_is_shown_is_kept_while_the_page_is_open_and_no_longer(page):
+    holder = StateHolder()
+    holder.set_blocks(page.demo)
+    session, key = holder["somebody"], page.stage.shown._id
+    session[key] = "a run"
+    time_to_live, _ = session._state_ttl[key]
+    session._state_ttl[key] = time_to_live, datetime.datetime.now() - datetime.timedelta(days=1)
+    holder.delete_all_expired_state()
+    assert session[key] == "a run"
+    session.is_closed = True
+    holder.delete_all_expired_state()
+    assert session[key] is None
+
+
+def test_a_fork_of_a_run_that_the_server_has_forgotten_is_refused(page):
+    page.run(job())
+    run = page.shown[0].id
+    page.now[page.stage.shown] = None
+    with pytest.raises(gr.Error, match="no longer has the run"):
+        page.fork(3, run, job("Cherry Wax"))
+    assert len(page.sent[-1]) == 1 and "no longer has the run" in page.status
+
+
+def test_a_fork_of_the_example_and_of_a_run(page):
+    example = page.stage._opening[0]
+    page.fork(2, example.id, job("Cherry Wax"))
+    assert page.shown[0].id == example.id and page.shown[1].fork_step == 2
+    page.run(job())
+    run = page.shown[0].id
+    page.fork(3, run, job("Cherry Wax"))
+    assert [track.id == run for track in page.shown] == [True, False]
+
+
+def test_a_comparison_that_one_checkpoint_cannot_do_changes_nothing(page):
+    page.run(job())
+    before, sent = page.now.copy(), len(page.sent)
+    with pytest.raises(gr.Error, match=r"Checkpoint “other”: label: no class is called 'Apple Red'"):
+        page.run_both(job("Apple Red", seed=9))
+    changed = {key for key, value in page.now.items() if before.get(key) != value}
+    assert len(page.sent) == sent and changed <= {page.stage.status}
+    assert "Checkpoint “other”" in page.status and "problem" in page.status
+    assert page.now[page.form.settings.seed] == 5
+    page.run_both(job())  # and nothing is left in the way
+    assert [track.record.checkpoint for track in page.shown] == ["orchard", "other"]
+
+
+def test_no_checkpoint_is_named_where_there_is_one(page):
+    with pytest.raises(gr.Error, match=r"^.The number of samples is 99"):
+        page.run(Job(wanted=("image",), num_samples=99))
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_comparison_that_breaks_off_shows_what_there_is(page, services, broken):
+    def meanwhile():
+        if len(page.sent) == 4:
+            services[broken].pipe.broken = RuntimeError("out of memory")
+
+    with pytest.raises(gr.Error, match="unexpected"):
+        page.run_both(job(), meanwhile)
+    services[broken].pipe.broken = None
+    last = page.sent[-1]
+    assert [track["id"] for track in last] == [track.id for track in page.shown]
+    assert not any(track["running"] for track in last) and all(track["stopped"] for track in last)
+    assert all(0 < len(track.record.frames) < STEPS for track in page.shown)
+    assert "problem" in page.status and page.now[page.stage.run]["interactive"]
+    assert f"seed={page.shown[-1].record.job.seed}" in page.now[page.stage.take_home.link]
+
+
+def test_a_run_that_is_over_when_the_other_breaks_off_is_not_called_stopped(page, services):
+    def meanwhile():
+        if page.sent[-1][0]["frames"][-1]["i"] == STEPS:
+            services[1].pipe.broken = RuntimeError("out of memory")
+
+    with pytest.raises(gr.Error, match="unexpected"):
+        page.run_both(job(), meanwhile, steps=30)
+    assert [track.record.stopped for track in page.shown] == [False, True]
+    assert STEPS <= len(page.shown[1].record.frames) < 30
+
+
+def test_a_run_beside_one_that_never_began_stays_when_stopped(orchard):
+    small = FakePipeline(modalities=EVERYTHING, capacity=1, step_seconds=0.02)
+    stops = Stops()
+    full = Service(small, "other", stops=stops)
+    page = Page((Service(orchard, "orchard", stops=stops), full))
+    earlier = full.stream(Job(wanted=("image",), steps=100), "somebody else")
+    next(earlier)
+    reader = threading.Thread(target=list, args=(earlier,))
+    reader.start()
+    page.run_both(job(), lambda: page.stage._stop(REQUEST))
+    stops.stop("somebody else")
+    reader.join()
+    assert [track.record.checkpoint for track in page.shown] == ["orchard"]
+    assert [track["running"] for track in page.sent[-1]] == [False] and "Stopped" in page.status
+
+
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
+def test_the_settings_of_the_example_give_it_again(services, task):
+    service = services[0]
+    page = Page(services, task)
+    (track,) = page.stage._opening
+    example = service.filled if task == "fill_in" else service.example
+    text = recipe.to_json(track.record.job, track.record.checkpoint, task)
+    restored, checkpoint, _ = recipe.from_json(text, service.modalities)
+    assert checkpoint == service.name and set(restored.wanted) == set(example.job.wanted)
+    again = service.run(restored)
+    assert set(track.record.modalities) == set(page.stage._task.modalities(service.modalities))
+    for name in track.record.modalities:
+        assert np.array_equal(again.last.x[name], track.record.last.x[name])
+    if task != "fill_in":
+        query, left_out = to_query(track.record.job, service.name, task)
+        params = dict(pair.split("=") for pair in query.removeprefix("?").split("&"))
+        assert not left_out and from_query(params, service.modalities).job.wanted == example.job.wanted
+
+
+def test_a_fork_of_the_example_begins_as_the_example_and_shows_the_same(services):
+    page = Page(services, "image_mask")
+    (example,) = page.stage._opening
+    page.fork(4, example.id, Job(wanted=("image", "mask")))
+    branch = page.shown[1].record
+    assert branch.job.wanted == services[0].example.job.wanted
+    assert list(branch.modalities) == list(example.record.modalities) == ["image", "mask"]
