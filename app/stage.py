@@ -18,7 +18,7 @@ from app.inputs import QUIET
 from app.job import Job
 from app.player import Player, Track
 from app.service import Preview, Service, Waiting
-from app.take_home import TakeHome
+from app.take_home import TakeHome, check_kept
 from app.tasks import Task
 from app.theme import html
 from mmdiff.pipeline import Change
@@ -177,11 +177,7 @@ class Stage:
         `run` is its id as the page has it, "" if the page does not say.
         """
         shown = shown or self._opening
-        if run not in ("", shown[0].id):  # forgotten, perhaps while the visitor's computer slept
-            raise ValueError(
-                "The server no longer has the run that is shown. Run it again, with Keep ticked beside its "
-                "seed, then fork."
-            )
+        check_kept(run, shown)
         base = shown[0].record
         if not 1 <= step < base.job.steps:
             raise ValueError(

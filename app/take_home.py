@@ -23,6 +23,8 @@ from app.tasks import Task
 from app.theme import html
 
 # The file is ready when the hidden button knows its address, which the page learns a moment later.
+# The server is told which run the page shows, as it may have forgotten it.
+RUN_SHOWN = "(run, shown) => [document.querySelector('#%s-player [data-run]')?.dataset.run ?? '', shown]"
 DOWNLOAD = "() => setTimeout(() => document.querySelector('#%s-download').click(), 150)"
 
 
@@ -51,9 +53,17 @@ class TakeHome:
                 for title, (kind, _) in makers.items()
             }
         ready = gr.DownloadButton("", elem_id=f"{name}-download", elem_classes="offstage")
+        run = gr.Textbox("", visible=False)
         for kind, write in makers.values():
             make = self._file_maker(kind, write, ready.GRADIO_CACHE)
-            done = buttons[kind].click(make, shown, ready, show_progress="minimal", api_visibility="private")
+            done = buttons[kind].click(
+                make,
+                [run, shown],
+                ready,
+                js=RUN_SHOWN % name,
+                show_progress="minimal",
+                api_visibility="private",
+            )
             done.success(None, js=DOWNLOAD % name, **QUIET)
         with gr.Accordion("Link and code", open=False, elem_id=f"{name}-code"):
             self.link = gr.Textbox(
@@ -97,10 +107,11 @@ class TakeHome:
         """Where the page of a checkpoint is below the root: nowhere else if it is the first one's."""
         return next((route for route, name, _ in self._demo.pages[1:] if name == checkpoint), "")
 
-    def _file_maker(self, kind: str, write: Callable, cache: str) -> Callable[[list[Track] | None], str]:
-        def make(tracks: list[Track] | None) -> str:
+    def _file_maker(self, kind: str, write: Callable, cache: str) -> Callable[[str, list[Track] | None], str]:
+        def make(run: str, tracks: list[Track] | None) -> str:
             with plain_errors(), tempfile.TemporaryDirectory() as folder:
                 tracks = tracks or self._opening
+                check_kept(run, tracks)
                 record = tracks[-1].record
                 path = Path(folder) / f"mmdiff_{record.checkpoint}_{record.job.seed}.{kind}"
                 if kind in ("gif", "mp4"):
@@ -128,6 +139,14 @@ class TakeHome:
                 part = path.with_name(f"part{k}.zip")
                 bundle.write_zip(track.record, track.describe, part, self._task.name)
                 together.write(part, f"{k} {track.title}.zip".replace("/", "-"))
+
+
+def check_kept(run: str, tracks: Sequence[Track]) -> None:
+    """Raises ValueError if the page shows another run than these, by the id that it says; "" says nothing."""
+    if run not in ("", tracks[0].id):  # forgotten, perhaps while the visitor's computer slept
+        raise ValueError(
+            "The server no longer has the run that is shown. Tick Keep beside its seed and run it again."
+        )
 
 
 def root_address(request: gr.Request, route: str) -> str:

@@ -163,7 +163,10 @@ def test_films_that_are_taken_home_ask_the_model_of_each_track(single, kind, tmp
 
     with gr.Blocks():
         home = TakeHome(TASKS[-1], gr.State(None), tracks[:1])
-    home._file_maker(kind, write, str(tmp_path))(tracks)
+    make = home._file_maker(kind, write, str(tmp_path))
+    make(tracks[0].id, tracks)
+    with pytest.raises(gr.Error, match="no longer has the run"):
+        make("another", tracks)
     expected = frames([(t.title, t.record) for t in tracks], [t.describe for t in tracks])
     assert np.array_equal(shown[-1], expected[-1])
 
