@@ -224,8 +224,9 @@ def read(checkpoint: str, root: Path = ROOT) -> tuple[list[Report], list[str]]:
     return sorted(reports, key=_place), problems
 
 
-def _place(report: Report) -> tuple[bool, int]:
-    return Path(report.source).stem.startswith("evidence-"), len(report.tables[0].head)
+def _place(report: Report) -> tuple[bool, bool, int]:
+    head = report.tables[0].head
+    return Path(report.source).stem.startswith("evidence-"), head != TASKS_HEAD, len(head)
 
 
 def _load(path: Path) -> dict[str, Any]:
