@@ -251,7 +251,7 @@ class Pipeline:
             shown = {name for c in conditions for name in (*c.given, *self._wanted(c))}
             seeds = [int(seed) + k for k in range(num_samples)]
             trajectory = self._trajectory(seeds, steps, sampler, eta)
-            present = partial(self._present, shown=shown, seed=seed)
+            present = partial(self._present, shown=shown, seed=seeds[0])
             return Run(self.model, trajectory, segments, present, self._uniform(seeds))
 
         return Stream(self.engine, self.engine.call(make_run))
