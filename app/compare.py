@@ -8,11 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from app.job import ANCHOR, MAX_GUIDANCE, MAX_STEPS, SAMPLERS, Job
+from app.job import ANCHOR, MAX_STEPS, SAMPLERS, Job
 from app.tasks import Task
 from app.theme import html
 
 SAME = "same"
+GUIDANCES = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 HINT = (
     '<p class="hint">Runs what is set above and, beside it, the same with what is changed here. '
     "Both start from the same seed.</p>"
@@ -32,13 +33,11 @@ class Compare:
             self.steps = gr.Slider(
                 0, MAX_STEPS, value=10, step=1, label="Steps (0: the same)", elem_id=f"{name}-other-steps"
             )
-            self.guidance = gr.Number(
-                None,
-                minimum=0,
-                maximum=MAX_GUIDANCE,
-                step=0.5,
-                placeholder="The same",
-                label="Guidance of all that is given (empty: the same)",
+            self.guidance = gr.Dropdown(  # an empty number would be shown, and sent, as 0
+                [("The same", SAME), *((f"{s:g} (off)" if s == 1 else f"{s:g}", s) for s in GUIDANCES)],
+                value=SAME,
+                label="Guidance of all that is given",
+                filterable=False,
                 elem_id=f"{name}-other-guidance",
             )
             self.sampler = gr.Dropdown(
@@ -65,13 +64,13 @@ class Compare:
         return values[:count], values[count:]
 
     def read(
-        self, job: Job, steps: int | None, guidance: float | None, sampler: str, checkpoint: str
+        self, job: Job, steps: int | None, guidance: float | str, sampler: str, checkpoint: str
     ) -> tuple[Job, str]:
-        """The other job and the name of its model; what is empty is the same."""
+        """The other job and the name of its model."""
         other = replace(
             job,
             steps=int(steps or job.steps),
-            guidance_scale=job.guidance_scale if guidance is None else _guided(job, guidance),
+            guidance_scale=job.guidance_scale if guidance == SAME else _guided(job, float(guidance)),
             sampler=job.sampler if sampler == SAME else sampler,
         )
         return other, checkpoint

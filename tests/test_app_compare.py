@@ -7,7 +7,7 @@ from app.compare import SAME, Compare
 from app.job import Job
 from app.tasks import TASKS
 
-UNTOUCHED = (0, None, SAME)
+UNTOUCHED = (0, SAME, SAME)
 SCALES = [1.0, 3.0, {"label": 4.0, "mask": 0.5}, {}]
 
 
@@ -39,7 +39,7 @@ def test_guidance_can_be_changed_for_all_that_is_given(compare, scales):
     assert other.guidance_scale == {"label": 2.5, "mask": 2.5}
 
 
-@pytest.mark.parametrize("guidance", [None, 1.0, 5.0])
+@pytest.mark.parametrize("guidance", [SAME, 1.0, 5.0])
 def test_what_is_followed_is_followed_as_strongly_in_both(compare, guidance):
     job = Job(wanted=("image", "label"), guidance_scale={"label": 3.5})
     assert compare.read(job, 0, guidance, SAME, "orchard") == (job, "orchard")
@@ -53,7 +53,7 @@ def test_photos_that_are_given_have_no_guidance(compare):
 @pytest.mark.parametrize("steps", [0, None])
 def test_no_steps_are_the_same_steps(compare, steps):
     job = given(1.0)
-    assert compare.read(job, steps, None, "ancestral", "orchard")[0].steps == job.steps
+    assert compare.read(job, steps, SAME, "ancestral", "orchard")[0].steps == job.steps
 
 
 def test_two_equal_runs_are_refused(compare):

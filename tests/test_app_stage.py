@@ -56,7 +56,7 @@ class Page:
     def run_both(self, job, meanwhile=lambda: None, **other):
         """The run of a job and of another one side by side."""
         self.form.read = lambda: job
-        own = {"steps": 0, "guidance": None, "sampler": "same", "checkpoint": "other"} | other
+        own = {"steps": 0, "guidance": "same", "sampler": "same", "checkpoint": "other"} | other
         self._follow(lambda request: self.stage._run_both(request, 1, *own.values()), meanwhile)
 
     def fork(self, step, run, job):
