@@ -135,17 +135,14 @@ PHOTOS = (
             ("Navier-Stokes", at("tasks.holes.{}.fillings.navier_stokes.lpips")),
         ),
     ),
-    Metric(
-        "Photos from nothing: precision",
-        "likeness.generated.precision",
-        ".2f",
-        (("training photos", at("tasks.likeness.training_photos.precision")),),
-    ),
-    Metric(
-        "Photos from nothing: recall",
-        "likeness.generated.recall",
-        ".2f",
-        (("training photos", at("tasks.likeness.training_photos.recall")),),
+    *(
+        Metric(
+            f"Photos from nothing: {name}",
+            f"likeness.generated.{name}",
+            ".2f",
+            (("training photos", at(f"tasks.likeness.training_photos.{name}")),),
+        )
+        for name in ("precision", "recall")
     ),
 )
 

@@ -93,7 +93,6 @@ class Stage:
         # visitor looks at it. Gradio itself forgets what belongs to closed pages.
         self.shown = gr.State(None)
         self.step = gr.Number(0, visible=False, precision=0)
-        self.run_shown = gr.Textbox("", visible=False)
         with gr.Column(elem_classes="stage", elem_id=f"{name}-stage"):
             text = "An example, made while the app was starting. Choose what to give and press <b>Run</b>."
             self.status = html(views.status(text), elem_id=f"{name}-status", elem_classes="status-line")
@@ -125,7 +124,7 @@ class Stage:
         ]
         every = form.settings.every
         self._on(self.run.click, self.run_form, [every, *form.components])
-        inputs = [self.step, self.run_shown, self.shown, every, *form.components]
+        inputs = [self.step, self.take_home.run, self.shown, every, *form.components]
         self._on(self.fork.click, self._fork, inputs, js=ON_STAGE % self._task.name)
         self._compare = compare
         self._on(compare.button.click, self._run_both, [every, *compare.components, *form.components])

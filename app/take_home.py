@@ -35,6 +35,7 @@ class TakeHome:
 
     Attributes:
         outputs: what `update` gives updates for.
+        run: for scripts, to say in it which run the page shows.
     """
 
     def __init__(self, task: Task, shown: gr.State, opening: Sequence[Track]) -> None:
@@ -53,12 +54,12 @@ class TakeHome:
                 for title, (kind, _) in makers.items()
             }
         ready = gr.DownloadButton("", elem_id=f"{name}-download", elem_classes="offstage")
-        run = gr.Textbox("", visible=False)
+        self.run = gr.Textbox("", visible=False)
         for kind, write in makers.values():
             make = self._file_maker(kind, write, ready.GRADIO_CACHE)
             done = buttons[kind].click(
                 make,
-                [run, shown],
+                [self.run, shown],
                 ready,
                 js=RUN_SHOWN % name,
                 show_progress="minimal",

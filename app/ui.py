@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -139,10 +139,10 @@ class Restorer:
             updates += tab.form.show(job, missing=missing) if other == name else _skipped(tab)
         return updates
 
-    def _has_room(self, name: str, modalities: Collection[str]) -> bool:
+    def _has_room(self, name: str, modalities: Set[str]) -> bool:
         """Whether there is a task of this name whose form has a row for each of these."""
         tab = self._by_name.get(name)
-        return tab is not None and set(modalities) <= set(tab.task.modalities(self._service.modalities))
+        return tab is not None and modalities <= set(tab.task.modalities(self._service.modalities))
 
     def _unchanged(self, note: str) -> list[Any]:
         """Everything as it is, but for what is said."""

@@ -159,10 +159,14 @@ def _open_parquet(path: Path):
 
 def _texts(table, column: str, path: Path) -> list[str]:
     texts = table[column] if column in table.column_names else [""] * len(table)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str | None):
-            raise ValueError(f"{path}, row {row}: {column} is {text!r}; expected a text, or nothing.")
-    return [text or "" for text in texts]
+    return [text_of(text, f"{path}, row {row}: {column}") for row, text in enumerate(texts)]
+
+
+def text_of(cell: Any, what: str) -> str:
+    """A cell of a column of texts, "" if empty. Raises ValueError, naming it as ``what``, if it is none."""
+    if not isinstance(cell, str | None):
+        raise ValueError(f"{what} is {cell!r}; expected a text.")
+    return cell or ""
 
 
 def _decode_table(

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmdiff.config import DataConfig
 from mmdiff.modalities import Modality
+from mmdiff.sources import torchvision_set
 
 HEIGHT, WIDTH = 80, 120  # not square, as photos are
 SHARDS, ROWS = 2, 4
@@ -30,15 +31,13 @@ def write_fake(
         made: modalities that the source lacks, because an embedder makes them.
         folder: an empty folder to write to.
 
-    Raises ValueError for a set of torchvision that `mmdiff.sources` does not know either.
+    Raises ValueError for a set of torchvision that `mmdiff.sources` does not know.
     """
     cells = {name: m for name, m in modalities.items() if name not in made}
     rows = [_row(k, cells, data) for k in range(SHARDS * ROWS)]
     kind, _, name = data.train.partition(":")
     if kind == "torchvision":
-        if (dataset := name.partition(":")[0]) not in TORCHVISION:
-            raise ValueError(f"torchvision:{dataset} is not known here; known: {', '.join(TORCHVISION)}.")
-        TORCHVISION[dataset](rows, data, folder)
+        TORCHVISION[torchvision_set(name)[0]](rows, data, folder)
         return dataclasses.replace(data, root=str(folder))
     write = _write_tars if data.train.endswith(".tar") else _write_parquet
     return dataclasses.replace(data, train=write(rows, folder))

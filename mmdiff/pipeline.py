@@ -20,7 +20,7 @@ from mmdiff.modalities import KINDS, Modality
 from mmdiff.modalities.image import to_uint8
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
 from mmdiff.run import Run, Segment, unsettled
-from mmdiff.samplers import RULES, Rule, SampleNoise, Step, Trajectory, timesteps
+from mmdiff.samplers import RULES, Rule, SampleNoise, Step, Trajectory, is_whole, timesteps
 from mmdiff.tasks import Condition
 from mmdiff.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
 
@@ -387,16 +387,16 @@ class Pipeline:
 
     def _check_numbers(self, steps: int, seed: int, num_samples: int) -> None:
         timesteps(self.schedule.num_steps, steps)
-        if not _whole(num_samples) or num_samples < 1:
+        if not is_whole(num_samples) or num_samples < 1:
             raise ValueError(f"num_samples is {num_samples!r}; give a whole number of at least 1.")
-        if not _whole(seed) or not 0 <= seed <= MAX_SEED - num_samples:
+        if not is_whole(seed) or not 0 <= seed <= MAX_SEED - num_samples:
             raise ValueError(f"seed is {seed!r}; give a whole number from 0 to {MAX_SEED - num_samples}.")
 
     def _check_changes(self, changes: Sequence[Change], steps: int) -> None:
         earliest = 1
         for change in changes:
             after = change.after
-            if not _whole(after) or not earliest <= after < steps:
+            if not is_whole(after) or not earliest <= after < steps:
                 raise ValueError(
                     f"a change comes after step {after!r}; give whole numbers from {earliest} to "
                     f"{steps - 1}, each larger than the one before."
@@ -418,10 +418,6 @@ class Pipeline:
                 raise ValueError(
                     f"guidance_scale names {name!r}, which {why}; leave it out, and guide {others}."
                 )
-
-
-def _whole(number: Any) -> bool:
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
 
 
 def _check_scale(what: str, scale: float) -> None:

@@ -78,14 +78,18 @@ class SampleNoise:
         return torch.stack(samples).to(self.device)
 
 
+def is_whole(number: object) -> bool:
+    """Whether it is a whole number of Python or numpy."""
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+
+
 def timesteps(num_steps: int, steps: int) -> list[int]:
     """`steps` + 1 strictly decreasing times from T = num_steps to 0, t_k = T (1 - (k / steps)^2).
 
     They are close together where t is near T: there the global modalities, whose code is heard on every
     token, and the coarse picture are decided, and they have to be decided in step with one another.
     """
-    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-    if not whole or not 1 <= steps <= num_steps:
+    if not is_whole(steps) or not 1 <= steps <= num_steps:
         raise ValueError(
             f"steps is {steps!r}, expected a whole number from 1 to {num_steps}, the length of the noise "
             f"schedule; try {min(30, num_steps)}."

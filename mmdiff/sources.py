@@ -158,12 +158,18 @@ def _undecoded(data: IterableDataset) -> IterableDataset:
     return data.decode(False) if data.features else data
 
 
-def _open_torchvision(name: str, root: str) -> IterableDataset:
-    from datasets import IterableDataset
-
+def torchvision_set(name: str) -> tuple[str, str]:
+    """CLASS or CLASS:SPLIT -> both, "" for no split. Raises ValueError for a class that is not known here."""
     kind, _, split = name.partition(":")
     if kind not in TORCHVISION:
         raise ValueError(f"torchvision:{kind} is not known here; known: {', '.join(TORCHVISION)}.")
+    return kind, split
+
+
+def _open_torchvision(name: str, root: str) -> IterableDataset:
+    from datasets import IterableDataset
+
+    kind, split = torchvision_set(name)
     examples = _torchvision_examples(kind, split, root)
     columns = TORCHVISION[kind][2]
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmdiff.config import DataConfig
-from mmdiff.data import BrokenRows, Examples, add_embeddings, collate, decode_row
+from mmdiff.data import BrokenRows, Examples, add_embeddings, collate, decode_row, text_of
 from mmdiff.modalities import Modality
 from mmdiff.sources import Source, fetched
 
@@ -263,7 +263,7 @@ def decode_ahead(
     def decode(place: str, cells: dict[str, Any]) -> Decoded:
         try:
             stored = decode_row(_fetched(cells, place), modalities.values(), config, place, anchor)
-            return Decoded(stored, _caption(cells.get(CAPTION), place))
+            return Decoded(stored, text_of(cells.get(CAPTION), f"{place}: the caption"))
         except ValueError as error:
             return Decoded({}, "", error)
 
@@ -286,12 +286,6 @@ def _fetched(cells: dict[str, Any], place: str) -> dict[str, Any]:
         return fetched(cells)
     except Exception as error:
         raise ValueError(f"{place}: {error}") from error
-
-
-def _caption(cell: Any, place: str) -> str:
-    if not isinstance(cell, str | None):
-        raise ValueError(f"{place}: the caption is {cell!r}; expected a text.")
-    return cell or ""
 
 
 def examples_of(rows: list[Decoded], config: DataConfig) -> Examples:
