@@ -103,7 +103,7 @@ def beside(figure: str, system: str, within: float, form: str) -> Measured:
 
 CLAIMS = (
     Claim("LPIPS at most 0.67 of reconstruction only", ratio("reconstruction only", 0.67)),
-    Claim("LPIPS at most 0.9 of RePaint, with a tenth of its calls", ratio(TWIN, 0.9)),
+    Claim("LPIPS at most 0.9 of RePaint, with at most a tenth of its calls", ratio(TWIN, 0.9)),
     Claim("LPIPS not worse than of diffusion for holes only", not_worse("diffusion for holes only")),
     Claim("mean IoU within 1 point of the segmenter", beside("mask_iou", "segmenter", 0.01, ".3f")),
     Claim("top-1 within 1 point of the classifier", beside("label_top1", "classifier", 0.01, ".1%")),
@@ -233,10 +233,12 @@ def how(results: Results) -> str:
     fewest, most = min(counts), max(counts)
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
     repeated = f"{seeds}, ± is their standard deviation." if most > 1 else "One run of each."
+    filling = evaluation.get("filling_steps")
+    apart = "" if filling in (None, evaluation["steps"]) else f", {filling} in holes but for RePaint,"
     return (
         f"{repeated} Pictures of {model['image_size']} px, width "
         f"{model['width']} and {model['depth']} blocks; {evaluation['samples']} photos, "
-        f"{evaluation['steps']} steps of `{evaluation['sampler']}` (eta {evaluation['eta']:g}) without "
+        f"{evaluation['steps']} steps of `{evaluation['sampler']}` (eta {evaluation['eta']:g}){apart} without "
         "guidance. Intervals are 95 %, by the bootstrap over photos that share hole and noise. The judge "
         f"names {results['photos_judged']:.1%} of the real photos correctly."
     )

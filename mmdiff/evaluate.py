@@ -183,6 +183,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--reading-steps", type=int, default=default.reading_steps, help="steps where a whole photo is given"
     )
+    parser.add_argument(
+        "--filling-steps", type=int, help="steps where a photo has holes (default: as many as --steps)"
+    )
     parser.add_argument("--batch", type=int, default=default.batch, help="samples at a time")
     parser.add_argument(
         "--limit",

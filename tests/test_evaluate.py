@@ -63,6 +63,21 @@ def test_guesses_score_at_chance():
     assert not got["holes"]["blocks"]["known_exact"]
 
 
+@pytest.mark.parametrize(("filling_steps", "expected"), [(None, 2), (5, 5)])
+def test_holes_are_filled_in_steps_of_their_own(examples, filling_steps, expected):
+    steps = {}
+
+    class Counting(Oracle):
+        def run(self, condition, wanted, seeds, number, *options):
+            steps["holes" if condition.known_pixels is not None else wanted] = number
+            return super().run(condition, wanted, seeds, number, *options)
+
+    chosen = settings(filling_steps=filling_steps, holes=("box",), reading_steps=3)
+    ev = Evaluation(Counting(specs(), examples), examples, chosen)
+    evaluate(ev, ["holes", "joint", "mask_from_image"])
+    assert steps == {"holes": expected, ("image", "mask", "label"): 2, ("mask",): 3}
+
+
 def test_mean_fill_matches_a_direct_computation(examples):
     ev = Evaluation(Oracle(specs(), examples), examples, settings(samples=60))
     found = evaluate(ev, ["holes"])["holes"]["blocks"]
@@ -272,6 +287,7 @@ def test_mistakes_end_with_a_plain_message(tmp_path, parquet, monkeypatch):
         (["--data", str(parquet), "--judge", str(tmp_path)], "no judge in"),
         (["--data", str(parquet), "--steps", "0"], "steps is 0"),
         (["--data", str(parquet), "--limit", "0"], "limit is 0"),
+        (["--data", str(parquet), "--filling-steps", "0"], "filling_steps is 0"),
     ):
         with pytest.raises(SystemExit, match=message):
             evaluation.main([*base, *arguments])

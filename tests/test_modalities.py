@@ -247,6 +247,33 @@ def test_photos_of_16_bits_become_8_and_floating_ones_are_refused(tmp_path):
         build("image").parse(Image.fromarray(np.zeros((4, 4), np.float32)))
 
 
+@pytest.mark.parametrize("kind", ["image", "latent_image"])
+def test_fillings_have_no_seam(kind):
+    """What a prediction misses around a hole it misses in it, too: a wrong brightness is mended exactly."""
+    photos = build_modality(ModalityConfig("image", kind), SIZE, 8)
+    smooth = F.interpolate(
+        torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)), SIZE, mode="bicubic"
+    )
+    x, made = (0.5 * smooth.tanh()).split(2)
+    known = torch.ones(2, 1, SIZE, SIZE, dtype=torch.bool)
+    known[..., SIZE // 2 :] = False
+    torch.testing.assert_close(photos.completed(x, x + 0.2, known), x)
+    filled = photos.completed(x, made, known)
+    assert torch.equal(filled[known.expand_as(x)], x[known.expand_as(x)])
+    missed = (x - made)[..., SIZE // 2 - 1]  # at the edge of the hole
+    step = (filled - made)[..., SIZE // 2] - missed
+    assert step.abs().mean() < 0.5 * missed.abs().mean()  # the correction goes on over the edge
+    assert torch.equal(photos.completed(torch.where(known, x, -x), made, known), filled)
+    assert photos.completed(x, 9 * torch.ones_like(x), known).abs().max() <= 1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_photo_of_which_all_or_nothing_is_known_is_as_it_is_or_as_it_was_made(share):
+    x, made = draw(build("image")), draw(build("image"), seed=1)
+    known = torch.full((5, 1, SIZE, SIZE), bool(share))
+    assert torch.equal(build("image").completed(x, made, known), x if share else made)
+
+
 def test_masks_come_as_picture_array_or_path(tmp_path):
     mask = build("mask")
     indices = np.random.default_rng(0).integers(0, 3, (SIZE, SIZE))

@@ -39,6 +39,7 @@ class Settings:
 
     steps: int = 30
     reading_steps: int = 1  # where a whole photo is given: p(x_i | photo) itself, more draw a sample of it
+    filling_steps: int | None = None  # where a photo has holes; None means as many as `steps`
     batch: int = 64
     seed: int = 0
     sampler: str = "ddim"
@@ -57,6 +58,8 @@ class Settings:
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {low}.")
+        if self.filling_steps is not None and self.filling_steps < 1:
+            raise ValueError(f"filling_steps is {self.filling_steps}; give at least 1, or leave it out.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}; give at least 1, or leave it out to use all examples.")
         if self.repaint < 0:

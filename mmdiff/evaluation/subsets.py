@@ -128,7 +128,8 @@ class Bench:
         wanted = [name for name, level in given.items() if level < WHOLE]
         values = {name: self.real[name] for name, level in given.items() if level}
         known = self.known if given["image"] == HOLED else None
-        steps = self.ev.settings.reading_steps if given["image"] == WHOLE else None
+        settings = self.ev.settings
+        steps = {HOLED: settings.filling_steps, WHOLE: settings.reading_steps}.get(given["image"])
         out = self.ev.sample(describe(given), wanted, len(self.rows), values, known, steps=steps)
         found: Scores = {}
         for name in wanted:

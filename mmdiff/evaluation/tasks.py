@@ -146,7 +146,9 @@ def holes(ev: Evaluation) -> Outcome:
     figures, panels, each = {}, [], {}
     for kind in ev.settings.holes:
         known = HOLES[kind](len(real), ev.size, ev.settings.seed)
-        out = ev.sample(f"holes: {kind}", ["image"], len(real), {"image": real}, known)["image"]
+        out = ev.sample(
+            f"holes: {kind}", ["image"], len(real), {"image": real}, known, steps=ev.settings.filling_steps
+        )["image"]
         exact = torch.equal(torch.where(known[:, None], out, 0), torch.where(known[:, None], real, 0))
         ours = score(ev, out, real, known)
         others = {name: _filled(ev, fill, real, known) for name, fill in _fillings(ev).items()}

@@ -85,16 +85,6 @@ class LatentImageModality(ImageModality):
             return whole
         return whole.index_copy(0, holed, self.encode(smooth_fill(x[holed], known[holed])))
 
-    def completed(self, photos: Tensor, made: Tensor, known: Tensor) -> Tensor:
-        """As of pixels, but without seams.
-
-        A decoder misses the true pixels around a hole by a little, and an edge shows where they are put back.
-        What it misses there goes on smoothly into the hole, which is seamless cloning by the membrane
-        (Perez et al. 2003; Farbman et al. 2009).
-        """
-        seamless = (made + smooth_fill(photos - made, known.float())).clamp(-1, 1)
-        return torch.where(known, photos, seamless)
-
     def predict(self, raw: Tensor) -> Tensor:
         return self.autoencoder.decode(raw).clamp(-1, 1)
 
