@@ -234,12 +234,12 @@ def how(results: Results) -> str:
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
     repeated = f"{seeds}, ± is their standard deviation." if most > 1 else "One run of each."
     filling = evaluation.get("filling_steps")
-    apart = "" if filling in (None, evaluation["steps"]) else f", {filling} in holes but for RePaint,"
+    apart = "" if filling in (None, evaluation["steps"]) else f", {filling} in holes but for RePaint"
     return (
         f"{repeated} Pictures of {model['image_size']} px, width "
         f"{model['width']} and {model['depth']} blocks; {evaluation['samples']} photos, "
-        f"{evaluation['steps']} steps of `{evaluation['sampler']}` (eta {evaluation['eta']:g}){apart} without "
-        "guidance. Intervals are 95 %, by the bootstrap over photos that share hole and noise. The judge "
+        f"{evaluation['steps']} steps of `{evaluation['sampler']}` (eta {evaluation['eta']:g}){apart}, "
+        "no guidance. Intervals are 95 %, by the bootstrap over photos that share hole and noise. The judge "
         f"names {results['photos_judged']:.1%} of the real photos correctly."
     )
 
