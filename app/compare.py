@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from app import views
 from app.job import ANCHOR, MAX_STEPS, SAMPLERS, Job
 from app.tasks import Task
 from app.theme import html
@@ -95,4 +96,4 @@ def _guided(job: Job, guidance: float) -> dict[str, float]:
 
 def _facts(job: Job, checkpoint: str) -> list[str]:
     on = ", ".join(f"{name} {scale:g}" for name, scale in job.scales.items() if scale != 1)
-    return [checkpoint, f"{job.steps} steps", f"guidance {on or 'off'}", job.sampler]
+    return [checkpoint, views.steps(job.steps), f"guidance {on or 'off'}", job.sampler]

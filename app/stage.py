@@ -351,6 +351,6 @@ def _summary(runs: Sequence[Live]) -> str:
     if any(e.stopped for e in events):
         text = f"<b>Stopped</b> at step {event.index} of {event.total}. Below is what was predicted by then"
     else:
-        text = f"<b>Done</b> in {views.duration(event.seconds)} · {event.total} steps"
+        text = f"<b>Done</b> in {views.duration(event.seconds)} · {views.steps(event.total)}"
     share = sum(e.index for e in events) / sum(e.total for e in events)
     return views.status(f"{text} · seed {job.seed} · {job.sampler}", share)

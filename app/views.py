@@ -47,6 +47,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+def steps(count: int) -> str:
+    """So many steps, in words."""
+    return "1 step" if count == 1 else f"{count} steps"
+
+
 def png(image: Image.Image, stamp: PngInfo | None = None) -> str:
     """A picture as a data URI, lossless, with what it is to carry."""
     data = io.BytesIO()

@@ -67,3 +67,5 @@ def test_titles_say_what_differs_and_nothing_else(compare):
     job = given({"label": 3.0})
     other, checkpoint = compare.read(job, *UNTOUCHED, "scenes")
     assert compare.titles(job, "orchard", other, checkpoint) == ("orchard", "scenes")
+    other, checkpoint = compare.read(job, 1, SAME, SAME, "orchard")
+    assert compare.titles(job, "orchard", other, checkpoint) == (f"{job.steps} steps", "1 step")

@@ -6,12 +6,14 @@ import json
 import zipfile
 from collections.abc import Mapping
 
+import gradio as gr
 import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, photo
 from PIL import Image
 
 from app import recipe
+from app.inputs import EmbeddingInput
 from app.job import SAMPLERS, Job
 from mmdiff.modalities.image import square
 from mmdiff.pipeline import Change
@@ -132,6 +134,20 @@ def test_a_photo_for_the_embedding_stays_what_the_model_sees(mode):
     job = Job({"embedding": picture}, ("image",))
     again = recipe.from_dict(recipe.to_dict(job, "orchard", ""), SPECS)[0].given["embedding"]
     assert np.array_equal(np.asarray(square(again, 32)), np.asarray(square(picture, 32)))
+
+
+def test_a_large_photo_for_the_embedding_can_be_kept(tmp_path):
+    """As a phone makes them; shrunk, it looks to an embedder as it did."""
+    large = Image.fromarray(np.asarray(photo((63, 47)).resize((2520, 1880), Image.Resampling.BICUBIC)))
+    large.save(tmp_path / "large.jpg", quality=95)
+    with gr.Blocks():
+        given = EmbeddingInput(SPECS["embedding"], "any").read("", str(tmp_path / "large.jpg")).value
+    again = recipe.from_dict(recipe.to_dict(Job({"embedding": given}, ("image",)), "orchard", ""), SPECS)[0]
+    seen, expected = (
+        np.asarray(square(picture, 64), dtype=float)
+        for picture in (again.given["embedding"], Image.open(tmp_path / "large.jpg"))
+    )
+    assert np.abs(seen - expected).mean() < 1 and np.ptp(expected) > 50
 
 
 @pytest.mark.parametrize("name", list(JOBS))
