@@ -69,7 +69,7 @@ def ratio(system: str, limit: float) -> Measured:
 
     def measured(results: Results, mine: str) -> tuple[str, bool] | None:
         found = look_up(results.get(COMPARISONS[mine], {}), f"{system}.blocks")
-        return found and (f"{found['ratio']:.2f}", found["ratio"] <= limit)
+        return found and (f"{found['ratio']:.3f}", found["ratio"] <= limit)
 
     return measured
 

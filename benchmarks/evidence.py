@@ -6,7 +6,8 @@
 
 Every system has the same backbone, sees as many training images and is measured on the same photos with the
 same holes and noise; one more of ours sees as many as the four models for one thing that it replaces.
-Finished runs are kept: started again, the study goes on where it was cut off.
+Finished runs are kept: started again, the study goes on where it was cut off. With `--keep FOLDER` trained
+models are, too, and can be measured anew without training them again.
 With `--remedies` it compares changes to ours instead that might mend what ours does worse.
 """
 
@@ -300,9 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             eta=args.eta,
             batch=128,
         )
-        bench = load_bench(
-            base, args.train, args.val, args.judge, make_embedder(base, args.embedder, CPU), settings
-        )
+        embedder = make_embedder(base, args.embedder, CPU)
+        bench = load_bench(base, args.train, args.val, args.judge, embedder, settings, args.keep)
         given = sys.argv[1:] if arguments is None else arguments
         facts = {
             "command": shlex.join(["python", "benchmarks/evidence.py", *given]),
@@ -331,6 +331,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--val", required=True, help="Parquet file to measure on")
     parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
     parser.add_argument("--plot", type=Path, help="PNG to draw")
+    parser.add_argument("--keep", type=Path, help="folder for trained models, to measure them again")
     parser.add_argument("--judge", required=True, help="folder of an independent judge")
     parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
     parser.add_argument(

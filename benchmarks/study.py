@@ -7,6 +7,7 @@ started again, a study goes on where it was cut off.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import statistics
@@ -50,26 +51,42 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] | None = None
 
-    def train(self, config: TrainConfig, examples: Examples) -> Trainer:
-        """The trained model of ``config``, which `change` has made."""
+    def train(
+        self, config: TrainConfig, examples: Examples, kept: Path | None = None
+    ) -> tuple[Trainer, float]:
+        """The trained model of ``config``, which `change` has made, and the CPU seconds of its training.
+
+        Args:
+            kept: folder of trained models. One that is there is not trained again.
+        """
         if self.annotated:
             examples = examples.take(examples.present[self.annotated].nonzero()[:, 0])
         trainer = Trainer(config, examples, CPU)
         trainer.load_pretrained("checkpoints")
+        state = kept and kept / f"{fingerprint(config, examples)}.safetensors"
+        if state and state.exists():
+            trainer.load_state(state)
+            return trainer, json.loads(state.with_suffix(".json").read_text(encoding="utf-8"))["cpu_seconds"]
+        start = time.process_time()
         while trainer.images < config.optim.images:
             trainer.train_step()
-        return trainer
+        seconds = round(time.process_time() - start, 1)
+        if state:
+            write({"cpu_seconds": seconds, "config": to_dict(config)}, state.with_suffix(".json"))
+            trainer.save_state(state)
+        return trainer, seconds
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs share: data, judge, embedder, and how to measure."""
+    """What all runs share: data, judge, embedder, how to measure, and the folder that keeps models."""
 
     train: Examples
     val: Examples
     judge: Judge
     embedder: Any
     settings: Settings
+    kept: Path | None = None
 
     def evaluation(self, trainer: Trainer, variant: Variant) -> Evaluation:
         """Of the averaged model, as the variant asks for it."""
@@ -79,12 +96,28 @@ class Bench:
 
 
 def load_bench(
-    base: TrainConfig, train: str, val: str, judge: str, embedder: Any, settings: Settings
+    base: TrainConfig,
+    train: str,
+    val: str,
+    judge: str,
+    embedder: Any,
+    settings: Settings,
+    kept: Path | None = None,
 ) -> Bench:
     """Bench of Parquet files, with the modalities of ``base``. Raises ValueError where something lacks."""
     blueprint = MultiModalDiffusion(base.model)
     examples = (load_examples(path, blueprint, base, embedder) for path in (train, val))
-    return Bench(*examples, Judge.from_pretrained(judge), embedder, settings)
+    return Bench(*examples, Judge.from_pretrained(judge), embedder, settings, kept)
+
+
+def fingerprint(config: TrainConfig, examples: Examples) -> str:
+    """Name of what training makes of these examples: it differs where configuration, seed or data do."""
+    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode())
+    for name in sorted(examples.stored):
+        digest.update(name.encode())
+        digest.update(examples.stored[name].contiguous().numpy().data)
+        digest.update(examples.present[name].numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def photos_judged(base: TrainConfig, bench: Bench) -> float:
@@ -208,15 +241,14 @@ def trained_and_measured(
         tasks: what to measure where the variant does not say.
         describe: (results of `evaluate`, values of single examples, settings) -> what is kept of them.
     """
+    trainer, seconds = variant.train(config, bench.train, bench.kept)
     start = time.process_time()
-    trainer = variant.train(config, bench.train)
-    trained = time.process_time()
     ev, each = bench.evaluation(trainer, variant), {}
     results = evaluate(ev, variant.tasks or tasks, each=each)
     return describe(results, each, ev.settings) | {
         "validation": {name: round(value, 5) for name, value in trainer.validate(bench.val).items()},
         "images": trainer.images,
         "parameters": count(trainer.model),
-        "train_cpu_seconds": round(trained - start, 1),
-        "cpu_seconds": round(time.process_time() - start, 1),
+        "train_cpu_seconds": seconds,
+        "cpu_seconds": round(seconds + time.process_time() - start, 1),
     }

@@ -15,7 +15,7 @@ from app.tabs import how_it_works
 from benchmarks import evidence
 from benchmarks.evidence import REMEDIES, SYSTEMS, compare, run
 from benchmarks.report import table
-from benchmarks.study import Bench, optim_with, study
+from benchmarks.study import Bench, fingerprint, optim_with, study
 from mmdiff.config import load_train_config
 from mmdiff.evaluation.core import Settings
 from mmdiff.holes import HOLES
@@ -255,3 +255,28 @@ def test_the_command(shapes, tmp_path, monkeypatch, capsys):
     assert list(found["variants"]) == list(REMEDIES)
     with pytest.raises(SystemExit, match="error: .*nowhere"):
         evidence.main([*arguments, "--val", str(tmp_path / "nowhere.parquet")])
+
+
+def test_kept_models_are_measured_again_without_training(base, bench, tmp_path, monkeypatch):
+    kept = evidence.dataclasses.replace(bench, kept=tmp_path / "kept")
+    config = optim_with(seed=3)(base)
+    first = run(SYSTEMS["segmenter"], SYSTEMS["segmenter"].change(config), kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", lambda self: pytest.fail("it was trained again"))
+        again = run(SYSTEMS["segmenter"], SYSTEMS["segmenter"].change(config), kept)
+    same = ("figures", "validation", "images", "parameters", "train_cpu_seconds")
+    assert {name: first[name] for name in same} == {name: again[name] for name in same}
+    assert len(list(kept.kept.glob("*.safetensors"))) == 1
+
+
+def test_what_is_trained_otherwise_has_another_fingerprint(base, bench):
+    fewer = bench.train.take(torch.arange(1, len(bench.train)))
+    relabelled = bench.train.take(torch.arange(len(bench.train)))
+    relabelled.stored["label"] = relabelled.stored["label"].roll(1)
+    found = {
+        fingerprint(base, bench.train),
+        fingerprint(optim_with(seed=1)(base), bench.train),
+        fingerprint(base, fewer),
+        fingerprint(base, relabelled),
+    }
+    assert len(found) == 4 and fingerprint(base, bench.train) in found
