@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from app.recipe import MAX_SIDE
 from mmdiff.modalities.image import square
+from mmdiff.rgb import to_rgb
 
 NEAREST = Image.Resampling.NEAREST
 SHOWN_SIZE = 448  # pixels a side of a photo to paint on
@@ -60,6 +62,16 @@ def open_picture(path: str | Path, what: str) -> Image.Image:
         raise ValueError(
             f"“{Path(path).name}” cannot be read as a picture for the {what}; use a PNG, JPEG or WebP file."
         ) from None
+
+
+def read_reference(path: str | Path) -> Image.Image:
+    """An uploaded photo to take an embedding from: upright RGB, no larger than settings can hold.
+
+    Raises ValueError if the file cannot be read.
+    """
+    photo = to_rgb(open_picture(path, "embedding"))
+    photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)  # more than any embedder looks at
+    return photo
 
 
 def read_photo(path: str | Path, size: int) -> Photo:

@@ -17,7 +17,6 @@ from app.job import Job
 from app.service import Preview, Service
 from app.settings import new_seed
 from app.stage import MAX_RUNS
-from mmdiff.rgb import to_rgb
 
 Result = tuple[list[str] | None, list[str] | None, dict[str, Any]]  # pictures, masks, everything else
 
@@ -176,7 +175,7 @@ def _given(
         spec = specs["mask"]
         given["mask"] = adapters.mask_from_file(given["mask"], spec.shape[-1], spec.classes, spec.palette)
     if embedding_image:
-        given["embedding"] = to_rgb(adapters.open_picture(embedding_image, "embedding"))
+        given["embedding"] = adapters.read_reference(embedding_image)
     return given, known
 
 

@@ -18,7 +18,6 @@ from PIL import Image
 from app import adapters
 from app.errors import plain_errors
 from app.painter import Painter, to_text
-from app.recipe import MAX_SIDE
 from app.theme import html
 from mmdiff.rgb import to_rgb
 
@@ -288,9 +287,7 @@ class EmbeddingInput(Input):
         if text and text.strip() and path:
             raise ValueError("The embedding has a text and a photo. Keep one of them and clear the other.")
         if path:
-            photo = to_rgb(adapters.open_picture(path, "embedding"))
-            photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)  # more than any embedder looks at
-            return Given(photo)
+            return Given(adapters.read_reference(path))
         if not text or not text.strip():
             raise self.nothing("Write a text or upload a photo, or set it to Generate or Ignore.")
         return Given(text.strip())
