@@ -38,7 +38,8 @@ def build(services: Sequence[Service]) -> None:
             gr.JSON(
                 None,
                 label="guidance_scale: number, or object of numbers by modality; 1 if left out. A label that "
-                "is named but not given is settled early, and all else follows it",
+                "is named but not given is settled early, and all else follows it; the image counts where it "
+                "has a hole",
             ),
             gr.Textbox("ddim", label="sampler"),
             gr.Textbox(None, label="checkpoint: name; the first one if left out"),

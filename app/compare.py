@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from app import views
-from app.job import ANCHOR, MAX_STEPS, SAMPLERS, Job
+from app.job import MAX_STEPS, SAMPLERS, Job, guidable
 from app.tasks import Task
 from app.theme import html
 
@@ -91,7 +91,7 @@ class Compare:
 def _guided(job: Job, guidance: float) -> dict[str, float]:
     """One scale for all that is given; what is followed without being given stays as it is."""
     followed = {name: scale for name, scale in job.scales.items() if name not in job.given}
-    return followed | {name: guidance for name in job.given if name != ANCHOR}
+    return followed | dict.fromkeys(guidable(job.given, job.wanted), guidance)
 
 
 def _facts(job: Job, checkpoint: str) -> list[str]:

@@ -235,11 +235,13 @@ def how(results: Results) -> str:
     repeated = f"{seeds}, ± is their standard deviation." if most > 1 else "One run of each."
     filling = evaluation.get("filling_steps")
     apart = "" if filling in (None, evaluation["steps"]) else f", {filling} in holes but for RePaint"
+    scale = evaluation.get("filling_guidance", 1)
+    guided = "no guidance" if scale == 1 else f"guidance of {scale:g} in holes where a system can be guided"
     return (
         f"{repeated} Pictures of {model['image_size']} px, width "
         f"{model['width']} and {model['depth']} blocks; {evaluation['samples']} photos, "
         f"{evaluation['steps']} steps of `{evaluation['sampler']}` (eta {evaluation['eta']:g}){apart}, "
-        "no guidance. Intervals are 95 %, by the bootstrap over photos that share hole and noise. The judge "
+        f"{guided}. Intervals are 95 %, by the bootstrap over photos that share hole and noise. The judge "
         f"names {results['photos_judged']:.1%} of the real photos correctly."
     )
 

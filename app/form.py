@@ -119,7 +119,7 @@ class Form:
                 if row.spec.kind in self._task.fixed:
                     choice = GIVEN
                 updates += [choice, *(gr.skip() for _ in row.input.shown)]
-        how = self.settings.show(job) if settings else [gr.skip() for _ in self.settings.components]
+        how = self.settings.show(job, missing) if settings else [gr.skip() for _ in self.settings.components]
         return updates + how
 
     def _keep_in_step(self, plan: gr.HTML) -> None:

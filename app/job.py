@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ MAX_STEPS, MAX_SAMPLES, MAX_GUIDANCE = 100, 8, 10.0
 MAX_SEED = 2**31 - 1
 SETTLED = "label"  # kind that can be settled early, for all else to follow
 FOLLOWED = 2.0  # how strongly, unless told otherwise
-ANCHOR = "image"  # its pixels are kept as they are given, so there is nothing to guide
+ANCHOR = "image"  # its pixels are kept as they are given; only what is in its holes can be guided
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Job:
 
     @property
     def scales(self) -> Mapping[str, float]:
-        """Guidance from the start by name; one number counts for everything that is given."""
+        """Guidance from the start by name; one number counts for everything that is given but the photo."""
         scales = self.guidance_scale
-        return scales if isinstance(scales, Mapping) else {name: scales for name in self.given}
+        return scales if isinstance(scales, Mapping) else {n: scales for n in self.given if n != ANCHOR}
 
     @property
     def batch(self) -> int:
@@ -95,6 +95,11 @@ def _check_condition(condition: Change, modalities: Mapping[str, Any]) -> None:
     _check_guidance(condition, modalities)
 
 
+def guidable(given: Collection[str], wanted: Collection[str]) -> list[str]:
+    """Names of what is given and can be guided: of a photo what surrounds its holes, which are wanted."""
+    return [name for name in given if name != ANCHOR or name in wanted]
+
+
 def settled(modalities: Mapping[str, Any]) -> str | None:
     """Name of the modality that a photo made from nothing can follow, if there is one."""
     return next((name for name, spec in modalities.items() if spec.kind == SETTLED), None)
@@ -104,8 +109,9 @@ def _check_guidance(condition: Change, modalities: Mapping[str, Any]) -> None:
     scales = condition.guidance_scale
     by_name = scales if isinstance(scales, Mapping) else {"": scales}
     for name, scale in by_name.items():
-        if name and (name == ANCHOR or name not in (*condition.given, settled(modalities))):
-            why = "is kept as it is given" if name == ANCHOR else "is not given"
+        possible = (*guidable(condition.given, condition.wanted), settled(modalities))
+        if name and name not in possible:
+            why = "has no hole" if name in condition.given else "is not given"
             raise ValueError(f"There is a guidance scale for “{name}”, which {why}. Leave it out.")
         number = isinstance(scale, int | float) and not isinstance(scale, bool)
         if not number or not 0 <= scale <= MAX_GUIDANCE:

@@ -4,22 +4,46 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from app.inputs import QUIET
-from app.job import ANCHOR, FOLLOWED, MAX_GUIDANCE, MAX_SAMPLES, MAX_SEED, MAX_STEPS, SAMPLERS, Job, settled
+from app.job import (
+    ANCHOR,
+    FOLLOWED,
+    MAX_GUIDANCE,
+    MAX_SAMPLES,
+    MAX_SEED,
+    MAX_STEPS,
+    SAMPLERS,
+    Job,
+    guidable,
+    settled,
+)
 from app.service import Service
 from app.tasks import GENERATE, GIVEN
 from app.theme import html
 from app.views import duration
 
-STEPS = 30
-FILLING_SAMPLER = "ancestral"  # its noise mends what early steps got wrong: fillings are nearer to the truth
+
+class Start(NamedTuple):
+    """What controls stand at first; `guidance` is that of a photo around its hole."""
+
+    steps: int
+    sampler: str
+    every: int
+    guidance: float
+
+
+PLAIN = Start(30, Job().sampler, 5, 1)
+# Fillings are nearer to the truth with noise, which mends what early steps got wrong, and with guidance, with
+# which half as many steps take as long.
+FILLING = Start(15, "ancestral", 3, 1.5)
 GUIDANCE = (
-    '<p class="title">Guidance</p><p class="hint">How strongly each counts where it is given. 1 is off; '
-    "any other number runs every sample through the network once more a step.</p>"
+    '<p class="title">Guidance</p><p class="hint">How strongly each counts where it is given, and of a photo '
+    "what surrounds its hole. 1 is off; any other number runs every sample through the network once more a "
+    "step.</p>"
 )
 FOLLOWING = (
     '<p class="hint">Where nothing is given, the {name} is settled early and all else follows it so '
@@ -36,13 +60,16 @@ class Settings:
 
     def __init__(self, service: Service, task: str, choices: Mapping[str, gr.Radio]) -> None:
         self._service = service
-        self._guidable = [name for name in choices if name != ANCHOR]
-        self._choices = list(choices)
+        self._names = list(choices)
         # A photo that is to be filled in, or one without a label in the model, has nothing to follow.
         self._settled = None if task == "fill_in" else settled(service.modalities)
-        self.steps = gr.Slider(1, MAX_STEPS, value=STEPS, step=1, label="Steps", elem_id=f"{task}-steps")
-        roles, ones = [choice.value for choice in choices.values()], [1] * len(self._guidable)
-        estimate = self._estimated(STEPS, 1, FOLLOWED, *ones, *roles)
+        start = FILLING if task == "fill_in" else PLAIN
+        scales = {name: start.guidance if name == ANCHOR else 1 for name in choices}
+        self.steps = gr.Slider(
+            1, MAX_STEPS, value=start.steps, step=1, label="Steps", elem_id=f"{task}-steps"
+        )
+        roles = [choice.value for choice in choices.values()]
+        estimate = self._estimated(start.steps, 1, FOLLOWED, *scales.values(), *roles)
         self.estimate = html(estimate, elem_id=f"{task}-estimate", elem_classes="estimate")
         with gr.Row(elem_classes="seed"):
             self.seed = gr.Number(
@@ -61,7 +88,7 @@ class Settings:
         with gr.Accordion("Sampler, samples, guidance", open=False, elem_id=f"{task}-more"):
             self.sampler = gr.Dropdown(
                 [(title, name) for name, title in SAMPLERS.items()],
-                value=FILLING_SAMPLER if task == "fill_in" else Job().sampler,
+                value=start.sampler,
                 label="Sampler",
                 filterable=False,
                 elem_id=f"{task}-sampler",
@@ -70,11 +97,11 @@ class Settings:
                 1, MAX_SAMPLES, value=1, step=1, label="Samples", elem_id=f"{task}-samples"
             )
             self.every = gr.Slider(
-                1, 10, value=5, step=1, label="Show every … steps", elem_id=f"{task}-every"
+                1, 10, value=start.every, step=1, label="Show every … steps", elem_id=f"{task}-every"
             )
-            with gr.Column(elem_classes="guidance", visible=bool(self._guidable)):
+            with gr.Column(elem_classes="guidance"):
                 html(GUIDANCE)
-                self.guidance = [self._guidance_slider(task, name) for name in self._guidable]
+                self.guidance = [self._guidance_slider(task, name, s) for name, s in scales.items()]
             with gr.Column(elem_classes="following", visible=self._settled is not None):
                 self.followed = gr.Slider(
                     0,
@@ -99,16 +126,17 @@ class Settings:
             **QUIET,
         )
 
-    def _guidance_slider(self, task: str, name: str) -> gr.Slider:
+    def _guidance_slider(self, task: str, name: str, scale: float) -> gr.Slider:
         return gr.Slider(
-            0, MAX_GUIDANCE, value=1, step=0.5, label=name.capitalize(), elem_id=f"{task}-{name}-guidance"
+            0, MAX_GUIDANCE, value=scale, step=0.5, label=name.capitalize(), elem_id=f"{task}-{name}-guidance"
         )
 
     def _estimated(self, steps: int | None, samples: int | None, followed: float, *values: Any) -> str:
-        """`values`: the scale of each guidable modality, then what each of all is to be."""
-        scales, roles = values[: len(self._guidable)], values[len(self._guidable) :]
-        given = {name: None for name, role in zip(self._choices, roles, strict=True) if role == GIVEN}
-        wanted = [name for name, role in zip(self._choices, roles, strict=True) if role == GENERATE]
+        """`values`: the scale of each modality, then what each is to be; a photo that is given has a hole."""
+        scales, roles = values[: len(self._names)], values[len(self._names) :]
+        given = {name: None for name, role in zip(self._names, roles, strict=True) if role == GIVEN}
+        wanted = [name for name, role in zip(self._names, roles, strict=True) if role == GENERATE]
+        wanted += [ANCHOR] if ANCHOR in given else []
         guidance = self._scales(given, wanted, followed, scales)
         # a box that somebody has just emptied says None
         return self.estimate_of(
@@ -128,11 +156,12 @@ class Settings:
         """The scale of each modality that is given, or of what is followed where nothing is."""
         if self._follows(given, wanted):
             return {self._settled: followed} if followed != 1 else {}
-        return {name: s for name, s in zip(self._guidable, scales, strict=True) if name in given}
+        counted = guidable(given, wanted)
+        return {name: s for name, s in zip(self._names, scales, strict=True) if name in counted}
 
     def _follows(self, given: Collection[str], wanted: Collection[str]) -> bool:
         """Whether a photo is made from nothing, and what it can follow is not to be ignored."""
-        ignored = self._settled in self._choices and self._settled not in wanted
+        ignored = self._settled in self._names and self._settled not in wanted
         return self._settled is not None and not given and ANCHOR in wanted and not ignored
 
     def read(
@@ -160,17 +189,21 @@ class Settings:
             "guidance_scale": self._scales(given, wanted, followed, scales),
         }
 
-    def show(self, job: Job) -> list[Any]:
-        """What `components` are to be so that they say what `job` says; the seed is kept."""
-        scales = job.scales
+    def show(self, job: Job, missing: Collection[str] = ()) -> list[Any]:
+        """What `components` are to be so that they say what `job` says; the seed is kept.
+
+        Args:
+            missing: names of what is given, too, but has still to be added.
+        """
+        scales, given = job.scales, (*job.given, *missing)
         return [
             job.steps,
             job.seed,
             True,
             job.sampler,
             job.num_samples,
-            scales.get(self._settled, 1) if self._follows(job.given, job.wanted) else gr.skip(),
-            *(scales.get(n, 1) if n in job.given else 1 for n in self._guidable),
+            scales.get(self._settled, 1) if self._follows(given, job.wanted) else gr.skip(),
+            *(scales.get(n, 1) if n in given else 1 for n in self._names),
         ]
 
 

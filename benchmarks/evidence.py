@@ -67,7 +67,8 @@ class System(Variant):
 
 
 OTHER = {"classical": False}  # classical fillings are the same beside every system
-ONE_CALL = OTHER | {"steps": 1, "filling_steps": 1}
+UNGUIDED = OTHER | {"filling_guidance": 1.0}  # guidance asks for photos given with holes and without any
+ONE_CALL = UNGUIDED | {"steps": 1, "filling_steps": 1}
 
 
 def reader(name: str) -> System:
@@ -106,11 +107,11 @@ SYSTEMS: dict[str, System] = {
     ),
     "diffusion of photos, RePaint": System(
         alone(never=("image",)),
-        settings=OTHER | {"repaint": RESAMPLES},
+        settings=UNGUIDED | {"repaint": RESAMPLES},
         tasks=("holes", "likeness"),
         fills="repaint",
     ),
-    "diffusion for holes only": System(alone(**PHOTOS), settings=OTHER, tasks=("holes",)),
+    "diffusion for holes only": System(alone(**PHOTOS), settings=UNGUIDED, tasks=("holes",)),
     "diffusion of photos, holes as augmentation": System(
         alone(), settings=OTHER, tasks=("holes", "likeness")
     ),
@@ -175,10 +176,10 @@ def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
 
 
 def calls(system: System, settings: Settings) -> int:
-    """Calls of the network that fill a hole."""
+    """Calls of the network that fill a hole; guidance doubles them."""
     if system.fills == "repaint":
         return settings.steps * settings.repaint
-    return settings.filling_steps or settings.steps
+    return (settings.filling_steps or settings.steps) * (1 if settings.filling_guidance == 1 else 2)
 
 
 def figures(results: Mapping[str, Any], system: System) -> dict[str, float]:
@@ -296,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = Settings(
             steps=args.steps,
             filling_steps=args.filling_steps,
+            filling_guidance=args.filling_guidance,
             samples=args.samples,
             holes=tuple(args.holes),
             eta=args.eta,
@@ -344,6 +346,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=192, help="photos to fill, and pictures to generate")
     parser.add_argument("--steps", type=int, default=12, help="sampling steps, and jumps of RePaint")
     parser.add_argument("--filling-steps", type=int, default=6, help="steps of the others in holes")
+    parser.add_argument(
+        "--filling-guidance",
+        type=float,
+        default=1.5,
+        help="by the known pixels, where a system can be guided",
+    )
     # As much as RePaint, whose jumps are random; without fresh noise errors of early steps stay.
     parser.add_argument("--eta", type=float, default=1.0, help="fresh noise in each step, 0 to 1")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

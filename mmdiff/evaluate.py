@@ -186,6 +186,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--filling-steps", type=int, help="steps where a photo has holes (default: as many as --steps)"
     )
+    parser.add_argument(
+        "--filling-guidance",
+        type=float,
+        default=default.filling_guidance,
+        help="how strongly holes follow the known pixels; 1 = off",
+    )
     parser.add_argument("--batch", type=int, default=default.batch, help="samples at a time")
     parser.add_argument(
         "--limit",

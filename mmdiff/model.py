@@ -319,14 +319,18 @@ class MultiModalDiffusion(nn.Module):
         """The denoiser that is not told of the given modalities ``dropped`` (None: of any), for guidance.
 
         They are made absent: not only flagged, but also taken out of z_t, which carries them under noise.
-        The anchor cannot be absent, so pixels that are given stay given.
+        The anchor cannot be absent. Where it is dropped by name the network sees its known pixels as all
+        others, under the noise of z_t; otherwise pixels that are given stay given.
         """
-        names = set(self.names if dropped is None else dropped) - {self.anchor}
+        names = set(self.names[1:] if dropped is None else dropped)
         hidden = torch.tensor([n in names for n in self.names], device=condition.flags.device)
         flags = condition.flags.masked_fill(hidden & (condition.flags == KNOWN), ABSENT)
-        blind = self._condition(condition.e, flags, condition.known_pixels)
-        blind = replace(blind, pixels=condition.pixels, read=condition.read)
-        taken = {n: v for n, v in condition.e.items() if n in names}
+        known, pixels, read = condition.known_pixels, condition.pixels, condition.read
+        if self.anchor in names:
+            flags[:, 0] = UNKNOWN
+            known, pixels, read = torch.zeros_like(known), None, None
+        blind = replace(self._condition(condition.e, flags, known), pixels=pixels, read=read)
+        taken = {n: v for n, v in condition.e.items() if n in names and n != self.anchor}
         return TrajectoryDenoiser(self, schedule, blind, shown=condition, taken=taken)
 
 

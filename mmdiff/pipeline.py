@@ -232,10 +232,12 @@ class Pipeline:
             guidance_scale: how strongly what is given counts, 0 to 100; 1 is off. A number counts for all
                 of it at once and runs every sample through the network twice a step. A mapping from names to
                 numbers, such as {"embedding": 3, "mask": 1.5}, counts for each modality by itself and takes
-                once more for each number other than 1; names that are left out have 1. Pixels that are
-                given are kept whatever the scale. See `mmdiff.guidance.composed`. A label that is not given
-                but has a number other than 1 is settled early, by a draw from what its head says while the
-                photo is still noise, and all else follows it as if it were given.
+                once more for each number other than 1; names that are left out have 1. See
+                `mmdiff.guidance.composed`. Pixels that are given are kept whatever the scale, and a number
+                for everything leaves them out; in a mapping the image may be named where it has
+                `known_pixels`, which says how strongly the holes follow them. A label that is not given but
+                has a number other than 1 is settled early, by a draw from what its head says while the photo
+                is still noise, and all else follows it as if it were given.
             sampler: "ddim", "ancestral" or "dpmpp_2m". eta: fresh noise of "ddim", 0 to 1.
             changes: other conditions from some step on, in order; see `Change`.
 
@@ -271,7 +273,7 @@ class Pipeline:
         Yields `mmdiff.samplers.Step`; the last one's x_hat is the result. Given modalities come back as they
         are (classes one-hot).
         """
-        self._check_guidance(guidance_scale, condition.given)
+        self._check_guidance(guidance_scale, condition.given, condition.known_pixels is not None)
 
         def make_run() -> Run:
             segment = self._segment(0, condition, wanted, guidance_scale, len(seeds))
@@ -301,7 +303,7 @@ class Pipeline:
         given = dict(change.given)
         known = self._check_known_pixels(given, change.known_pixels)
         wanted = self._wanted(change)
-        self._check_guidance(change.guidance_scale, given)
+        self._check_guidance(change.guidance_scale, given, known is not None)
         values = {n: self.modalities[n].parse(v) for n, v in given.items()}
         batch = {n: v.expand(num_samples, *v.shape).to(self.device) for n, v in values.items()}
         if known is not None:
@@ -403,10 +405,13 @@ class Pipeline:
                 )
             earliest = after + 1
 
-    def _check_guidance(self, guidance_scale: float | Mapping[str, float], given: Collection[str]) -> None:
+    def _check_guidance(
+        self, guidance_scale: float | Mapping[str, float], given: Collection[str], holes: bool
+    ) -> None:
+        """`holes`: whether the anchor may have some."""
         if not isinstance(guidance_scale, Mapping):
             return _check_scale("guidance_scale", guidance_scale)
-        guidable = [name for name in given if name != self.model.anchor]
+        guidable = [name for name in given if name != self.model.anchor or holes]
         drawable = [name for name, modality in self.modalities.items() if modality.drawable]
         for name, scale in guidance_scale.items():
             _check_scale(f"guidance_scale of {name!r}", scale)

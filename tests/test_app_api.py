@@ -239,6 +239,8 @@ def test_guidance_is_a_number_or_one_for_each_modality(client, service):
     assert service.pipe.calls[-1]["guidance_scale"] == {"label": 2.5}
     generate(client, label="Cherry Wax", wanted=["image"], guidance_scale=3)
     assert service.pipe.calls[-1]["guidance_scale"] == 3
+    with pytest.raises(AppError, match="guidance scale for “image”, which is not given"):
+        generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"image": 1.5})
     with pytest.raises(AppError, match="guidance scale for “mask”, which is not given"):
         generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"mask": 2.5})
 

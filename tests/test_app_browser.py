@@ -18,6 +18,7 @@ from gradio.state_holder import SessionState
 from PIL import Image
 
 from app.service import Service, Timing
+from app.settings import FILLING, PLAIN
 from app.tasks import TASKS
 
 RUNNING = re.compile(r"Step \d+ of")
@@ -227,8 +228,9 @@ def test_every_tab_has_something_to_look_at_and_runs_with_one_click(visit, pipe,
     visitor.record('[data-modality="image"]')
     visitor.run()
     visitor.done()
-    assert visitor.seen() >= 5  # live, at least a few of the 30 steps
-    assert visitor.player(".player").get_attribute("data-state") == "done" and visitor.at("step") == 30
+    assert visitor.seen() >= 5  # live, at least a few of the steps
+    steps = FILLING.steps if task == "fill_in" else PLAIN.steps
+    assert visitor.player(".player").get_attribute("data-state") == "done" and visitor.at("step") == steps
     assert visitor.picture().shape == (64, 64, 3) and visitor.fits()
     shown = {m.get_attribute("data-modality") for m in visitor.player("[data-modality]").all()}
     wanted = next(t for t in TASKS if t.name == task).modalities(pipe.modalities)
@@ -448,7 +450,7 @@ def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
     visitor.find("more", "button").first.click()
     label = visitor.find("label-guidance", "input[type=number]")
     label.wait_for()
-    assert visitor.page.locator(".guidance input[type=range]").locator("visible=true").count() == 3
+    assert visitor.page.locator(".guidance input[type=range]").locator("visible=true").count() == 4
 
     def costs_more():
         """The server has heard of the scale; until the slider is ready it forgets what is written."""
@@ -461,6 +463,33 @@ def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
     visitor.run()
     visitor.done()
     assert pipe.calls[-1]["guidance_scale"] == {"label": 3}
+
+
+def test_holes_are_guided_by_the_photo_around_them(visit, pipe):
+    visitor = visit("fill_in")
+    visitor.run()
+    visitor.done()
+    asked = pipe.calls[-1]
+    assert asked["steps"] == FILLING.steps and asked["guidance_scale"] == {"image": FILLING.guidance}
+    visitor.find("more", "button").first.click()
+    slider = visitor.find("image-guidance", "input[type=number]")
+    slider.wait_for()
+
+    def is_guided():
+        slider.fill("2")
+        slider.press("Tab")
+        visitor.page.wait_for_timeout(300)
+        visitor.run()
+        visitor.done()
+        return pipe.calls[-1]["guidance_scale"] == {"image": 2}
+
+    near(is_guided)
+    visitor.find("code", "button").first.click()
+    link = visitor.find("link", ":is(textarea, input)").first
+    near(lambda: "guide.image=2" in link.input_value())
+    again = visit("fill_in", query="/?" + urlsplit(link.input_value()).query)  # the photo is missing still
+    again.find("more", "button").first.click()
+    near(lambda: again.find("image-guidance", "input[type=number]").input_value() == "2")
 
 
 def test_photos_from_nothing_follow_their_label(visit, pipe):

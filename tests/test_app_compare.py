@@ -45,9 +45,10 @@ def test_what_is_followed_is_followed_as_strongly_in_both(compare, guidance):
     assert compare.read(job, 0, guidance, SAME, "orchard") == (job, "orchard")
 
 
-def test_photos_that_are_given_have_no_guidance(compare):
-    job = Job({"image": None, "label": "Apple Red"}, ("mask",))
-    assert compare.read(job, 0, 2.0, SAME, "orchard")[0].guidance_scale == {"label": 2.0}
+@pytest.mark.parametrize(("wanted", "counted"), [(("mask",), {}), (("image", "mask"), {"image": 2.0})])
+def test_photos_that_are_given_have_guidance_in_their_holes(compare, wanted, counted):
+    job = Job({"image": None, "label": "Apple Red"}, wanted)
+    assert compare.read(job, 0, 2.0, SAME, "orchard")[0].guidance_scale == {"label": 2.0} | counted
 
 
 @pytest.mark.parametrize("steps", [0, None])

@@ -133,14 +133,15 @@ def test_any_job_gives_a_link_that_opens(seed):
 
 def test_a_photo_is_asked_for_and_its_hole_travels():
     known = disc(12) == 0
-    job = Job({"image": PHOTO, "label": LABELS[1]}, ("image", "mask"), known, guidance_scale={"label": 2})
+    scales = {"image": 1.5, "label": 2}
+    job = Job({"image": PHOTO, "label": LABELS[1]}, ("image", "mask"), known, guidance_scale=scales)
     query, left_out = to_query(job, "orchard", "fill-in")
     (words,) = left_out
     assert words.startswith("The photo for “image” does not fit into a link. Save the settings file instead")
     linked = from_query(opened(query), SPECS)
     assert linked.missing == ("image",)
     assert same(linked.job.known_pixels, known) and linked.job.given == {"label": LABELS[1]}
-    assert linked.job.wanted == ("image", "mask")
+    assert linked.job.wanted == ("image", "mask") and linked.job.guidance_scale == scales
 
 
 def test_what_is_too_intricate_is_named():

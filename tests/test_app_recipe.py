@@ -39,6 +39,7 @@ JOBS = {
     "mask": Job({"mask": bits(1)}, ("image",), num_samples=8, seed=2**31 - 1),
     "photo": Job({"image": PHOTO}, ("mask", "label")),
     "hole": Job({"image": PHOTO, "label": LABELS[0]}, ("image", "mask"), hole(2)),
+    "guided hole": Job({"image": PHOTO}, ("image",), hole(2), guidance_scale={"image": 1.5}),
     "embedding photo": Job({"embedding": photo((120, 90))}, ("image",)),
     "forks": Job(
         {"label": LABELS[0]},

@@ -242,7 +242,7 @@ def test_every_scale_of_a_given_modality_counts_once():
     "scales, words",
     [
         ({"mask": 2}, "“mask”, which is not given"),
-        ({"image": 2}, "“image”, which is kept"),
+        ({"image": 2}, "“image”, which is not given"),
         ({"label": 11}, "guidance scale of “label” is 11; use 0 to 10"),
         ({"label": None}, "guidance scale of “label” is None"),
         (True, "guidance scale is True"),
@@ -252,6 +252,13 @@ def test_guidance_that_cannot_be_is_explained(service, scales, words):
     job = Job(given={"label": "Apple Red"}, wanted=("image",), guidance_scale=scales)
     with pytest.raises(ValueError, match=words):
         next(service.stream(job))
+
+
+def test_a_whole_photo_has_no_hole_to_guide(service):
+    job = Job({"image": None}, ("mask",), guidance_scale={"image": 2})
+    with pytest.raises(ValueError, match="“image”, which has no hole. Leave it out"):
+        job.check(service.modalities)
+    assert Job({"image": None}, guidance_scale=2).scales == {}
 
 
 def test_guidance_by_modality_reaches_the_model(pipe):

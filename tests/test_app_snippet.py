@@ -36,6 +36,7 @@ RUNS = {
     "label and guidance": Job({"label": LABELS[3]}, ("image", "mask"), None, STEPS, 1, 1, {"label": 3}),
     "guidance of all": Job({"label": LABELS[2]}, ("image",), None, STEPS, 1, 1, 2.5, "dpmpp_2m"),
     "photo and hole": Job({"image": PHOTO}, ("image", "label"), ~HOLE, STEPS, 9),
+    "guided hole": Job({"image": PHOTO}, ("image",), ~HOLE, STEPS, 9, 1, {"image": 1.5}),
     "photo": Job({"image": PHOTO}, ("mask", "label"), None, STEPS),
     "mask": Job({"mask": MASK}, ("image",), None, STEPS),
     "text": Job({"embedding": HOSTILE}, ("image",), None, STEPS),

@@ -78,6 +78,20 @@ def test_holes_are_filled_in_steps_of_their_own(examples, filling_steps, expecte
     assert steps == {"holes": expected, ("image", "mask", "label"): 2, ("mask",): 3}
 
 
+def test_holes_are_guided_by_what_surrounds_them(examples):
+    scales = {}
+
+    class Listening(Oracle):
+        def run(self, condition, wanted, seeds, steps, sampler, guidance, eta):
+            scales["holes" if condition.known_pixels is not None else wanted] = guidance
+            return super().run(condition, wanted, seeds, steps, sampler, guidance, eta)
+
+    chosen = settings(filling_guidance=1.5, guidance=3.0, holes=("box",))
+    ev = Evaluation(Listening(specs(), examples), examples, chosen)
+    evaluate(ev, ["holes", "joint", "mask_from_image"])
+    assert scales == {"holes": {"image": 1.5}, ("image", "mask", "label"): 1.0, ("mask",): 1.0}
+
+
 def test_mean_fill_matches_a_direct_computation(examples):
     ev = Evaluation(Oracle(specs(), examples), examples, settings(samples=60))
     found = evaluate(ev, ["holes"])["holes"]["blocks"]
@@ -162,7 +176,7 @@ def test_each_task_gives_and_wants_what_it_says(examples):
         (["mask"], ("image",), 2.0),
         ([], ("image", "mask", "label"), 1.0),
         ([], ("image", "mask", "label"), {"label": 2.0}),
-        (["image"], ("image",), 1.0),  # holes
+        (["image"], ("image",), {"image": 1.0}),  # holes
         ([], ("image",), 1.0),  # likeness
     ]
 

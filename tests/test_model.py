@@ -211,6 +211,27 @@ def test_the_unconditional_denoiser_is_not_told(model, monkeypatch):
     torch.testing.assert_close(predictions[0][0].z0, predictions[1][0].z0, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("reader", [0, 1])
+def test_a_dropped_anchor_is_seen_under_noise_alone(reader):
+    """As photos made from nothing are in training, whose other modalities stay given."""
+    model = lively_model(tiny_config(reader_depth=reader)).eval()
+    schedule, t, photo = model.make_schedule(), torch.tensor([3, 200, 600, 990]), draw()
+    known = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
+    known[0] = 1
+    flags = flags_of(label=KNOWN)
+    flags[0, 0] = KNOWN  # a photo without a hole
+    z_t, e = normal(4, *model.z_shape), model.encode(photo)
+    given = model.condition(e, flags, known, photo["image"])
+    dropped = model.unconditional_denoiser(schedule, given, {"image"})(z_t, t)
+    nothing = model.denoiser(schedule, model.condition(e, flags_of(label=KNOWN), pixels()))(z_t, t)
+    for name in NAMES:
+        torch.testing.assert_close(dropped.x[name], nothing.x[name], atol=1e-5, rtol=1e-5)
+    settled = model.coverage(known) > 0
+    assert torch.equal(dropped.z0[settled], e["image"][settled])  # the sampler goes on with the true ones
+    assert torch.equal(dropped.z0[~settled], nothing.z0[~settled])
+    assert (model.denoiser(schedule, given)(z_t, t).z0 - dropped.z0)[~settled].abs().max() > 1e-3
+
+
 def test_an_absent_modality_in_training_equals_one_made_absent_for_guidance(model):
     """z_t without the modality is what training shows with the flag absent."""
     schedule, t, noise = model.make_schedule(), torch.full((4,), 300), normal(4, *model.z_shape)

@@ -123,6 +123,38 @@ def test_what_is_given_stays_exact_under_guidance(pipe):
         assert torch.equal(entered.e[name], encoded[name])
 
 
+def with_holes(pipe):
+    condition = given(pipe, "image", "label")
+    known = torch.ones(2, SIZE, SIZE, dtype=torch.bool)
+    known[:, 4:12, 6:] = False
+    return Condition(condition.given, known)
+
+
+def test_holes_follow_the_known_pixels(pipe, calls):
+    condition = with_holes(pipe)
+    plain, guided, more = (final(pipe, condition, {"image": s}).x_hat["image"] for s in (1, 2.0, 3.0))
+    assert len(calls) == STEPS * 5
+    assert all(flags["label"] == KNOWN for flags in calls)  # only the photo is hidden
+    known = condition.known_pixels[:, None].expand_as(plain)
+    for filled in (plain, guided, more):
+        assert torch.equal(filled[known], condition.given["image"][known])
+    assert all((a - b)[~known].abs().max() > 1e-3 for a, b in ((plain, guided), (guided, more)))
+    by_number = final(pipe, condition, 2.0).x_hat["image"]  # of everything given but the photo
+    assert torch.equal(by_number, final(pipe, condition, {"label": 2.0}).x_hat["image"])
+
+
+def test_a_step_in_a_hole_follows_the_formula(pipe):
+    """The clean photo of the last jump is the guided z_0 itself."""
+    condition, scale = with_holes(pipe), 2.5
+    (only,) = pipe.run(condition, ("image",), [0, 1], 1, guidance_scale={"image": scale})
+    internal = pipe._encode(condition, ("image",), 2)
+    z_T, t = SampleNoise([0, 1])(pipe.model.z_shape), torch.full((2,), pipe.schedule.num_steps)
+    told = pipe.model.denoiser(pipe.schedule, internal)(z_T, t).z0
+    free = pipe.model.unconditional_denoiser(pipe.schedule, internal, {"image"})(z_T, t).z0
+    torch.testing.assert_close(only.z, told + (scale - 1) * (told - free), atol=1e-5, rtol=1e-4)
+    assert (told - free).abs().max() > 1e-2
+
+
 def test_samples_do_not_depend_on_the_batch_under_guidance(pipe):
     scale = {"label": 2.0, "embedding": 1.5}
     options = {"wanted": ("image",), "steps": 3, "guidance_scale": scale}
@@ -151,6 +183,18 @@ def test_mistakes_are_named_at_once(pipe, scale, message):
     photo = draw_shape(0, 1)
     with pytest.raises(ValueError, match=message):
         pipe.stream({"image": photo, "label": 0, "embedding": "x"}, ("mask",), steps=2, guidance_scale=scale)
+
+
+def test_a_photo_can_be_named_where_it_has_holes(pipe):
+    photo, known = draw_shape(0, 1), np.ones((SIZE, SIZE), dtype=bool)
+    known[4:8] = False
+    options = {"wanted": ("image",), "steps": 2, "known_pixels": known, "seed": 3}
+    guided = pipe({"image": photo}, guidance_scale={"image": 4.0}, **options).image[0]
+    plain = pipe({"image": photo}, **options).image[0]
+    differs = (np.asarray(guided) != np.asarray(plain)).any(-1)
+    assert differs[4:8].any() and not differs[known].any()
+    with pytest.raises(ValueError, match="'mask', which is not given; leave it out, and guide image"):
+        pipe.stream({"image": photo}, guidance_scale={"mask": 2.0}, **options)
 
 
 def test_nothing_to_guide_is_said(pipe):

@@ -40,6 +40,7 @@ class Settings:
     steps: int = 30
     reading_steps: int = 1  # where a whole photo is given: p(x_i | photo) itself, more draw a sample of it
     filling_steps: int | None = None  # where a photo has holes; None means as many as `steps`
+    filling_guidance: float = 1.0  # how strongly holes follow the known pixels; 1 is off
     batch: int = 64
     seed: int = 0
     sampler: str = "ddim"
@@ -188,6 +189,14 @@ class Evaluation:
                     parts[name].append(self._compact(name, last.x_hat[name]))
                 bar.update(len(index))
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+    def fill(
+        self, title: str, wanted: Sequence[str], given: Mapping[str, Tensor], known_pixels: Tensor
+    ) -> dict[str, Tensor]:
+        """`sample` of photos with holes, as the settings have it for these."""
+        s = self.settings
+        guidance, count = {"image": s.filling_guidance}, len(known_pixels)
+        return self.sample(title, wanted, count, given, known_pixels, guidance, s.filling_steps)
 
     def seeds(self, index: Tensor) -> list[int]:
         """The seeds of the samples of these numbers (n,)."""

@@ -127,15 +127,16 @@ class Bench:
         """Generate all that is not given, and measure it."""
         wanted = [name for name, level in given.items() if level < WHOLE]
         values = {name: self.real[name] for name, level in given.items() if level}
-        known = self.known if given["image"] == HOLED else None
-        settings = self.ev.settings
-        steps = {HOLED: settings.filling_steps, WHOLE: settings.reading_steps}.get(given["image"])
-        out = self.ev.sample(describe(given), wanted, len(self.rows), values, known, steps=steps)
+        if given["image"] == HOLED:
+            out = self.ev.fill(describe(given), wanted, values, self.known)
+        else:
+            steps = self.ev.settings.reading_steps if given["image"] == WHOLE else None
+            out = self.ev.sample(describe(given), wanted, len(self.rows), values, steps=steps)
         found: Scores = {}
         for name in wanted:
             found |= METRICS[name](self, out[name])
-        if known is not None:
-            squares, count = metrics.hole_error(out["image"], self.real["image"], known)
+        if given["image"] == HOLED:
+            squares, count = metrics.hole_error(out["image"], self.real["image"], self.known)
             found["image.psnr"] = metrics.psnr(squares / count)
         return {name: values.double() for name, values in found.items()}
 
