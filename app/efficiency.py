@@ -14,6 +14,7 @@ FIGURES = (
     ("photo from label: classifier agrees", "judge_from_label", ".1%"),
     ("photo and label together: classifier agrees", "judge_joint", ".1%"),
 )
+GUIDED = "ancestral, guided"  # by the pixels around holes, which takes two calls a step
 
 
 def tables(results: Results) -> list[Table]:
@@ -60,10 +61,10 @@ def _share(one: int, other: int) -> str:
 
 def by_steps(results: Results, text: str, figure: str, form: str) -> Table:
     """A row for every sampler, a column for every number of steps."""
-    points = {(p["sampler"], p["steps"]): p.get(figure) for p in results["quality"]}
+    points = {(p["sampler"], p["steps"]): p[figure] for p in results["quality"] if figure in p}
     samplers, steps = (list(dict.fromkeys(key[k] for key in points)) for k in (0, 1))
     rows = tuple(
-        (sampler, *("–" if (v := points.get((sampler, n))) is None else f"{v:{form}}" for n in steps))
+        (sampler, *(f"{points[sampler, n]:{form}}" if (sampler, n) in points else "–" for n in steps))
         for sampler in samplers
     )
     return Table(text[0].upper() + text[1:], ("Steps", *(str(n) for n in steps)), rows)
@@ -71,8 +72,9 @@ def by_steps(results: Results, text: str, figure: str, form: str) -> Table:
 
 def how(results: Results) -> str:
     guidance, samples = look_up(results, "settings.guidance"), look_up(results, "settings.samples")
-    pair = results["passes"]["joint_against_photos"]
+    pair, scale = results["passes"]["joint_against_photos"], results["filling_guidance"]
     return (
         f"Passes of {results['passes']['batch']} samples, medians of {pair['rounds']} pairs in turn, "
-        f"{results['device']}. {samples} pictures a figure; photos from labels with guidance {guidance:g}."
+        f"{results['device']}. {samples} pictures a figure; photos from labels with guidance {guidance:g}, "
+        f"holes “{GUIDED}” by the pixels around them with {scale:g}, which takes two calls a step."
     )

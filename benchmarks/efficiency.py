@@ -24,7 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from app.efficiency import FIGURES
+from app.efficiency import FIGURES, GUIDED
+from app.settings import FILLING
 from app.tables import look_up
 from benchmarks.engine import paired, seconds
 from benchmarks.study import only
@@ -93,16 +94,21 @@ def passes(config: ModelConfig, batch: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def quality(ev: Evaluation, samplers: Sequence[str], steps: Sequence[int]) -> list[dict[str, Any]]:
-    """The figures of every sampler after every number of steps, on the same examples and noise."""
-    points = []
-    for sampler in samplers:
+def quality(ev: Evaluation, filling_guidance: float, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """The figures of every sampler after every number of steps, on the same examples and noise.
+
+    The page's sampler of holes is measured with guidance, too.
+    """
+    ways = [(name, name, 1.0, TASKS) for name in SAMPLERS]
+    ways.append((GUIDED, FILLING.sampler, filling_guidance, ("holes",)))
+    points, plain = [], ev.settings
+    for name, sampler, guidance, tasks in ways:
         for number in steps:
-            ev.settings = dataclasses.replace(ev.settings, sampler=sampler, steps=number)
-            results = evaluate(ev, TASKS)
+            ev.settings = dataclasses.replace(plain, sampler=sampler, steps=number, filling_guidance=guidance)
+            results = evaluate(ev, tasks)
             found = {name: look_up(results, path) for name, path in PATHS.items()}
             kept = {name: round(v, 4) for name, v in found.items() if isinstance(v, (int, float))}
-            points.append({"sampler": sampler, "steps": number} | kept)
+            points.append({"sampler": name, "steps": number} | kept)
             print(points[-1], flush=True)
     return points
 
@@ -117,8 +123,11 @@ def plot(report: dict[str, Any], path: Path) -> None:
         figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True
     ):
         for sampler in dict.fromkeys(point["sampler"] for point in report["quality"]):
-            points = [(p["steps"], p[name]) for p in report["quality"] if p["sampler"] == sampler]
-            axes.plot(*zip(*points, strict=True), marker="o", label=sampler)
+            points = [
+                (p["steps"], p[name]) for p in report["quality"] if p["sampler"] == sampler and name in p
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", label=sampler)
         axes.set(xlabel="steps", xscale="log", title=text)
         ticks = sorted({point["steps"] for point in report["quality"]})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -144,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         judge = Judge.from_pretrained(args.judge)
         ev = Evaluation(pipe, read_examples(args.data, pipe), settings, judge)
         report["settings"] = dataclasses.asdict(settings)
-        report["quality"] = quality(ev, list(SAMPLERS), args.steps)
+        report["filling_guidance"] = args.filling_guidance
+        report["quality"] = quality(ev, args.filling_guidance, args.steps)
     except ValueError as error:
         sys.exit(f"error: {error}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +173,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="numbers of steps")
     parser.add_argument("--samples", type=int, default=96, help="pictures a figure")
     parser.add_argument("--guidance", type=float, default=2.0, help="for photos from labels")
+    parser.add_argument(
+        "--filling-guidance", type=float, default=FILLING.guidance, help="by the pixels around holes"
+    )
     parser.add_argument("--batch", type=int, default=8, help="samples in a pass")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of timed passes")
     return parser.parse_args(arguments)

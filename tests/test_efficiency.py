@@ -70,9 +70,12 @@ def test_the_command(shapes, tmp_path, monkeypatch):
     efficiency.main([str(tmp_path / "tiny"), *arguments, *outputs, "--steps", "2", "3"])
     report = json.loads((tmp_path / "out.json").read_text())
     asked = [(s.sampler, s.steps) for s in seen]
-    assert asked == [(sampler, steps) for sampler in SAMPLERS for steps in (2, 3)]
-    assert [(p["sampler"], p["steps"]) for p in report["quality"]] == asked
-    assert all({"judge_from_label", "judge_joint"} <= set(point) for point in report["quality"])
+    assert asked == [(sampler, steps) for sampler in (*SAMPLERS, "ancestral") for steps in (2, 3)]
+    assert [s.filling_guidance for s in seen] == [1] * 6 + [1.5] * 2
+    names = [*SAMPLERS, "ancestral, guided"]
+    assert [(p["sampler"], p["steps"]) for p in report["quality"]] == [(n, k) for n in names for k in (2, 3)]
+    assert all({"judge_from_label", "judge_joint"} <= set(point) for point in report["quality"][:6])
+    assert not any("judge_joint" in point for point in report["quality"][6:])  # it is of holes alone
     picture = Image.open(tmp_path / "plot.png")
     assert picture.width > 2 * picture.height  # the photos are too small for LPIPS: two panels
     with pytest.raises(SystemExit, match="error: .*nowhere"):
