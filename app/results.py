@@ -336,7 +336,16 @@ def _how(results: Results) -> str:
     guidance = number(results, "settings.guidance")
     examples = number(results, "subsets.examples") or number(results, "examples") or 0
     scale = "" if guidance is None else f", guidance {guidance:g}"
-    return f"{int(examples):,} examples of {results.get('data', '?')}, {sampling}{scale}."
+    apart = holes_apart(settings)
+    return f"{int(examples):,} examples of {results.get('data', '?')}, {sampling}{scale}{apart}."
+
+
+def holes_apart(settings: Results) -> str:
+    """How holes were filled, where it was otherwise than by the steps and without guidance."""
+    steps, scale = number(settings, "filling_steps"), number(settings, "filling_guidance")
+    words = "" if steps is None else f" in {steps:g} steps"
+    words += "" if scale in (None, 1) else f" guided by the pixels around them ({scale:g})"
+    return words and f"; holes{words}"
 
 
 def _command(source: str, root: Path) -> str:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from app import efficiency, evidence
 from app.evidence import spread
+from app.results import holes_apart
 from app.tables import look_up
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,7 +177,7 @@ def tasks_table(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{results['examples']:,} examples{texts}, {settings['steps']} steps of `{settings['sampler']}`, "
-        f"guidance {settings['guidance']:g}.",
+        f"guidance {settings['guidance']:g}{holes_apart(settings)}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -40,10 +40,9 @@ def fill_in(page: Any, address: str) -> None:
     page.goto(address)
     page.get_by_role("tab", name="Fill in", exact=True).first.click()
     page.locator("#fill_in-plan", has_text="in the hole").wait_for()
-    for name, value in (("seed", SEED), ("steps", STEPS)):
-        field = page.locator(f"#fill_in-{name} input[type=number]")
-        field.fill(str(value))
-        field.press("Tab")
+    field = page.locator("#fill_in-seed input[type=number]")
+    field.fill(str(SEED))
+    field.press("Tab")
     page.locator("#fill_in-keep-seed input").check()
     page.wait_for_timeout(800)
     page.locator("#fill_in-run").click()

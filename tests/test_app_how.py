@@ -17,6 +17,7 @@ from fakes import FakePipeline
 
 from app import results, theme
 from app.tabs import how_it_works
+from benchmarks import report
 from mmdiff.evaluate import parse_arguments
 from mmdiff.forward_process import q_posterior, signal
 from mmdiff.schedule import NoiseSchedule
@@ -87,6 +88,26 @@ def test_a_changed_number_changes_the_page(project):
     found = rows(how_it_works.measured("toy", project.root))
     assert found["Label from photo: top-1"] == ["62.5%", "99", "chance 12.5%"]
     assert not any("Holes" in name for name in found)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"filling_steps": None, "filling_guidance": 1.0}, "guidance 1."),
+        ({"filling_steps": 10}, "guidance 1; holes in 10 steps."),
+        ({"filling_guidance": 1.5}, "guidance 1; holes guided by the pixels around them (1.5)."),
+        (
+            {"filling_steps": 10, "filling_guidance": 2},
+            "guidance 1; holes in 10 steps guided by the pixels around them (2).",
+        ),
+    ],
+)
+def test_holes_that_were_filled_otherwise_are_said(project, monkeypatch, own, words):
+    monkeypatch.setitem(globals(), "SETTINGS", SETTINGS | own)
+    project.write(holes={"blocks": {"psnr": 20}})
+    assert words in how_it_works.measured("toy", project.root)
+    results = json.loads((project.root / "docs/results/toy.json").read_text())
+    assert report.table(results).strip().endswith(words)
 
 
 def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
