@@ -108,8 +108,8 @@ def settled(modalities: Mapping[str, Any]) -> str | None:
 def _check_guidance(condition: Change, modalities: Mapping[str, Any]) -> None:
     scales = condition.guidance_scale
     by_name = scales if isinstance(scales, Mapping) else {"": scales}
+    possible = (*guidable(condition.given, condition.wanted), settled(modalities))
     for name, scale in by_name.items():
-        possible = (*guidable(condition.given, condition.wanted), settled(modalities))
         if name and name not in possible:
             why = "has no hole" if name in condition.given else "is not given"
             raise ValueError(f"There is a guidance scale for “{name}”, which {why}. Leave it out.")

@@ -465,6 +465,22 @@ def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
     assert pipe.calls[-1]["guidance_scale"] == {"label": 3}
 
 
+def runs_with(visitor, pipe, name, value, scales):
+    """Writes the value into a slider; a run has the scales. Until it is ready it forgets what is written."""
+    slider = visitor.find(name, "input[type=number]")
+    slider.wait_for()
+
+    def arrives():
+        slider.fill(value)
+        slider.press("Tab")
+        visitor.page.wait_for_timeout(300)
+        visitor.run()
+        visitor.done()
+        return pipe.calls[-1]["guidance_scale"] == scales
+
+    near(arrives)
+
+
 def test_holes_are_guided_by_the_photo_around_them(visit, pipe):
     visitor = visit("fill_in")
     visitor.run()
@@ -472,18 +488,7 @@ def test_holes_are_guided_by_the_photo_around_them(visit, pipe):
     asked = pipe.calls[-1]
     assert asked["steps"] == FILLING.steps and asked["guidance_scale"] == {"image": FILLING.guidance}
     visitor.find("more", "button").first.click()
-    slider = visitor.find("image-guidance", "input[type=number]")
-    slider.wait_for()
-
-    def is_guided():
-        slider.fill("2")
-        slider.press("Tab")
-        visitor.page.wait_for_timeout(300)
-        visitor.run()
-        visitor.done()
-        return pipe.calls[-1]["guidance_scale"] == {"image": 2}
-
-    near(is_guided)
+    runs_with(visitor, pipe, "image-guidance", "2", {"image": 2})
     visitor.find("code", "button").first.click()
     link = visitor.find("link", ":is(textarea, input)").first
     near(lambda: "guide.image=2" in link.input_value())
@@ -498,18 +503,7 @@ def test_photos_from_nothing_follow_their_label(visit, pipe):
     visitor.done()
     assert pipe.calls[-1]["guidance_scale"] == {"label": 2}  # although the label is not shown here
     visitor.find("more", "button").first.click()
-    slider = visitor.find("followed", "input[type=number]")
-    slider.wait_for()
-
-    def is_off():
-        slider.fill("1")
-        slider.press("Tab")
-        visitor.page.wait_for_timeout(300)
-        visitor.run()
-        visitor.done()
-        return pipe.calls[-1]["guidance_scale"] == {}
-
-    near(is_off)
+    runs_with(visitor, pipe, "followed", "1", {})
 
 
 @pytest.mark.parametrize("role", ["Given", "Ignore"])
