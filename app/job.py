@@ -54,6 +54,11 @@ class Job:
         return self.num_samples * max(_calls(condition) for condition in self.conditions)
 
     @property
+    def fills(self) -> bool:
+        """Whether holes of a photo are filled at any time."""
+        return any(ANCHOR in condition.given and ANCHOR in condition.wanted for condition in self.conditions)
+
+    @property
     def shown(self) -> frozenset[str]:
         """Names of the modalities that are given or wanted at any time."""
         return frozenset(name for c in self.conditions for name in (*c.given, *c.wanted))

@@ -58,19 +58,22 @@ class Preview:
 
 
 class Timing:
-    """Seconds per step here, by the size of the batch; learnt from the warm-up and from every run."""
+    """Seconds per step here, learnt from the warm-up and from every run.
+
+    Holes have times of their own: every preview of a filling is blended into what surrounds it.
+    """
 
     def __init__(self) -> None:
-        self._recent: dict[int, deque[float]] = {}
+        self._recent: dict[tuple[bool, int], deque[float]] = {}
 
-    def learn(self, batch: int, seconds_per_step: float) -> None:
-        self._recent.setdefault(batch, deque(maxlen=3)).append(seconds_per_step)
+    def learn(self, job: Job, seconds_per_step: float) -> None:
+        self._recent.setdefault((job.fills, job.batch), deque(maxlen=3)).append(seconds_per_step)
 
-    def estimate(self, steps: int, batch: int) -> float:
+    def estimate(self, job: Job) -> float:
         """Seconds for a run; a batch never seen is priced in proportion to the nearest one that was."""
-        nearest = min(self._recent, key=lambda seen: abs(seen - batch))
+        nearest = min(self._recent, key=lambda seen: (seen[0] != job.fills, abs(seen[1] - job.batch)))
         per_step = min(self._recent[nearest])  # what else goes on in the machine only ever slows a run
-        return steps * per_step * batch / nearest
+        return job.steps * per_step * job.batch / nearest[1]
 
 
 class Stops:
@@ -129,7 +132,7 @@ class Service:
         with ThreadPoolExecutor(1) as worker:  # like real runs not in the main thread, which differs in speed
             self.example, self.filled = worker.submit(self._warm_up).result()
         # Wrapped here, because what a GPU process is called with must be picklable, which `self` is not.
-        self._sampled = gpu(lambda job: 10 + self.timing.estimate(job.steps, job.batch))(self._sample)
+        self._sampled = gpu(lambda job: 10 + self.timing.estimate(job))(self._sample)
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str = "auto", stops: Stops | None = None) -> Service:
@@ -209,7 +212,7 @@ class Service:
                 stopped = stop.is_set()
                 if isinstance(event, Preview):
                     if event.last:
-                        self.timing.learn(job.batch, event.seconds / event.total)
+                        self.timing.learn(job, event.seconds / event.total)
                     yield replace(event, stopped=stopped and not event.last)
                 elif not stopped:
                     yield event

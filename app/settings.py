@@ -145,7 +145,7 @@ class Settings:
 
     def estimate_of(self, job: Job) -> str:
         """HTML that says how long a run would take here."""
-        seconds = self._service.timing.estimate(job.steps, job.batch)
+        seconds = self._service.timing.estimate(job)
         return (
             f'<p class="hint">about <b>{duration(seconds)}</b> on this {self._service.device.split()[0]}</p>'
         )

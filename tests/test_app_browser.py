@@ -438,7 +438,7 @@ def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
 
 
 def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
-    monkeypatch.setattr(Timing, "estimate", lambda timing, steps, batch: 10.0 * batch)
+    monkeypatch.setattr(Timing, "estimate", lambda timing, job: 10.0 * job.batch)
     visitor = visit()
     following = visitor.find("estimate").inner_text()
     visitor.choose("label", "Given")

@@ -167,13 +167,14 @@ def test_a_long_line_is_closed(monkeypatch):
     assert previews(service, JOINT)[-1].last
 
 
-def test_the_estimate_follows_what_runs_cost(service):
+def test_the_estimate_follows_what_runs_cost():
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
-    assert 0.2 <= slow.timing.estimate(10, 1) < 0.6
+    job = dataclasses.replace(JOINT, steps=10, guidance_scale={"label": 2.0})  # as the warm-up
+    assert 0.2 <= slow.timing.estimate(job) < 0.6
     slow.pipe.step_seconds = 0.06
     for _ in range(3):
-        list(slow.stream(dataclasses.replace(JOINT, steps=5)))
-    assert 0.6 <= slow.timing.estimate(10, 1) < 1.8
+        list(slow.stream(dataclasses.replace(job, steps=5)))
+    assert 0.6 <= slow.timing.estimate(job) < 1.8
 
 
 def test_time_left_is_what_is_left():
@@ -185,9 +186,20 @@ def test_time_left_is_what_is_left():
 
 def test_a_batch_never_seen_costs_in_proportion():
     timing = Timing()
-    timing.learn(2, 0.1)
-    assert timing.estimate(30, 2) == pytest.approx(3.0)
-    assert timing.estimate(30, 4) == pytest.approx(6.0)
+    timing.learn(dataclasses.replace(JOINT, num_samples=2), 0.1)
+    assert timing.estimate(dataclasses.replace(JOINT, num_samples=2, steps=30)) == pytest.approx(3.0)
+    assert timing.estimate(dataclasses.replace(JOINT, num_samples=4, steps=30)) == pytest.approx(6.0)
+
+
+def test_holes_are_priced_by_what_holes_have_cost():
+    timing = Timing()
+    hole = Job({"image": photo()}, ("image",), middle_known(64), steps=10)
+    timing.learn(dataclasses.replace(JOINT, num_samples=2), 0.1)
+    assert timing.estimate(hole) == pytest.approx(0.5)  # of nothing but a guess
+    timing.learn(hole, 0.3)
+    guided = dataclasses.replace(hole, guidance_scale={"image": 1.5})
+    assert timing.estimate(guided) == pytest.approx(6.0)
+    assert timing.estimate(dataclasses.replace(JOINT, num_samples=2, steps=10)) == pytest.approx(1.0)
 
 
 def test_guidance_counts_twice_only_if_something_is_given():
