@@ -50,6 +50,22 @@ OURS = "ours"
 LONGER = "ours, trained as long as the four it replaces"
 COMPARISONS = {OURS: "comparisons", LONGER: "longer_comparisons"}  # where the pairs of each stand
 TWIN = "diffusion of photos, RePaint"  # the same diffusion, of photos alone
+# system -> what it was trained for, as docs/evidence.md says it
+SYSTEMS = {
+    OURS: "all modalities and tasks, in the shares of the configuration",
+    LONGER: "the same with four times the images, the other modalities’ losses at a sixteenth, more holes",
+    "reconstruction only": "holes filled in one call, by squared error: no diffusion",
+    "masked autoencoder": "the same with three quarters of the patches hidden (He et al. 2022), our backbone "
+    "in place of theirs",
+    TWIN: "photos with nothing given; holes by resampling (Lugmayr et al. 2022), ten times as many calls",
+    "diffusion for holes only": "photos given with holes, nothing else (as Palette, Saharia et al. 2022)",
+    "diffusion of photos, holes as augmentation": "photos, with and without holes, and no other modality",
+    "a time of its own for each modality": "as ours, but every modality is diffused to a time of its own (as "
+    "UniDiffuser, Bao et al. 2023)",
+    "segmenter": "masks read off whole photos, in one call",
+    "classifier": "labels read off whole photos, in one call",
+    "embedding regression": "embeddings read off whole photos, in one call",
+}
 
 
 # (results, which of ours) -> words, and whether it is enough; None: not measured
@@ -112,11 +128,30 @@ CLAIMS = (
 )
 
 
+def heading(results: Results) -> tuple[str, str]:
+    """Title and a word on what was compared."""
+    model = results["config"]["model"]
+    small = f"Small models of {model['image_size']} px, not the checkpoint of this page, "
+    if TWIN in results["variants"]:
+        about = "trained at the same cost, but for one row. “Ours” is one model for everything."
+        return "One model for everything, against models for one thing", small + about
+    return (
+        "What might mend what “ours” does worse",
+        small + "each trained as “ours”, but for what its name says.",
+    )
+
+
 def tables(results: Results) -> list[Table]:
     """Claims, fillings, kinds of holes, reading, generation, cost; those without a row are left out."""
     found = [claims(results), fillings(results), kinds(results), ratios(results)]
     found += [systems(results, "Reading photos", READING), systems(results, "Making photos", MAKING)]
     return [table for table in (*found, costs(results)) if table.rows]
+
+
+def described(results: Results) -> Table:
+    """What every system was trained for; without a row for changes to ours, whose names say it."""
+    found = [(name, SYSTEMS[name]) for name in results["variants"] if name in SYSTEMS]
+    return Table("The systems", ("System", "Trained for"), tuple(found) if len(found) > 1 else ())
 
 
 def claims(results: Results) -> Table:
@@ -233,9 +268,8 @@ def how(results: Results) -> str:
     fewest, most = min(counts), max(counts)
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
     repeated = f"{seeds}, ± is their standard deviation." if most > 1 else "One run of each."
-    filling = evaluation.get("filling_steps")
+    filling, scale = evaluation["filling_steps"], evaluation["filling_guidance"]
     apart = "" if filling in (None, evaluation["steps"]) else f", {filling} in holes but for RePaint"
-    scale = evaluation.get("filling_guidance", 1)
     guided = "no guidance" if scale == 1 else f"guidance of {scale:g} in holes where a system can be guided"
     return (
         f"{repeated} Pictures of {model['image_size']} px, width "

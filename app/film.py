@@ -33,6 +33,7 @@ MARGIN, GAP, PAD = 26, 16, 16
 HEAD, TITLE, SAMPLE = 78, 32, 24  # heights: of the head, of a track's title, of a sample's number
 CAPTION, LEGEND = 26, 26  # heights above and below a picture
 WORDS = 236  # width of the column of labels and texts
+FAINT = 0.005  # probability below which a label is left out
 LARGE, SMALL = 256, 192  # a picture's side, about: of a single one, of one among many
 NARROW = 440  # the least width of a frame
 LINE, BAR = 19, 33  # heights of a line of text and of a bar with its name
@@ -310,16 +311,19 @@ def _tile(card: _Card, frame: Frame, spec: Any) -> Image.Image:
 
 
 def _bars(draw: ImageDraw.ImageDraw, x: int, y: int, spec: Any, shares: np.ndarray, count: int) -> int:
-    """The likeliest classes; returns where the next thing goes."""
-    for k in np.argsort(-shares, kind="stable")[:count]:
+    """The likeliest classes, and room for as many as there may be; returns where the next thing goes."""
+    below = y + BAR * min(count, len(shares)) + 10
+    for place, k in enumerate(np.argsort(-shares, kind="stable")[:count]):
         share = float(shares[k])
+        if place and share < FAINT:
+            break
         _text(draw, (x, y), spec.classes[k], 13, INK, width=WORDS - 44)
         _text(draw, (x + WORDS, y), f"{share:.0%}", 13, QUIET, anchor="ra")
         draw.rounded_rectangle((x, y + 19, x + WORDS, y + 23), 2, SOFT)
         if share > 0.01:
             draw.rounded_rectangle((x, y + 19, x + max(4, WORDS * share), y + 23), 2, ACCENT)
         y += BAR
-    return y + 10
+    return below
 
 
 def _nearest(

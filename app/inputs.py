@@ -155,7 +155,7 @@ class ImageInput(Input):
 
     def read(self, photo: Image.Image | None, hole: str | None) -> Given:
         if photo is None:
-            raise self.nothing("Upload a photo, or set it to Generate or Ignore.")
+            raise self.nothing("Upload a photo, or choose something else than Given.")
         cells = self.hole.cells(hole)
         return Given(photo, adapters.known_pixels(cells > 0) if cells.any() else None)
 
@@ -218,7 +218,7 @@ class MaskInput(Input):
         mask = self.mask.cells(cells)
         if not mask.any():
             raise self.nothing(
-                f"Paint more than {self.spec.classes[0]}, upload a mask, or set it to Generate or Ignore."
+                f"Paint more than {self.spec.classes[0]}, upload a mask, or choose something else than Given."
             )
         return Given(mask)
 
@@ -253,7 +253,7 @@ class LabelInput(Input):
 
     def read(self, label: str | None) -> Given:
         if not label:
-            raise self.nothing("Choose a class from the list, or set it to Generate or Ignore.")
+            raise self.nothing("Choose a class from the list, or choose something else than Given.")
         return Given(label)
 
 
@@ -289,7 +289,7 @@ class EmbeddingInput(Input):
         if path:
             return Given(adapters.read_reference(path))
         if not text or not text.strip():
-            raise self.nothing("Write a text or upload a photo, or set it to Generate or Ignore.")
+            raise self.nothing("Write a text or upload a photo, or choose something else than Given.")
         return Given(text.strip())
 
 

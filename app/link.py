@@ -279,4 +279,4 @@ def _number(key: str, text: str) -> float:
 
 
 def _wrong(key: str, why: str) -> ValueError:
-    return ValueError(f"This link cannot be used as it is: “{key[:40]}” {why}.")
+    return ValueError(f"In it “{key[:40]}” {why}.")

@@ -4,6 +4,7 @@
 // more to draw (frames, another sample, another width), `show` when another step is looked at.
 const SCALE = 10000; // of probabilities and areas
 const TOP = 5; // classes in bars and curves
+const FAINT = SCALE / 200; // probability below which a label is left out
 const PLAY_SECONDS = 4;
 const TWO_COLUMNS = 680, NARROW = 560; // px
 const root = element.querySelector('.player'), lanesNode = root.querySelector('.lanes');

@@ -102,11 +102,21 @@ function bars(count) {
   return { node: make('ul', 'bars', {}, ...rows.map((row) => row.node)), show };
 }
 function labelPanel(track, head) {
-  const list = bars(TOP);
+  const list = bars(head.role === 'given' ? 1 : TOP), before = make('p', 'hint first');
+  const likely = (step, sample) => largest(step.x[head.name][sample], TOP).filter(([, v], k) => !k || v >= FAINT);
   const row = ([k, value]) => [head.classes[k], value / SCALE, percent(value / SCALE)];
-  const show = (step, sample) => list.show(largest(step.x[head.name][sample], TOP).map(row));
-  return { node: panel(head, 'list', [list.node]), show };
+  const show = (step, sample) => {
+    list.show(likely(step, sample).map(row));
+    const [first] = track.frames;
+    before.hidden = head.role !== 'generated' || !isTold(track) || first.i !== 1 || step === first;
+    if (before.hidden) return;
+    const said = likely(first, sample).slice(0, 3).map(row);
+    set(before, 'textContent', `At step 1, by what is given alone: ${said.map(([name, , p]) => `${name} ${p}`).join(', ')}`);
+  };
+  return { node: panel(head, 'list', [list.node, before]), show };
 }
+// Whether something is given, and was from the first step on.
+const isTold = (track) => track.fork === null && track.heads.some((head) => ['given', 'filled in'].includes(head.role));
 function embeddingPanel(track, head) {
   const groups = WORDS.map(wordGroup), unit = say('span', 'unit', 'by cosine');
   const wordy = make('div', 'groups', {}, ...groups.map((group) => group.node));
@@ -163,7 +173,8 @@ function thumbnail(head, step, sample) {
   return head.kind === 'mask' ? found.m : found;
 }
 function heat(track) {
-  const maps = ofKind(track, 'image', 'mask').map((head, k) => heatMap(track, head, k));
+  const drawn = ofKind(track, 'image', 'mask').filter((head) => head.role !== 'given' || track.fork !== null);
+  const maps = drawn.map((head, k) => heatMap(track, head, k));
   const row = make('div', 'maps', {}, ...maps.map((map) => map.node));
   const heading = say('h3', '', `Where the ${track.samples} samples differ`);
   return {

@@ -109,7 +109,8 @@ function chooseClasses() { // the labels that were likeliest at any step of any 
   for (const track of tracks) for (const head of ofKind(track, 'label')) for (const step of track.frames) {
     step.x[head.name][sampleOf(track)].forEach((value, k) => note(head.classes[k], value));
   }
-  const chosen = [...most].sort((a, b) => b[1] - a[1]).slice(0, COLOURS.length).map(([name]) => name);
+  const likely = [...most].filter(([, value]) => value >= FAINT).sort((a, b) => b[1] - a[1]);
+  const chosen = likely.slice(0, COLOURS.length).map(([name]) => name);
   slots.forEach((_, name) => chosen.includes(name) || slots.delete(name));
   for (const name of chosen.filter((other) => !slots.has(other))) {
     slots.set(name, COLOURS.find((k) => ![...slots.values()].includes(k)));

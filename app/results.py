@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from app import efficiency, evidence
-from app.tables import Table, look_up, number
+from app.tables import Table, examples, look_up, number
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("docs") / "results"
@@ -35,12 +35,15 @@ class Report:
         tables: at least one.
         how: how it was measured, a sentence.
         command: what makes it anew, "" if no page names it.
+        title: of the whole, "" if its tables say enough. about: a word on it, "" if none is needed.
     """
 
     source: str
     tables: tuple[Table, ...]
     how: str
     command: str
+    title: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,8 @@ def read(checkpoint: str, root: Path = ROOT) -> tuple[list[Report], list[str]]:
                 continue
             tables = tuple(table for table in _tables(results) if table.rows)
             if tables:
-                reports.append(Report(source, tables, _how(results), _command(source, root)))
+                heading = evidence.heading(results) if evidence in _pages(results) else ()
+                reports.append(Report(source, tables, _how(results), _command(source, root), *heading))
         except (OSError, ValueError) as error:
             mine = path.stem == checkpoint or path.stem.startswith(f"{checkpoint}-")
             if mine or evidence_of.match(path.stem):
@@ -238,7 +242,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _tables(results: Results) -> Iterator[Table]:
     if _dict(results, "tasks"):
-        yield Table("Photos, masks and labels", TASKS_HEAD, tuple(_task_rows(results, PHOTOS)))
+        followed = _dict(results, "tasks.joint_following_label")
+        title = "With the label followed, and without" if followed else "Photos, masks and labels"
+        yield Table(title, TASKS_HEAD, tuple(_task_rows(results, PHOTOS)))
         yield Table("Words and embeddings", TASKS_HEAD, tuple(_task_rows(results, WORDS)))
         rows = tuple(_bound_rows(results))
         yield Table("The bound, term by term", ("Term", "nats", "bits per dimension"), rows)
@@ -246,6 +252,7 @@ def _tables(results: Results) -> Iterator[Table]:
         yield _subsets(subsets)
     for page in _pages(results):
         try:
+            yield from [evidence.described(results)] if page is evidence else []
             yield from page.tables(results)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"its figures cannot be read ({error!r})") from None
@@ -267,7 +274,7 @@ def _task_rows(results: Results, metrics: Iterable[Metric]) -> Iterator[tuple[st
                     for words, figure in metric.references
                     if (reference := figure(results, key)) is not None
                 ]
-                count = f"{_count(results, path):,}"
+                count = f"{examples(results, path):,}"
                 yield (metric.text.format(key), f"{value:{metric.form}}", count, "; ".join(compared))
 
 
@@ -279,16 +286,6 @@ def _paths(results: Results, path: str) -> Iterator[tuple[str, str]]:
         return
     for key in _dict(results, before.rstrip(".")):
         yield key, before + key + after
-
-
-def _count(results: Results, path: str) -> int:
-    """Number of examples of a figure: the nearest "n" above it, otherwise all examples."""
-    keys = path.split(".")
-    for end in range(len(keys) - 1, 1, -1):
-        n = number(results, ".".join([*keys[:end], "n"]))
-        if n is not None:
-            return int(n)
-    return int(number(results, "examples") or 0)
 
 
 def _bound_rows(results: Results) -> Iterator[tuple[str, ...]]:
@@ -334,10 +331,10 @@ def _how(results: Results) -> str:
     settings = _dict(results, "settings")
     sampling = f"{settings.get('steps', '?')} steps of {settings.get('sampler', '?')}"
     guidance = number(results, "settings.guidance")
-    examples = number(results, "subsets.examples") or number(results, "examples") or 0
+    measured = number(results, "subsets.examples") or number(results, "examples") or 0
     scale = "" if guidance is None else f", guidance {guidance:g}"
     apart = holes_apart(settings)
-    return f"{int(examples):,} examples of {results.get('data', '?')}, {sampling}{scale}{apart}."
+    return f"{int(measured):,} examples of {results.get('data', '?')}, {sampling}{scale}{apart}."
 
 
 def holes_apart(settings: Results) -> str:

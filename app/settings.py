@@ -74,9 +74,7 @@ class Settings:
         with gr.Row(elem_classes="seed"):
             self.seed = gr.Number(
                 value=0,
-                precision=0,
-                minimum=0,
-                maximum=MAX_SEED,
+                precision=0,  # no limits: Gradio's own message would name neither field nor mending
                 label="Seed",
                 min_width=120,
                 elem_id=f"{task}-seed",
@@ -121,6 +119,7 @@ class Settings:
             self._estimated,
             costs,
             self.estimate,
+            preprocess=False,  # which raises for what is typed before it is mended on leaving the box
             queue=False,
             trigger_mode="always_last",
             **QUIET,
@@ -138,9 +137,9 @@ class Settings:
         wanted = [name for name, role in zip(self._names, roles, strict=True) if role == GENERATE]
         wanted += [ANCHOR] if ANCHOR in given else []
         guidance = self._scales(given, wanted, followed, scales)
-        # a box that somebody has just emptied says None
+        steps, samples = _within(steps, MAX_STEPS), _within(samples, MAX_SAMPLES)
         return self.estimate_of(
-            Job(given, steps=steps or 1, num_samples=samples or 1, guidance_scale=guidance)
+            Job(given, tuple(wanted), steps=steps, num_samples=samples, guidance_scale=guidance)
         )
 
     def estimate_of(self, job: Job) -> str:
@@ -205,6 +204,11 @@ class Settings:
             scales.get(self._settled, 1) if self._follows(given, job.wanted) else gr.skip(),
             *(scales.get(n, 1) if n in given else 1 for n in self._names),
         ]
+
+
+def _within(typed: float | None, most: int) -> int:
+    """The whole number from 1 to ``most`` that a box will say once it is left; an emptied one says None."""
+    return min(max(int(typed or 1), 1), most)
 
 
 def new_seed() -> int:

@@ -272,9 +272,10 @@ class Stage:
         Its job is the whole one: less wanted would make other pictures.
         """
         record = self._service.filled if self._task.fixed else self._service.example
-        every_other = record.frames[-1::-2][::-1]  # they travel with the page
+        rest = record.frames[1:]
+        some = [record.frames[0], *rest[-1::-2][::-1]]  # every other but the first: they travel with the page
         modalities = self._task.modalities(self._service.modalities)
-        own = replace(record, modalities=modalities, frames=every_other)
+        own = replace(record, modalities=modalities, frames=some)
         return Track(f"run{next(_ids)}", "", own, self._service.describe)
 
     def _stop(self, request: gr.Request) -> Updates:
@@ -351,6 +352,8 @@ def _summary(runs: Sequence[Live]) -> str:
     if any(e.stopped for e in events):
         text = f"<b>Stopped</b> at step {event.index} of {event.total}. Below is what was predicted by then"
     else:
-        text = f"<b>Done</b> in {views.duration(event.seconds)} · {views.steps(event.total)}"
+        counts = list(dict.fromkeys(str(run.record.job.steps) for run in runs))
+        steps = views.steps(event.total) if len(counts) == 1 else f"{views.listed(counts)} steps"
+        text = f"<b>Done</b> in {views.duration(event.seconds)} · {steps}"
     share = sum(e.index for e in events) / sum(e.total for e in events)
     return views.status(f"{text} · seed {job.seed} · {job.sampler}", share)

@@ -33,3 +33,13 @@ def number(tree: Any, path: str) -> float | None:
     if value is None or isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise ValueError(f"“{path}” is {str(value)[:40]!r} instead of a number")
+
+
+def examples(results: Any, path: str) -> int:
+    """How many examples a figure is of: the nearest "n" above it, otherwise all that were measured."""
+    keys = path.split(".")
+    for end in range(len(keys) - 1, 1, -1):
+        n = number(results, ".".join([*keys[:end], "n"]))
+        if n is not None:
+            return int(n)
+    return int(number(results, "examples") or 0)

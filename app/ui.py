@@ -76,6 +76,8 @@ class Restorer:
 
     def connect(self, demo: gr.Blocks, button: gr.UploadButton) -> None:
         """Restores what is uploaded with `button`, and what the page's own address asks for."""
+        # What is said of an earlier file would seem to be said of the next.
+        button.click(lambda: "", None, self._message, queue=False, **QUIET)
         for event in (
             button.upload(self._from_file, button, self._outputs, **QUIET),
             demo.load(self._from_link, None, self._outputs, **QUIET),

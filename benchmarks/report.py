@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from app import efficiency, evidence
 from app.evidence import spread
 from app.results import holes_apart
-from app.tables import look_up
+from app.tables import examples, look_up
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -61,6 +61,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("… colour and kind rarely or never together in training", "prompts.rare.colour", ".1%"),
     ("the same check on captions of real photos", "prompts.photos.colour", ".1%"),
     ("photo from text, often together: a separate classifier names the kind", "prompts.common.kind", ".1%"),
+    ("… rarely or never together", "prompts.rare.kind", ".1%"),
+    ("the same check on real photos in such colours", "prompts.recoloured_photos.kind", ".1%"),
     ("holes, half of the pixels in blocks: PSNR inside (dB)", "holes.blocks.psnr", ".2f"),
     ("the same, filled with the mean of the known pixels (dB)", "holes.blocks.psnr_mean_fill", ".2f"),
 )
@@ -166,17 +168,17 @@ def table(results: dict[str, Any]) -> str:
 
 def tasks_table(results: dict[str, Any]) -> str:
     """One checkpoint: a row for every task."""
-    lines = ["| measured on validation data | |", "|---|---|"]
+    lines = ["| measured on validation data | | examples |", "|---|---|---|"]
     rows = SEGMENTED if results.get("segmenter") else [(t, f"tasks.{path}", f) for t, path, f in ROWS]
     for text, path, form in rows:
         value = look_up(results, path)
         if isinstance(value, (int, float)):  # in the place of what was not measured stands why
-            lines.append(f"| {text} | {value:{form}} |")
+            count = f"{examples(results, path):,}" if path.startswith("tasks.") else ""
+            lines.append(f"| {text} | {value:{form}} | {count} |")
     settings = results["settings"]
-    texts = f" and {settings['prompts']} texts" if "prompts" in results["tasks"] else ""
     lines += [
         "",
-        f"{results['examples']:,} examples{texts}, {settings['steps']} steps of `{settings['sampler']}`, "
+        f"{settings['steps']} steps of `{settings['sampler']}`, "
         f"guidance {settings['guidance']:g}{holes_apart(settings)}.",
     ]
     return "\n".join(lines) + "\n"

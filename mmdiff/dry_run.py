@@ -181,6 +181,8 @@ def describe_cost(config: TrainConfig, model: MultiModalDiffusion) -> str:
 
 
 def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{3600 * hours:.1f} seconds"
     return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 

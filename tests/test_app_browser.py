@@ -6,6 +6,7 @@ import json
 import re
 import time
 import zipfile
+from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 import av
@@ -437,6 +438,36 @@ def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
     near(lambda: visitor.find("seed", "input").input_value() != seed)
 
 
+def test_what_is_typed_wrongly_into_the_settings_is_mended_or_explained(visit, pipe, monkeypatch):
+    monkeypatch.setattr(Timing, "estimate", lambda timing, job: 10.0 * job.steps * job.batch)
+    visitor = visit("image_mask")
+    steps, estimate = visitor.find("steps", "input[type=number]"), visitor.find("estimate")
+
+    def costs(typed, words):
+        """The estimate follows what is typed; until the slider is ready it forgets what is written."""
+        steps.fill(typed)
+        visitor.page.wait_for_timeout(300)
+        return words in estimate.inner_text()
+
+    for typed, words in (("", "20 s"), ("100000", "33 min"), ("-5", "20 s"), ("1e5", "33 min")):
+        near(partial(costs, typed, words))
+    steps.press("Tab")
+    near(lambda: steps.input_value() == "100")
+    seed = visitor.find("seed", "input")
+    visitor.find("keep-seed", "input").check()
+    for typed in ("-1", "99999999999999"):
+        seed.fill(typed)
+        seed.press("Tab")
+        visitor.run()
+        assert "use a whole number from 0 to 2147483647" in visitor.status(f"The seed is {typed}")
+    seed.fill("7")
+    steps.fill("5")
+    steps.press("Tab")
+    visitor.run()
+    visitor.done()
+    assert (pipe.calls[-1]["seed"], pipe.calls[-1]["steps"]) == (7, 5)
+
+
 def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
     monkeypatch.setattr(Timing, "estimate", lambda timing, job: 10.0 * job.batch)
     visitor = visit()
@@ -746,7 +777,8 @@ def test_a_link_says_what_could_not_travel_and_what_cannot_be_read(visit, photo_
     near(lambda: "in the hole" in again.find("plan").inner_text())
     assert np.array_equal(again.cells("image"), visitor.cells("image"))
     broken = visit("image_label", query="/?task=image_label&seed=many")
-    near(lambda: "cannot be restored" in broken.page.locator("#message").inner_text())
+    words = "This link cannot be restored. In it “seed” is “many” and not a whole number."
+    near(lambda: broken.page.locator("#message").inner_text() == words)
 
 
 def test_a_settings_file_restores_the_run(visit):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fakes import FakePipeline
 
-from app import results, theme
+from app import evidence, results, theme
 from app.tabs import how_it_works
 from benchmarks import report
 from mmdiff.evaluate import parse_arguments
@@ -363,3 +363,19 @@ def inside(page, picture):
           return within && apart;
         }"""
     )
+
+
+def test_a_comparison_says_what_was_compared():
+    page = how_it_works.measured("scenes")
+    titles = re.findall(r"<h3>(.*?)</h3>", page)
+    assert len(titles) == len(set(titles))
+    assert "One model for everything, against models for one thing" in titles
+    assert "What might mend what “ours” does worse" in titles
+    assert page.count("Small models of 32 px, not the checkpoint of this page") == 2
+    systems = json.loads((ROOT / "docs/results/evidence-scenes.json").read_text())["variants"]
+    found, text = rows(page), (ROOT / "docs/evidence.md").read_text()
+    for name in systems:
+        assert (
+            f"| {name} | {evidence.SYSTEMS[name]} |" in text
+        )  # the page says of them what the document says
+    assert f'<td data-head="Trained for">{evidence.SYSTEMS["classifier"]}</td>' in page and found

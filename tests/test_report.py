@@ -60,3 +60,14 @@ def test_subsets_are_a_row_each_with_distances_in_their_own_sign():
     assert lines[4].startswith("| (real photos) | 0.99 |")
     assert "in 1 of 10 comparisons" in lines[8]
     assert lines[-1] == "- label.top1: 0.9000 given mask, 0.8000 given image + mask"
+
+
+def test_every_figure_says_how_many_examples_it_is_of():
+    results = {
+        "examples": 50,
+        "settings": {"steps": 3, "sampler": "ddim", "guidance": 1},
+        "tasks": {"label_from_image": {"n": 40, "top1": 0.5}, "joint": {"judge_agreement": 0.25}},
+    }
+    lines = report.table(results).splitlines()
+    assert "| label from photo: top-1 | 50.0% | 40 |" in lines
+    assert "| photo and label together: that classifier agrees | 25.0% | 50 |" in lines

@@ -36,7 +36,8 @@ IDEA = (
 SHOWN = {
     "image": "<b>Image</b>: the clean picture that the model expects at this step, blurred while unsure.",
     "mask": "<b>Mask</b>: the likeliest class of every pixel, the fainter the less certain.",
-    "label": "<b>Label</b>: the likeliest labels with their probabilities.",
+    "label": "<b>Label</b>: the likeliest labels with their probabilities. A run settles on one of them; how "
+    "sure the model was by what is given alone, its first step says.",
     "embedding": "<b>Embedding</b>: the captions, labels and texts that lie nearest, with their cosines.",
 }
 
@@ -200,10 +201,11 @@ def measured(checkpoint: str, root: Path = results.ROOT) -> str:
 
 def _report(report: Report) -> str:
     """Its first table open unless it is wide, the others folded; below them how they were measured."""
+    head = f"<h3>{escape(report.title)}</h3><p>{escape(report.about)}</p>" if report.title else ""
     tables = [_open(t) if k == 0 and len(t.head) <= 4 else _fold(t) for k, t in enumerate(report.tables)]
     words = CODE.sub(r"<code>\1</code>", escape(report.how))
     how = f'<p class="hint">{words} From {escape(report.source)}.</p>'
-    return f'<section class="report">{"".join(tables)}{how}{_command(report.command)}</section>'
+    return f'<section class="report">{head}{"".join(tables)}{how}{_command(report.command)}</section>'
 
 
 def _command(command: str) -> str:
