@@ -132,9 +132,16 @@ def test_the_report_states_time_and_memory():
     config = dataclasses.replace(config, model=tiny_config(), data=DataConfig())
     report = dry_run(config)
     work = measure(MultiModalDiffusion(config.model))
-    minutes = float(re.search(r"1 M images +([\d.]+) minutes on one H100 \(35% of 989", report)[1])
-    assert minutes == pytest.approx(work.total * 1e6 / (0.35 * 989e12) / 60, abs=0.06)
+    seconds = float(re.search(r"1 M images +([\d.]+) seconds on one H100 \(35% of 989", report)[1])
+    assert seconds == pytest.approx(work.total * 1e6 / (0.35 * 989e12), abs=0.06)
     assert "activations at batch 64" in report and f"Z            {(75, 4, 4)}" in report
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"), [(0.01, "36.0 seconds"), (0.5, "30.0 minutes"), (2.04, "2.0 hours")]
+)
+def test_durations_are_in_units_that_say_something(hours, words):
+    assert module._duration(hours) == words
 
 
 # -- made-up sources ------------------------------------------------------------------------------------
