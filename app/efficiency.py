@@ -75,7 +75,7 @@ def how(results: Results) -> str:
     pair, scale = results["passes"]["joint_against_photos"], results["filling_guidance"]
     return (
         f"Passes of {results['passes']['batch']} samples, medians of {pair['rounds']} pairs in turn, "
-        f"{results['device']}. {samples} pictures a figure, of labels as many more as give each its share; "
-        f"photos from labels with guidance {guidance:g}, "
+        f"{results['device']}. {samples} pictures a figure, photos from labels rounded up to equally "
+        f"many of each and with guidance {guidance:g}, "
         f"holes “{GUIDED}” by the pixels around them with {scale:g}, which takes two calls a step."
     )

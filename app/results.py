@@ -214,15 +214,22 @@ def read(checkpoint: str, root: Path = ROOT) -> tuple[list[Report], list[str]]:
             results = _load(path)
             if results.get("checkpoint") != checkpoint and not evidence_of.match(path.stem):
                 continue
-            tables = tuple(table for table in _tables(results) if table.rows)
-            if tables:
-                heading = evidence.heading(results) if evidence in _pages(results) else ()
-                reports.append(Report(source, tables, _how(results), _command(source, root), *heading))
+            reports += _reports(results, source, root)
         except (OSError, ValueError) as error:
             mine = path.stem == checkpoint or path.stem.startswith(f"{checkpoint}-")
             if mine or evidence_of.match(path.stem):
                 problems.append(f"{source} cannot be used: {error}. Measure anew, or delete the file.")
     return sorted(reports, key=_place), problems
+
+
+def _reports(results: Results, source: str, root: Path) -> list[Report]:
+    """One, or none if there is nothing to show. Raises ValueError for figures that cannot be read."""
+    try:
+        tables = tuple(table for table in _tables(results) if table.rows)
+        heading = evidence.heading(results) if evidence in _pages(results) else ()
+        return [Report(source, tables, _how(results), _command(source, root), *heading)] if tables else []
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its figures cannot be read ({error!r})") from None
 
 
 def _place(report: Report) -> tuple[bool, bool, int]:
@@ -251,11 +258,8 @@ def _tables(results: Results) -> Iterator[Table]:
     if subsets := _dict(results, "subsets"):
         yield _subsets(subsets)
     for page in _pages(results):
-        try:
-            yield from [evidence.described(results)] if page is evidence else []
-            yield from page.tables(results)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"its figures cannot be read ({error!r})") from None
+        yield from [evidence.described(results)] if page is evidence else []
+        yield from page.tables(results)
 
 
 def _pages(results: Results) -> list[ModuleType]:

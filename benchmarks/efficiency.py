@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report: dict[str, Any] = {
             "checkpoint": Path(args.checkpoint).name,
             "data": Path(args.data).name,
-            "device": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+            "device": f"{platform.processor() or platform.machine()}, CPU threads: {torch.get_num_threads()}",
             "torch": torch.__version__,
             "passes": passes(load_config(Path(args.checkpoint)), args.batch, args.rounds),
         }

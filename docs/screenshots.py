@@ -22,7 +22,7 @@ from app.ui import build_demo, launch  # noqa: E402
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
 SIZES = {"desktop": (1440, 1000), "phone": (390, 844)}
 LOOKS = (("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark"))
-SEED, STEPS = 4, 20  # so that the pictures are the same every time
+SEED, STEPS = 18, 20  # so that the pictures are the same every time
 
 
 def run(page: Any, address: str, task: str) -> None:
