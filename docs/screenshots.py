@@ -22,6 +22,8 @@ from app.ui import build_demo, launch  # noqa: E402
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
 SIZES = {"desktop": (1440, 1000), "phone": (390, 844)}
 LOOKS = (("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark"))
+# Run floats at the bottom of the window, which in a picture of the whole page is its middle.
+AT_REST = ".run-row { position: static !important; }"
 SEED, STEPS = 18, 20  # so that the pictures are the same every time
 
 
@@ -80,6 +82,7 @@ def main() -> None:
                 run(page, address, task)
                 if task == "image_label":
                     fork(page)
+                page.add_style_tag(content=AT_REST)
                 page.evaluate("scrollTo(0, 0)")
                 page.wait_for_timeout(200)
                 page.screenshot(path=arguments.out / f"{task}-{size}-{scheme}.png", full_page=True)
