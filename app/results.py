@@ -249,9 +249,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _tables(results: Results) -> Iterator[Table]:
     if _dict(results, "tasks"):
-        followed = _dict(results, "tasks.joint_following_label")
-        title = "With the label followed, and without" if followed else "Photos, masks and labels"
-        yield Table(title, TASKS_HEAD, tuple(_task_rows(results, PHOTOS)))
+        yield Table(_title(results), TASKS_HEAD, tuple(_task_rows(results, PHOTOS)))
         yield Table("Words and embeddings", TASKS_HEAD, tuple(_task_rows(results, WORDS)))
         rows = tuple(_bound_rows(results))
         yield Table("The bound, term by term", ("Term", "nats", "bits per dimension"), rows)
@@ -260,6 +258,14 @@ def _tables(results: Results) -> Iterator[Table]:
     for page in _pages(results):
         yield from [evidence.described(results)] if page is evidence else []
         yield from page.tables(results)
+
+
+def _title(results: Results) -> str:
+    """Of a table of tasks that make pictures, so that files with other settings have other titles."""
+    tasks = _dict(results, "tasks")
+    if set(tasks) == {"holes"}:
+        return "Holes"
+    return "The label followed" if "joint_following_label" in tasks else "Photos, masks and labels"
 
 
 def _pages(results: Results) -> list[ModuleType]:

@@ -65,6 +65,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("the same check on real photos in such colours", "prompts.recoloured_photos.kind", ".1%"),
     ("holes, half of the pixels in blocks: PSNR inside (dB)", "holes.blocks.psnr", ".2f"),
     ("the same, filled with the mean of the known pixels (dB)", "holes.blocks.psnr_mean_fill", ".2f"),
+    ("holes: LPIPS", "holes.blocks.lpips", ".3f"),
+    ("the same, filled by Telea's method", "holes.blocks.fillings.telea.lpips", ".3f"),
 )
 
 # the same where a segmenter reads the masks of pictures

@@ -143,7 +143,7 @@ def test_the_commands_are_the_ones_that_were_run():
     written = {source: found["command"] for source, found in files.items() if "command" in found}
     assert written and all(commands[source] == shlex.split(said) for source, said in written.items())
     evaluated = {source: words for source, words in commands.items() if "mmdiff.evaluate" in words}
-    assert len(evaluated) == 4
+    assert len(evaluated) == 5
     for source, words in evaluated.items():
         arguments, found = vars(parse_arguments(words[3:])), files[source]
         assert arguments["out"] == source and Path(arguments["data"]).name == found["data"]
@@ -366,9 +366,10 @@ def inside(page, picture):
 
 
 def test_a_comparison_says_what_was_compared():
-    page = how_it_works.measured("scenes")
-    titles = re.findall(r"<h3>(.*?)</h3>", page)
-    assert len(titles) == len(set(titles))
+    for checkpoint in ("orchard", "scenes"):
+        page = how_it_works.measured(checkpoint)
+        titles = re.findall(r"<h3>(.*?)</h3>", page)
+        assert len(titles) == len(set(titles))
     assert "One model for everything, against models for one thing" in titles
     assert "What might mend what “ours” does worse" in titles
     assert page.count("Small models of 32 px, not the checkpoint of this page") == 2
