@@ -205,15 +205,21 @@ def test_what_was_not_measured_is_said_so(report):
 
 
 @pytest.mark.parametrize("name", ["orchard", "scenes"])
-def test_a_remedy_is_one_change_at_equal_cost(name):
+def test_a_remedy_changes_what_its_name_says(name):
     config = load_train_config(f"configs/evidence-{name}.toml")
     for title, remedy in list(REMEDIES.items())[1:]:
         changed = remedy.change(config)
+        times = 4 if "four times the images" in title else 1
+        assert changed.optim.images == times * config.optim.images
+        changed = evidence.optim_with(images=config.optim.images)(changed)
         parts = [
             part for part in ("model", "data", "tasks") if getattr(changed, part) != getattr(config, part)
         ]
-        assert len(parts) + (changed.optim != config.optim) == 1 + (", and" in title)
-        assert changed.optim.images == config.optim.images
+        named = {"four times the images": 0, "four times the images, a sixteenth, and holes in 58 %": 2}
+        changes = named.get(title, 1 + (", and" in title))
+        assert len(parts) + (changed.optim != config.optim) == changes
+    longest = REMEDIES["four times the images, a sixteenth, and holes in 58 %"].change(config)
+    assert longest == evidence.SYSTEMS[evidence.LONGER].change(config)  # the row above is this one
 
 
 @pytest.mark.parametrize(
