@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Preview:
 
 
 class Timing:
-    """Seconds per step here, learnt from the warm-up and from every run.
+    """Seconds per step here, the middle one of the last three runs; the warm-up is the first.
 
     Holes have times of their own: every preview of a filling is blended into what surrounds it.
     """
@@ -72,8 +73,7 @@ class Timing:
     def estimate(self, job: Job) -> float:
         """Seconds for a run; a batch never seen is priced in proportion to the nearest one that was."""
         nearest = min(self._recent, key=lambda seen: (seen[0] != job.fills, abs(seen[1] - job.batch)))
-        per_step = min(self._recent[nearest])  # what else goes on in the machine only ever slows a run
-        return job.steps * per_step * job.batch / nearest[1]
+        return job.steps * median(self._recent[nearest]) * job.batch / nearest[1]
 
 
 class Stops:
