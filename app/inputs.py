@@ -253,7 +253,7 @@ class LabelInput(Input):
 
     def read(self, label: str | None) -> Given:
         if not label:
-            raise self.nothing("Choose a class from the list, or choose something else than Given.")
+            raise self.nothing("Choose a class from the list, or something else than Given.")
         return Given(label)
 
 

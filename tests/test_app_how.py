@@ -380,3 +380,11 @@ def test_a_comparison_says_what_was_compared():
             f"| {name} | {evidence.SYSTEMS[name]} |" in text
         )  # the page says of them what the document says
     assert f'<td data-head="Trained for">{evidence.SYSTEMS["classifier"]}</td>' in page and found
+
+
+@pytest.mark.parametrize("lacking", [{"variants": {}}, {"variants": {}, "config": {}, "evaluation": {}}])
+def test_a_comparison_without_its_figures_is_said_to_be_unreadable(project, lacking):
+    found = {"comparisons": {"a": {}}} | lacking
+    (project.root / "docs/results/evidence-toy.json").write_text(json.dumps(found))
+    page = how_it_works.measured("toy", project.root)
+    assert "evidence-toy.json cannot be used: its figures cannot be read" in page

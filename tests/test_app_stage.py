@@ -145,6 +145,19 @@ def test_a_comparison_that_one_checkpoint_cannot_do_changes_nothing(page):
     assert [track.record.checkpoint for track in page.shown] == ["orchard", "other"]
 
 
+def test_two_lengths_side_by_side_are_both_said(page):
+    page.run_both(job(), steps=4, checkpoint="orchard")
+    assert f"{STEPS} and 4 steps" in page.status
+    page.run(job())
+    assert f"· {STEPS} steps" in page.status
+
+
+def test_the_example_shows_its_first_and_its_last_step(page, services):
+    shown, whole = page.stage._opening[0].record, services[0].example
+    assert shown.frames[0] is whole.frames[0] and shown.last is whole.last
+    assert len(shown.frames) == 1 + len(whole.frames) // 2
+
+
 def test_no_checkpoint_is_named_where_there_is_one(page):
     with pytest.raises(gr.Error, match=r"^.The number of samples is 99"):
         page.run(Job(wanted=("image",), num_samples=99))
