@@ -132,7 +132,7 @@ def heading(results: Results) -> tuple[str, str]:
     """Title and a word on what was compared."""
     model = results["config"]["model"]
     small = f"Small models of {model['image_size']} px, not the checkpoint of this page, "
-    if TWIN in results["variants"]:
+    if described(results).rows:
         about = "trained at the same cost, but for one row. “Ours” is one model for everything."
         return "One model for everything, against models for one thing", small + about
     return (

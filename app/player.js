@@ -44,6 +44,8 @@ const least = (items, cost) => items.reduce((best, item) => (cost(item) < cost(b
 const largest = (shares, count) => shares.map((share, k) => [k, share]).sort((a, b) => b[1] - a[1]).slice(0, count);
 
 const ofKind = (track, ...kinds) => track.heads.filter((head) => kinds.includes(head.kind));
+// Those that a run changes: what is given does not, unless a fork has given it on the way.
+const changing = (track, ...kinds) => ofKind(track, ...kinds).filter((head) => head.role !== 'given' || track.fork !== null);
 const sampleOf = (track) => Math.min(view.sample, track.samples - 1);
 const newest = (track) => track.frames.at(-1);
 

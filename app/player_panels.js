@@ -173,8 +173,7 @@ function thumbnail(head, step, sample) {
   return head.kind === 'mask' ? found.m : found;
 }
 function heat(track) {
-  const drawn = ofKind(track, 'image', 'mask').filter((head) => head.role !== 'given' || track.fork !== null);
-  const maps = drawn.map((head, k) => heatMap(track, head, k));
+  const maps = changing(track, 'image', 'mask').map((head, k) => heatMap(track, head, k));
   const row = make('div', 'maps', {}, ...maps.map((map) => map.node));
   const heading = say('h3', '', `Where the ${track.samples} samples differ`);
   return {

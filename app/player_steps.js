@@ -132,8 +132,7 @@ function areaSeries(track, head) { // without the first class, the ground: it is
   return all.slice(all.length > 1 ? 1 : 0).sort((a, b) => b.most - a.most).slice(0, TOP);
 }
 function curves(track) {
-  const heads = ofKind(track, 'label', 'mask').filter((head) => head.role !== 'given' || track.fork !== null);
-  const charts = heads.map((head) => (head.kind === 'label'
+  const charts = changing(track, 'label', 'mask').map((head) => (head.kind === 'label'
     ? chart(track, `${capital(head.name)}: probability`, () => labelSeries(track, head))
     : chart(track, `${capital(head.name)}: share of the picture`, () => areaSeries(track, head))));
   return {

@@ -256,7 +256,8 @@ def _tables(results: Results) -> Iterator[Table]:
     if subsets := _dict(results, "subsets"):
         yield _subsets(subsets)
     for page in _pages(results):
-        yield from [evidence.described(results)] if page is evidence else []
+        if page is evidence:
+            yield evidence.described(results)
         yield from page.tables(results)
 
 

@@ -272,8 +272,8 @@ class Stage:
         Its job is the whole one: less wanted would make other pictures.
         """
         record = self._service.filled if self._task.fixed else self._service.example
-        rest = record.frames[1:]
-        some = [record.frames[0], *rest[-1::-2][::-1]]  # every other but the first: they travel with the page
+        # The first and every other from the last on: they travel with the page.
+        some = [f for f in record.frames if f.index == 1 or (record.last.index - f.index) % 2 == 0]
         modalities = self._task.modalities(self._service.modalities)
         own = replace(record, modalities=modalities, frames=some)
         return Track(f"run{next(_ids)}", "", own, self._service.describe)

@@ -375,10 +375,8 @@ def test_a_comparison_says_what_was_compared():
     assert page.count("Small models of 32 px, not the checkpoint of this page") == 2
     systems = json.loads((ROOT / "docs/results/evidence-scenes.json").read_text())["variants"]
     found, text = rows(page), (ROOT / "docs/evidence.md").read_text()
-    for name in systems:
-        assert (
-            f"| {name} | {evidence.SYSTEMS[name]} |" in text
-        )  # the page says of them what the document says
+    for name in systems:  # the page says of them what the document says
+        assert f"| {name} | {evidence.SYSTEMS[name]} |" in text
     assert f'<td data-head="Trained for">{evidence.SYSTEMS["classifier"]}</td>' in page and found
 
 
