@@ -35,8 +35,8 @@ def main() -> None:
     # OpenMP threads that wait give way soon: a browser may well use the same cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     # Here, so that --help and a wrong argument answer at once; first what must come before torch.
-    import app.zero_gpu  # noqa: F401
-    from app.checkpoints import load_all
+    import app.run.zero_gpu  # noqa: F401
+    from app.run.checkpoints import load_all
     from app.ui import build_demo, launch
 
     try:

@@ -11,12 +11,13 @@ import numpy as np
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
-from app import adapters, recipe
+from app.controls import adapters
+from app.controls.settings import new_seed
 from app.errors import plain_errors
-from app.job import Job
-from app.service import Preview, Service
-from app.settings import new_seed
-from app.stage import MAX_RUNS
+from app.export import settings_file as recipe
+from app.run.job import Job
+from app.run.service import Preview, Service
+from app.tabs.run_panel import MAX_RUNS
 
 Result = tuple[list[str] | None, list[str] | None, dict[str, Any]]  # pictures, masks, everything else
 

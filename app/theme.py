@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.themes.utils.colors import Color
 
-STYLES = sorted(Path(__file__).parent.glob("*.css"))
+STYLES = sorted((Path(__file__).parent / "static").glob("*.css"))
 LEAF = Color(
     name="leaf",
     c50="#f1f6f3", c100="#dfebe4", c200="#c0d8cb", c300="#97bdaa", c400="#6b9d86", c500="#4b826a",

@@ -10,18 +10,19 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from app import api, recipe, theme
+from app import api, theme
+from app.controls.examples import opening
+from app.controls.inputs import QUIET
 from app.errors import plain_errors
-from app.examples import opening
+from app.export import settings_file as recipe
+from app.export.link import HOLE, from_query, is_link
 from app.first_script import FirstScript
-from app.inputs import QUIET
-from app.job import Job
-from app.link import HOLE, from_query, is_link
-from app.service import Service
+from app.run.job import Job
+from app.run.service import Service
 from app.tabs import how_it_works, task
 from app.tabs.task import Tab
-from app.tasks import TASKS
-from app.views import listed
+from app.tabs.tasks import TASKS
+from app.wording import listed
 
 CACHE_SECONDS = 24 * 3600
 # Pages of other models are below the first one's, wherever that is.

@@ -40,11 +40,11 @@ from benchmarks.study import (
     tasks_with,
     trained_and_measured,
 )
-from mmdiff.batches import make_embedder
 from mmdiff.config import TrainConfig, load_train_config
-from mmdiff.dry_run import measure
+from mmdiff.data.batches import make_embedder
 from mmdiff.evaluation.core import Settings
 from mmdiff.model import MultiModalDiffusion
+from mmdiff.training.dry_run import measure
 
 SIZE = {"image_size": 32, "patch_size": 8, "width": 96, "depth": 4, "heads": 4, "refiner_width": 16}
 

@@ -24,20 +24,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from app.controls.settings import FILLING
 from app.efficiency import FIGURES, GUIDED
-from app.settings import FILLING
 from app.tables import look_up
 from benchmarks.engine import paired, seconds
 from benchmarks.study import only
 from mmdiff.checkpoint import load_config
 from mmdiff.config import ModelConfig
-from mmdiff.dry_run import count, measure
 from mmdiff.evaluate import evaluate, read_examples
 from mmdiff.evaluation.core import Evaluation, Settings
-from mmdiff.judge import Judge
+from mmdiff.evaluation.observers.classifier import Judge
 from mmdiff.model import UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
+from mmdiff.training.dry_run import count, measure
 
 STEPS = (5, 10, 20, 30, 50, 100)
 TASKS = ("holes", "image_from_label", "joint")

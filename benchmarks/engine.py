@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mmdiff.model import Query  # noqa: E402
 from mmdiff.pipeline import Pipeline  # noqa: E402
 from mmdiff.samplers import SampleNoise, sample_ddim  # noqa: E402
-from mmdiff.tasks import Condition  # noqa: E402
+from mmdiff.training.masking import Condition  # noqa: E402
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
 STARTS = 3
@@ -54,7 +54,7 @@ TIME_A_RUN = """() => new Promise((resolve) => {
 
 
 def loaded(checkpoint: str) -> Pipeline:
-    """As the app loads it, see `mmdiff.engine`."""
+    """As the app loads it, see `mmdiff.serving.engine`."""
     with ThreadPoolExecutor(1) as worker:
         return worker.submit(Pipeline.from_pretrained, checkpoint, background=True).result()
 
@@ -104,7 +104,7 @@ def network_calls(pipe: Pipeline, calls: int, batch: int) -> float:
         query = Query(torch.randn(batch, *pipe.model.z_shape), torch.zeros(batch), seen)
         return seconds(lambda: [pipe.model.answer([query]) for _ in range(calls)])
 
-    return pipe.engine.call(call)  # no other thread computes, see `mmdiff.engine`
+    return pipe.engine.call(call)  # no other thread computes, see `mmdiff.serving.engine`
 
 
 def engine_alone(pipe: Pipeline, steps: int) -> float:

@@ -45,12 +45,12 @@ from benchmarks.study import (
     trained_and_measured,
     write,
 )
-from mmdiff.batches import make_embedder
 from mmdiff.config import TrainConfig, load_train_config
+from mmdiff.data.batches import make_embedder
 from mmdiff.evaluation.core import Settings
 from mmdiff.evaluation.fillings import FILLINGS
 from mmdiff.evaluation.hole_figures import interval
-from mmdiff.holes import HOLES
+from mmdiff.evaluation.holes import HOLES
 
 RESAMPLES = 10  # of every jump of RePaint; with half as many jumps, as the others' steps, it is worse
 PHOTOS = {"always": ("image",), "holes": 1.0}  # every photo is given, with holes

@@ -25,10 +25,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.study import CPU, optim_with
-from mmdiff.batches import load_examples, make_embedder
 from mmdiff.config import load_train_config
+from mmdiff.data.batches import load_examples, make_embedder
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.trainer import Trainer
+from mmdiff.training.trainer import Trainer
 
 SHARES = (0.1, 0.3, 0.6, 0.95)  # of the training, after which gradients are taken apart
 

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdiff.batches import load_examples
 from mmdiff.config import ModelConfig, TrainConfig, to_dict
-from mmdiff.data import Examples
-from mmdiff.dry_run import count
+from mmdiff.data.batches import load_examples
+from mmdiff.data.examples import Examples
 from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.core import Evaluation, Settings, mean
-from mmdiff.judge import Judge
+from mmdiff.evaluation.observers.classifier import Judge
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
-from mmdiff.trainer import Trainer
+from mmdiff.training.dry_run import count
+from mmdiff.training.trainer import Trainer
 
 Change = Callable[[TrainConfig], TrainConfig]
 CPU = torch.device("cpu")

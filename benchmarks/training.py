@@ -36,11 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mmdiff.config import TrainConfig, load_train_config  # noqa: E402
-from mmdiff.data import Examples, batch_rows, draw_batch, read_parquet  # noqa: E402
+from mmdiff.data.examples import Examples, batch_rows, draw_batch, read_parquet  # noqa: E402
 from mmdiff.device import choose_device  # noqa: E402
 from mmdiff.modalities import Modality  # noqa: E402
 from mmdiff.model import MultiModalDiffusion  # noqa: E402
-from mmdiff.trainer import Trainer  # noqa: E402
+from mmdiff.training.trainer import Trainer  # noqa: E402
 
 Shape = tuple[int, int, int]  # m, k, n of a product (m, k) x (k, n)
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

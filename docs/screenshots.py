@@ -14,9 +14,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app.checkpoints import load_all  # noqa: E402
-from app.job import FOLLOWED  # noqa: E402
-from app.tasks import TASKS  # noqa: E402
+from app.run.checkpoints import load_all  # noqa: E402
+from app.run.job import FOLLOWED  # noqa: E402
+from app.tabs.tasks import TASKS  # noqa: E402
 from app.ui import build_demo, launch  # noqa: E402
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()

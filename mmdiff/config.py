@@ -99,11 +99,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the examples are and how they are cut; `mmdiff.sources` says what a source may be."""
+    """Where the examples are and how they are cut; `mmdiff.data.sources` says what a source may be."""
 
     train: str = ""  # Parquet file or a glob of such files; with `stream` any source
     val: str = ""
-    prepared: str = ""  # folder of `mmdiff.precompute`; what is there is read instead of `train` and `val`
+    prepared: str = ""  # folder of `mmdiff.data.precompute`, read instead of `train` and `val`
     stream: bool = False  # read while training instead of keeping all examples in memory
     columns: dict[str, str] = field(default_factory=dict)  # modality or "caption" -> its column in the source
     class_map: dict[str, dict[str, int]] = field(default_factory=dict)  # modality -> its numbers -> classes

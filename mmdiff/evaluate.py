@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from mmdiff.config import DataConfig
-from mmdiff.data import Examples, add_embeddings, read_parquet
+from mmdiff.data.examples import Examples, add_embeddings, read_parquet
 from mmdiff.evaluation.core import Evaluation, Settings, Skip, or_reason
+from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.observers.segmenter import Segmenter
 from mmdiff.evaluation.show import draw_grid, table
 from mmdiff.evaluation.subsets import all_subsets
 from mmdiff.evaluation.subsets import table as subsets_table
 from mmdiff.evaluation.tasks import TASKS
-from mmdiff.holes import HOLES
-from mmdiff.judge import Judge
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
-from mmdiff.segmenter import Segmenter
 
 SUBSET_EXAMPLES = 96  # there are up to 23 subsets to sample
 
@@ -142,8 +142,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint folder or Hugging Face Hub id")
     parser.add_argument("--data", required=True, help="Parquet file of examples that were not trained on")
     parser.add_argument("--out", required=True, help="JSON file to write")
-    parser.add_argument("--judge", help="folder of an independent classifier, see python -m mmdiff.judge")
-    parser.add_argument("--segmenter", help="folder of an independent one, see python -m mmdiff.segmenter")
+    parser.add_argument(
+        "--judge", help="folder of an independent classifier, see mmdiff/evaluation/observers"
+    )
+    parser.add_argument("--segmenter", help="folder of an independent one, see mmdiff/evaluation/observers")
     parser.add_argument("--train", help="Parquet file of the training data, for the tasks prompts and copies")
     parser.add_argument(
         "--all-subsets",

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdiff.backbone import Backbone
-from mmdiff.channels import CHANNELS
 from mmdiff.config import ModelConfig
 from mmdiff.forward_process import signal
-from mmdiff.heads import DenseHead, DetailHead, GlobalHead
 from mmdiff.lazy import Lazy
 from mmdiff.modalities import build_modality
-from mmdiff.reader import DETAIL, Reader
+from mmdiff.network.channels import CHANNELS
+from mmdiff.network.heads import DenseHead, DetailHead, GlobalHead
+from mmdiff.network.reader import DETAIL, Reader
+from mmdiff.network.transformer import Backbone
 from mmdiff.samplers import Prediction
 from mmdiff.schedule import NoiseSchedule, log_snr
 

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from mmdiff.checkpoint import load_checkpoint, resolve
+from mmdiff.clip.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
 from mmdiff.device import choose_device
-from mmdiff.engine import Engine, Member, Ticket
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.modalities.image import to_uint8
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
-from mmdiff.run import Run, Segment, unsettled
 from mmdiff.samplers import RULES, Rule, SampleNoise, Step, Trajectory, is_whole, timesteps
-from mmdiff.tasks import Condition
-from mmdiff.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
+from mmdiff.serving.denoising import Run, Segment, unsettled
+from mmdiff.serving.engine import Engine, Member, Ticket
+from mmdiff.training.masking import Condition
 
 MAX_SEED = 2**63 - 1
 OWN_NUMBERS = 1 << 62  # flips a bit of a seed, for random numbers apart from those of its trajectory
@@ -143,7 +143,7 @@ class Pipeline:
     def from_pretrained(cls, name: str | Path, device: str = "auto", background: bool = False) -> Pipeline:
         """Load a checkpoint folder or Hugging Face Hub id; "auto" takes the GPU where there is one.
 
-        In the `background` sampling has a thread of its own, which is for servers; see `mmdiff.engine`.
+        In the `background` sampling has a thread of its own, for servers; see `mmdiff.serving.engine`.
 
         The embedder that the checkpoint names is looked for beside it, then in it, then as an open_clip
         tag; its vocabulary is taken along if it has one. Raises ValueError if the checkpoint is missing or
@@ -190,7 +190,7 @@ class Pipeline:
                 f"this checkpoint has no {VOCABULARY_FILE}, so its embeddings cannot be put into words; "
                 f"write one with `{COMMAND}`, naming its folder and its training data."
             )
-        if not self.words.ready:  # the networks are left to one thread, see `mmdiff.engine`
+        if not self.words.ready:  # the networks are left to one thread, see `mmdiff.serving.engine`
             self.engine.call(self.words.prepare)
         return self.words.describe(vectors, count)
 

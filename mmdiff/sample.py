@@ -87,8 +87,8 @@ def read_known_pixels(path: str, size: int) -> Any:
     import numpy as np
     from PIL import Image, ImageOps
 
+    from mmdiff.images import to_rgb
     from mmdiff.modalities.base import open_image
-    from mmdiff.rgb import to_rgb
 
     picture = to_rgb(open_image(path, "known-pixels picture")).convert("L")
     return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.NEAREST)) > 127

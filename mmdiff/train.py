@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmdiff.batches import Batches, make_embedder, training_data, validation_data
 from mmdiff.checkpoint import write_checkpoint
 from mmdiff.config import TrainConfig, load_train_config
-from mmdiff.data import Examples
+from mmdiff.data.batches import Batches, make_embedder, training_data, validation_data
+from mmdiff.data.examples import Examples
 from mmdiff.files import write_tensors, write_text
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.processes import join_processes
-from mmdiff.trainer import REMEDY, SKIPPED_AT_MOST, DamagedState, Trainer, backup_of
+from mmdiff.training.processes import join_processes
+from mmdiff.training.trainer import REMEDY, SKIPPED_AT_MOST, DamagedState, Trainer, backup_of
 
 STATE_FILE = "training_state.safetensors"
 METRICS_FILE = "metrics.csv"

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmdiff.engine import Engine
+from mmdiff.clip.vocabulary import Description, Vocabulary, Words
 from mmdiff.pipeline import Change, Stream
-from mmdiff.vocabulary import Description, Vocabulary, Words
+from mmdiff.serving.engine import Engine
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # for the clients in the tests; the page never reports
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from mmdiff import metrics
 from mmdiff.config import ModalityConfig
-from mmdiff.data import Examples, add_embeddings, draw_batch
+from mmdiff.data.examples import Examples, add_embeddings, draw_batch
+from mmdiff.evaluation import metrics
 from mmdiff.modalities import build_modality
 from mmdiff.samplers import Step
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from fakes import LABELS, Spec, _unit
 
-from app.job import Job
-from app.record import Record
+from app.run.history import Record
+from app.run.job import Job
+from mmdiff.clip.vocabulary import Description
 from mmdiff.samplers import timesteps
-from mmdiff.vocabulary import Description
 
 PALETTE = np.array([[38, 42, 51], [88, 178, 148], [222, 132, 60]], dtype=np.uint8)
 MASK_CLASSES = ("background", "fruit", "leaf")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, TrainConfig
-from mmdiff.data import Examples, add_embeddings, read_parquet
+from mmdiff.data.examples import Examples, add_embeddings, read_parquet
 from mmdiff.model import MultiModalDiffusion
 
 SIZE = 16

@@ -12,8 +12,8 @@ from mmdiff.forward_process import q_sample
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import Prediction, SampleNoise, sample_ddim
-from mmdiff.tasks import Condition
-from mmdiff.trainer import Trainer
+from mmdiff.training.masking import Condition
+from mmdiff.training.trainer import Trainer
 
 SWITCHES = {
     "shared channels": {"channels": "shared"},

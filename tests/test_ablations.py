@@ -9,11 +9,11 @@ from synthetic import CLASSES, read_shapes, tiny_train_config
 from benchmarks import ablations, study
 from benchmarks.report import table
 from mmdiff.config import load_train_config
-from mmdiff.dry_run import measure
 from mmdiff.evaluation.core import Settings
-from mmdiff.judge import Judge
+from mmdiff.evaluation.observers.classifier import Judge
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.trainer import Trainer
+from mmdiff.training.dry_run import measure
+from mmdiff.training.trainer import Trainer
 
 CHOICES = ablations.STUDIES["choices"]
 

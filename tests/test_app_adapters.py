@@ -7,9 +7,9 @@ import pytest
 from fakes import photo
 from PIL import Image
 
-from app import adapters
-from app.painter import from_text, to_text
-from mmdiff.rgb import to_rgb
+from app.controls import adapters
+from app.controls.painter import from_text, to_text
+from mmdiff.images import to_rgb
 
 CLASSES = ("void", "sky", "road")
 PALETTE = np.array([[38, 42, 51], [90, 160, 220], [150, 90, 140]], dtype=np.uint8)

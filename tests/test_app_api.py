@@ -15,9 +15,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from synthetic import lively_model, tiny_config
 
-from app.job import Job
-from app.recipe import to_json
-from app.service import Service
+from app.export.settings_file import to_json
+from app.run.job import Job
+from app.run.service import Service
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.pipeline import Change
 

@@ -18,9 +18,9 @@ from fakes import FakePipeline, photo, served
 from gradio.state_holder import SessionState
 from PIL import Image
 
-from app.service import Service, Timing
-from app.settings import FILLING, PLAIN
-from app.tasks import TASKS
+from app.controls.settings import FILLING, PLAIN
+from app.run.service import Service, Timing
+from app.tabs.tasks import TASKS
 
 RUNNING = re.compile(r"Step \d+ of")
 RECORD = """([id, selector]) => {
@@ -578,7 +578,7 @@ def test_who_finds_all_places_taken_is_told(visit, pipe, monkeypatch):
     first.status("Stopped at step")
     monkeypatch.setattr(pipe, "step_seconds", 0)
     second.status("Done")
-    monkeypatch.setattr("app.service.MAX_WAITING", 0)
+    monkeypatch.setattr("app.run.service.MAX_WAITING", 0)
     second.run()
     second.status("Please try again in a minute")
 

@@ -10,10 +10,10 @@ from fakes import LABELS, FakePipeline, FakeRun, photo
 from PIL import Image
 from test_app_recipe import same
 
-from app import recipe
-from app.bundle import write_zip
-from app.job import Job
-from app.record import Record
+from app.export import settings_file as recipe
+from app.export.zip_file import write_zip
+from app.run.history import Record
+from app.run.job import Job
 from mmdiff.pipeline import Change
 
 SIZE, STEPS = 32, 4

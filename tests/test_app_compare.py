@@ -3,9 +3,9 @@
 import gradio as gr
 import pytest
 
-from app.compare import SAME, Compare
-from app.job import Job
-from app.tasks import TASKS
+from app.controls.compare import SAME, Compare
+from app.run.job import Job
+from app.tabs.tasks import TASKS
 
 UNTOUCHED = (0, SAME, SAME)
 SCALES = [1.0, 3.0, {"label": 4.0, "mask": 0.5}, {}]

@@ -10,12 +10,12 @@ from fakes import LABELS, FakePipeline
 from PIL import Image
 from test_app_bundle import record_of
 
-from app.film import FILM_MS, LAST_MS, MAX_SAMPLES, frames, overlaid, write_gif, write_mp4
-from app.job import Job
-from app.player import Track
-from app.record import Record
-from app.take_home import TakeHome
-from app.tasks import TASKS
+from app.export.download import TakeHome
+from app.export.film import FILM_MS, LAST_MS, MAX_SAMPLES, frames, overlaid, write_gif, write_mp4
+from app.run.history import Record
+from app.run.job import Job
+from app.run.player_data import Track
+from app.tabs.tasks import TASKS
 
 SIZE, STEPS = 64, 12
 TILE = 256  # 4 x 64, the multiple nearest to what a single sample is shown at

@@ -15,11 +15,11 @@ from PIL import Image
 from records import describe, make_record
 from test_app_recipe import JOBS, PHOTO, SIZE, SPECS, random_job, same
 
-from app.job import Job
-from app.link import MAX_QUERY, from_query, is_link, to_query
-from app.player import Track
-from app.take_home import TakeHome, root_address
-from app.tasks import TASKS
+from app.export.download import TakeHome, root_address
+from app.export.link import MAX_QUERY, from_query, is_link, to_query
+from app.run.job import Job
+from app.run.player_data import Track
+from app.tabs.tasks import TASKS
 from mmdiff.pipeline import Change
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from scipy import ndimage
 
 from app import theme
-from app.inputs import INPUTS, QUIET, Given
-from mmdiff.holes import BLOCKS_A_SIDE
+from app.controls.inputs import INPUTS, QUIET, Given
+from mmdiff.evaluation.holes import BLOCKS_A_SIDE
 
 pytestmark = MARKS
 

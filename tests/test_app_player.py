@@ -14,8 +14,8 @@ from fakes import photo
 from PIL import Image
 from records import MASK_CLASSES, PALETTE, describe, extend, make_record
 
-from app import recipe
-from app.player import MAX_STAMPS, Player, Track, _strip
+from app.export import settings_file as recipe
+from app.run.player_data import MAX_STAMPS, Player, Track, _strip
 from mmdiff.samplers import timesteps
 
 

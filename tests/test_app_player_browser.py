@@ -13,8 +13,9 @@ from fakes import photo
 from PIL import Image
 from records import PALETTE, describe, make_record
 
-from app import recipe, theme
-from app.player import Player, Track
+from app import theme
+from app.export import settings_file as recipe
+from app.run.player_data import Player, Track
 
 pytestmark = MARKS
 HOTTEST, COLDEST = (252, 253, 191), (0, 0, 4)  # the ends of magma

@@ -12,9 +12,9 @@ import pytest
 from fakes import LABELS, FakePipeline, photo
 from PIL import Image
 
-from app import recipe
-from app.inputs import EmbeddingInput
-from app.job import SAMPLERS, Job
+from app.controls.inputs import EmbeddingInput
+from app.export import settings_file as recipe
+from app.run.job import SAMPLERS, Job
 from mmdiff.modalities.image import square
 from mmdiff.pipeline import Change
 

@@ -5,8 +5,8 @@ import pytest
 from fakes import FakePipeline
 from scipy.stats import entropy
 
-from app.job import Job
-from app.record import Record, areas, uncertainty
+from app.run.history import Record, areas, uncertainty
+from app.run.job import Job
 from mmdiff.pipeline import Change
 
 PIPE = FakePipeline(modalities=("image", "mask", "label", "embedding"))

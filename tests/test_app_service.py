@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, LetterEmbedder, Spec, photo
 
-from app.job import FOLLOWED, SAMPLERS, Job
-from app.service import MAX_WAITING, Preview, Service, Timing, Waiting, middle_known
+from app.run.job import FOLLOWED, SAMPLERS, Job
+from app.run.service import MAX_WAITING, Preview, Service, Timing, Waiting, middle_known
 from mmdiff.pipeline import Change
 
 JOINT = Job(wanted=("image", "mask", "label"))
@@ -28,7 +28,7 @@ def previews(service, job, session=""):
 
 
 def test_the_page_is_not_part_of_it():
-    code = "import sys, app.service, mmdiff.pipeline; sys.exit('gradio' in sys.modules)"
+    code = "import sys, app.run.service, mmdiff.pipeline; sys.exit('gradio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -155,7 +155,9 @@ def test_eight_at_once_each_get_their_own(service):
 
 
 def test_a_long_line_is_closed(monkeypatch):
-    monkeypatch.setattr("mmdiff.engine.ASLEEP_SECONDS", 60)  # the first one keeps its place, though unread
+    monkeypatch.setattr(
+        "mmdiff.serving.engine.ASLEEP_SECONDS", 60
+    )  # the first keeps its place, though unread
     service = Service(FakePipeline(step_seconds=0.001, capacity=1), "small")
     waiting = [service.stream(JOINT) for _ in range(MAX_WAITING + 1)]
     assert isinstance(next(waiting[0]), Preview)
@@ -217,7 +219,7 @@ def test_there_is_something_to_look_at_from_the_start(service):
 
 
 def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
-    monkeypatch.setattr("app.service.WARM_UP_SECONDS", 0.1)
+    monkeypatch.setattr("app.run.service.WARM_UP_SECONDS", 0.1)
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
     assert 4 <= slow.example.job.steps < 10
 
@@ -331,9 +333,9 @@ def test_the_text_to_try_is_the_commonest_there_is():
 
 
 def test_kinds_of_modalities_that_the_page_does_not_know_take_no_part():
-    from app.inputs import INPUTS
-    from app.player import HEADS, SAMPLES
-    from app.tasks import KINDS
+    from app.controls.inputs import INPUTS
+    from app.run.player_data import HEADS, SAMPLES
+    from app.tabs.tasks import KINDS
     from app.ui import build_demo
 
     assert set(KINDS) == set(INPUTS) == set(HEADS) == set(SAMPLES)

@@ -15,11 +15,11 @@ from test_app_bundle import record_of
 from test_app_recipe import JOBS, SPECS, random_job, same
 
 import mmdiff
-from app import recipe
-from app.job import Job
-from app.service import Service
-from app.snippet import library_snippet, python_snippet
-from app.take_home import root_address
+from app.export import settings_file as recipe
+from app.export.code import library_snippet, python_snippet
+from app.export.download import root_address
+from app.run.job import Job
+from app.run.service import Service
 from mmdiff.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]

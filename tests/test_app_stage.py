@@ -11,14 +11,14 @@ import pytest
 from fakes import FakePipeline
 from gradio.state_holder import StateHolder
 
-from app import recipe
-from app.compare import Compare
-from app.form import Form
-from app.job import Job
-from app.link import from_query, to_query
-from app.service import Service, Stops
-from app.stage import Stage
-from app.tasks import TASKS
+from app.controls.compare import Compare
+from app.controls.form import Form
+from app.export import settings_file as recipe
+from app.export.link import from_query, to_query
+from app.run.job import Job
+from app.run.service import Service, Stops
+from app.tabs.run_panel import Stage
+from app.tabs.tasks import TASKS
 
 EVERYTHING = ("image", "mask", "label", "embedding")
 REQUEST = SimpleNamespace(session_hash="somebody", headers={"referer": "http://127.0.0.1:7860/"})

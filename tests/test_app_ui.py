@@ -10,13 +10,13 @@ import pytest
 from fakes import LABELS, FakePipeline
 from PIL import Image
 
-from app import recipe
-from app.job import Job
-from app.link import to_query
-from app.painter import to_text
-from app.service import Service
+from app.controls.painter import to_text
+from app.export import settings_file as recipe
+from app.export.link import to_query
+from app.run.job import Job
+from app.run.service import Service
 from app.tabs import task
-from app.tasks import GIVEN, TASKS
+from app.tabs.tasks import GIVEN, TASKS
 from app.theme import html
 from app.ui import Restorer
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from mmdiff.clip import extend as module
 from mmdiff.clip.card import _extension
+from mmdiff.clip.colours import Said, parse
 from mmdiff.clip.embedder import ClipEmbedder
 from mmdiff.clip.extend import extend, kept_texts, mean_cosine, new_texts, photos_with_masks, text_tower
 from mmdiff.clip.train import save
-from mmdiff.colours import Said, parse
 from tests.synthetic import png, write_parquet
 
 CONFIG = {

@@ -11,11 +11,11 @@ from synthetic import lively_model, read_shapes, tiny_config, tiny_train_config
 from benchmarks import curves
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.evaluate import read_examples
-from mmdiff.metrics import top_k_hits
+from mmdiff.evaluation.metrics import top_k_hits
 from mmdiff.pipeline import Pipeline
-from mmdiff.tasks import Condition
 from mmdiff.train import run as train
-from mmdiff.trainer import Trainer
+from mmdiff.training.masking import Condition
+from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NAMES = ("image", "mask", "label")

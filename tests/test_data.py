@@ -22,7 +22,7 @@ from synthetic import (
 )
 
 from mmdiff.config import DataConfig
-from mmdiff.data import Examples, add_embeddings, balanced, batch_rows, draw_batch, read_parquet
+from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows, draw_batch, read_parquet
 from mmdiff.modalities.base import decode_cell
 from mmdiff.model import MultiModalDiffusion
 

@@ -11,13 +11,13 @@ import torch
 from datasets import load_dataset
 from synthetic import CLASSES, SIZE, make_rows, tiny_config, tiny_train_config, write_parquet
 
-from mmdiff import dry_run as module
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig, load_train_config
-from mmdiff.dry_run import count, dry_run, embedder_dim, measure, parameters_by_part
-from mmdiff.fake_source import write_fake
+from mmdiff.data.precompute import prepare
 from mmdiff.modalities import KINDS
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.precompute import prepare
+from mmdiff.training import dry_run as module
+from mmdiff.training.dry_run import count, dry_run, embedder_dim, measure, parameters_by_part
+from mmdiff.training.fake_source import write_fake
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 SCENES = next(path for path in CONFIGS if path.stem == "scenes-cpu")
@@ -239,5 +239,5 @@ def test_the_command(tmp_path, capsys):
     )
     module.main([str(path), "--batch-size", "3"])
     assert "activations at batch 3" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="mmdiff.dry_run: no configuration file"):
+    with pytest.raises(SystemExit, match="mmdiff.training.dry_run: no configuration file"):
         module.main([str(tmp_path / "none.toml")])

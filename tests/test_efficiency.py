@@ -13,7 +13,7 @@ from benchmarks.efficiency import Pass, passes
 from benchmarks.report import table
 from benchmarks.study import only
 from mmdiff.checkpoint import save_checkpoint
-from mmdiff.judge import Judge
+from mmdiff.evaluation.observers.classifier import Judge
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.samplers import SAMPLERS
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdiff.ema import EMA
+from mmdiff.training.ema import EMA
 
 
 def make(seed: int = 0) -> nn.Module:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from synthetic import lively_model, tiny_config
 
-from mmdiff import engine as engine_module
-from mmdiff.engine import AHEAD, Engine
 from mmdiff.pipeline import Change, Pipeline
+from mmdiff.serving import engine as engine_module
+from mmdiff.serving.engine import AHEAD, Engine
 
 
 class Counter:
@@ -187,7 +187,7 @@ def test_the_last_step_is_not_lost_while_it_is_being_made():
 
 
 def test_an_idle_engine_lets_go(monkeypatch):
-    monkeypatch.setattr("mmdiff.engine.IDLE_SECONDS", 0.05)
+    monkeypatch.setattr("mmdiff.serving.engine.IDLE_SECONDS", 0.05)
     engine = Engine(Network(), background=True)
     list(engine.submit(Counter("a")))
     gone = weakref.ref(engine)

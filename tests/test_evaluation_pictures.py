@@ -7,7 +7,7 @@ from oracles import SIZE, ColourJudge, Oracle, make_examples, specs
 from mmdiff.evaluate import Evaluation, Settings, evaluate
 from mmdiff.evaluation.fillings import FILLINGS
 from mmdiff.evaluation.hole_figures import Filled, beside, interval
-from mmdiff.holes import HOLES
+from mmdiff.evaluation.holes import HOLES
 from mmdiff.modalities.image import to_uint8
 
 cv2 = pytest.importorskip("cv2")

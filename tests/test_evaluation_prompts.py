@@ -8,7 +8,7 @@ import torch
 from oracles import COLOURS, WORDS, ColourEmbedder, ColourJudge, Guess, Oracle, caption, make_examples, specs
 from PIL import Image
 
-from mmdiff.colours import (
+from mmdiff.clip.colours import (
     Said,
     colour_names,
     combinations,

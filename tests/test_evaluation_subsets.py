@@ -8,7 +8,7 @@ import torch
 from oracles import CLASSES, ColourEmbedder, ColourJudge, Guess, Oracle, make_examples, specs
 
 from mmdiff import evaluate as evaluation
-from mmdiff import metrics
+from mmdiff.evaluation import metrics
 from mmdiff.evaluation.core import Evaluation, Settings, Skip
 from mmdiff.evaluation.subsets import HOLED, NONE, WHOLE, all_subsets, describe, subsets, summary, table
 

@@ -18,10 +18,10 @@ from benchmarks.report import table
 from benchmarks.study import Bench, fingerprint, optim_with, study
 from mmdiff.config import load_train_config
 from mmdiff.evaluation.core import Settings
-from mmdiff.holes import HOLES
-from mmdiff.judge import Judge
+from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.observers.classifier import Judge
 from mmdiff.model import KNOWN, UNKNOWN
-from mmdiff.trainer import Trainer
+from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from synthetic import CLASSES, read_shapes, tiny_train_config
 
 from benchmarks import gradients
 from benchmarks.report import table
-from mmdiff.trainer import Trainer
+from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdiff.holes import HOLES, box, half, random_blocks
+from mmdiff.evaluation.holes import HOLES, box, half, random_blocks
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 0.75])

@@ -139,7 +139,7 @@ def test_the_page_on_hosting_names_what_there_is():
 
 @pytest.fixture
 def zero_gpu(monkeypatch):
-    """A function that imports app.zero_gpu anew, with or without `spaces` and the variable of ZeroGPU."""
+    """A function that imports app.run.zero_gpu anew, with or without `spaces` and the variable of ZeroGPU."""
 
     def load(variable=None, installed=True):
         spaces = types.ModuleType("spaces")
@@ -151,13 +151,13 @@ def zero_gpu(monkeypatch):
         monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
         if variable is not None:
             monkeypatch.setenv("SPACES_ZERO_GPU", variable)
-        monkeypatch.delitem(sys.modules, "app.zero_gpu", raising=False)
-        return importlib.import_module("app.zero_gpu")
+        monkeypatch.delitem(sys.modules, "app.run.zero_gpu", raising=False)
+        return importlib.import_module("app.run.zero_gpu")
 
-    before = sys.modules.get("app.zero_gpu")
+    before = sys.modules.get("app.run.zero_gpu")
     yield load
     if before is not None:
-        sys.modules["app.zero_gpu"] = before
+        sys.modules["app.run.zero_gpu"] = before
         sys.modules["app"].zero_gpu = before
 
 
@@ -217,8 +217,8 @@ def test_spaces_comes_before_torch():
         "    pass\n"
         "fake = Spaces('spaces'); fake.__spec__ = importlib.machinery.ModuleSpec('spaces', None)\n"
         "sys.modules['spaces'] = fake\n"
-        "import app.zero_gpu\n"
-        "assert app.zero_gpu.ON_ZERO_GPU and app.zero_gpu.spaces is fake\n"
+        "import app.run.zero_gpu\n"
+        "assert app.run.zero_gpu.ON_ZERO_GPU and app.run.zero_gpu.spaces is fake\n"
         "assert not {'torch', 'gradio', 'mmdiff'} & set(sys.modules)\n"
     )
     environment = {"SPACES_ZERO_GPU": "true", "PATH": ""}
@@ -241,14 +241,14 @@ def test_a_service_starts_on_zero_gpu_without_asking_for_a_gpu():
         "        return run\n"
         "    return decorate\n"
         "fake.GPU = GPU; sys.modules['spaces'] = fake\n"
-        "import app.zero_gpu\n"
+        "import app.run.zero_gpu\n"
         "from fakes import FakePipeline\n"
-        "from app.job import Job\n"
-        "from app.service import Service\n"
+        "from app.run.job import Job\n"
+        "from app.run.service import Service\n"
         "service = Service(FakePipeline(64), 'toy')\n"
         "assert not asked, asked\n"
         "service.run(Job(wanted=('image',), steps=3))\n"
-        "assert len(asked) == 1 and 1 <= asked[0] <= app.zero_gpu.MAX_SECONDS, asked\n"
+        "assert len(asked) == 1 and 1 <= asked[0] <= app.run.zero_gpu.MAX_SECONDS, asked\n"
     )
     environment = {"SPACES_ZERO_GPU": "true", "PATH": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(

@@ -70,7 +70,7 @@ def test_the_pipeline_is_above_the_rest():
     core = [name for name in MODULES if name.startswith("mmdiff")]
     importers = {name for name in core if "mmdiff.pipeline" in imports(MODULES[name])}
     evaluation = {name for name in core if name.startswith("mmdiff.evaluat")}
-    assert importers <= {"mmdiff", "mmdiff.refit", "mmdiff.sample", *evaluation}
+    assert importers <= {"mmdiff", "mmdiff.training.refit", "mmdiff.sample", *evaluation}
 
 
 def test_there_are_no_cycles():

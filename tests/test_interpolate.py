@@ -6,9 +6,9 @@ import torch
 from scipy.sparse import lil_array
 from scipy.sparse.linalg import spsolve
 
-from mmdiff import interpolate
-from mmdiff.holes import HOLES
-from mmdiff.interpolate import smooth_fill
+from mmdiff import smooth_fill as interpolate
+from mmdiff.evaluation.holes import HOLES
+from mmdiff.smooth_fill import smooth_fill
 
 SIZE = 32
 

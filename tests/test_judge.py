@@ -10,8 +10,8 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PIL
 from scipy.ndimage import gaussian_filter
 
-from mmdiff import judge as judging
-from mmdiff.judge import Judge
+from mmdiff.evaluation.observers import classifier as judging
+from mmdiff.evaluation.observers.classifier import Judge
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 190)}
 

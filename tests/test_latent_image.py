@@ -18,13 +18,13 @@ from mmdiff.autoencoder.network import STRIDE, Autoencoder
 from mmdiff.autoencoder.train import Recipe, draw_crops, measure, read_photos
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, TrainConfig
-from mmdiff.data import collate
+from mmdiff.data.examples import collate
 from mmdiff.evaluation.perceptual import REMEDY
-from mmdiff.interpolate import smooth_fill
 from mmdiff.modalities import build_modality
 from mmdiff.model import KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
-from mmdiff.trainer import Trainer
+from mmdiff.smooth_fill import smooth_fill
+from mmdiff.training.trainer import Trainer
 
 SIZE, PATCH, CHANNELS = 32, 16, 6
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from mmdiff.learning_rate import warm_cosine
+from mmdiff.training.learning_rate import warm_cosine
 
 
 @pytest.mark.parametrize("warm", [5, 30])

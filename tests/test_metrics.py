@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from mmdiff import metrics
+from mmdiff.evaluation import metrics
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import torch
 from synthetic import CLASSES, DIM, SIZE, lively_model, tiny_config
 
-from mmdiff.backbone import Stem, position_table, timestep_embedding
 from mmdiff.forward_process import q_sample
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
+from mmdiff.network.transformer import Stem, position_table, timestep_embedding
 
 NAMES = ("image", "mask", "label", "embedding")
 

@@ -20,7 +20,7 @@ from mmdiff.losses import training_losses
 from mmdiff.modalities import IMPORTS, KINDS, Modality, build_modality, register
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
-from mmdiff.tasks import Condition
+from mmdiff.training.masking import Condition
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs/examples/depth.py"

@@ -15,10 +15,10 @@ from synthetic import CLASSES, DIM, SIZE, WordEmbedder, draw_shape, lively_model
 from mmdiff import Pipeline as PublicPipeline
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.device import choose_device
-from mmdiff.holes import random_blocks
+from mmdiff.evaluation.holes import random_blocks
 from mmdiff.pipeline import Output, Pipeline
 from mmdiff.samplers import SAMPLERS
-from mmdiff.tasks import Condition
+from mmdiff.training.masking import Condition
 
 NAMES = ("image", "mask", "label", "embedding")
 PHOTO = Image.fromarray(draw_shape(0, 0))

@@ -7,7 +7,7 @@ from synthetic import CLASSES, SIZE, draw_shape
 
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN
 from mmdiff.samplers import SampleNoise, timesteps
-from mmdiff.tasks import Condition
+from mmdiff.training.masking import Condition
 
 STEPS = 4
 

@@ -23,12 +23,12 @@ from synthetic import (
     write_parquet,
 )
 
-from mmdiff import precompute
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig
-from mmdiff.data import read_parquet
+from mmdiff.data import precompute
+from mmdiff.data.examples import read_parquet
+from mmdiff.data.precompute import prepare
+from mmdiff.data.stream import Stream
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.precompute import prepare
-from mmdiff.stream import Stream
 
 BREEDS = ("Abyssinian", "american_bulldog", "Bengal")
 

@@ -9,8 +9,8 @@ from test_model import NAMES, draw, flags_of, normal, pixels
 
 from mmdiff.config import TaskConfig
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
-from mmdiff.reader import Reader
-from mmdiff.trainer import Trainer
+from mmdiff.network.reader import Reader
+from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from oracles import COLOURS, SIZE, WORDS, make_examples, object_colours
 
-from mmdiff.colours import Said, colour_names, from_hsv, hsv, hue_word, median_colour, parse, with_colour
-from mmdiff.recolour import recolour, recoloured_copies
+from mmdiff.clip.colours import Said, colour_names, from_hsv, hsv, hue_word, median_colour, parse, with_colour
+from mmdiff.clip.recolour import recolour, recoloured_copies
 
 
 def test_hsv_and_back_is_the_identity_and_equals_colorsys():

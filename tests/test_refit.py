@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmdiff.heads import GlobalHead
+from mmdiff.network.heads import GlobalHead
 from mmdiff.pipeline import Pipeline
-from mmdiff.refit import fit, main, refit
+from mmdiff.training.refit import fit, main, refit
 from tests.synthetic import lively_model, read_shapes, tiny_config, tiny_train_config
 
 

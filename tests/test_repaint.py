@@ -9,11 +9,11 @@ from synthetic import lively_model, tiny_config
 
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.config import ModalityConfig, ModelConfig
-from mmdiff.data import collate
+from mmdiff.data.examples import collate
 from mmdiff.evaluate import main
 from mmdiff.evaluation.core import Evaluation, Settings
+from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.repaint import repaint, repainted
-from mmdiff.holes import HOLES
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import Prediction, SampleNoise
 from mmdiff.schedule import NoiseSchedule

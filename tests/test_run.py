@@ -11,9 +11,9 @@ from scipy.stats import chisquare, norm
 from mmdiff.forward_process import signal
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN
 from mmdiff.pipeline import Change
-from mmdiff.run import Run, Segment
 from mmdiff.samplers import RULES, SampleNoise, Trajectory, implied_noise
-from mmdiff.tasks import Condition
+from mmdiff.serving.denoising import Run, Segment
+from mmdiff.training.masking import Condition
 
 
 def steps(pipe, **options):

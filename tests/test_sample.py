@@ -8,9 +8,9 @@ from PIL import Image
 
 from mmdiff import sample
 from mmdiff.checkpoint import save_checkpoint
+from mmdiff.clip.vocabulary import Vocabulary
 from mmdiff.modalities.image import square
 from mmdiff.pipeline import Pipeline
-from mmdiff.vocabulary import Vocabulary
 from tests.synthetic import CLASSES, WordEmbedder, draw_shape, lively_model, tiny_config
 
 

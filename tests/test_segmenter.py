@@ -6,9 +6,9 @@ import torch
 from datasets import Dataset, Features, Image
 from PIL import Image as PIL
 
-from mmdiff import segmenter as segmenting
-from mmdiff.observer import draw_moves, moved
-from mmdiff.segmenter import MaskedPhotos, Segmenter
+from mmdiff.evaluation.observers import segmenter as segmenting
+from mmdiff.evaluation.observers.observer import draw_moves, moved
+from mmdiff.evaluation.observers.segmenter import MaskedPhotos, Segmenter
 
 CLASSES = ("void", "sky", "ground")
 
@@ -97,5 +97,5 @@ def test_data_that_cannot_be_used_is_refused(tmp_path, capsys, columns, said):
     with pytest.raises(SystemExit) as exit_:
         segmenting.main(["--data", str(path), "--val", str(path), "--out", str(tmp_path / "out")])
     assert exit_.value.code == 2 and said in capsys.readouterr().err
-    with pytest.raises(ValueError, match="train one with python -m mmdiff.segmenter"):
+    with pytest.raises(ValueError, match="train one with python -m mmdiff.evaluation.observers.segmenter"):
         Segmenter.from_pretrained(tmp_path)

@@ -30,9 +30,9 @@ from synthetic import (
 )
 
 from mmdiff.config import DataConfig
-from mmdiff.data import Examples, draw_batch, read_parquet
+from mmdiff.data.examples import Examples, draw_batch, read_parquet
+from mmdiff.data.stream import Stream, first_examples
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.stream import Stream, first_examples
 
 NAMES = ("image", "mask", "label")
 

@@ -8,7 +8,7 @@ import torch
 
 from mmdiff.config import TaskConfig
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN
-from mmdiff.tasks import draw_flags, draw_known_patches, draw_known_pixels
+from mmdiff.training.masking import draw_flags, draw_known_patches, draw_known_pixels
 
 COUNT = 20_000
 

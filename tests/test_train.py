@@ -24,16 +24,16 @@ from synthetic import (
     write_parquet,
 )
 
-from mmdiff import batches, train
-from mmdiff import trainer as training
+from mmdiff import train
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig
-from mmdiff.data import draw_batch
+from mmdiff.data.examples import batches, draw_batch
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import training_losses
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.train import MetricsLog
-from mmdiff.trainer import Trainer
+from mmdiff.training import trainer as training
+from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NAMES = ("image", "mask", "label", "embedding")

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from synthetic import read_shapes, tiny_train_config
 
 from mmdiff import files, train
-from mmdiff import trainer as training
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.files import write_tensors, write_text
 from mmdiff.train import MetricsLog
-from mmdiff.trainer import Trainer
+from mmdiff.training import trainer as training
+from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STATE = train.STATE_FILE

@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file
 from synthetic import CLASSES, SIZE, make_rows, write_parquet
 
-from mmdiff import batches, train
-from mmdiff import trainer as training
+from mmdiff import train
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.config import load_train_config
+from mmdiff.data import batches
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.processes import Processes, join_processes
-from mmdiff.trainer import Trainer
+from mmdiff.training import trainer as training
+from mmdiff.training.processes import Processes, join_processes
+from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

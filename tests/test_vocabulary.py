@@ -13,8 +13,8 @@ from synthetic import CLASSES, DIM, lively_model, tiny_config
 
 from mmdiff import sample
 from mmdiff.checkpoint import load_config, save_checkpoint
+from mmdiff.clip.vocabulary import MAX_CAPTIONS, MAX_PROBES, Vocabulary, Words, main, prompt_centres, read
 from mmdiff.pipeline import Pipeline
-from mmdiff.vocabulary import MAX_CAPTIONS, MAX_PROBES, Vocabulary, Words, main, prompt_centres, read
 
 CAPTIONS = ["a photo of a red disc"] * 3 + ["a photo of an old blue disc"] * 2 + ["a photo of a red square"]
 LABELS = [0, 0, 1, 1, -1, None]
@@ -196,7 +196,7 @@ def test_a_vocabulary_survives_the_file(tmp_path):
 )
 def test_a_malformed_file_is_refused(tmp_path, content, problem):
     (tmp_path / "vocabulary.json").write_text(content)
-    with pytest.raises(ValueError, match=f"vocabulary.json cannot be used: .*{problem}.*mmdiff.vocabulary"):
+    with pytest.raises(ValueError, match=f"vocabulary.json cannot be used: .*{problem}.*clip.vocabulary"):
         Vocabulary.load(tmp_path)
 
 
@@ -261,7 +261,7 @@ def test_a_pipeline_describes_embeddings(model, embedder, tmp_path):
 
 def test_a_pipeline_without_words_says_how_to_get_them(model, pipe, tmp_path):
     vector = np.ones((1, DIM))
-    with pytest.raises(ValueError, match="no vocabulary.json.*python -m mmdiff.vocabulary CHECKPOINT --data"):
+    with pytest.raises(ValueError, match="no vocabulary.json.*mmdiff.clip.vocabulary CHECKPOINT --data"):
         pipe.describe(vector)
     vocabulary = Vocabulary({"x": 1}, {}, ())
     with pytest.raises(ValueError, match="this checkpoint has no embedder"):

@@ -14,12 +14,13 @@ import gradio as gr
 
 from app import results
 from app.results import TASKS_HEAD, Report, Table
-from app.service import Service
-from app.tasks import KINDS, TASKS
+from app.run.service import Service
+from app.tabs.tasks import KINDS, TASKS
 from app.theme import html
 
 TITLE = "How it works"
-PICTURES = [Path(__file__).parents[1] / name for name in ("architecture.svg", "architecture_narrow.svg")]
+STATIC = Path(__file__).parents[1] / "static"
+PICTURES = [STATIC / name for name in ("architecture.svg", "architecture_narrow.svg")]
 CODE = re.compile(r"`([^`]+)`")
 INSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)")  # a link that the page does not serve
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]

@@ -8,13 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from app.compare import Compare
-from app.examples import Example, examples
-from app.form import Form
-from app.inputs import QUIET
-from app.service import Service
-from app.stage import Stage
-from app.tasks import Task
+from app.controls.compare import Compare
+from app.controls.examples import Example, examples
+from app.controls.form import Form
+from app.controls.inputs import QUIET
+from app.run.service import Service
+from app.tabs.run_panel import Stage
+from app.tabs.tasks import Task
 from app.theme import html
 
 

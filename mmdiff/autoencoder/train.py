@@ -24,14 +24,14 @@ from tqdm import tqdm
 from mmdiff.autoencoder.card import card
 from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder, read_config
 from mmdiff.config import DataConfig
-from mmdiff.data import read_parquet
+from mmdiff.data.examples import read_parquet
 from mmdiff.device import choose_device
 from mmdiff.evaluation.core import Skip
+from mmdiff.evaluation.metrics import psnr
 from mmdiff.evaluation.perceptual import load_lpips, lpips_network
 from mmdiff.files import write_text
-from mmdiff.learning_rate import warm_cosine
-from mmdiff.metrics import psnr
 from mmdiff.modalities.image import ImageModality
+from mmdiff.training.learning_rate import warm_cosine
 
 SAVE_EVERY = 180.0  # seconds
 LOG_EVERY = 20  # steps

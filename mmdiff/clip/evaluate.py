@@ -17,8 +17,8 @@ from torch import Tensor
 from mmdiff.clip.card import write_card
 from mmdiff.clip.data import Pairs, read_captions, read_pairs
 from mmdiff.clip.embedder import ClipEmbedder
+from mmdiff.clip.vocabulary import prompt_centres
 from mmdiff.device import choose_device
-from mmdiff.vocabulary import prompt_centres
 
 GALLERY = 400
 NUM_GALLERIES = 10

@@ -3,8 +3,8 @@
 python -m mmdiff.clip.extend checkpoints/clip-tiny --data orchard.parquet --keep scenes.parquet --out FOLDER
 
 A tower that has never read of a grey tomato puts the words near whatever it knows best. Here it learns to put
-them where the image tower puts recoloured photos, see `mmdiff.recolour`. The image tower stays as it is, and
-texts like the training captions are held in place, so a model that was trained with both still knows them.
+them where the image tower puts recoloured photos (`mmdiff.clip.recolour`). The image tower stays as it is,
+and texts like the training captions are held in place, so a model that was trained with both still knows them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmdiff.clip.captions import vary
+from mmdiff.clip.colours import Said, combinations, parse
 from mmdiff.clip.data import read_captions
 from mmdiff.clip.embedder import CONFIG_NAME, ClipEmbedder
+from mmdiff.clip.recolour import recoloured_copies
 from mmdiff.clip.train import save, shuffled_batches
-from mmdiff.colours import Said, combinations, parse
 from mmdiff.config import DataConfig
-from mmdiff.data import Examples, read_parquet
+from mmdiff.data.examples import Examples, read_parquet
 from mmdiff.device import choose_device
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.mask import MaskModality
-from mmdiff.recolour import recoloured_copies
 
 SIDE = 96  # pixels of the photos that are recoloured
 COPIES = 60  # of each combination of colour and kind

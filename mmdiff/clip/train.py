@@ -29,7 +29,7 @@ from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, ClipEmbedder, resize
 from mmdiff.clip.evaluate import evaluate
 from mmdiff.clip.loss import pair_loss
 from mmdiff.device import choose_device
-from mmdiff.learning_rate import warm_cosine
+from mmdiff.training.learning_rate import warm_cosine
 
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 20  # steps; reading the loss waits for the device

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmdiff import metrics
-from mmdiff.data import Examples, draw_batch
-from mmdiff.holes import HOLES
-from mmdiff.judge import Judge
+from mmdiff.data.examples import Examples, draw_batch
+from mmdiff.evaluation import metrics
+from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.observers.segmenter import Segmenter
 from mmdiff.modalities.image import to_uint8
 from mmdiff.modalities.mask import VOID
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
-from mmdiff.segmenter import Segmenter
-from mmdiff.tasks import Condition
+from mmdiff.training.masking import Condition
 
 RULE_MIN_IOU = 0.95  # on real photos; below it the white-background rule does not describe the data
 GALLERY = 400  # embeddings that a query is looked up among
@@ -249,7 +249,7 @@ class Evaluation:
     def judged(self, images: Tensor) -> Tensor:
         """The judge's class of each picture, numbered like the model's labels: (n,) long."""
         if self.judge is None:
-            raise Skip("no judge: give --judge a folder made by python -m mmdiff.judge")
+            raise Skip("no judge: give --judge a folder made by mmdiff.evaluation.observers.classifier")
         self.require("label")
         own = self.pipe.modalities["label"].classes
         if set(own) != set(self.judge.classes):
@@ -260,7 +260,9 @@ class Evaluation:
     def segmented(self, images: Tensor) -> Tensor:
         """The segmenter's mask of each picture, numbered like the model's classes: (n, H, W) long."""
         if self.segmenter is None:
-            raise Skip("no segmenter: give --segmenter a folder made by python -m mmdiff.segmenter")
+            raise Skip(
+                "no segmenter: give --segmenter a folder made by mmdiff.evaluation.observers.segmenter"
+            )
         self.require("mask")
         own = self.pipe.modalities["mask"].classes
         if set(own) != set(self.segmenter.classes):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.evaluation.core import Skip
-from mmdiff.metrics import mean_fill
+from mmdiff.evaluation.metrics import mean_fill
 from mmdiff.modalities.image import to_uint8
 
 RADIUS = 3  # pixels around each missing one that count

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from mmdiff import metrics
+from mmdiff.evaluation import metrics
 from mmdiff.evaluation.core import Evaluation, Skip, mean, or_reason
 from mmdiff.evaluation.perceptual import ssim
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmdiff import metrics
-from mmdiff.colours import Said, colour_names, combinations, hue_word, median_colour, parse
-from mmdiff.data import draw_batch
+from mmdiff.clip.colours import Said, colour_names, combinations, hue_word, median_colour, parse
+from mmdiff.clip.recolour import recoloured_copies
+from mmdiff.data.examples import draw_batch
+from mmdiff.evaluation import metrics
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, or_reason
-from mmdiff.recolour import recoloured_copies
 
 WORDINGS = (
     "a photo of {a} {colour} {kind}",

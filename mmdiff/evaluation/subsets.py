@@ -12,9 +12,9 @@ from itertools import permutations, product
 import torch
 from torch import Tensor
 
-from mmdiff import metrics
+from mmdiff.evaluation import metrics
 from mmdiff.evaluation.core import Evaluation, Skip
-from mmdiff.holes import HOLES
+from mmdiff.evaluation.holes import HOLES
 
 NONE, HOLED, WHOLE = 0, 1, 2  # how much of a modality is given; only a photo can have holes
 RECALL_RANK = 5

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmdiff import losses, metrics
-from mmdiff.data import draw_batch
+from mmdiff import losses
+from mmdiff.data.examples import draw_batch
+from mmdiff.evaluation import metrics
 from mmdiff.evaluation.copies import copies
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, numbers, or_reason
 from mmdiff.evaluation.fillings import FILLINGS
 from mmdiff.evaluation.hole_figures import Filled, beside, score
+from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.likeness import likeness
 from mmdiff.evaluation.prompts import caption_colours, prompts
 from mmdiff.evaluation.repaint import repainted
-from mmdiff.holes import HOLES
 
 RANKS = (1, 5, 10)  # k of recall@k
 

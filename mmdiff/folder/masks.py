@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmdiff.folder.classes import VOID, ClassList
 from mmdiff.folder.pictures import open_picture
-from mmdiff.rgb import upright
+from mmdiff.images import upright
 
 IGNORED = 255  # the value that most tools write where nothing is annotated
 MOST_UNNAMED = 64  # different values of masks without a list of classes; more are blended edges

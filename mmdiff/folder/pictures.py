@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmdiff.rgb import to_rgb, turn_of
+from mmdiff.images import to_rgb, turn_of
 
 Image.init()
 FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if name in Image.OPEN]

@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.interpolate import smooth_fill
+from mmdiff.images import to_rgb
 from mmdiff.modalities.base import Modality, decode_cell, open_image
-from mmdiff.rgb import to_rgb
+from mmdiff.smooth_fill import smooth_fill
 
 
 class ImageModality(Modality):

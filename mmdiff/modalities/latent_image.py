@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder
-from mmdiff.interpolate import smooth_fill
 from mmdiff.modalities.image import ImageModality
+from mmdiff.smooth_fill import smooth_fill
 
 
 class LatentImageModality(ImageModality):

@@ -1,0 +1,99 @@
+"""The same seed twice, side by side: with other steps, another sampler, other guidance or another model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from app import wording as views
+from app.run.job import MAX_STEPS, SAMPLERS, Job, guidable
+from app.tabs.tasks import Task
+from app.theme import html
+
+SAME = "same"
+GUIDANCES = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
+HINT = (
+    '<p class="hint">Runs what is set above and, beside it, the same with what is changed here. '
+    "Both start from the same seed.</p>"
+)
+
+
+class Compare:
+    """Controls made inside the current `gr.Blocks` context; `components` is what `read` takes after the job.
+
+    `checkpoints` are the names of all models, this page's first.
+    """
+
+    def __init__(self, task: Task, checkpoints: Sequence[str]) -> None:
+        name = task.name
+        with gr.Accordion("Side by side", open=False, elem_id=f"{name}-compare"):
+            html(HINT)
+            self.steps = gr.Slider(
+                0, MAX_STEPS, value=10, step=1, label="Steps (0: the same)", elem_id=f"{name}-other-steps"
+            )
+            self.guidance = gr.Dropdown(  # an empty number would be shown, and sent, as 0
+                [("The same", SAME), *((f"{s:g} (off)" if s == 1 else f"{s:g}", s) for s in GUIDANCES)],
+                value=SAME,
+                label="Guidance of all that is given",
+                filterable=False,
+                elem_id=f"{name}-other-guidance",
+            )
+            self.sampler = gr.Dropdown(
+                [("The same", SAME), *((title, key) for key, title in SAMPLERS.items())],
+                value=SAME,
+                label="Sampler",
+                filterable=False,
+                elem_id=f"{name}-other-sampler",
+            )
+            self.checkpoint = gr.Dropdown(
+                list(checkpoints),
+                value=checkpoints[0],
+                label="Checkpoint",
+                filterable=False,
+                visible=len(checkpoints) > 1,
+                elem_id=f"{name}-other-checkpoint",
+            )
+            self.button = gr.Button("Run both", size="sm", elem_id=f"{name}-run-both")
+        self.components = [self.steps, self.guidance, self.sampler, self.checkpoint]
+
+    def split(self, values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Values of `components` and what follows them -> the two parts."""
+        count = len(self.components)
+        return values[:count], values[count:]
+
+    def read(
+        self, job: Job, steps: int | None, guidance: float | str, sampler: str, checkpoint: str
+    ) -> tuple[Job, str]:
+        """The other job and the name of its model."""
+        other = replace(
+            job,
+            steps=int(steps or job.steps),
+            guidance_scale=job.guidance_scale if guidance == SAME else _guided(job, float(guidance)),
+            sampler=job.sampler if sampler == SAME else sampler,
+        )
+        return other, checkpoint
+
+    def titles(self, job: Job, checkpoint: str, other: Job, other_checkpoint: str) -> tuple[str, str]:
+        """What tells the two apart, for each. Raises ValueError if nothing does."""
+        one, two = _facts(job, checkpoint), _facts(other, other_checkpoint)
+        differing = [k for k in range(len(one)) if one[k] != two[k]]
+        if not differing:
+            raise ValueError(
+                "Both runs would be the same. Under “Side by side”, change the steps, the guidance, the "
+                "sampler or the checkpoint."
+            )
+        return " · ".join(one[k] for k in differing), " · ".join(two[k] for k in differing)
+
+
+def _guided(job: Job, guidance: float) -> dict[str, float]:
+    """One scale for all that is given; what is followed without being given stays as it is."""
+    followed = {name: scale for name, scale in job.scales.items() if name not in job.given}
+    return followed | dict.fromkeys(guidable(job.given, job.wanted), guidance)
+
+
+def _facts(job: Job, checkpoint: str) -> list[str]:
+    on = ", ".join(f"{name} {scale:g}" for name, scale in job.scales.items() if scale != 1)
+    return [checkpoint, views.steps(job.steps), f"guidance {on or 'off'}", job.sampler]

@@ -1,0 +1,324 @@
+"""What the page offers to give a modality: one class per kind, with its controls and how to read them.
+
+A new kind of modality is one class and one line in `INPUTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from typing import Any, ClassVar
+
+import gradio as gr
+import numpy as np
+from gradio.processing_utils import save_pil_to_cache
+from PIL import Image
+
+from app.controls import adapters
+from app.controls.painter import Painter, to_text
+from app.errors import plain_errors
+from app.theme import html
+from mmdiff.images import to_rgb
+
+# For events nobody needs to see. If they had targets to show progress on, every message of any event would
+# have the page go through all of those.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+HOLE_COLOUR = (242, 84, 45, 255)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A modality's value for `mmdiff.Pipeline`, and the known pixels (H, W) bool of a photo with holes."""
+
+    value: Any
+    known_pixels: np.ndarray | None = None
+
+
+class Input:
+    """Controls for one modality of a task, made inside the current `gr.Blocks` context.
+
+    Attributes:
+        prefix: with which the ids of the controls start, "task-modality".
+        components: what `read` takes, in this order.
+        watched: what `missing` takes: those that are to be told of whenever they change.
+        shown: what the updates from `show` and `restore` go to.
+    """
+
+    asks_for: ClassVar[str]  # completes "First …"
+
+    components: list[gr.components.Component]
+    watched: list[gr.components.Component]
+    shown: list[gr.blocks.Block]
+
+    def __init__(self, spec: Any, task: str) -> None:
+        self.spec = spec
+        self.prefix = f"{task}-{spec.name}"
+
+    def missing(self, *watched: Any) -> str:
+        """What is still needed, or nothing."""
+        return "" if any(value not in (None, "") for value in watched) else self.asks_for
+
+    def generates(self, *watched: Any) -> bool:
+        """Whether the modality is partly generated although it is given."""
+        return False
+
+    def read(self, *values: Any) -> Given:
+        """Raises ValueError, in words for the page, if there is nothing to give."""
+        raise NotImplementedError
+
+    def show(self, value: Any) -> tuple[Any, ...]:
+        """The updates of `shown` that give this value, as if uploaded, painted, written or chosen."""
+        raise NotImplementedError
+
+    def restore(self, given: Given) -> tuple[Any, ...]:
+        """The updates of `shown` after which `read` returns this again."""
+        return self.show(given.value)
+
+    def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
+        """The updates of `shown` where the value itself is still to come; ``known_pixels`` are of a photo."""
+        return tuple(gr.skip() for _ in self.shown)
+
+    def nothing(self, remedy: str) -> ValueError:
+        """The error of a modality that is set to Given while its controls are empty."""
+        return ValueError(f"“{self.spec.name}” is set to Given, but nothing is given. {remedy}")
+
+
+class ImageInput(Input):
+    """A photo to upload, then to paint or upload holes into."""
+
+    asks_for = "upload a photo"
+
+    def __init__(self, spec: Any, task: str) -> None:
+        super().__init__(spec, task)
+        self.size = spec.shape[-1]
+        self.photo = gr.State(None)  # at the model's size: what the known pixels must come back as
+        self.uploaded_size = gr.State(None)  # (width, height) of the file, which a hole's must match
+        self.file = gr.File(label="Photo", file_types=["image"], height=150, elem_id=f"{self.prefix}-file")
+        self.about_photo = _note(f"{self.prefix}-note")
+        with gr.Column(visible=False, elem_classes="painting") as self.painting:
+            colours = [(0, 0, 0, 0), HOLE_COLOUR]
+            self.hole = Painter(
+                self.size, ["Erase", "Hole"], colours, hole=True, elem_id=f"{self.prefix}-painter"
+            )
+            html('<p class="hint">What you paint is made anew, the rest comes back unchanged.</p>')
+            self.about_hole = _note(f"{self.prefix}-hole-note")
+            with gr.Row(elem_classes="beneath"):
+                upload = _upload("Upload hole", f"{self.prefix}-hole-file")
+                again = gr.Button(
+                    "Other photo", size="sm", scale=0, min_width=104, elem_id=f"{self.prefix}-other"
+                )
+                keep = gr.Checkbox(
+                    True,
+                    label="Keep hole",
+                    container=False,
+                    scale=0,
+                    min_width=96,
+                    elem_id=f"{self.prefix}-keep-hole",
+                )
+        self.components = self.watched = [self.photo, self.hole.component]
+        self.shown = [
+            self.photo,
+            self.uploaded_size,
+            self.file,
+            self.about_photo,
+            self.painting,
+            self.hole.component,
+            self.about_hole,
+        ]
+        self.file.upload(self._accept, self.file, self.shown, **QUIET)
+        again.click(self._start_over, keep, self.shown, **QUIET)
+        upload.upload(
+            self._accept_hole,
+            [upload, self.uploaded_size],
+            [self.hole.component, self.about_hole],
+            **QUIET,
+        )
+        _forget(self.about_hole, self.hole)
+
+    def show(self, photo: Image.Image, hole: np.ndarray | None = None) -> tuple[Any, ...]:
+        """A photo of the model's size, with or without a hole (H, W) bool, as if uploaded and painted."""
+        return self._with_photo(photo, photo.size, "", self.hole.update(hole, photo), "")
+
+    def restore(self, given: Given) -> tuple[Any, ...]:
+        return self.show(given.value, None if given.known_pixels is None else ~given.known_pixels)
+
+    def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
+        hole = self.hole.update(None if known_pixels is None else ~known_pixels)
+        return self._without_photo("", hole, "")
+
+    def missing(self, photo: Image.Image | None, hole: str | None) -> str:
+        return super().missing(photo)
+
+    def generates(self, photo: Image.Image | None, hole: str | None) -> bool:
+        return bool(hole)
+
+    def read(self, photo: Image.Image | None, hole: str | None) -> Given:
+        if photo is None:
+            raise self.nothing("Upload a photo, or choose something else than Given.")
+        cells = self.hole.cells(hole)
+        return Given(photo, adapters.known_pixels(cells > 0) if cells.any() else None)
+
+    def _with_photo(
+        self, photo: Image.Image, uploaded_size: adapters.Size, note: str, hole: Any, hole_note: Any
+    ) -> tuple[Any, ...]:
+        file, painting = gr.update(value=None, visible=False), gr.update(visible=True)
+        return photo, uploaded_size, file, note, painting, hole, hole_note
+
+    @plain_errors()
+    def _accept(self, path: str) -> tuple[Any, ...]:
+        """A new photo below whatever is painted."""
+        try:
+            photo = adapters.read_photo(path, self.size)
+        except ValueError as error:
+            return self._without_photo(_problem(error), gr.skip(), gr.skip())
+        note, hole = _hints(photo.notes), self.hole.over(photo.larger)
+        return self._with_photo(photo.for_model, photo.size, note, hole, gr.skip())
+
+    def _start_over(self, keep: bool) -> tuple[Any, ...]:
+        return self._without_photo("", *((gr.skip(), gr.skip()) if keep else (self.hole.update(None), "")))
+
+    def _without_photo(self, note: str, hole: Any, hole_note: Any) -> tuple[Any, ...]:
+        file, painting = gr.update(value=None, visible=True), gr.update(visible=False)
+        return None, None, file, note, painting, hole, hole_note
+
+    @plain_errors()
+    def _accept_hole(self, path: str, uploaded_size: adapters.Size) -> tuple[Any, str]:
+        try:
+            hole = adapters.read_hole(path, self.size, uploaded_size)
+        except ValueError as error:
+            return gr.skip(), _problem(error)
+        return to_text(hole.cells), _hints(hole.notes)
+
+
+class MaskInput(Input):
+    """A class map to paint with the classes' colours, or to upload."""
+
+    asks_for = "paint or upload a mask"
+
+    def __init__(self, spec: Any, task: str) -> None:
+        super().__init__(spec, task)
+        self.size = spec.shape[-1]
+        colours = [(*colour, 255) for colour in spec.palette]
+        self.mask = Painter(self.size, spec.classes, colours, elem_id=f"{self.prefix}-painter")
+        self.about = _note(f"{self.prefix}-note")
+        with gr.Row(elem_classes="beneath"):
+            upload = _upload("Upload mask", f"{self.prefix}-file")
+            html('<p class="hint">Class numbers or these colours</p>')
+        self.components = self.watched = [self.mask.component]
+        self.shown = [self.mask.component, self.about]
+        upload.upload(self._accept, upload, self.shown, **QUIET)
+        _forget(self.about, self.mask)
+
+    def show(self, mask: np.ndarray) -> tuple[Any, ...]:
+        """A class map (H, W), as if uploaded."""
+        return to_text(mask), ""
+
+    def read(self, cells: str | None) -> Given:
+        mask = self.mask.cells(cells)
+        if not mask.any():
+            raise self.nothing(
+                f"Paint more than {self.spec.classes[0]}, upload a mask, or choose something else than Given."
+            )
+        return Given(mask)
+
+    @plain_errors()
+    def _accept(self, path: str) -> tuple[Any, str]:
+        try:
+            mask = adapters.read_mask(path, self.size, self.spec.classes, self.spec.palette)
+        except ValueError as error:
+            return gr.skip(), _problem(error)
+        return to_text(mask.cells), _hints(mask.notes)
+
+
+class LabelInput(Input):
+    """A class to choose from all."""
+
+    asks_for = "choose a label"
+
+    def __init__(self, spec: Any, task: str) -> None:
+        super().__init__(spec, task)
+        self.choice = gr.Dropdown(
+            list(spec.classes),
+            value=None,
+            container=False,
+            label=spec.name.capitalize(),
+            elem_id=f"{self.prefix}-choice",
+        )
+        self.components = self.watched = self.shown = [self.choice]
+
+    def show(self, label: str) -> tuple[Any, ...]:
+        """The name of a class."""
+        return (gr.update(value=label),)
+
+    def read(self, label: str | None) -> Given:
+        if not label:
+            raise self.nothing("Choose a class from the list, or something else than Given.")
+        return Given(label)
+
+
+class EmbeddingInput(Input):
+    """A text, or a photo, whose embedding is given."""
+
+    asks_for = "write a text or upload a photo to take the embedding from"
+
+    def __init__(self, spec: Any, task: str) -> None:
+        super().__init__(spec, task)
+        self.text = gr.Textbox(
+            container=False,
+            placeholder="a dark red apple",
+            max_length=300,
+            elem_id=f"{self.prefix}-text",
+            label="Text",
+        )
+        self.file = gr.File(
+            label="or a photo", file_types=["image"], height=140, elem_id=f"{self.prefix}-file"
+        )
+        self.components = self.watched = self.shown = [self.text, self.file]
+
+    def show(self, value: str | Image.Image) -> tuple[Any, ...]:
+        """A text, or a photo, which is kept where uploaded files are."""
+        if isinstance(value, str):
+            return gr.update(value=value), gr.update(value=None)
+        path = save_pil_to_cache(to_rgb(value), self.file.GRADIO_CACHE, "photo", "png")
+        return gr.update(value=""), gr.update(value=path)
+
+    def read(self, text: str | None, path: str | None) -> Given:
+        if text and text.strip() and path:
+            raise ValueError("The embedding has a text and a photo. Keep one of them and clear the other.")
+        if path:
+            return Given(adapters.read_reference(path))
+        if not text or not text.strip():
+            raise self.nothing("Write a text or upload a photo, or choose something else than Given.")
+        return Given(text.strip())
+
+
+INPUTS: dict[str, type[Input]] = {
+    "image": ImageInput,
+    "mask": MaskInput,
+    "label": LabelInput,
+    "embedding": EmbeddingInput,
+}
+
+
+def _upload(title: str, elem_id: str) -> gr.UploadButton:
+    return gr.UploadButton(title, file_types=["image"], size="sm", scale=0, min_width=104, elem_id=elem_id)
+
+
+def _note(elem_id: str) -> gr.HTML:
+    """Where is said what was done to a file, or what was wrong with it; out of the way while it is empty."""
+    return html("", elem_id=elem_id, elem_classes="note")
+
+
+def _forget(note: gr.HTML, painter: Painter) -> None:
+    """Clears a note once what it is about is painted over."""
+    painter.component.input(None, None, note, js="() => ''", **QUIET)
+
+
+def _hints(notes: Iterable[str]) -> str:
+    text = " ".join(escape(note, quote=False) for note in notes)
+    return f'<p class="hint" role="status">{text}</p>' if text else ""
+
+
+def _problem(error: ValueError) -> str:
+    return f'<p class="hint problem" role="alert">{escape(str(error), quote=False)}</p>'

@@ -1,0 +1,175 @@
+"""A run as a Python program to copy: through the page's endpoints, or with the library itself.
+
+Everything that people typed is written as a literal, so no text can become code; pictures are inside as
+base64, so the programs run as they stand.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from app.export import settings_file as recipe
+from app.run.job import Job
+from mmdiff.pipeline import Change
+
+CLIENT = """\
+client = Client({address})
+pictures, masks, result = client.predict(
+{arguments}
+    api_name="{endpoint}",
+)
+print(result)
+print(*(pictures or []), *(masks or []), sep="\\n")  # files, one per sample
+"""
+FILE = '''
+def file(name, data):
+    """Writes a picture to a temporary file, to be sent."""
+    path = Path(tempfile.mkdtemp()) / name
+    path.write_bytes(base64.b64decode(data))
+    return handle_file(path)
+
+'''
+LIBRARY = """\
+pipe = mmdiff.Pipeline.from_pretrained({checkpoint})
+output = pipe(
+{arguments}
+)
+for k, picture in enumerate(output.image or []):
+    picture.save(f"image_{{k + 1}}.png")
+for name, value in output.values.items():
+    print(name, getattr(value, "shape", value))
+"""
+PNG = '''
+def png(data):
+    """The picture that a text stands for."""
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+'''
+
+
+def python_snippet(job: Job, address: str, checkpoint: str = "", task: str = "") -> str:
+    """A program that asks the page at this address for the same run, with `gradio_client`.
+
+    It names the checkpoint, if one is given. Runs with forks go through “/run_settings”, whose only argument
+    is the settings as JSON, with the checkpoint's and the task's name in them.
+    """
+    if job.changes:
+        constants = {"SETTINGS": f'r"""{recipe.to_json(job, checkpoint, task)}"""'}  # JSON has no """ in it
+        return _client(address, "/run_settings", {"settings": "SETTINGS"}, constants)
+    constants, arguments = {}, {}
+    for name, value in job.given.items():
+        argument = _argument(name, value)
+        if isinstance(value, str):
+            arguments[argument] = _literal(value)
+        else:
+            constants[argument.upper()] = _data(value)
+            arguments[argument] = f'file("{argument}.png", {argument.upper()})'
+    if job.known_pixels is not None:
+        constants["HOLE"] = _data(~job.known_pixels)  # white where the photo is filled in
+        arguments["hole"] = 'file("hole.png", HOLE)'
+    arguments |= {"wanted": _literal(list(job.wanted))} | _numbers(job)
+    arguments |= {"checkpoint": _literal(checkpoint)} if checkpoint else {}
+    return _client(address, "/generate", arguments, constants)
+
+
+def library_snippet(job: Job, checkpoint: str) -> str:
+    """A program that does the same run with `mmdiff.Pipeline`; `checkpoint` is what it loads."""
+    constants: dict[str, str] = {}
+    arguments = _condition(job.conditions[0], "", constants) | _numbers(job)
+    if job.changes:
+        forks = [_change(change, f"FORK_{i}_", constants) for i, change in enumerate(job.changes, 1)]
+        arguments["changes"] = "[\n" + "".join(forks) + "    ]"
+    imports = "import mmdiff\n"
+    if constants:
+        imports = "import base64\nimport io\n\nimport numpy as np\nfrom PIL import Image\n\n" + imports
+    if job.changes:
+        imports += "from mmdiff.pipeline import Change\n"
+    call = LIBRARY.format(checkpoint=_literal(checkpoint), arguments=_lines(arguments, 4))
+    helpers = [PNG] if constants else []
+    return _program(
+        "pip install -r requirements.txt, then run this beside mmdiff/", imports, constants, helpers, call
+    )
+
+
+def _client(address: str, endpoint: str, arguments: Mapping[str, str], constants: Mapping[str, str]) -> str:
+    helpers, imports = [], "from gradio_client import Client\n"
+    if endpoint == "/generate" and constants:
+        imports = "import base64\nimport tempfile\nfrom pathlib import Path\n\n"
+        imports += "from gradio_client import Client, handle_file\n"
+        helpers = [FILE]
+    call = CLIENT.format(address=_literal(address), arguments=_lines(arguments, 4), endpoint=endpoint)
+    return _program("pip install gradio_client", imports, constants, helpers, call)
+
+
+def _program(comment: str, imports: str, constants: Mapping[str, str], helpers: list[str], call: str) -> str:
+    assigned = [f"{name} = {literal}\n" for name, literal in constants.items()]
+    return "\n".join([f"# {comment}\n{imports}", *assigned, *helpers, call])
+
+
+def _argument(name: str, value: Any) -> str:
+    """The endpoint's argument for a modality."""
+    if name != "embedding":
+        return name
+    return "text" if isinstance(value, str) else "embedding_image"
+
+
+def _numbers(job: Job) -> dict[str, str]:
+    """Steps and so on; the guidance and the sampler only where they are not as by default."""
+    numbers = {name: _literal(getattr(job, name)) for name in ("steps", "seed", "num_samples")}
+    if (scales := _scales(job.guidance_scale)) != 1:
+        numbers["guidance_scale"] = _literal(scales)
+    return numbers | ({"sampler": _literal(job.sampler)} if job.sampler != Job().sampler else {})
+
+
+def _scales(scales: float | Mapping[str, float]) -> float | dict[str, float]:
+    """Guidance without the scales that do nothing; 1 if none does anything."""
+    if isinstance(scales, Mapping):
+        return {name: scale for name, scale in scales.items() if scale != 1} or 1
+    return scales
+
+
+def _condition(condition: Change, prefix: str, constants: dict[str, str]) -> dict[str, str]:
+    """The library's arguments for what is given and wanted; pictures become constants."""
+    given = []
+    for name, value in condition.given.items():
+        constant = f"{prefix}{name.upper()}"
+        text = _literal(value) if isinstance(value, str) else f"png({constant})"
+        if not isinstance(value, str):
+            constants[constant] = _data(value)
+        if not isinstance(value, str | Image.Image):
+            text = f"np.asarray({text})"
+        given.append(f"{_literal(name)}: {text}")
+    arguments = {"given": f"{{{', '.join(given)}}}", "wanted": _literal(list(condition.wanted))}
+    if condition.known_pixels is not None:
+        constants[f"{prefix}KNOWN_PIXELS"] = _data(condition.known_pixels)
+        arguments["known_pixels"] = f"np.asarray(png({prefix}KNOWN_PIXELS))"
+    return arguments
+
+
+def _change(change: Change, prefix: str, constants: dict[str, str]) -> str:
+    arguments = {"after": _literal(change.after)} | _condition(change, prefix, constants)
+    if (scales := _scales(change.guidance_scale)) != 1:
+        arguments["guidance_scale"] = _literal(scales)
+    return f"        Change(\n{_lines(arguments, 12)}\n        ),\n"
+
+
+def _literal(value: Any) -> str:
+    """Texts, numbers, lists and dicts as Python; JSON of these is Python, with the quotes people use."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _data(value: Any) -> str:
+    """A picture as a literal of base64, in lines that can be read past."""
+    lines = textwrap.wrap(base64.b64encode(recipe.png_bytes(value)).decode(), 100)
+    return '"""\n' + "\n".join(lines) + '\n"""'
+
+
+def _lines(arguments: Mapping[str, str], indent: int) -> str:
+    """One argument a line."""
+    return "\n".join(f"{' ' * indent}{name}={text}," for name, text in arguments.items())

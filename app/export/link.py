@@ -1,0 +1,282 @@
+"""Settings as a short, readable query string, as far as they fit into one.
+
+Numbers, names and texts are written as they are; masks and holes as base64url of their zlib-packed class
+numbers; forks with the prefix “fork1.”, “fork2.” and so on. Photos do not fit: their names travel as
+“missing”, so that the page that opens the link can ask for them.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+
+from app.export.settings_file import check_name, checked_classes, embedding, label
+from app.run.job import ANCHOR, Job
+from mmdiff.pipeline import Change
+
+MAX_QUERY = 1500  # characters; longer links break in mails and chats
+HOLE = "hole"
+NUMBERS = {"seed": "seed", "steps": "steps", "samples": "num_samples"}  # parameter -> field of a job
+FORK = re.compile(r"fork([1-9]\d?)\.(.+)")
+FOREIGN = ("__", "utm_", "view", "deep_link", "fbclid", "gclid")  # of Gradio and of those who pass links on
+REMEDY = "Save the settings file instead: it carries everything."
+
+
+@dataclass(frozen=True)
+class Linked:
+    """What a link restores.
+
+    Attributes:
+        job: without what is missing. checkpoint: name of the model, "" if the link does not say.
+        task: "" if the link does not say. missing: names of what was given, and “hole”, but did not fit.
+    """
+
+    job: Job
+    checkpoint: str
+    task: str
+    missing: tuple[str, ...] = ()
+
+
+# -- writing -------------------------------------------------------------------------------------------
+
+
+def to_query(job: Job, checkpoint: str, task: str) -> tuple[str, list[str]]:
+    """The query string, from its “?” on, and what could not travel with it, in words for the page."""
+    first, *later = job.conditions
+    params = {"task": task, "model": checkpoint} | _numbers(job) | _small(first)
+    left_out, missing = [], []
+    bulky = _bulky(first)
+    room = {"missing": ",".join(bulky)}
+    for name, (key, text, what) in sorted(bulky.items(), key=_length):
+        if text is not None and len(_query(params | room | {key: text})) <= MAX_QUERY:
+            params[key] = text
+            continue
+        missing.append(name)
+        left_out.append(f"{what} {'does not fit into a link' if text is None else 'is too long for a link'}.")
+    if missing:
+        params["missing"] = ",".join(missing)
+    forks = _forks(later)
+    if forks is None or len(_query(params | forks)) > MAX_QUERY:
+        left_out.append("What was changed on the way does not fit into a link.")
+        forks = {}
+    return _query(params | forks), [f"{words} {REMEDY}" for words in left_out]
+
+
+def _query(params: Mapping[str, str]) -> str:
+    return "?" + urlencode(params, safe=",")
+
+
+def _numbers(job: Job) -> dict[str, str]:
+    """The seed, and the other settings that are not as they are by default."""
+    default, numbers = Job(), {"seed": str(job.seed)}
+    for key, name in NUMBERS.items():
+        if getattr(job, name) != getattr(default, name):
+            numbers[key] = str(getattr(job, name))
+    return numbers if job.sampler == default.sampler else numbers | {"sampler": job.sampler}
+
+
+def _small(condition: Change) -> dict[str, str]:
+    """What is wanted and how strongly what is given counts."""
+    scales = condition.guidance_scale
+    by_name = scales if isinstance(scales, Mapping) else {"": scales}
+    guide = {
+        f"guide.{name}".rstrip("."): repr(_plain(scale)) for name, scale in by_name.items() if scale != 1
+    }
+    return {"want": ",".join(condition.wanted)} | guide
+
+
+def _plain(scale: float) -> float:
+    return scale if isinstance(scale, int) else float(scale)
+
+
+def _bulky(condition: Change) -> dict[str, tuple[str, str | None, str]]:
+    """Name of what is given -> its parameter, its text (None if it has none) and what it is."""
+    bulky = {}
+    for name, value in condition.given.items():
+        key = f"give.{name}"
+        if isinstance(value, str):
+            bulky[name] = (key, value, f"The text for “{name}”")
+        elif isinstance(value, np.ndarray):
+            bulky[name] = (key, _packed(value), f"The {name}")
+        else:
+            bulky[name] = (key, None, f"The photo for “{name}”")
+    if condition.known_pixels is not None:
+        bulky[HOLE] = (HOLE, _packed(~condition.known_pixels), "The hole")
+    return bulky
+
+
+def _length(item: tuple[str, tuple[str, str | None, str]]) -> int:
+    return len(item[1][1] or "")
+
+
+def _forks(changes: list[Change]) -> dict[str, str] | None:
+    """The changes as parameters, or None if one gives a photo."""
+    params = {}
+    for number, change in enumerate(changes, 1):
+        bulky = _bulky(change).values()
+        if any(text is None for _, text, _ in bulky):
+            return None
+        values = {"after": str(change.after)} | _small(change) | {key: text for key, text, _ in bulky}
+        params |= {f"fork{number}.{key}": value for key, value in values.items()}
+    return params
+
+
+def _packed(classes: np.ndarray) -> str:
+    """A class map or bool map (H, W), of any size -> text of letters, digits, - and _."""
+    data = zlib.compress(classes.astype(np.uint8).tobytes(), 9)
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+# -- reading -------------------------------------------------------------------------------------------
+
+
+def is_link(params: Mapping[str, str]) -> bool:
+    """Whether these parameters ask for settings at all."""
+    return any(_known(key) for key in params)
+
+
+def from_query(params: Mapping[str, str], modalities: Mapping[str, Any]) -> Linked:
+    """The parameters of a link -> what it restores.
+
+    What is not said is as in `Job()`, and everything is wanted that is not given. Raises ValueError, in words
+    for the page.
+    """
+    own = {key: value for key, value in params.items() if not key.startswith(FOREIGN)}
+    for key in own:
+        if not _known(key):
+            raise _wrong(key, "is unknown here")
+    missing = tuple(filter(None, own.get("missing", "").split(",")))
+    for name in missing:
+        if name not in (*modalities, HOLE):
+            raise _wrong("missing", f"names “{name[:40]}”, which this model does not know")
+    forks = _split_forks(own)
+    first = _condition(0, own, modalities, missing)
+    job = Job(
+        first.given,
+        first.wanted,
+        first.known_pixels,
+        **{name: _whole(key, own[key]) for key, name in NUMBERS.items() if key in own},
+        guidance_scale=first.guidance_scale,
+        sampler=check_name("sampler", own.get("sampler", Job().sampler)),
+        changes=tuple(
+            _condition(_whole("after", fork.get("after", "")), fork, modalities, ()) for fork in forks
+        ),
+    )
+    _completed(job, missing).check(modalities)
+    names = {key: check_name(key, own.get(key, "")) for key in ("model", "task")}
+    return Linked(job, names["model"], names["task"], missing)
+
+
+def _known(key: str) -> bool:
+    if fork := FORK.fullmatch(key):
+        key = fork[2]
+        return key in ("after", "want", "guide") or key.startswith(("give.", "guide."))
+    plain = ("task", "model", "missing", "sampler", "want", HOLE, "guide", *NUMBERS)
+    return key in plain or key.startswith(("give.", "guide."))
+
+
+def _split_forks(params: Mapping[str, str]) -> list[dict[str, str]]:
+    """The parameters of each fork, in order, without their prefix."""
+    forks: dict[int, dict[str, str]] = {}
+    for key, value in params.items():
+        if match := FORK.fullmatch(key):
+            forks.setdefault(int(match[1]), {})[match[2]] = value
+    if sorted(forks) != list(range(1, len(forks) + 1)):
+        raise ValueError("The forks in this link are not numbered 1, 2, 3 …; a part of the link is missing.")
+    return [forks[number] for number in sorted(forks)]
+
+
+def _condition(
+    after: int, params: Mapping[str, str], modalities: Mapping[str, Any], missing: tuple[str, ...]
+) -> Change:
+    given, known = {}, None
+    for key, value in params.items():
+        if key.startswith("give."):
+            name = key.removeprefix("give.")
+            if name not in modalities or modalities[name].kind not in READERS:
+                raise _wrong(
+                    key, f"is not possible; this model knows {', '.join(modalities)}, without photos"
+                )
+            if name in missing:
+                raise _wrong(key, "is there although it is said to be missing")
+            given[name] = READERS[modalities[name].kind](modalities[name], value)
+    if HOLE in params:
+        if ANCHOR not in modalities:
+            raise _wrong(HOLE, "is not possible, since this model has no pictures")
+        known = _unpacked(HOLE, params[HOLE], modalities[ANCHOR].shape[1:]) == 0
+    filled_in = {ANCHOR} if known is not None or HOLE in missing else set()
+    kept = {*given, *missing} - filled_in
+    wanted = params["want"].split(",") if "want" in params else [n for n in modalities if n not in kept]
+    for name in wanted:
+        if name not in modalities or wanted.count(name) > 1:
+            raise _wrong("want", f"names “{name[:40]}”; use some of {','.join(modalities)}, each once")
+    return Change(after, given, tuple(wanted), known, _guidance(params))
+
+
+def _guidance(params: Mapping[str, str]) -> float | dict[str, float]:
+    scales = {
+        key.removeprefix("guide").removeprefix("."): _number(key, value)
+        for key, value in params.items()
+        if key == "guide" or key.startswith("guide.")
+    }
+    if "" not in scales:
+        return scales or 1.0
+    if len(scales) > 1:
+        raise _wrong("guide", "is there once for all and once for one modality")
+    return scales[""]
+
+
+def _completed(job: Job, missing: tuple[str, ...]) -> Job:
+    """The job with something in place of what is missing, so that the rest can be checked."""
+    given = {name: None for name in missing if name != HOLE}
+    known = np.zeros(0) if HOLE in missing else job.known_pixels
+    return replace(job, given={**given, **job.given}, known_pixels=known)
+
+
+def _mask(spec: Any, text: str) -> np.ndarray:
+    return checked_classes(spec, _unpacked(f"give.{spec.name}", text, spec.shape))
+
+
+READERS = {"mask": _mask, "label": label, "embedding": embedding}
+
+
+def _unpacked(key: str, text: str, shape: tuple[int, int]) -> np.ndarray:
+    """`_packed` text -> (H, W) int64. Raises ValueError if it is not that, or of another size."""
+    size = shape[0] * shape[1]
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        unpacker = zlib.decompressobj()
+        values = unpacker.decompress(data, size + 1)  # no more, whatever the text would unpack to
+        whole = unpacker.eof or len(values) > size
+    except (ValueError, zlib.error):
+        whole = False
+    if not whole:
+        raise _wrong(key, "is damaged; copy the whole link")
+    if len(values) != size:
+        raise _wrong(
+            key, f"has another size than the {shape[1]} × {shape[0]} px of this model; use its checkpoint"
+        )
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape).astype(np.int64)
+
+
+def _whole(key: str, text: str) -> int:
+    if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
+        raise _wrong(key, f"is “{text[:20]}” and not a whole number")
+    return int(text)
+
+
+def _number(key: str, text: str) -> float:
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,18})?(e-\d\d)?", text, re.ASCII):
+        raise _wrong(key, f"is “{text[:20]}” and not a number")
+    return float(text) if "." in text or "e" in text else int(text)
+
+
+def _wrong(key: str, why: str) -> ValueError:
+    return ValueError(f"In it “{key[:40]}” {why}.")

@@ -1,0 +1,341 @@
+"""A run's settings as JSON that alone restores it: in a file of its own, in a PNG, or in our zip.
+
+Nothing is ever evaluated: text is parsed as JSON and every entry is checked. Pictures travel inside as data
+URIs of lossless PNG: RGB for photos, class numbers for masks, black and white for known pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from app.run.job import ANCHOR, Job
+from mmdiff.images import to_rgb
+from mmdiff.pipeline import Change
+
+FORMAT, VERSION = "mmdiff settings", 1
+PNG_KEY = "mmdiff"  # of the text chunk
+ZIP_ENTRY = "settings.json"
+URI = "data:image/png;base64,"
+MAX_SETTINGS = 16 * 2**20  # bytes of JSON
+MAX_FILE = 64 * 2**20  # bytes of a PNG or zip to look into
+MAX_SIDE = 1024  # pixels of a picture inside
+MAX_TEXT, MAX_NAME, MAX_CHANGES = 2000, 200, 100
+
+PLAIN = ("steps", "seed", "num_samples", "sampler")  # fields of a job that are JSON as they are
+CONDITION = ("given", "wanted", "known_pixels", "guidance_scale")
+HEAD = ("format", "version", "checkpoint", "task")
+
+
+# -- writing -------------------------------------------------------------------------------------------
+
+
+def to_dict(job: Job, checkpoint: str, task: str) -> dict[str, Any]:
+    """The settings as JSON values.
+
+    Raises ValueError for a value that has no place in them, such as a photo over 1024 pixels a side.
+    """
+    head = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint, "task": task}
+    first, *changes = (_condition_to_dict(condition) for condition in job.conditions)
+    later = [{"after": c.after} | values for c, values in zip(job.changes, changes, strict=True)]
+    return head | {name: getattr(job, name) for name in PLAIN} | first | {"changes": later}
+
+
+def to_json(job: Job, checkpoint: str, task: str) -> str:
+    """The text of a settings file; ASCII."""
+    return json.dumps(to_dict(job, checkpoint, task), indent=1) + "\n"
+
+
+def stamp(job: Job, checkpoint: str, task: str) -> PngInfo:
+    """For `Image.save(path, pnginfo=...)`: a picture that `read` can restore the settings from."""
+    info = PngInfo()
+    info.add_itxt(PNG_KEY, to_json(job, checkpoint, task))
+    return info
+
+
+def _condition_to_dict(condition: Change) -> dict[str, Any]:
+    known, scales = condition.known_pixels, condition.guidance_scale
+    return {
+        "given": {name: _value(name, value) for name, value in condition.given.items()},
+        "wanted": list(condition.wanted),
+        "known_pixels": None if known is None else {"png": png_uri(known)},
+        "guidance_scale": dict(scales) if isinstance(scales, Mapping) else scales,
+    }
+
+
+def _value(name: str, value: Any) -> str | dict[str, str]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Image.Image):
+        if max(value.size) > MAX_SIDE:
+            raise ValueError(
+                f"The photo for “{name}” is {value.width} × {value.height} px, too large to be kept in the "
+                f"settings. Scale it down to {MAX_SIDE} px or less first."
+            )
+        return {"png": png_uri(value)}
+    if isinstance(value, np.ndarray) and value.ndim == 2:
+        return {"png": png_uri(value)}
+    raise ValueError(f"What is given for “{name}” cannot be kept in the settings.")
+
+
+def png_bytes(value: Image.Image | np.ndarray) -> bytes:
+    """A photo as RGB, a class map (H, W) as class numbers or a bool map (H, W) as black and white: PNG."""
+    if isinstance(value, Image.Image):
+        picture = to_rgb(value)  # as the model reads it
+    else:
+        picture = Image.fromarray(value if value.dtype == bool else value.astype(np.uint8))
+    data = io.BytesIO()
+    picture.save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def png_uri(value: Image.Image | np.ndarray) -> str:
+    """`png_bytes` as a data URI."""
+    return URI + base64.b64encode(png_bytes(value)).decode()
+
+
+# -- reading -------------------------------------------------------------------------------------------
+
+
+def from_dict(data: Any, modalities: Mapping[str, Any]) -> tuple[Job, str, str]:
+    """The job, the name of its checkpoint and its task. Raises ValueError, in words for the page."""
+    _check_head(data)
+    _check_keys(data, {*HEAD, *PLAIN, *CONDITION, "changes"})
+    for name in ("steps", "seed", "num_samples"):
+        if type(data[name]) is not int:
+            raise _damaged(f"“{name}” is not a whole number")
+    changes = data["changes"]
+    if not isinstance(changes, list) or len(changes) > MAX_CHANGES:
+        raise _damaged(f"“changes” is not a list of at most {MAX_CHANGES} changes")
+    first = _condition_from_dict(0, data, modalities)
+    job = Job(
+        **{name: data[name] for name in PLAIN},
+        **{name: getattr(first, name) for name in CONDITION},
+        changes=tuple(_change_from_dict(change, modalities) for change in changes),
+    )
+    job.check(modalities)
+    return job, data["checkpoint"], data["task"]
+
+
+def from_json(text: str | bytes, modalities: Mapping[str, Any]) -> tuple[Job, str, str]:
+    """The text of a settings file, see `from_dict`."""
+    if len(text) > MAX_SETTINGS:
+        raise ValueError(f"These settings are larger than {MAX_SETTINGS >> 20} MB, so they are not read.")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError
+        raise _damaged("they are not JSON") from None
+    return from_dict(data, modalities)
+
+
+def read(path: str | Path, modalities: Mapping[str, Any]) -> tuple[Job, str, str]:
+    """The settings in a settings file, in a PNG that carries them or in our zip, see `from_dict`."""
+    path = Path(path)
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError(f"“{path.name}” is larger than {MAX_FILE >> 20} MB, so it is not read.")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start == b"\x89PNG\r\n\x1a\n":
+        return from_json(_from_png(path), modalities)
+    if start.startswith(b"PK"):
+        return from_json(_from_zip(path), modalities)
+    text = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # some editors add it
+    if not text.lstrip().startswith(b"{"):
+        raise _without_settings(path)
+    return from_json(text, modalities)
+
+
+def _from_png(path: Path) -> str:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:  # its pixels are not even decoded
+            text = image.info.get(PNG_KEY)
+    except Exception:
+        raise ValueError(f"“{path.name}” cannot be read as a picture; the file is damaged.") from None
+    if not isinstance(text, str):
+        raise _without_settings(path)
+    return text
+
+
+def _from_zip(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if ZIP_ENTRY not in archive.namelist():
+                raise _without_settings(path)
+            if archive.getinfo(ZIP_ENTRY).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise NotImplementedError  # other methods can ask for any amount of memory
+            with archive.open(ZIP_ENTRY) as entry:
+                return entry.read(MAX_SETTINGS + 1)  # whatever size the archive claims
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error):
+        raise ValueError(f"“{path.name}” cannot be read as a zip file; the file is damaged.") from None
+
+
+def _without_settings(path: Path) -> ValueError:
+    return ValueError(
+        f"“{path.name}” has no settings in it. Use a settings file, a zip or a PNG of a result saved by "
+        "this page. Pictures of single steps, overlays, films, and copies by another program have none. "
+        "Where a large photo was given, use the zip."
+    )
+
+
+def _check_head(data: Any) -> None:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError("This is no settings file of this page. Use one that was saved with “Settings”.")
+    version = data.get("version")
+    if type(version) is not int:
+        raise _damaged("they do not say which version they are of")
+    if version != VERSION:
+        raise ValueError(
+            f"These settings are of version {str(version)[:20]}, but this page reads version {VERSION}. Use "
+            "a page of the same release as the one that saved them."
+        )
+    for name in ("checkpoint", "task", "sampler"):
+        check_name(name, data.get(name))
+
+
+def check_name(what: str, name: Any) -> str:
+    """The same name, of a checkpoint, say. Raises ValueError if it is not one."""
+    if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+        raise _damaged(f"“{what}” is not a name")
+    return name
+
+
+def _check_keys(data: Any, expected: Collection[str]) -> None:
+    if not isinstance(data, dict):
+        raise _damaged("a change is not an object")
+    for name in data:
+        if name not in expected:
+            raise ValueError(f"These settings have an entry “{name[:40]}” that this page does not know.")
+    for name in expected:
+        if name not in data:
+            raise _damaged(f"the entry “{name}” is missing")
+
+
+def _change_from_dict(data: Any, modalities: Mapping[str, Any]) -> Change:
+    _check_keys(data, {"after", *CONDITION})
+    if type(data["after"]) is not int:
+        raise _damaged("“after” is not a whole number")
+    return _condition_from_dict(data["after"], data, modalities)
+
+
+def _condition_from_dict(after: Any, data: dict[str, Any], modalities: Mapping[str, Any]) -> Change:
+    given, wanted, known, scales = (data[name] for name in CONDITION)
+    if not isinstance(given, dict):
+        raise _damaged("“given” is not an object")
+    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+        raise _damaged("“wanted” is not a list of names")
+    if len(set(wanted)) < len(wanted):
+        raise _damaged("“wanted” names something twice")
+    by_name = scales if isinstance(scales, dict) else {"": scales}
+    if not all(isinstance(scale, int | float) for scale in by_name.values()):
+        raise _damaged("“guidance_scale” is neither a number nor an object of numbers")
+    for name in (*given, *wanted, *filter(None, by_name)):
+        if name not in modalities:
+            raise ValueError(f"This model does not know “{name[:40]}”; it knows {', '.join(modalities)}.")
+    values = {name: READERS[modalities[name].kind](modalities[name], v) for name, v in given.items()}
+    if known is not None:
+        known = _known_pixels(known, modalities)
+    return Change(after, values, tuple(wanted), known, scales)
+
+
+def _image(spec: Any, value: Any) -> Image.Image:
+    return _sized(_picture(spec.name, value), f"photo for “{spec.name}”", spec.shape[1:]).convert("RGB")
+
+
+def _mask(spec: Any, value: Any) -> np.ndarray:
+    picture = _sized(_picture(spec.name, value), f"mask for “{spec.name}”", spec.shape)
+    if picture.mode != "L":
+        raise _damaged(f"the picture for “{spec.name}” is not one of class numbers")
+    return checked_classes(spec, np.asarray(picture).astype(np.int64))
+
+
+def checked_classes(spec: Any, mask: np.ndarray) -> np.ndarray:
+    """The same class map. Raises ValueError if the model has fewer classes."""
+    if mask.max() >= len(spec.classes):
+        raise ValueError(
+            f"The mask has the class number {mask.max()}, but this model's classes are 0 to "
+            f"{len(spec.classes) - 1}. It was made with another checkpoint; start the page with that one."
+        )
+    return mask
+
+
+def label(spec: Any, value: Any) -> str:
+    """A class name in this model's spelling. Raises ValueError if there is no such class."""
+    if not isinstance(value, str):
+        raise _damaged(f"“{spec.name}” is not the name of a class")
+    for name in spec.classes:
+        if name.casefold() == value.strip().casefold():
+            return name
+    raise ValueError(
+        f"This model has no class “{value[:60]}” of “{spec.name}”. It is one of another checkpoint; start "
+        "the page with that one, or choose a class from the list."
+    )
+
+
+def embedding(spec: Any, value: Any) -> str | Image.Image:
+    """A text, or a photo of any size. Raises ValueError if it is neither, or too long."""
+    if not isinstance(value, str):
+        return _picture(spec.name, value).convert("RGB")
+    if not value.strip() or len(value) > MAX_TEXT:
+        raise ValueError(f"The text for “{spec.name}” is empty or longer than {MAX_TEXT} characters.")
+    return value
+
+
+READERS = {"image": _image, "mask": _mask, "label": label, "embedding": embedding}
+
+
+def _known_pixels(value: Any, modalities: Mapping[str, Any]) -> np.ndarray:
+    picture = _picture("known_pixels", value)
+    if ANCHOR in modalities:
+        picture = _sized(picture, "map of known pixels", modalities[ANCHOR].shape[1:])
+    if picture.mode != "1":
+        raise _damaged("the map of known pixels is not black and white")
+    return np.asarray(picture).copy()
+
+
+def _picture(name: str, value: Any) -> Image.Image:
+    """A data URI of a PNG -> loaded picture; its size is looked at before its pixels are decoded."""
+    uri = value.get("png") if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(uri, str) or not uri.startswith(URI):
+        raise _damaged(f"“{name[:40]}” is not a PNG picture")
+    try:
+        data = base64.b64decode(uri[len(URI) :], validate=True)
+        picture = Image.open(io.BytesIO(data), formats=["PNG"])
+    except (binascii.Error, ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+        raise _damaged(f"the picture for “{name}” cannot be read") from None
+    if max(picture.size) > MAX_SIDE:
+        raise ValueError(
+            f"The picture for “{name}” in these settings is {picture.width} × {picture.height} px; at most "
+            f"{MAX_SIDE} px a side are read."
+        )
+    try:
+        picture.load()
+    except Exception:  # whatever a damaged file makes the decoder raise
+        raise _damaged(f"the picture for “{name}” cannot be read") from None
+    return picture
+
+
+def _sized(picture: Image.Image, what: str, shape: tuple[int, int]) -> Image.Image:
+    """The same picture, if it is (H, W) pixels large."""
+    height, width = shape
+    if picture.size != (width, height):
+        raise ValueError(
+            f"The {what} in these settings is {picture.width} × {picture.height} px, but this model works at "
+            f"{width} × {height} px. They were made with another checkpoint; start the page with that one."
+        )
+    return picture
+
+
+def _damaged(why: str) -> ValueError:
+    return ValueError(f"These settings are damaged: {why}. Use an untouched copy of the file.")

@@ -1,0 +1,44 @@
+"""The models of the page: the checkpoint that is shown first and those beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from app.run.service import Service, Stops
+
+log = logging.getLogger(__name__)
+MAX_OTHERS = 7  # that are loaded, too; a folder of training runs may have any number
+
+
+def load_all(folder: str | Path, device: str = "auto") -> list[Service]:
+    """The checkpoint in `folder`, then those beside it as far as they can be loaded.
+
+    Raises ValueError or OSError if `folder` itself cannot be loaded.
+    """
+    stops = Stops()
+    services = [Service.from_checkpoint(folder, device, stops)]
+    for other in beside(folder):
+        try:
+            services.append(Service.from_checkpoint(other, device, stops))
+        except (ValueError, OSError) as error:
+            log.warning("%s is left out: %s", other.name, error)
+    return services
+
+
+def beside(folder: str | Path) -> list[Path]:
+    """The checkpoints in the same folder as this one, without it, by name; at most `MAX_OTHERS`."""
+    folder = Path(folder).resolve()
+    others = [path for path in sorted(folder.parent.iterdir()) if path != folder and _is_checkpoint(path)]
+    return others[:MAX_OTHERS]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is a whole checkpoint of a diffusion model (embedders have other configurations)."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    ours = isinstance(config, dict) and config.get("format") == "mmdiff"
+    return ours and (path / "model.safetensors").is_file()

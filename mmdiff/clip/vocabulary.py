@@ -1,0 +1,321 @@
+"""Embeddings in words: the nearest captions, labels and text probes of a checkpoint's own vocabulary.
+
+python -m mmdiff.clip.vocabulary checkpoints/orchard --data data/orchard/train.parquet
+
+writes `vocabulary.json` into the checkpoint folder; `Pipeline.describe` reads it. Nothing is trained for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VOCABULARY_FILE = "vocabulary.json"
+MAX_CAPTIONS, MAX_CLASS_CAPTIONS, MAX_PROBES = 500, 100, 40  # the commonest
+CLAUSE, STYLE = "with ", " photo"  # how a probe of that sort begins, ends
+COMMAND = "python -m mmdiff.clip.vocabulary CHECKPOINT --data PARQUET"
+
+Near = tuple[tuple[str, float], ...]  # texts with their cosine, best first
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the training data says.
+
+    Attributes:
+        captions: the commonest captions and how often they occur.
+        labels: class name -> its commonest captions and how often they occur. A name such as "Apple 11"
+            means nothing to a text tower; the captions of the class do.
+        probes: attributes ("dark red"), kinds ("apple"), clauses ("with trees") and styles ("dark photo")
+            that captions are made of, the commonest first.
+    """
+
+    captions: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    probes: tuple[str, ...]
+
+    @classmethod
+    def from_captions(
+        cls,
+        captions: Sequence[str | None],
+        labels: Sequence[int | None],
+        class_names: Sequence[str],
+    ) -> Vocabulary:
+        """The vocabulary of N captions and their N class numbers; None, "" and -1 stand for unknown.
+
+        Classes without a caption are left out. Raises ValueError if there is no caption at all, or a class
+        number that has no name.
+        """
+        counts, of_class = Counter(filter(None, captions)), defaultdict(Counter)
+        if not counts:
+            raise ValueError("the data has no captions, so there are no words to find; give data with some.")
+        for caption, label in zip(captions, labels, strict=True):
+            if caption and label is not None and label >= 0:
+                of_class[label][caption] += 1
+        strangers = sorted(label for label in of_class if label >= len(class_names))
+        if class_names and strangers:
+            raise ValueError(
+                f"the data has the class number {strangers[0]}, but the checkpoint has {len(class_names)} "
+                "classes; give the data that it was trained on."
+            )
+        said: Counter[str] = Counter()
+        for caption, count in counts.items():
+            said.update(dict.fromkeys(read(caption).probes(), count))
+        return cls(
+            dict(counts.most_common(MAX_CAPTIONS)),
+            {
+                name: dict(of_class[k].most_common(MAX_CLASS_CAPTIONS))
+                for k, name in enumerate(class_names)
+                if of_class[k]
+            },
+            tuple(probe for probe, _ in said.most_common(MAX_PROBES)),
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `vocabulary.json` into a checkpoint folder; returns its path."""
+        path = Path(folder) / VOCABULARY_FILE
+        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Vocabulary | None:
+        """The vocabulary of a checkpoint folder, None if it has none; ValueError if it is malformed."""
+        path = Path(folder) / VOCABULARY_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls._from_json(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be used: {error}. Write it anew with `{COMMAND}`, or remove it."
+            ) from error
+
+    @classmethod
+    def _from_json(cls, values: Any) -> Vocabulary:
+        if not isinstance(values, dict) or set(values) != {"captions", "labels", "probes"}:
+            raise ValueError("expected an object with captions, labels and probes")
+        labels, probes = values["labels"], values["probes"]
+        _check_counts("captions", values["captions"])
+        if not isinstance(labels, dict):
+            raise ValueError("labels is no object of class names")
+        for name, counts in labels.items():
+            _check_counts(f"the captions of the label {name!r}", counts)
+        if not isinstance(probes, list) or not all(isinstance(p, str) and p.strip() for p in probes):
+            raise ValueError("probes is no list of texts")
+        return cls(values["captions"], labels, tuple(probes))
+
+
+def _check_counts(what: str, counts: Any) -> None:
+    numbers = list(counts.values()) if isinstance(counts, dict) else []
+    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"{what}: expected texts and how often they occur, whole numbers above 0")
+
+
+# -- reading captions ----------------------------------------------------------------------------------
+
+
+class Reading(NamedTuple):
+    """The parts of "a STYLE photo of ARTICLE ATTRIBUTES NOUN with CLAUSE, CLAUSE, …"."""
+
+    style: str
+    article: str
+    attributes: tuple[str, ...]
+    noun: str
+    clauses: tuple[str, ...]
+
+    def probes(self) -> Iterator[str]:
+        """The parts as probes, each only once."""
+        style = [f"{self.style}{STYLE}"] if self.style else []
+        clauses = [f"{CLAUSE}{clause}" for clause in self.clauses]
+        yield from dict.fromkeys(filter(None, [*self.attributes, self.noun, *clauses, *style]))
+
+
+def read(caption: str) -> Reading:
+    """Read a caption; what it does not say is empty."""
+    from mmdiff.clip.captions import ARTICLES, attribute_groups  # not above: loads open_clip
+
+    head, _, tail = caption.partition(" with ")
+    style, _, subject = head.rpartition(" photo of ")
+    words = subject.split()
+    article = words.pop(0) if words and words[0] in ARTICLES else ""
+    *attributes, noun = attribute_groups(words) or [""]
+    return Reading(
+        " ".join(word for word in style.split() if word not in ARTICLES),
+        article,
+        tuple(attributes),
+        noun,
+        tuple(filter(None, tail.split(", "))),
+    )
+
+
+def _phrase(article: str, words: str) -> str:
+    """("a", "orange apple") -> "an orange apple"; ("", "trees") -> "trees"."""
+    if article in ("a", "an"):
+        article = "an" if words[0] in "aeiou" else "a"
+    return f"{article} {words}".strip()
+
+
+# -- describing vectors --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Description:
+    """An embedding in words: texts with their cosine to it, from -1 to 1, the nearest first."""
+
+    captions: Near
+    labels: Near
+    probes: Near
+
+    def as_dict(self, digits: int = 4) -> dict[str, dict[str, float]]:
+        """{"captions": {text: cosine, …}, "labels": …, "probes": …} for JSON."""
+        return {name: {text: round(c, digits) for text, c in near} for name, near in vars(self).items()}
+
+
+class Words:
+    """A vocabulary in an embedder's space, embedded when it is first needed."""
+
+    def __init__(self, embedder: Any, vocabulary: Vocabulary) -> None:
+        self.embedder, self.vocabulary = embedder, vocabulary
+
+    def describe(self, vectors: Any, count: int = 5) -> list[Description]:
+        """The `count` nearest captions, labels and probes of each of the vectors (B, D).
+
+        Raises ValueError if the vectors have another shape.
+        """
+        if isinstance(vectors, Tensor):
+            vectors = vectors.cpu()
+        vectors = np.asarray(vectors, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self.embedder.dim:
+            raise ValueError(
+                f"got vectors of shape {tuple(vectors.shape)}, expected (B, {self.embedder.dim}); put a "
+                "single vector in a list."
+            )
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+        groups = [_nearest(vectors, *table, count) for table in self._tables]
+        return [Description(*nearest) for nearest in zip(*groups, strict=True)]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the vocabulary has been embedded."""
+        return "_tables" in vars(self)
+
+    def prepare(self) -> None:
+        """Embeds the vocabulary if that has not been done."""
+        self._tables  # noqa: B018
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[list[str], np.ndarray], ...]:
+        """Of captions, labels and probes: the texts and their unit vectors (texts, D).
+
+        In NumPy, so that whoever looks something up starts no OpenMP threads, see `mmdiff.serving.engine`.
+        """
+        captions, labels = self.vocabulary.captions, self.vocabulary.labels
+        probes = {probe: dict.fromkeys(self.prompts(probe), 1) for probe in self.vocabulary.probes}
+        groups = {caption: {caption: 1} for caption in captions}, labels, probes
+        return tuple(
+            (list(group), prompt_centres(self.embedder, list(group.values())).cpu().numpy())
+            for group in groups
+        )
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        """The probes that captions are about, "sea", with the article they have there, "the"."""
+        articles: dict[str, Counter[str]] = defaultdict(Counter)
+        for caption, count in self.vocabulary.captions.items():
+            said = read(caption)
+            articles[said.noun][said.article] += count
+        return {
+            noun: articles[noun].most_common(1)[0][0] for noun in self.vocabulary.probes if noun in articles
+        }
+
+    def prompts(self, probe: str) -> list[str]:
+        """Texts whose mean embedding stands for a probe: it is said of every kind there is.
+
+        A tower that has only read captions takes "a dark red thing" for whatever it knows best; the mean
+        over all kinds leaves what they share, the attribute.
+        """
+        if probe in self._kinds:
+            return [f"a photo of {_phrase(self._kinds[probe], probe)}"]
+        kinds = self._kinds or {"thing": "a"}
+        if probe.startswith(CLAUSE):
+            return [f"a photo of {_phrase(article, noun)} {probe}" for noun, article in kinds.items()]
+        if probe.endswith(STYLE):
+            return [f"{_phrase('a', probe)} of {_phrase(article, noun)}" for noun, article in kinds.items()]
+        return [f"a photo of {_phrase(article, f'{probe} {noun}')}" for noun, article in kinds.items()]
+
+
+def prompt_centres(embedder: Any, groups: Sequence[Mapping[str, float]], batch: int = 256) -> Tensor:
+    """The weighted mean of each group's prompts, {prompt: weight}, as unit vectors (groups, D) on the CPU.
+
+    Each distinct prompt is embedded once.
+    """
+    rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(p for group in groups for p in group))}
+    texts = list(rows)
+    chunks = [embedder.embed_texts(texts[i : i + batch]).cpu() for i in range(0, len(texts), batch)]
+    vectors = torch.cat(chunks) if chunks else torch.empty(0, embedder.dim)
+    centres = torch.zeros(len(groups), vectors.shape[1])
+    for centre, group in zip(centres, groups, strict=True):
+        weights = torch.tensor([float(weight) for weight in group.values()])
+        centre += weights @ vectors[[rows[prompt] for prompt in group]]
+    return F.normalize(centres, dim=1)
+
+
+def _nearest(vectors: np.ndarray, texts: Sequence[str], table: np.ndarray, count: int) -> list[Near]:
+    cosines = np.einsum("bd,nd->bn", vectors, table)  # row by row: no result depends on its batch
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return [
+        tuple((texts[i], float(row[i])) for i in nearest) for row, nearest in zip(cosines, order, strict=True)
+    ]
+
+
+# -- the command ---------------------------------------------------------------------------------------
+
+
+def write(checkpoint: str | Path, data: Sequence[str | Path]) -> Path:
+    """Write the vocabulary of the Parquet files `data` into a checkpoint folder; returns its path.
+
+    Raises ValueError for a folder without a checkpoint and for files without captions.
+    """
+    from mmdiff.checkpoint import load_config
+    from mmdiff.clip.data import read_captions
+
+    modalities = load_config(Path(checkpoint)).modalities
+    classes = next((m.options["classes"] for m in modalities if m.kind == "label"), [])
+    captions, labels = [], []
+    for path in data:
+        more_captions, more_labels = read_captions(path)
+        captions += more_captions
+        labels += more_labels
+    return Vocabulary.from_captions(captions, labels, classes).save(checkpoint)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mmdiff.clip.vocabulary",
+        description="Write the words of the training data to a checkpoint.",
+    )
+    parser.add_argument("checkpoint", help="checkpoint folder")
+    parser.add_argument("--data", nargs="+", required=True, metavar="PARQUET", help="its training data")
+    args = parser.parse_args(arguments)
+    try:
+        path = write(args.checkpoint, args.data)
+        vocabulary = Vocabulary.load(args.checkpoint)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    found = f"{len(vocabulary.captions)} captions, {len(vocabulary.labels)} labels"
+    print(f"{path}: {found}, {len(vocabulary.probes)} probes")
+
+
+if __name__ == "__main__":
+    main()

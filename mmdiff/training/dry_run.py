@@ -1,0 +1,308 @@
+"""What a training run will be, before it starts: `python -m mmdiff.training.dry_run CONFIG`.
+
+Prints the shapes, the parameters, the work of one image, the memory and the time of a run, and sends a few
+made-up rows in the layout of the source through everything that real rows go through. With --real it reads
+the first rows of the source itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmdiff.config import DataConfig, ModelConfig, TrainConfig, load_train_config
+from mmdiff.data.examples import Examples, draw_batch
+from mmdiff.data.precompute import COLUMNS, prepare
+from mmdiff.data.stream import Stream, first_examples
+from mmdiff.forward_process import q_sample
+from mmdiff.losses import total_loss, training_losses
+from mmdiff.modalities import Modality
+from mmdiff.model import ABSENT, UNKNOWN, Conditioning, MultiModalDiffusion
+from mmdiff.schedule import log_snr
+from mmdiff.training.fake_source import ROWS, SHARDS, write_fake
+
+H100_PEAK = 989e12  # bfloat16 operations a second, dense, of the SXM card
+USED_SHARE = 0.35  # of the peak, which a well running training reaches
+STATE_BYTES = {"weights": 4, "gradients": 4, "AdamW": 8, "average": 4}  # a parameter, all in float32
+REAL_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """Cost of one training image: floating point operations, and numbers kept for the backward pass.
+
+    Attributes:
+        forward, total: of the network, once and with the backward pass. encoding: of the photo into Z.
+    """
+
+    forward: int
+    total: int
+    encoding: int
+    activations: int
+
+    @property
+    def step(self) -> int:
+        """All operations."""
+        return self.total + self.encoding
+
+
+class FakeEmbedder:
+    """Unit vectors of the right size, the same for all."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, dim)."""
+        return F.normalize(torch.ones(len(images), self.dim), dim=1)
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """n texts -> (n, dim)."""
+        return F.normalize(torch.ones(len(texts), self.dim), dim=1)
+
+
+def dry_run(config: TrainConfig, real: bool = False) -> str:
+    """A report on a configuration.
+
+    Raises:
+        ValueError: the model cannot be built, or rows do not come through, with the reason.
+    """
+    model = MultiModalDiffusion(config.model)
+    check_embedder(config.model)
+    parts = [describe_shapes(model), describe_parameters(model), describe_cost(config, model)]
+    return "\n\n".join([*parts, describe_data(config, model.modalities, real)])
+
+
+def describe_shapes(model: MultiModalDiffusion) -> str:
+    """A line for each modality, and Z."""
+    lines = ["modality     value            channels of Z   outputs of the head"]
+    for name, m in model.modalities.items():
+        per = f" per {m.head_stride} x {m.head_stride} pixels" if m.head_stride > 1 else " per pixel"
+        outputs = f"{m.head_channels}{per if m.dense else ''}"
+        lines.append(f"{name:<12} {str(m.shape):<16} {m.z_channels:<15} {outputs}")
+    tokens = model.grid**2
+    lines.append(f"Z            {model.z_shape}, {tokens} tokens + {len(model.names)} registers")
+    return "\n".join(lines)
+
+
+def parameters_by_part(model: MultiModalDiffusion) -> dict[str, int]:
+    """Trained numbers of each part."""
+    backbone = model.backbone
+    blocks = count(backbone.early) + count(backbone.late)
+    refiner = count(backbone.refiner)
+    return {
+        "blocks": blocks,
+        "refiner": refiner,
+        "inputs and conditions": count(backbone) - blocks - refiner,
+        "reader": count(model.reader) if model.reader else 0,
+        "heads": count(model.heads) + count(model.details),
+    }
+
+
+def count(module: nn.Module) -> int:
+    """Trained numbers of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def describe_parameters(model: MultiModalDiffusion) -> str:
+    """Parameters by part and in total, in millions."""
+    parts = parameters_by_part(model) | {"total": count(model)}
+    return "\n".join(f"{name + ' (M)':<25} {value / 1e6:9.3f}" for name, value in parts.items())
+
+
+def measure(model: MultiModalDiffusion) -> Work:
+    """Count the work of one image with the model's own layers on the meta device, which computes nothing."""
+    model = copy.deepcopy(model).to("meta").train()
+    kept: dict[int, Tensor] = {}
+    weights = {id(p.untyped_storage()) for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if id(tensor.untyped_storage()) not in weights:
+            kept[id(tensor.untyped_storage())] = tensor
+        return tensor
+
+    inputs = _meta_inputs(model)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(*inputs)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as both, hooks:
+        sum(output.sum() for output in model(*inputs).values()).backward()
+    first_pass = forward.get_total_flops() if model.config.self_conditioning else 0
+    numbers = sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
+    trained = both.get_total_flops() + first_pass
+    return Work(forward.get_total_flops(), trained, _encoding(model), numbers)
+
+
+def _encoding(model: MultiModalDiffusion) -> int:
+    anchor = model.modalities[model.anchor]
+    with FlopCounterMode(display=False) as counter:
+        anchor.encode(torch.zeros(1, *anchor.shape, device="meta"))
+    return counter.get_total_flops()
+
+
+def _meta_inputs(model: MultiModalDiffusion) -> tuple[Tensor, Tensor, Conditioning]:
+    size = model.config.image_size
+    z = torch.zeros(1, *model.z_shape, device="meta")
+    flags = torch.zeros(1, len(model.names), dtype=torch.long, device="meta")
+    known = torch.zeros(1, 1, size, size, device="meta")
+    photo = torch.zeros(1, 3, size, size, device="meta")
+    return z, torch.zeros(1, device="meta"), model.condition({}, flags, known, photo)
+
+
+def describe_cost(config: TrainConfig, model: MultiModalDiffusion) -> str:
+    """Work, memory and time."""
+    optim, work = config.optim, measure(model)
+    state = count(model) * sum(STATE_BYTES.values())
+    kept = work.activations * optim.batch_size
+    hours = work.step * optim.images / (USED_SHARE * H100_PEAK) / 3600
+    return "\n".join(
+        [
+            f"one training image        {work.step / 1e9:.2f} GFLOP ({work.forward / 1e9:.2f} forward"
+            + (f", {work.encoding / 1e9:.2f} to encode the photo)" if work.encoding else ")"),
+            f"weights, gradients, AdamW, average  {state / 2**30:.2f} GiB",
+            f"activations at batch {optim.batch_size}  {2 * kept / 2**30:.1f} GiB (bfloat16) to "
+            f"{4 * kept / 2**30:.1f} GiB (float32), divided by the number of cards",
+            f"{optim.images / 1e6:g} M images            {_duration(hours)} on one H100 "
+            f"({USED_SHARE:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s in bfloat16)",
+        ]
+    )
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{3600 * hours:.1f} seconds"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
+
+def check_embedder(config: ModelConfig) -> None:
+    """Raise ValueError if the embedder's vectors have another size than an embedding modality's."""
+    dim = embedder_dim(config.embedder)
+    for modality in config.modalities:
+        if modality.kind == "embedding" and dim not in (None, modality.options["dim"]):
+            raise ValueError(
+                f"modality {modality.name!r} has dim {modality.options['dim']}, but {config.embedder} makes "
+                f"{dim} numbers; set dim to {dim}."
+            )
+
+
+def embedder_dim(embedder: str) -> int | None:
+    """Numbers that an embedder makes, without loading it; None if that cannot be known."""
+    import open_clip
+
+    file = Path("checkpoints", embedder, "open_clip_config.json")
+    if embedder and file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["embed_dim"]
+    known = open_clip.get_model_config(embedder.partition("/")[0]) if embedder else None
+    return known["embed_dim"] if known else None
+
+
+def describe_data(config: TrainConfig, modalities: Mapping[str, Modality], real: bool) -> str:
+    """Send rows through source, mapping, preparation and a training step; says what came out."""
+    foreign = [m.kind for m in modalities.values() if m.kind not in COLUMNS]
+    if foreign and not real:
+        return f"rows of the kind {foreign[0]!r} cannot be made up; see the source's own with --real."
+    made = {n for n, m in modalities.items() if m.kind == "embedding" and _is_made(n, config)}
+    embedder = FakeEmbedder(modalities[next(iter(made))].shape[0]) if made else None
+    lines = [] if foreign else _describe_fakes(config, modalities, made, embedder)
+    if real:
+        source = dataclasses.replace(config.data, val=config.data.train, prepared="")
+        rows = first_examples(source, modalities, REAL_ROWS, embedder)
+        lines.append(f"first rows of {config.data.train}: " + _step(rows, config))
+    return "\n".join(lines)
+
+
+def _describe_fakes(
+    config: TrainConfig, modalities: Mapping[str, Modality], made: set[str], embedder: FakeEmbedder | None
+) -> list[str]:
+    with tempfile.TemporaryDirectory(prefix="mmdiff-") as folder:
+        fakes, shards = Path(folder, "source"), Path(folder, "prepared")
+        fakes.mkdir()
+        data = write_fake(config.data, modalities, made, fakes)
+        lines = [f"made-up rows like {config.data.train or 'a Parquet file'}: "]
+        lines[0] += _train_on(dataclasses.replace(data, prepared=""), modalities, config, embedder)
+        if config.data.prepared:
+            data = dataclasses.replace(data, val="", prepared=str(shards))
+            prepare(dataclasses.replace(config, data=data), "train", shards, embedder, rows_per_shard=3)
+            lines.append("prepared shards of them: " + _train_on(data, modalities, config, None))
+    return lines
+
+
+def _is_made(name: str, config: TrainConfig) -> bool:
+    return bool(config.model.embedder) and name not in config.data.columns
+
+
+def _train_on(
+    data: DataConfig, modalities: Mapping[str, Modality], config: TrainConfig, embedder: FakeEmbedder | None
+) -> str:
+    stream = Stream(data, modalities, batch=2, embedder=embedder)
+    try:
+        for _ in range(SHARDS * ROWS // 2):  # so that each row is seen, if one is left out
+            batch = stream.next_batch()
+    finally:
+        stream.close()
+    if stream.broken:
+        raise ValueError(f"{stream.broken} made-up rows cannot be read; the warnings say why.")
+    return _step(batch, config)
+
+
+def _step(examples: Examples, config: TrainConfig) -> str:
+    """Loss and gradients of a narrow model with the configuration's modalities; says what was there."""
+    torch.manual_seed(0)
+    small = dataclasses.replace(config.model, width=32, depth=2, heads=2, refiner_width=32)
+    model = MultiModalDiffusion(small)
+    rows, generator = torch.arange(len(examples)), torch.Generator().manual_seed(0)
+    data = config.data
+    x, present = draw_batch(examples, model.modalities, rows, generator, data.flip, data.light, data.zoom)
+    flags = torch.where(present, UNKNOWN, ABSENT)
+    known = torch.zeros(len(rows), 1, small.image_size, small.image_size)
+    e, schedule = model.encode(x), model.make_schedule()
+    t = torch.full((len(rows),), schedule.num_steps // 2)
+    level = log_snr(schedule.log_abar)[t].float()
+    z0 = e.pop(model.anchor)
+    z_t = q_sample(schedule, z0, t, e, torch.randn(len(rows), *model.z_shape))
+    condition = model.condition({}, flags, known, x[model.anchor])
+    terms = training_losses(
+        model, model(z_t, level, condition), x, z0, condition, level, config.optim.snr_cap
+    )
+    loss = total_loss(model, terms)
+    loss.backward()
+    if not torch.isfinite(loss):
+        raise ValueError(f"the loss of the first rows is {loss.item()}: {terms}.")
+    absent = [name for name, there in zip(model.names, present.any(0).tolist(), strict=True) if not there]
+    if absent:
+        raise ValueError(f"no row has {', '.join(absent)}; name its column in data.columns.")
+    return f"{', '.join(model.names)} come through, loss {loss.item():.3g}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mmdiff.training.dry_run", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("config", help="TOML file, see configs/")
+    parser.add_argument("--batch-size", type=int, help="default: optim.batch_size of the configuration")
+    parser.add_argument("--real", action="store_true", help="also read the first rows of the source itself")
+    args = parser.parse_args(arguments)
+    try:
+        config = load_train_config(args.config)
+        if args.batch_size is not None:
+            optim = dataclasses.replace(config.optim, batch_size=args.batch_size)
+            config = dataclasses.replace(config, optim=optim)
+        print(dry_run(config, args.real))
+    except ValueError as error:
+        sys.exit(f"mmdiff.training.dry_run: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mmdiff.training.processes import local
+
+
+class EMA:
+    """Keeps ``model``, a frozen copy whose parameters are running averages; buffers are copied.
+
+    The decay warms up as (1 + k) / (10 + k) after k updates, so that the start is forgotten early. Both
+    models may be sharded, in the same way: each process then averages its own shards.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay must be in [0, 1), but is {decay}; 0.999 is a good start.")
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        """Move the average towards ``model``; ``updates`` is how many updates came before."""
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(_weights(self.model), _weights(model), 1 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    return [local(p.detach()) for p in model.parameters()]

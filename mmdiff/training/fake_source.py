@@ -1,0 +1,143 @@
+"""A few made-up rows in the layout of a real source: its kind of files, its columns, its class numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mmdiff.config import DataConfig
+from mmdiff.data.sources import torchvision_set
+from mmdiff.modalities import Modality
+
+HEIGHT, WIDTH = 80, 120  # not square, as photos are
+SHARDS, ROWS = 2, 4
+
+
+def write_fake(
+    data: DataConfig, modalities: Mapping[str, Modality], made: set[str], folder: Path
+) -> DataConfig:
+    """Write two shards of four rows like those of `data.train` and return the configuration that reads them.
+
+    Args:
+        made: modalities that the source lacks, because an embedder makes them.
+        folder: an empty folder to write to.
+
+    Raises ValueError for a set of torchvision that `mmdiff.data.sources` does not know.
+    """
+    cells = {name: m for name, m in modalities.items() if name not in made}
+    rows = [_row(k, cells, data) for k in range(SHARDS * ROWS)]
+    kind, _, name = data.train.partition(":")
+    if kind == "torchvision":
+        TORCHVISION[torchvision_set(name)[0]](rows, data, folder)
+        return dataclasses.replace(data, root=str(folder))
+    write = _write_tars if data.train.endswith(".tar") else _write_parquet
+    return dataclasses.replace(data, train=write(rows, folder))
+
+
+def _row(number: int, modalities: Mapping[str, Modality], data: DataConfig) -> dict[str, Any]:
+    """column -> cell: a picture, a class number or name as the source has them, vectors or a text."""
+    rng = np.random.default_rng(number)
+    row = {data.column(name): _cell(m, data, rng) for name, m in modalities.items()}
+    return row | {data.column("caption"): f"photo {number}"}
+
+
+def _cell(modality: Modality, data: DataConfig, rng: np.random.Generator) -> Any:
+    if modality.kind == "image":
+        return Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    if modality.kind == "embedding":
+        return rng.normal(size=(2, *modality.shape)).astype(np.float16)
+    table = data.class_map.get(modality.name)
+    values: list[Any] = _raw_values(table) if table else list(range(len(modality.classes)))
+    if modality.kind == "mask":
+        areas = np.resize(rng.permutation(np.array(values, np.uint8)), (4, 5))
+        return Image.fromarray(np.kron(areas, np.ones((HEIGHT // 4, WIDTH // 5), np.uint8)))
+    return values[rng.integers(len(values))]
+
+
+def _raw_values(table: Mapping[str, int]) -> list[Any]:
+    """What a source may hold that ``table`` renumbers; a number that is not in it stands for "*"."""
+    numbers = all(key == "*" or key.removeprefix("-").isdigit() for key in table)
+    if not numbers:
+        return [key if key != "*" else "something else" for key in table]
+    other = next(n for n in range(255, -1, -1) if str(n) not in table) if "*" in table else None
+    return [other if key == "*" else int(key) for key in table if int(key if key != "*" else 0) >= 0]
+
+
+def _encoded(picture: Image.Image, format: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format)
+    return buffer.getvalue()
+
+
+def _write_parquet(rows: list[dict[str, Any]], folder: Path) -> str:
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+    def column(name: str) -> pa.Array:
+        values = [row[name] for row in rows]
+        if isinstance(values[0], Image.Image):
+            return pa.array([{"bytes": _encoded(v, "PNG"), "path": None} for v in values], picture)
+        if isinstance(values[0], np.ndarray):
+            return pa.array([v.tolist() for v in values], pa.list_(pa.list_(pa.float32())))
+        return pa.array(values)
+
+    table = pa.table({name: column(name) for name in rows[0]})
+    for k in range(SHARDS):
+        pq.write_table(table.slice(k * ROWS, ROWS), folder / f"part-{k}.parquet")
+    return f"{folder}/part-*.parquet"
+
+
+def _write_tars(rows: list[dict[str, Any]], folder: Path) -> str:
+    for k in range(SHARDS):
+        with tarfile.open(folder / f"part-{k}.tar", "w") as tar:
+            for number in range(k * ROWS, (k + 1) * ROWS):
+                for column, cell in rows[number].items():
+                    _add(tar, f"{number:06d}.{column}", cell)
+    return f"{folder}/part-*.tar"
+
+
+def _add(tar: tarfile.TarFile, name: str, cell: Any) -> None:
+    data = str(cell).encode()
+    if isinstance(cell, Image.Image):
+        data = _encoded(cell, "JPEG" if name.endswith((".jpg", ".jpeg")) else "PNG")
+    elif isinstance(cell, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, cell)
+        data = buffer.getvalue()
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _write_pets(rows: list[dict[str, Any]], data: DataConfig, folder: Path) -> None:
+    base, split = folder / "oxford-iiit-pet", data.train.split(":")[2:] or ["trainval"]
+    (base / "images").mkdir(parents=True)
+    (base / "annotations" / "trimaps").mkdir(parents=True)
+    lines = []
+    for number, row in enumerate(rows):
+        name = f"Breed{row['category']}_{number}"
+        row["image"].save(base / "images" / f"{name}.jpg")
+        row["segmentation"].save(base / "annotations" / "trimaps" / f"{name}.png")
+        lines.append(f"{name} {row['category'] + 1} 1 1\n")
+    (base / "annotations" / f"{split[0]}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _write_cityscapes(rows: list[dict[str, Any]], data: DataConfig, folder: Path) -> None:
+    split = (data.train.split(":")[2:] or ["train"])[0]
+    photos, masks = folder / "leftImg8bit" / split / "town", folder / "gtFine" / split / "town"
+    photos.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    for number, row in enumerate(rows):
+        row["image"].save(photos / f"town_{number}_leftImg8bit.png")
+        row["semantic"].save(masks / f"town_{number}_gtFine_labelIds.png")
+
+
+TORCHVISION = {"OxfordIIITPet": _write_pets, "Cityscapes": _write_cityscapes}
