@@ -3,8 +3,8 @@
 python -m mmdiff.clip.extend checkpoints/clip-tiny --data orchard.parquet --keep scenes.parquet --out FOLDER
 
 A tower that has never read of a grey tomato puts the words near whatever it knows best. Here it learns to put
-them where the image tower puts recoloured photos (`mmdiff.clip.recolour`). The image tower stays as it is,
-and texts like the training captions are held in place, so a model that was trained with both still knows them.
+them where the image tower puts recoloured photos (`mmdiff.clip.recolour`). The image tower stays as it is.
+Texts like the training captions are held in place, so a model that was trained with both still knows them.
 """
 
 from __future__ import annotations
