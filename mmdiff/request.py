@@ -40,8 +40,8 @@ class Request:
     """What is given, what is wanted, and how to sample it.
 
     Attributes:
-        given: name -> value, as `Modality.parse` takes it. Image: picture, array or path. Mask: class numbers.
-            Label: class name or number. Embedding: text, picture or vector.
+        given: name -> value, as `Modality.parse` takes it. Image: picture, array or path. Mask: class
+            numbers. Label: class name or number. Embedding: text, picture or vector.
         wanted: names of the modalities to generate; empty means all that are not given.
         known_pixels: (H, W) bool, the part of the given image to keep; the rest is inpainted.
         guidance_scale: strength of guidance, 1 is off. A number counts for everything given but the image,
@@ -169,7 +169,7 @@ class Request:
         guidable += [n for n in self.sample_first if n not in guidable]
         for name, scale in self.guidance_scale.items():
             _check_scale(f"guidance_scale of {name!r}", scale, limits.guidance_scale)
-            if name not in guidable and scale != 1:
+            if name not in guidable:
                 why = "is no modality of this checkpoint"
                 if name in modalities:
                     why = "is kept as it is given" if name in self.given else "is not given"
@@ -235,7 +235,7 @@ def _checked_known_pixels(known: np.ndarray | None, given: Mapping[str, Any], an
             "known_pixels out."
         )
     shape, kind = getattr(known, "shape", None), getattr(known, "dtype", type(known).__name__)
-    if shape != (size, size) or kind != bool:
+    if shape != (size, size) or str(kind) != "bool":
         raise ValueError(
             f"known_pixels is {kind} of shape {shape}; give bool of shape ({size}, {size}), True where the "
             "pixel is to be kept."
