@@ -31,6 +31,7 @@ class Modality(nn.Module):
     kind: ClassVar[str]
     dense: ClassVar[bool]
     drawable: ClassVar[bool] = False  # whether a prediction is a whole distribution, to `draw` from
+    takes_text: ClassVar[bool] = False  # whether an embedder turns texts and photos into its values
 
     name: str
     shape: tuple[int, ...]
@@ -46,6 +47,13 @@ class Modality(nn.Module):
         self.image_size = image_size
         self.patch_size = patch_size
         self.grid = image_size // patch_size
+
+    @property
+    def form(self) -> str:
+        """How a value is shown and saved: as a "picture", a "class_map", a "class" or a "vector"."""
+        if self.dense:
+            return "class_map" if self.classes else "picture"
+        return "class" if self.classes else "vector"
 
     # -- between data and the shared space ------------------------------------------------------
 

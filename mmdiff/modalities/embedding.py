@@ -34,6 +34,7 @@ class EmbeddingModality(Modality):
 
     kind = "embedding"
     dense = False
+    takes_text = True
 
     def __init__(self, name: str, image_size: int, patch_size: int, dim: int, kappa: float = 50.0) -> None:
         super().__init__(name, image_size, patch_size)
