@@ -1,13 +1,13 @@
 """The step engine: one batched call of the network advances all running requests by a step.
 
-A caller submits a `Member` and iterates over the `Ticket` it gets. Every turn of the engine collects the calls
-that all members need for their next step, answers them in one batch, and gives each member its answers.
+A caller submits a `Member` and iterates over the `Ticket` it gets. Every turn of the engine collects the
+calls that all members need for their next step, answers them in one batch, and gives each member its answers.
 Members join and leave between turns, so they may stand at different times, do different tasks and take
 different numbers of steps.
 
-With `background` the engine computes in a thread of its own, for servers. Without it the thread that waits for
-a step computes, for scripts: OpenMP keeps a pool of threads for every thread that computes, and becomes much
-slower once there are more of them than cores.
+With `background` the engine computes in a thread of its own, for servers. Without it the thread that waits
+for a step computes, for scripts: OpenMP keeps a pool of threads for every thread that computes, and becomes
+much slower once there are more of them than cores.
 """
 
 from __future__ import annotations
