@@ -65,7 +65,7 @@ WORDS: tuple[Metric, ...] = (
     ("Photo from text: in the colour of the text", "prompts.overall.colour", ".1%", REAL_COLOUR),
     ("… colour and kind often together in training", "prompts.common.colour", ".1%"),
     ("… rarely or never together in training", "prompts.rare.colour", ".1%"),
-    ("Photo from text, often together: separate classifier names the kind", "prompts.common.kind", ".1%"),
+    ("Photo from text, often together: a classifier names the kind", "prompts.common.kind", ".1%"),
     ("… rarely or never together: it names the kind", "prompts.rare.kind", ".1%", RECOLOURED),
 )
 # columns of the table of subsets: text, metric, format
@@ -157,14 +157,8 @@ def _mean(row: dict[str, Any], metric: str, form: str) -> str:
 def _worse(order: Results) -> Table:
     """The comparisons in which more given is clearly worse."""
     head = ("Metric", "Given", "Mean", "Given more", "Mean of that")
-    columns = (
-        ("metric", ""),
-        ("subset", ""),
-        ("subset_mean", ".4f"),
-        ("superset", ""),
-        ("superset_mean", ".4f"),
-    )
-    rows = [[f"{pair[name]:{form}}" for name, form in columns] for pair in order["worse"]]
+    forms = {"metric": "", "subset": "", "subset_mean": ".4f", "superset": "", "superset_mean": ".4f"}
+    rows = [[f"{pair[name]:{form}}" for name, form in forms.items()] for pair in order["worse"]]
     return Table("Where more given is worse", head, rows)
 
 
