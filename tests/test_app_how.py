@@ -1,6 +1,5 @@
 """The tab that explains: its numbers are those of the JSON, its picture is XML, and it needs no network."""
 
-import dataclasses
 import json
 import re
 import shlex
@@ -264,9 +263,9 @@ def test_what_a_model_lacks_is_faint_and_its_tabs_are_not_listed():
 
 
 def test_a_second_modality_of_a_form_is_explained_with_the_first():
-    pipe = FakePipeline(64, modalities=("image",))
-    image = pipe.modalities["image"]
-    specs = {"image": image, "depth": dataclasses.replace(image, name="depth", kind="depth", shape=(1, 8, 8))}
+    specs = FakePipeline(64, modalities=("image",)).modalities
+    depth = SimpleNamespace(name="depth", kind="depth", form="picture", classes=(), shape=(1, 8, 8))
+    specs = {**specs, "depth": depth}
     assert "<b>Image, depth</b>: the clean picture" in how_it_works._page(specs)
     assert "64 × 64 px" in how_it_works._picture(specs) and "8 × 8 px" not in how_it_works._picture(specs)
 
