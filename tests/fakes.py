@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from mmdiff.clip.vocabulary import Description, Vocabulary, Words
+from mmdiff.modalities.base import Modality
 from mmdiff.pipeline import Change, Stream
 from mmdiff.serving.engine import Engine
 
@@ -28,6 +29,9 @@ class Spec:
     shape: tuple[int, ...]
     classes: tuple[str, ...] = ()
     palette: np.ndarray | None = None
+
+    form = Modality.form
+    dense = property(lambda self: len(self.shape) > 1)
 
 
 LABELS = (
