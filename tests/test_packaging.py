@@ -20,7 +20,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ONLY_THE_APP = {"gradio", "av"}
-OPTIONAL = {"cv2", "lpips", "torchmetrics"}  # what evaluation leaves out, with a reason, where they are missing
+OPTIONAL = {"cv2", "lpips", "torchmetrics"}  # without them evaluation leaves figures out and says why
 INDIRECT = {"fsspec", "pyarrow"}  # parts of what `datasets` itself requires
 SAMPLE = ("--given", "embedding=a dark red apple", "--wanted", "image", "label", "--steps", "2")
 
@@ -102,8 +102,8 @@ def test_whatever_the_library_imports_is_among_its_requirements():
     packages = importlib.metadata.packages_distributions()
     required = names(PROJECT["dependencies"])
     assert "torch" in others
-    for name in others:
-        assert {canonicalize_name(package) for package in packages[name]} & required, f"{name} is not required"
+    missing = [name for name in others if not {*map(canonicalize_name, packages[name])} & required]
+    assert not missing
 
 
 @pytest.mark.slow
