@@ -190,3 +190,13 @@ def test_calls_are_answered_together_as_alone(model):
         for name in NAMES:
             assert together[name].shape == alone[name].shape
             torch.testing.assert_close(together[name], alone[name], atol=1e-5, rtol=1e-4)
+
+
+def test_pixels_that_were_not_read_are_refused_in_a_batch_of_calls():
+    model = lively_model(tiny_config(reader_depth=1))
+    known = model.condition(
+        {}, torch.full((1, 4), UNKNOWN), torch.ones(1, 1, SIZE, SIZE), torch.zeros(1, 3, SIZE, SIZE)
+    )
+    call = model.call_at(model.make_schedule(), torch.zeros(1, *model.z_shape), 400, known)
+    with pytest.raises(ValueError, match="were not read yet; pass model.read"):
+        model.answer([call, call])

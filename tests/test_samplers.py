@@ -218,7 +218,6 @@ def test_noise_that_is_missing_or_of_another_shape_is_refused():
         list(drive(sample_ancestral(schedule, z_t, timesteps(80, 3), SampleNoise(range(3))), bounded))
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="sample_ddim calls the missing noise before jump")
 def test_a_sampler_with_eta_and_no_noise_is_refused():
     schedule, z_t, _ = several()
     with pytest.raises(ValueError, match="eta is 0.5 and no noise was given"):
