@@ -34,12 +34,14 @@ SHARES = (0.1, 0.3, 0.6, 0.95)  # of the training, after which gradients are tak
 
 
 def term_gradients(trainer: Trainer) -> dict[str, Tensor]:
-    """Gradients in the shared backbone of the next batch's terms, each with its weight: name -> (P,).
+    """Gradients of the next batch's weighted loss terms in the shared backbone: modality -> (P,).
 
-    "image" is of all terms of the anchor together, the other modalities go by their names.
+    The anchor's is that of all its terms together. Nothing is stepped.
     """
-    model = trainer.model
-    terms = trainer.terms_of_next_batch()
+    model = trainer.model.train()
+    draw = trainer.next_draw()
+    trainer.seed_dropout(0)
+    terms = trainer.losses(model, draw)
     shared = list(model.backbone.parameters())
     found = {}
     for modality in model.config.modalities:

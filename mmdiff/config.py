@@ -1,6 +1,7 @@
 """Configuration: frozen dataclasses, read from TOML for training and from JSON inside a checkpoint.
 
-Unknown keys raise, so that a misspelt option never silently does nothing.
+Unknown keys raise, so that a misspelt option never silently does nothing. Retired options are still accepted
+where they have their default value, as checkpoints and training states from before name them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# options that no longer exist, with the only value that is still accepted
+RETIRED = {
+    "ModelConfig.flags": True,
+    "ModelConfig.self_conditioning": False,
+    "ModelConfig.separate_times": False,
+    "TaskConfig.one_call": False,
+    "TaskConfig.masking": "mixed",
+    "TaskConfig.always": [],
+    "TaskConfig.never": [],
+}
+LAST_WITH_RETIRED = "279370b"  # the last commit that has them
 
 TABLES = {"dict[str, str]": "str", "dict[str, int]": "int", "dict[str, dict[str, int]]": "dict[str, int]"}
 
@@ -62,18 +75,13 @@ class ModelConfig:
     dropout: float = 0.0
     embedder: str = ""  # folder of the CLIP-style embedder beside the checkpoint, or an open_clip tag
     channels: str = "own"  # "own": every modality has channels of Z to itself; "shared": all overlap
-    flags: bool = True  # tell the denoiser which modalities are unknown, known and absent
-    in_place: bool = False  # what is given replaces its noisy version in what the denoiser sees
-    self_conditioning: bool = False  # show the denoiser its previous clean prediction
-    separate_times: bool = False  # every modality is diffused to a time of its own (UniDiffuser)
+    in_place: bool = False  # known entries of z_t are clean in the denoiser's input, otherwise noisy
 
     def __post_init__(self) -> None:
         if self.channels not in ("own", "shared"):
             raise ValueError(f"model.channels is {self.channels!r}; use 'own' or 'shared'.")
         if self.in_place and self.channels == "shared":
             raise ValueError("model.in_place needs channels of their own; leave model.channels at 'own'.")
-        if self.separate_times and not self.in_place:
-            raise ValueError("model.separate_times puts what is given at time 0; set model.in_place, too.")
         if not self.modalities:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")
@@ -143,32 +151,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """How often training shows which task."""
+    """The mixture of tasks in training: shares and probabilities, 0 to 1."""
 
     joint: float = 0.3  # share of examples with nothing given
-    given: float = 0.4  # otherwise, the probability that a modality is given
-    absent: float = 0.15  # probability that a modality that could be predicted is left out
+    given: float = 0.4  # in the others, probability that a modality is given
+    absent: float = 0.15  # probability that a modality that is not given is left out
     holes: float = 0.5  # share of the given images that have holes
-    # What an example lacks is asked for as often as what it has, though without a loss of its own. Otherwise
-    # it is always absent, and to ask for it says that the photo is from a source that annotates it.
+    # True: a modality that an example lacks is predicted as often as one that it has, but without a loss.
+    # False: it is always absent, so predicting it tells the model that the source annotates it.
     ask_for_lacking: bool = False
-    # Share of the examples with the whole photo given that stand at t = T, where nothing else tells.
-    reading: float = 0.0
-    # Share of all examples that show the whole photo, nothing else, and stand at t = T: to be read, no more.
-    only_reading: float = 0.0
-    always: tuple[str, ...] = ()  # modalities that are given wherever they are there, maybe with holes
-    never: tuple[str, ...] = ()  # modalities that are never given
-    one_call: bool = False  # all examples stand at t = T: nothing is diffused, and one call answers
-    # "mixed": holes of many shapes and sizes; "patches": three quarters of the patches, as in MAE.
-    masking: str = "mixed"
+    reading: float = 0.0  # share of the examples with a complete image given that have t = T
+    only_reading: float = 0.0  # share of all examples with the complete image given, nothing else, and t = T
 
     def __post_init__(self) -> None:
         _check_shares(self, "tasks", ("joint", "given", "absent", "holes", "reading", "only_reading"))
-        if self.masking not in ("mixed", "patches"):
-            raise ValueError(f"tasks.masking is {self.masking!r}; use 'mixed' or 'patches'.")
-        both = sorted(set(self.always) & set(self.never))
-        if both:
-            raise ValueError(f"tasks.always and tasks.never both name {', '.join(both)}; choose one of them.")
 
 
 @dataclass(frozen=True)
@@ -200,14 +196,6 @@ class TrainConfig:
     tasks: TaskConfig = TaskConfig()
     optim: OptimConfig = OptimConfig()
 
-    def __post_init__(self) -> None:
-        names = [m.name for m in self.model.modalities]
-        unknown = [n for n in (*self.tasks.always, *self.tasks.never) if n not in names]
-        if unknown:
-            raise ValueError(
-                f"tasks names {', '.join(unknown)}, but the model's modalities are {', '.join(names)}."
-            )
-
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A JSON-ready dictionary of a configuration dataclass."""
@@ -218,10 +206,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build the dataclass ``cls`` from nested dictionaries.
 
     Raises:
-        ValueError: for an unknown or a missing key or a value of the wrong type, by name.
+        ValueError: names a key that is unknown, missing or retired, or whose value has the wrong type.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{cls.__name__} is {values!r}; give a table of its options.")
+    values = _without_retired(cls.__name__, values)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -233,6 +222,18 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
         return cls(**kwargs)
     except TypeError as error:
         raise ValueError(f"{cls.__name__}: {error}.") from None
+
+
+def _without_retired(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without `RETIRED` options. Raises ValueError if one of them has another value."""
+    for name, value in values.items():
+        key = f"{section}.{name}"
+        if key in RETIRED and value != RETIRED[key]:
+            raise ValueError(
+                f"{key} is {value!r}, but this option was retired and only {RETIRED[key]!r} is accepted; "
+                f"leave it out, or use commit {LAST_WITH_RETIRED}, the last that has it."
+            )
+    return {name: value for name, value in values.items() if f"{section}.{name}" not in RETIRED}
 
 
 def _convert(annotation: str, value: Any, name: str) -> Any:

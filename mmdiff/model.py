@@ -89,7 +89,7 @@ class MultiModalDiffusion(nn.Module):
         dense_channels = sum(self.modalities[n].z_channels for n in self.dense_names) // fold**2
         self.backbone = Backbone(
             z_channels=self.z_channels,
-            extra_channels=config.patch_size**2 + config.self_conditioning * self.z_channels,
+            extra_channels=config.patch_size**2,
             cell_channels=2 * dense_channels + self.cell**2,
             num_modalities=len(self.names),
             grid=self.grid,
@@ -101,7 +101,6 @@ class MultiModalDiffusion(nn.Module):
             stem_depth=config.stem_depth,
             reader=config.reader_depth > 0,
             dropout=config.dropout,
-            num_times=len(self.names) if config.separate_times else 1,
         )
         depth = config.reader_depth
         self.reader = Reader(self.cell, config.refiner_width, depth) if depth else None
@@ -231,13 +230,7 @@ class MultiModalDiffusion(nn.Module):
             z_t = torch.where(self._known_entries(condition), clean, z_t)
         cells = torch.cat([self._cells(z_t), self._cells(clean), F.pixel_unshuffle(known, self.cell)], dim=1)
         extra = F.pixel_unshuffle(known, self.config.patch_size)
-        if self.config.self_conditioning:
-            previous = torch.zeros_like(z_t) if condition.previous is None else condition.previous
-            extra = torch.cat([extra, previous], dim=1)
         log_snr_t = log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        if self.config.separate_times:
-            log_snr_t = self._own_times(log_snr_t, condition.flags)
-        flags = condition.flags if self.config.flags else torch.full_like(condition.flags, UNKNOWN)
         read = self.read(condition)
         read, detail = (None, None) if read is None else self.reader.parts(read)
         features, registers = self.backbone(
@@ -246,7 +239,7 @@ class MultiModalDiffusion(nn.Module):
             extra,
             cells,
             log_snr_t,
-            flags,
+            condition.flags,
             read,
         )
         raw = {
@@ -256,12 +249,6 @@ class MultiModalDiffusion(nn.Module):
         for name, head in self.details.items():
             raw[name] = raw[name] + head(features, detail)
         return {name: value.float() for name, value in raw.items()}
-
-    def _own_times(self, log_snr_t: Tensor, flags: Tensor) -> Tensor:
-        """log SNR of every modality, (B, N): what is given has no noise, and what is absent nothing else."""
-        each = log_snr_t if log_snr_t.dim() == 2 else log_snr_t[:, None].expand(-1, len(self.names))
-        each = each.masked_fill(flags == KNOWN, LOG_SNR_LIMIT)
-        return each.masked_fill(flags == ABSENT, -LOG_SNR_LIMIT)
 
     def _known_entries(self, condition: Conditioning) -> Tensor:
         """Entries of Z that are wholly known, (B, *Z) bool; beside a hole the latents are not."""
@@ -359,7 +346,6 @@ class TrajectoryDenoiser:
             self.seen = replace(seen, pixels=None, read=model.read(seen))
         self.taken = taken or {}
         self.log_snr = log_snr(schedule.log_abar).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        self.last: tuple[Tensor, Tensor] | None = None  # t (B,) and `Prediction.clean` (B, *Z)
 
     def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
         return self.interpret(*self.model.answer([self.query(z_t, t)]), t)
@@ -370,24 +356,12 @@ class TrajectoryDenoiser:
         log_snr_t = self.log_snr[t.to(self.log_snr.device)].to(z_t.device, torch.float32)
         if self.taken:
             z_t = z_t - signal(self.schedule, torch.zeros_like(z_t), t, self.taken)
-        seen = self.seen
-        if self.model.config.self_conditioning:
-            seen = replace(seen, previous=self._previous(t))
-        return Query(z_t, log_snr_t, seen)
+        return Query(z_t, log_snr_t, self.seen)
 
     @torch.no_grad()
     def interpret(self, raw: Mapping[str, Tensor], t: Tensor) -> Prediction:
         """What the network's answer to `query` says."""
-        if self.model.config.self_conditioning:
-            # not of `shown`, which holds what the network is not to see
-            self.last = t, self.model.interpret(raw, self.seen).clean
         return self.model.interpret(raw, self.shown)
-
-    def _previous(self, t: Tensor) -> Tensor | None:
-        if self.last is None:
-            return None
-        t_last, clean = self.last
-        return clean * (t < t_last).to(clean.device)[:, None, None, None]
 
 
 def _joined(queries: Sequence[Query]) -> Query:

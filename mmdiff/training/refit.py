@@ -58,8 +58,8 @@ def mixture_tokens(trainer: Trainer, examples: Examples, rows: Tensor, tap: Toke
     """Tokens (n, width) at random times under the mixture of tasks that training shows."""
     tokens = []
     for step, chunk in enumerate(tqdm(rows.split(BATCH), desc="tasks")):
-        rows_there = chunk.to(trainer.device)
-        trainer.losses(trainer.model, examples, rows_there, trainer.generator(step), augment=True)
+        draw = trainer.draw(examples, chunk.to(trainer.device), trainer.generator(step), augment=True)
+        trainer.losses(trainer.model, draw)
         tokens.append(tap.token)
     return torch.cat(tokens)
 
