@@ -23,7 +23,9 @@ from mmdiff.config import load_train_config
 from mmdiff.data import batches
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training import trainer as training
+from mmdiff.training.loop import resume, run
 from mmdiff.training.processes import Processes, join_processes
+from mmdiff.training.state import STATE_FILE, backup_of
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -40,7 +42,6 @@ heads = 2
 refiner_width = 8
 stem_depth = 1
 reader_depth = 1
-self_conditioning = true
 
 [[model.modalities]]
 name = "image"
@@ -101,7 +102,7 @@ def losses_of(folder: Path) -> list[list[float]]:
 
 
 def assert_close_states(one: Path, two: Path) -> None:
-    first, second = (load_file(folder / train.STATE_FILE) for folder in (one, two))
+    first, second = (load_file(folder / STATE_FILE) for folder in (one, two))
     assert set(first) == set(second)
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=1e-5)
@@ -143,7 +144,7 @@ def test_a_batch_in_parts_is_the_whole_batch(place, alone, parts):
 def cut_off(run: Path, folder: Path) -> None:
     """A folder with the state that the run had after step 3: the backup of its last one."""
     folder.mkdir()
-    shutil.copy(train.backup_of(run / train.STATE_FILE), folder / train.STATE_FILE)
+    shutil.copy(backup_of(run / STATE_FILE), folder / STATE_FILE)
 
 
 def what_two_do(place: Path) -> None:
@@ -176,7 +177,7 @@ def meet_trouble(place: Path, processes: Processes) -> None:
         return {name: value * factor for name, value in losses(*inputs).items()}
 
     training.training_losses = spoilt
-    reason = train.run(trainer, None, place / "trouble", math.inf, log_every=100)
+    reason = run(trainer, None, place / "trouble", math.inf, log_every=100)
     (place / f"trouble{processes.rank}.txt").write_text(f"{reason} {trainer.step} {trainer.skipped.tolist()}")
 
 
@@ -205,7 +206,7 @@ def test_one_process_talks(two):
 
 
 def test_two_processes_resume_exactly(place, two):
-    whole, resumed = (load_file(place / run / train.STATE_FILE) for run in ("together", "again"))
+    whole, resumed = (load_file(place / run / STATE_FILE) for run in ("together", "again"))
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
     assert losses_of(place / "again") == losses_of(place / "together")[-4:]
 
@@ -262,7 +263,7 @@ def test_processes_that_see_different_states(place, tmp_path, monkeypatch):
     trainer = make_trainer(place)
     monkeypatch.setattr(Processes, "sum", lambda self, step: step + 3)
     with pytest.raises(ValueError, match="different states in .*; it must be on a disk that all machines"):
-        train.resume(trainer, tmp_path)
+        resume(trainer, tmp_path)
 
 
 if __name__ == "__main__":

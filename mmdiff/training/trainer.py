@@ -120,7 +120,7 @@ class Trainer:
             with gradients_averaged(self.forward, now=k == self.accumulate - 1):
                 self.seed_dropout(k)
                 terms = self.losses(self.forward, part, counts)
-                # times the number of processes, whose gradients are averaged: `counts` is of the whole batch
+                # `counts` is of the whole batch, so gradients are to be summed, but processes average them.
                 (total_loss(self.model, terms) * self.processes.count).backward()
             parts.append(torch.stack([value.detach() for value in terms.values()]))
         terms = dict(zip(terms, self.processes.sum(torch.stack(parts).sum(0)), strict=True))
@@ -135,9 +135,8 @@ class Trainer:
         clip = self.config.optim.clip_norm
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         bad = ~(norm + loss).isfinite()  # both are the same on every process
-        self.optimizer.found_inf = (
-            bad.float()
-        )  # as gradient scalers do: checked on the device, without a wait
+        # As gradient scalers do: the fused optimiser checks it on the device, so that nothing waits for it.
+        self.optimizer.found_inf = bad.float()
         self.optimizer.step()
         self._count_skipped(bad)
         self.ema.update(self.model, self.step)
