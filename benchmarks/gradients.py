@@ -4,9 +4,9 @@
         --out docs/results/scenes-gradients.json
 
 While a model is trained from scratch, the gradient of each weighted loss term is measured now and then: its
-norm in the parameters that all modalities share, and its cosine with the gradient of the photos' terms. A term
-with a far larger norm than the photos' dominates the optimiser's step (Adam divides by the size of the sum); a
-negative cosine works against the photos.
+norm in the parameters that all modalities share, and its cosine with the gradient of the photos' terms. A
+term with a far larger norm than the photos' dominates the optimiser's step (Adam divides by the size of the
+sum); a negative cosine works against the photos.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Measures the whole step of `python -m mmdiff.train` on random examples of the configuration's shapes, matrix
 products in the same precision, and the drawing of batches. All are measured in turn, round after round, so
-that other load on the machine affects all of them. Figures are medians over the rounds, with the lowest and the
-highest; a share is the median of the rounds' ratios.
+that other load on the machine affects all of them. Figures are medians over the rounds, with the lowest and
+the highest; a share is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
