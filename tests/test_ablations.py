@@ -107,7 +107,7 @@ def test_a_study_goes_on_where_it_was_cut_off(base, bench, counted, tmp_path):
     assert report["variants"]["baseline"]["figures"]["mask_iou"] == {"mean": 1.0, "std": 1.0}
 
 
-def test_variants_stand_in_the_order_asked_for_whenever_they_were_run(base, bench, counted, tmp_path):
+def test_variants_keep_their_order_whenever_they_were_run(base, bench, counted, tmp_path):
     out, run, names = tmp_path / "out.json", counted[1], list(CHOICES)
     study.study({names[2]: CHOICES[names[2]]}, base, bench, 1, out, {}, run)
     assert list(study.study(CHOICES, base, bench, 1, out, {}, run)["variants"]) == names

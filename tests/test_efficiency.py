@@ -51,7 +51,7 @@ def test_passes_compare_sums():
     )
 
 
-def test_a_pass_asks_for_everything():
+def test_a_pass_predicts_everything():
     one = Pass(tiny_config(), 3)
     out = one.model(one.z, one.log_snr, one.condition)
     assert set(out) == {"image", "mask", "label", "embedding"} and all(len(v) == 3 for v in out.values())

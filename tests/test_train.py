@@ -189,7 +189,7 @@ def test_values_that_an_example_lacks_do_not_matter(examples, asked):
 
 
 @pytest.mark.parametrize(("reading", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_photos_that_are_read_stand_at_the_end(examples, reading, share):
+def test_a_share_of_complete_photos_is_at_the_last_time(examples, reading, share):
     trainer = Trainer(replace(tiny_train_config(), tasks=TaskConfig(reading=reading)), examples, CPU)
     rows = torch.arange(24).repeat(60)
     draw = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=True)

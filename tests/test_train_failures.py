@@ -218,7 +218,7 @@ def test_a_last_save_that_fails_ends_the_run_with_an_error(examples, tmp_path, f
     assert go_on(examples, tmp_path) == 6
 
 
-def test_the_log_takes_a_line_or_nothing(tmp_path, full_disk):
+def test_a_log_line_is_written_completely_or_not_at_all(tmp_path, full_disk):
     log = MetricsLog(tmp_path / "metrics.csv", 0)
     log.write({"step": 1, "loss": 0.5})
     full_disk(14)
@@ -294,7 +294,7 @@ def test_a_step_that_is_not_finite_changes_nothing(examples, monkeypatch, factor
     assert not torch.equal(later["optimizer/0/exp_avg"], after["optimizer/0/exp_avg"])
 
 
-def test_skipped_steps_are_counted_said_and_kept(examples, tmp_path, monkeypatch, capfd):
+def test_skipped_steps_are_counted_reported_and_saved(examples, tmp_path, monkeypatch, capfd):
     trainer = make_trainer(examples)
     spoil(trainer, monkeypatch, (1, 2, 5))
     run(trainer, None, tmp_path, math.inf, 1)
@@ -309,7 +309,7 @@ def test_skipped_steps_are_counted_said_and_kept(examples, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
-def test_ten_in_a_row_end_the_run(examples, tmp_path, monkeypatch, log_every):
+def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(examples, tmp_path, monkeypatch, log_every):
     """Also if it recovers before anybody looks."""
     trainer = make_trainer(examples, images=320, save_every_images=24)
     spoil(trainer, monkeypatch, range(4, 14))
@@ -319,7 +319,7 @@ def test_ten_in_a_row_end_the_run(examples, tmp_path, monkeypatch, log_every):
     assert resume(resumed, tmp_path) and resumed.is_finite() and resumed.step == 12
 
 
-def test_nine_in_a_row_do_not(examples, monkeypatch):
+def test_nine_steps_in_a_row_do_not(examples, monkeypatch):
     trainer = make_trainer(examples)
     spoil(trainer, monkeypatch, range(9))
     for _ in range(10):

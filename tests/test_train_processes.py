@@ -200,7 +200,7 @@ def test_two_processes_with_sharded_weights_make_the_run_of_one(place, alone, tw
     assert_same_run(alone, place / "all-sharded")
 
 
-def test_one_process_talks(two):
+def test_only_the_main_process_prints(two):
     assert two.stdout.count("2 processes, cpu") == two.stdout.count("M parameters") == 4
     assert two.stdout.count("stopped by the budget of images") == 4
 
@@ -225,7 +225,7 @@ def test_two_with_sharded_weights_resume_what_one_began(place, alone, two):
         torch.testing.assert_close(one[name], two[name], atol=1e-3, rtol=1e-3)
 
 
-def test_what_one_process_meets_concerns_both(place, two):
+def test_a_bad_loss_or_a_signal_in_one_process_affects_both(place, two):
     assert (place / "trouble0.txt").read_text() == "another process 10 [1, 0]"
     assert (place / "trouble1.txt").read_text() == "a signal 10 [1, 0]"
     assert two.stderr.count("1 step(s) up to step 10 skipped, as the loss") == 1
@@ -244,7 +244,7 @@ def test_a_batch_that_cannot_be_divided():
         Processes(0, 3).share(8, 2)
 
 
-def test_one_device_for_many(monkeypatch):
+def test_one_device_for_several_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--device cuda:1 is one device for 2 processes; leave it out"):
         join_processes("cuda:1")
