@@ -53,12 +53,12 @@ class ModalityConfig:
     weights: str = "joint"  # family of w_t; ignored for the anchor (the first modality)
     scale: float = 1.0  # c_i, the constant in front of the family
     loss_weight: float = 1.0  # lambda_i of this modality's L2 term
-    options: dict[str, Any] = field(default_factory=dict)  # what the kind's constructor takes
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the kind's constructor
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that is needed to rebuild the model around its weights."""
+    """Everything needed to rebuild the model around its weights."""
 
     modalities: tuple[ModalityConfig, ...]
     image_size: int = 64  # pixels, height and width
@@ -107,7 +107,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the examples are and how they are cut; `mmdiff.data.sources` says what a source may be."""
+    """Where the examples are and how they are cut; `mmdiff.data.sources` lists the kinds of sources."""
 
     train: str = ""  # Parquet file or a glob of such files; with `stream` any source
     val: str = ""
@@ -122,7 +122,7 @@ class DataConfig:
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
     zoom: float = 1.0  # smallest share of a stored photo's side that a random crop shows, enlarged
     flip: bool = True
-    light: float = 0.0  # share by which contrast and brightness of a photo change; captions may speak of them
+    light: float = 0.0  # contrast and brightness change by up to this share; captions may mention them
     balance: float = 1.0  # a source's share grows with its examples to this power: 0 is equal, 1 as they are
 
     def __post_init__(self) -> None:
@@ -136,7 +136,7 @@ class DataConfig:
         _check_positive(self, ("shuffle_rows", "workers"))
 
     def ready(self) -> DataConfig:
-        """What training reads: the prepared shards if there are to be any, else the sources themselves."""
+        """The data that training reads: the prepared shards if `prepared` is set, else the sources."""
         if not self.prepared:
             return self
         shards = {
@@ -182,7 +182,7 @@ class OptimConfig:
     snr_cap: float = 5.0  # gamma of the weight min(SNR + 1, gamma)
     save_every_images: int = 200_000
     sample_every_images: int = 400_000
-    keep_checkpoints: bool = False  # also keep every saved one, in history/<images>
+    keep_checkpoints: bool = False  # keep every saved checkpoint in history/<images>
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -244,8 +244,6 @@ def _convert(annotation: str, value: Any, name: str) -> Any:
         return tuple(from_dict(ModalityConfig, v) for v in value)
     if annotation in TABLES and isinstance(value, Mapping):
         return {k: _convert(TABLES[annotation], v, f"{name}.{k}") for k, v in value.items()}
-    if annotation == "tuple[str, ...]" and isinstance(value, (list, tuple)):
-        return tuple(_convert("str", v, name) for v in value)
     if annotation == "tuple[float, float]" and isinstance(value, (list, tuple)) and len(value) == 2:
         return tuple(_convert("float", v, name) for v in value)
     scalar = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict[str, Any]": dict}
