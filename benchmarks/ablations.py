@@ -92,14 +92,13 @@ def _fine(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "stride"}
 
 
+# Commit 279370b is the last that can also make "no flags" and "self-conditioning" of docs/results.
 STUDIES: dict[str, dict[str, Variant]] = {
     "choices": {
         "baseline": Variant(),
         "weights ramp": Variant(weights("ramp")),
         "weights none": Variant(weights("none")),
         "shared channels": Variant(model_with(channels="shared")),
-        "no flags": Variant(model_with(flags=False)),
-        "self-conditioning": Variant(model_with(self_conditioning=True)),
         "image + mask": Variant(pair("mask")),
         "image + label": Variant(pair("label")),
         "image + embedding": Variant(pair("embedding")),

@@ -1,4 +1,4 @@
-"""How what a model can do grows with the training images seen, from the checkpoints that a run kept.
+"""Figures of a model by the number of training images, from the checkpoints that a run kept.
 
     python benchmarks/curves.py runs/scenes-cpu --data data/scenes/val.parquet \
         --out docs/results/scenes-curve.json --plot docs/scenes_curve.png
@@ -36,7 +36,7 @@ FIGURES = {
 
 
 def measure(folder: Path, data: str, device: str) -> dict[str, float]:
-    """The figures of one checkpoint, as far as it has the modalities."""
+    """The figures of one checkpoint, of the modalities that it has."""
     pipe = Pipeline.from_pretrained(folder, device=device)
     results = evaluate(Evaluation(pipe, read_examples(data, pipe), Settings()), TASKS)
     found = {name: look_up(results, path) for name, (path, _) in FIGURES.items()}

@@ -1,12 +1,11 @@
-"""What many in one saves, and how quality grows with the number of steps.
+"""The cost of one model for all modalities, and quality by the number of steps.
 
     python benchmarks/efficiency.py checkpoints/orchard --data data/orchard/val.parquet \
         --judge benchmarks/judges/orchard --out docs/results/orchard-efficiency.json \
         --plot docs/orchard_efficiency.png
 
-One pass of the network that generates all modalities is timed against a pass of the same network for photos
-alone, and against a pass of each of the models for one thing that would stand in its place, in pairs, one
-after the other in turn.
+One pass of the network for all modalities is timed against a pass of the same network for photos alone, and
+against a pass of each of the models for one task that it replaces, in pairs, in turn.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ PATHS = {
 
 
 class Pass:
-    """One call of a network for a batch, with nothing given, and what it costs."""
+    """One call of a network for a batch with nothing given, and its cost."""
 
     def __init__(self, config: ModelConfig, batch: int) -> None:
         self.model = MultiModalDiffusion(config).eval()
@@ -95,9 +94,9 @@ def passes(config: ModelConfig, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def quality(ev: Evaluation, filling_guidance: float, steps: Sequence[int]) -> list[dict[str, Any]]:
-    """The figures of every sampler after every number of steps, on the same examples and noise.
+    """The figures of every sampler at every number of steps, on the same examples and noise.
 
-    The page's sampler of holes is measured with guidance, too.
+    The page's default sampler for holes is also measured with guidance.
     """
     ways = [(name, name, 1.0, TASKS) for name in SAMPLERS]
     ways.append((GUIDED, FILLING_SAMPLER, filling_guidance, ("holes",)))

@@ -13,7 +13,7 @@ from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.evaluate import read_examples
 from mmdiff.evaluation.metrics import top_k_hits
 from mmdiff.pipeline import Pipeline
-from mmdiff.train import run as train
+from mmdiff.training.loop import run as train
 from mmdiff.training.masking import Condition
 from mmdiff.training.trainer import Trainer
 

@@ -272,11 +272,10 @@ def arguments(request, size):
 
 
 @pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize("self_conditioning", [False, True])
-def test_alone_or_among_eight_is_the_same(embedder, self_conditioning, background):
+def test_alone_or_among_eight_is_the_same(embedder, background):
     import torch
 
-    model = lively_model(tiny_config(self_conditioning=self_conditioning), seed=1)
+    model = lively_model(tiny_config(), seed=1)
     pipe = Pipeline(model, torch.device("cpu"), embedder, background=background)
     requests = [arguments(request, model.config.image_size) for request in REQUESTS]
     alone = [list(pipe.stream(**request)) for request in requests]

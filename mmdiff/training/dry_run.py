@@ -139,10 +139,8 @@ def measure(model: MultiModalDiffusion) -> Work:
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as both, hooks:
         sum(output.sum() for output in model(*inputs).values()).backward()
-    first_pass = forward.get_total_flops() if model.config.self_conditioning else 0
     numbers = sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
-    trained = both.get_total_flops() + first_pass
-    return Work(forward.get_total_flops(), trained, _encoding(model), numbers)
+    return Work(forward.get_total_flops(), both.get_total_flops(), _encoding(model), numbers)
 
 
 def _encoding(model: MultiModalDiffusion) -> int:
