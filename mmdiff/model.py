@@ -195,8 +195,8 @@ class MultiModalDiffusion(nn.Module):
         kept = {}
         for i, name in enumerate(self.names):
             if name == self.anchor and name in e:
-                shown = self.modalities[name].shown(known_pixels).to(e[name].dtype)
-                kept[name] = e[name] * self.channels.place(name, shown)
+                visible = self.modalities[name].visible(known_pixels).to(e[name].dtype)
+                kept[name] = e[name] * self.channels.place(name, visible)
             elif name in e:
                 kept[name] = e[name] * (flags[:, i] == KNOWN)[:, None, None, None]
         return Conditioning(kept, flags, known_pixels)
@@ -300,9 +300,9 @@ class MultiModalDiffusion(nn.Module):
         """The prediction with the true encodings of what is given, and zeros for what is absent."""
         z0, e = prediction.z0, dict(prediction.e)
         if self.anchor in condition.e:
-            settled = self.modalities[self.anchor].settled(condition.known_pixels)
-            settled = self.channels.place(self.anchor, settled.to(z0.dtype)) > 0
-            z0 = torch.where(settled, condition.e[self.anchor], z0)
+            determined = self.modalities[self.anchor].determined(condition.known_pixels)
+            determined = self.channels.place(self.anchor, determined.to(z0.dtype)) > 0
+            z0 = torch.where(determined, condition.e[self.anchor], z0)
         for i, name in enumerate(self.names):
             if name != self.anchor:
                 unknown = condition.flags[:, i, None, None, None] == UNKNOWN

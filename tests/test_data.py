@@ -22,8 +22,10 @@ from synthetic import (
 )
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows, draw_batch, read_parquet
-from mmdiff.modalities.base import decode_cell
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows
+from mmdiff.data.parquet import read_parquet
+from mmdiff.images import decode_cell
 from mmdiff.model import MultiModalDiffusion
 
 NAMES = ("image", "mask", "label")

@@ -18,7 +18,7 @@ from synthetic import CLASSES, draw_shape, mask_of
 
 from mmdiff import train
 from mmdiff.config import load_train_config
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.parquet import read_parquet
 from mmdiff.folder import __main__ as folder
 from mmdiff.folder.classes import read_classes
 from mmdiff.folder.configuration import Settings, render

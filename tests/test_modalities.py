@@ -12,10 +12,10 @@ from synthetic import CLASSES, DIM, SIZE, WordEmbedder, draw_shape, mask_of
 from torch.nn import functional as F
 
 from mmdiff.config import ModalityConfig
+from mmdiff.images import square, to_uint8
 from mmdiff.modalities import KINDS, build_modality
 from mmdiff.modalities.base import class_codes, palette
 from mmdiff.modalities.embedding import vmf_log_normaliser
-from mmdiff.modalities.image import square, to_uint8
 
 GRID = SIZE // 4
 MASK_CLASSES = ["void", "road", "sky"]

@@ -25,9 +25,9 @@ from synthetic import (
 
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig
 from mmdiff.data import precompute
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.parquet import read_parquet
 from mmdiff.data.precompute import prepare
-from mmdiff.data.stream import Stream
+from mmdiff.data.stream import StreamedBatches
 from mmdiff.model import MultiModalDiffusion
 
 BREEDS = ("Abyssinian", "american_bulldog", "Bengal")
@@ -87,7 +87,7 @@ def test_datasets_and_pyarrow_read_the_shards(source):
 def test_training_streams_the_shards_without_an_embedder(source):
     config = config_of(source, stream=True)
     prepare(config, "train", source / "out", WordEmbedder(), rows_per_shard=5)
-    stream = Stream(config.data, MultiModalDiffusion(config.model).modalities, batch=24)
+    stream = StreamedBatches(config.data, MultiModalDiffusion(config.model).modalities, batch=24)
     batch = stream.next_batch()
     stream.close()
     expected = read_prepared(config)

@@ -30,8 +30,10 @@ from synthetic import (
 )
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import Examples, draw_batch, read_parquet
-from mmdiff.data.stream import Stream, first_examples
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples
+from mmdiff.data.parquet import read_parquet
+from mmdiff.data.stream import StreamedBatches, first_examples
 from mmdiff.model import MultiModalDiffusion
 
 NAMES = ("image", "mask", "label")
@@ -88,7 +90,7 @@ def config_of(where: str, **options) -> DataConfig:
     return DataConfig(train=where, **(settings | options))
 
 
-def captions(stream: Stream, batches: int) -> list[int]:
+def captions(stream: StreamedBatches, batches: int) -> list[int]:
     return [int(text) for _ in range(batches) for text in stream.next_batch().captions]
 
 
@@ -97,8 +99,8 @@ def make(modalities):
     """Makes streams that are closed at the end."""
     opened = []
 
-    def open_stream(config, batch=4, names=modalities, **options) -> Stream:
-        opened.append(Stream(config, names, batch, **options))
+    def open_stream(config, batch=4, names=modalities, **options) -> StreamedBatches:
+        opened.append(StreamedBatches(config, names, batch, **options))
         return opened[-1]
 
     yield open_stream

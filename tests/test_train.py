@@ -28,7 +28,7 @@ from mmdiff import train
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig
 from mmdiff.data import batches
-from mmdiff.data.examples import draw_batch
+from mmdiff.data.augment import draw_batch
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import training_losses
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion

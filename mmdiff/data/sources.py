@@ -20,7 +20,7 @@ import fsspec
 import pyarrow as pa
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import cells_of
+from mmdiff.data.parquet import cells_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

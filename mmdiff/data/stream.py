@@ -1,8 +1,8 @@
 """Training batches from sets of any size: read, shuffled and decoded ahead of the training loop.
 
-Rows come in the same order whenever they are asked for: the shards of an epoch in a random order, the rows of
-a block of `data.shuffle_rows` in another. So the state of a stream is a handful of numbers, and a resumed
-stream equals an uninterrupted one: it reads the block it stood in once more and goes on in the middle of it.
+The order is a function of the seed: the shards of an epoch are permuted, and so are the rows of each block of
+`data.shuffle_rows`. The state of a stream is therefore a handful of numbers, and a resumed stream equals an
+uninterrupted one: it reads the current block again and continues in the middle of it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import BrokenRows, Examples, add_embeddings, collate, decode_row, text_of
+from mmdiff.data.examples import Examples, add_embeddings, collate
+from mmdiff.data.parquet import BrokenRows, decode_row, text_of
 from mmdiff.data.sources import Source, fetched
 from mmdiff.modalities import Modality
 
 T = TypeVar("T")
 Cells = tuple[str, dict[str, Any]]  # file and row, for messages; undecoded cells by name
-Raw = Generator[tuple[T, str, dict[str, Any]], None, None]  # the same with a key of any type in front
+Raw = Generator[tuple[T, str, dict[str, Any]], None, None]  # the same after a key of any type
 
 READY_BATCHES = 3  # decoded ahead
-MANY_SHARDS = 16  # a process; one more or less is then no matter
+MANY_SHARDS = 16  # for each process; one more or less then hardly matters
 CAPTION = "caption"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a stream stands: a block of rows and how many rows of it, in their random order, are used up."""
+    """A position in a stream: a block of rows and how many of its rows, in their random order, are used."""
 
     epoch: int = 0
-    shard: int = 0  # place in the epoch's order of shards, where the block begins
+    shard: int = 0  # place in the epoch's order of shards of the block's first row
     row: int = 0  # rows of that shard before the block
     block: int = 0  # blocks of this epoch before this one
     used: int = 0
@@ -47,25 +48,24 @@ class Position:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A row in the compact form of `decode_row`, or the error that says why there is none."""
+    """A row in the compact form of `decode_row`, or the error that prevented it."""
 
     stored: dict[str, np.ndarray]
     caption: str
     error: ValueError | None = None
 
 
-class Stream:
-    """Batches without end from `data.train`, for one of ``world`` processes.
+class StreamedBatches:
+    """Endless `Batches` from `data.train`, or `data.prepared` if it is set, for one of ``world`` processes.
 
-    All processes together see every row once an epoch, shuffled anew in each. If the shards can be dealt out
-    evenly (a multiple of ``world``, or many) every process reads its own; otherwise each reads all of them
-    and keeps its share of the rows. Processes do not wait for each other at the end of an epoch.
+    All processes together see every row once an epoch, shuffled anew in each. If the shards divide evenly (a
+    multiple of ``world``, or many), every process reads its own; otherwise each reads all of them and keeps
+    its share of the rows. Processes do not wait for each other at the end of an epoch.
 
     Args:
-        config: where the examples are; `data.prepared` is read instead, if it is set.
         modalities: name -> modality, the anchor first, as `MultiModalDiffusion.modalities`.
         batch: rows of one step of this process.
-        embedder: a `mmdiff.clip.ClipEmbedder`, for an embedding modality without a column.
+        embedder: a `mmdiff.clip.ClipEmbedder`, for embedding modalities without a column.
 
     Raises:
         ValueError: no such source, a missing column, or a missing embedder.
@@ -95,7 +95,7 @@ class Stream:
 
     @property
     def broken(self) -> int:
-        """Rows left out since this object was made, including those read ahead."""
+        """Rows left out so far, including those read ahead."""
         return self._broken.count
 
     @property
@@ -111,16 +111,16 @@ class Stream:
         """
         if self._batches is None:
             self._batches = Ahead(self._make_batches(self._position), READY_BATCHES)
-            atexit.register(self.close)  # threads must not outlive what they use
+            atexit.register(self.close)  # its threads must end before the interpreter does
         self._position, examples = next(self._batches)
         for name in self._to_embed:
-            # here, not in a thread: two pools of threads computing at once slow each other down
+            # not in the reading thread: two thread pools that compute at once slow each other down
             size = self.modalities[name].image_size
             add_embeddings(examples, name, next(iter(self.modalities)), self.embedder, size)
         return examples
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch begins, as numbers for JSON."""
+        """The position of the next batch, as numbers for JSON."""
         return dataclasses.asdict(self._position) | {
             "rank": self.rank,
             "world": self.world,
@@ -128,7 +128,7 @@ class Stream:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken. Raises ValueError if another order of rows belongs to it."""
+        """Continue where `state_dict` was taken. Raises ValueError if its order of rows is another."""
         mine = {"rank": self.rank, "world": self.world, "seed": self.seed}
         theirs = {name: state.get(name) for name in mine}
         if theirs != mine:
@@ -207,8 +207,8 @@ class Stream:
 
 
 def embeddings_to_make(source: Source, modalities: Mapping[str, Modality], embedder: Any) -> list[str]:
-    """Embedding modalities without a column. Raises ValueError if there is nothing to make them with."""
-    names = [n for n, m in modalities.items() if m.kind == "embedding" and n not in source.columns]
+    """Embedding modalities without a column. Raises ValueError if an embedder for them is missing."""
+    names = [n for n, m in modalities.items() if m.takes_text and n not in source.columns]
     if names and embedder is None:
         raise ValueError(
             f"modality {names[0]!r} needs model.embedder, or a column {names[0]!r} in {source.where}, which "
@@ -223,9 +223,9 @@ def first_examples(
     limit: int,
     embedder: Any = None,
 ) -> Examples:
-    """The first ``limit`` rows of `data.val`, which may be any source, in memory and in order.
+    """The first ``limit`` rows of `data.val`, of any kind of source, in memory and in order.
 
-    Rows that cannot be decoded are left out. Raises ValueError as `Stream` does.
+    Rows that cannot be decoded are left out. Raises ValueError as `StreamedBatches` does.
     """
     ready = config.ready()
     source = Source(ready.val, ready, [*modalities, CAPTION])
@@ -246,7 +246,7 @@ def first_examples(
 
 
 def rows_in_order(source: Source, shard: int = 0, row: int = 0) -> Raw[tuple[int, int]]:
-    """Undecoded rows from a place on: (shard, row) of the one after it, file and row as text, cells."""
+    """Undecoded rows from a place on: (shard, row) of the next row, file and row as text, cells."""
     for k in range(shard, source.num_shards):
         for place, cells in source.rows(k, row):
             row += 1
@@ -257,7 +257,7 @@ def rows_in_order(source: Source, shard: int = 0, row: int = 0) -> Raw[tuple[int
 def decode_ahead(
     rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig
 ) -> Generator[tuple[T, Decoded], None, None]:
-    """Decode rows in `data.workers` threads, a few ahead, without changing their order."""
+    """Decode rows in `data.workers` threads, a few ahead, in the same order."""
     anchor = next(iter(modalities))
 
     def decode(place: str, cells: dict[str, Any]) -> Decoded:
@@ -294,7 +294,7 @@ def examples_of(rows: list[Decoded], config: DataConfig) -> Examples:
 
 
 class Ahead(Iterator[T]):
-    """The same items, made by a thread that is up to ``size`` items ahead; its errors come out in place."""
+    """The same items, made by a thread up to ``size`` items ahead; its error follows the last item."""
 
     def __init__(self, items: Generator[T, None, None], size: int) -> None:
         self._items = items
@@ -312,7 +312,7 @@ class Ahead(Iterator[T]):
         return item
 
     def close(self) -> None:
-        """Stop the thread and wait for it; items that were ready are dropped."""
+        """Stop the thread and wait for it; finished items are dropped."""
         self._stopped.set()
         self._thread.join()
 
@@ -327,7 +327,7 @@ class Ahead(Iterator[T]):
                 self._put((None, error))
 
     def _put(self, result: tuple[T | None, Exception | None]) -> bool:
-        """Wait for room in the queue; whether there was some before the end."""
+        """Put into the queue once it has room; False if `close` came first."""
         while not self._stopped.is_set():
             try:
                 self._queue.put(result, timeout=0.05)

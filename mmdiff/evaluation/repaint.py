@@ -74,9 +74,9 @@ def _filled(ev: Evaluation, x: Tensor, known: Tensor, noise: SampleNoise) -> Ten
     given = {model.anchor: x}
     z0 = model.encode_given(given, model.encode(given), known)[model.anchor]
     anchor = model.modalities[model.anchor]
-    settled = model.channels.place(model.anchor, anchor.settled(known).to(z0)) > 0
+    determined = model.channels.place(model.anchor, anchor.determined(known).to(z0)) > 0
     denoiser = model.denoiser(ev.pipe.schedule, _nothing_given(model, len(x), x.device))
-    z = repaint(ev.pipe.schedule, denoiser, z0, settled, s.steps, s.repaint, noise)
+    z = repaint(ev.pipe.schedule, denoiser, z0, determined, s.steps, s.repaint, noise)
     return anchor.picture(model.channels.take(model.anchor, z))
 
 

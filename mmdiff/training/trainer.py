@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.config import ModelConfig, TrainConfig, from_dict
+from mmdiff.data.augment import draw_batch
 from mmdiff.data.batches import VAL_EXAMPLES, Batches, MemoryBatches
-from mmdiff.data.examples import Examples, draw_batch
+from mmdiff.data.examples import Examples
 from mmdiff.files import write_tensors
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import total_loss, training_losses

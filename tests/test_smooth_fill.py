@@ -6,9 +6,9 @@ import torch
 from scipy.sparse import lil_array
 from scipy.sparse.linalg import spsolve
 
-from mmdiff import smooth_fill as interpolate
+from mmdiff import images
 from mmdiff.evaluation.holes import HOLES
-from mmdiff.smooth_fill import smooth_fill
+from mmdiff.images import smooth_fill
 
 SIZE = 32
 
@@ -36,9 +36,9 @@ def laplace(photo: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["blocks", "box", "lines"])
-@pytest.mark.parametrize(("sweeps", "rms"), [(interpolate.SWEEPS, 0.15), (400, 1e-3)])
+@pytest.mark.parametrize(("sweeps", "rms"), [(images.SWEEPS, 0.15), (400, 1e-3)])
 def test_it_is_near_the_exact_solution_and_would_come_nearer(kind, sweeps, rms, monkeypatch):
-    monkeypatch.setattr(interpolate, "SWEEPS", sweeps)
+    monkeypatch.setattr(images, "SWEEPS", sweeps)
     photos, known = smooth_photos(), HOLES[kind](2, SIZE, 0)
     filled = smooth_fill(photos, known[:, None].float())
     for k in range(2):
