@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
-from synthetic import CLASSES, SIZE, make_rows, tiny_config, tiny_train_config, write_parquet
+from synthetic import SIZE, make_rows, tiny_config, tiny_train_config, write_parquet
 
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig, load_train_config
-from mmdiff.data.precompute import prepare
 from mmdiff.modalities import KINDS
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training import dry_run as module
@@ -207,20 +206,16 @@ def test_the_real_source_is_read_if_asked_for(tmp_path):
         dry_run(config_of(DataConfig(str(path))), real=True)
 
 
-def test_a_kind_from_elsewhere_is_read_but_not_made_up(tmp_path, monkeypatch):
-    class Sound(KINDS["label"]):
-        kind = "sound"
-
-    monkeypatch.setitem(KINDS, "sound", Sound)
-    label = ModalityConfig("label", "sound", options={"classes": list(CLASSES)})
-    path = write_parquet(tmp_path / "a.parquet", make_rows(12))
-    config = config_of(DataConfig(str(path)), ("image",))
-    model = dataclasses.replace(config.model, modalities=(*config.model.modalities, label))
-    config = dataclasses.replace(config, model=model)
-    assert "rows of the kind 'sound' cannot be made up" in dry_run(config)
-    assert f"first rows of {path}: image, label come through" in dry_run(config, real=True)
-    with pytest.raises(ValueError, match="'label' is of a kind that cannot be prepared"):
-        prepare(config, "train", tmp_path / "out")
+@pytest.mark.parametrize("like", ["mask", "label", "embedding"])
+def test_a_kind_from_elsewhere_is_made_up_and_prepared(tmp_path, monkeypatch, like):
+    monkeypatch.setitem(KINDS, "sound", type("Sound", (KINDS[like],), {"kind": "sound", "takes_text": False}))
+    modalities = tiny_config(("image", like)).modalities
+    modalities = (modalities[0], dataclasses.replace(modalities[1], name="sound", kind="sound"))
+    config = config_of(DataConfig("photos/*.parquet", prepared="shards"), ("image",))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
+    report = dry_run(config)
+    assert "made-up rows like photos/*.parquet: image, sound come through" in report
+    assert "prepared shards of them: image, sound come through" in report
 
 
 def test_an_embedder_of_another_size_is_found():

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -10,16 +11,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from synthetic import CLASSES, draw_shape, lively_model
+from synthetic import CLASSES, draw_shape, lively_model, png
 
-from mmdiff.config import ModalityConfig, ModelConfig
+from mmdiff import evaluate, sample, train
+from mmdiff.config import ModalityConfig, ModelConfig, load_train_config
+from mmdiff.data import precompute
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.parquet import read_parquet
 from mmdiff.losses import training_losses
 from mmdiff.modalities import IMPORTS, KINDS, Modality, build_modality, register
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN
+from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
+from mmdiff.training import dry_run
 from mmdiff.training.masking import Condition
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +47,14 @@ SMALLER = {  # what the page's configuration becomes, so that it trains in secon
 def blocks(language: str) -> list[str]:
     """The page's fenced code of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def shrunk(config: str) -> str:
+    """The page's configuration as it trains in seconds."""
+    for page, smaller in SMALLER.items():
+        assert config.count(f"\n{page}\n") == 1
+        config = config.replace(f"\n{page}\n", f"\n{smaller}\n")
+    return config
 
 
 def photos(first: int, count: int) -> np.ndarray:
@@ -225,15 +241,60 @@ def trained(tmp_path_factory) -> Path:
     before, rows, after = re.split(r"^(rows = .*)$", blocks("python")[1], flags=re.MULTILINE)
     assert "None" in rows
     (folder / "data.py").write_text(f"{before}rows = {cells!r}{after}")
-    config = blocks("toml")[0]
-    for page, smaller in SMALLER.items():
-        assert config.count(f"\n{page}\n") == 1
-        config = config.replace(f"\n{page}\n", f"\n{smaller}\n")
-    (folder / "depth.toml").write_text(config)
+    (folder / "depth.toml").write_text(shrunk(blocks("toml")[0]))
     for arguments in (["data.py"], "-m mmdiff.train depth.toml --out runs/depth --device cpu".split()):
         done = python(folder, *arguments)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+def write_rows(folder: Path, count: int) -> np.ndarray:
+    """Rows of photo and depth as `train.parquet`, every third without a depth; returns the depths."""
+    levels = depth_of(photos(0, count))
+    rows = [
+        {"image": png(photo), "depth": png(level)}
+        for photo, level in zip(photos(0, count), levels, strict=True)
+    ]
+    for row in rows[2::3]:
+        row["depth"] = None
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", picture), ("depth", picture)])
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "train.parquet")
+    return levels
+
+
+def test_every_command_takes_it_as_its_own_kinds(depth, tmp_path, monkeypatch, capsys):
+    """Tried out, prepared to the last bit, trained from the shards, sampled into files and evaluated."""
+    monkeypatch.chdir(tmp_path)
+    levels = write_rows(tmp_path, 12)
+    text = shrunk(blocks("toml")[0]).replace("[data]", '[data]\nprepared = "shards"\nmargin = 2')
+    (tmp_path / "depth.toml").write_text(text)
+    config = load_train_config("depth.toml")
+
+    dry_run.main(["depth.toml", "--real"])
+    said = capsys.readouterr().out
+    for rows in ("made-up rows like train.parquet", "prepared shards of them", "first rows of train.parquet"):
+        assert f"{rows}: image, depth come through" in said
+
+    precompute.main(["depth.toml", "--rows", "5"])
+    data = config.data.ready()
+    modalities = MultiModalDiffusion(config.model).modalities
+    examples = read_parquet(data.train, modalities.values(), data)
+    there = torch.arange(12) % 3 < 2
+    assert torch.equal(examples.present["depth"], there) and examples.present["image"].all()
+    x, _ = draw_batch(examples, modalities, torch.arange(12), None, flip=False)
+    truth = torch.stack([modalities["depth"].parse(Image.fromarray(level)) for level in levels])
+    assert torch.equal(x["depth"][there], truth[there])
+
+    train.main("depth.toml --out run --images 8 --batch-size 4 --device cpu".split())
+    photo = Image.fromarray(photos(0, 1)[0])
+    photo.save("photo.png")
+    sample.main("run --given image=photo.png --wanted depth --steps 2 --num-samples 1 --out made".split())
+    assert Image.open("made/00_depth.png").mode == "I;16"
+
+    evaluate.main("run --data train.parquet --out report.json --steps 2 --bound-draws 1".split())
+    tasks = json.loads(Path("report.json").read_text())["tasks"]
+    assert tasks["image"] and all("skipped" in figures or "seconds" in figures for figures in tasks.values())
 
 
 @pytest.mark.slow

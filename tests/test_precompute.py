@@ -25,6 +25,7 @@ from synthetic import (
 
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig
 from mmdiff.data import precompute
+from mmdiff.data.examples import Examples
 from mmdiff.data.parquet import read_parquet
 from mmdiff.data.precompute import prepare
 from mmdiff.data.stream import StreamedBatches
@@ -158,6 +159,23 @@ def test_shards_of_something_else_are_not_mixed(source):
         prepare(config, "train", out, WordEmbedder(), rows_per_shard=8)
     with pytest.raises(ValueError, match="needs model.embedder"):
         prepare(config, "train", source / "new", None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(1, 2, 4, 4, dtype=torch.uint8), r"'map' has values of shape \(2, 4, 4\) and type uint8"),
+        (torch.zeros(1, 4, 4), "type float32, which no PNG holds; store whole numbers"),
+        (torch.full((1, 4, 4), 2**16), "type int64"),
+        (torch.full((1, 1, 4, 4), -1), "type int64"),
+    ],
+)
+def test_pictures_that_fit_into_no_png_are_refused(tmp_path, values, message):
+    modality = MultiModalDiffusion(tiny_config(("image", "mask"))).modalities["mask"]
+    examples = Examples({"map": values}, {"map": torch.ones(1, dtype=torch.bool)}, [""])
+    with pytest.raises(ValueError, match=message):
+        precompute.write_shard(examples, {"map": modality}, tmp_path / "a.parquet", {})
+    assert not list(tmp_path.iterdir())
 
 
 # -- torchvision ----------------------------------------------------------------------------------------

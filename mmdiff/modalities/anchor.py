@@ -13,8 +13,8 @@ from mmdiff.modalities.base import Modality
 class AnchorModality(Modality):
     """RGB photos in [-1, 1] of which any set of pixels may be known (an inpainting mask).
 
-    The model asks its first modality which entries of Z depend on known pixels, ``known`` (B, 1, H, W) of 0 and
-    1. These methods are right where an entry of Z depends on the pixels of its own cell alone, and where the
+    The model asks its first modality which entries of Z depend on ``known`` pixels, (B, 1, H, W) of 0 and 1.
+    These methods are right where an entry of Z depends on the pixels of its own cell alone, and where the
     head's output, folded into patches, estimates the encoding.
 
     Attributes:
