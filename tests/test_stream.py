@@ -187,7 +187,7 @@ def test_photos_at_an_address_are_fetched(tmp_path, modalities, make):
         row["image"] = {"bytes": None, "path": f"memory://photos/{i}.png"}
     where = str(write_parquet(tmp_path / "a.parquet", rows))
     stream = make(config_of(where), batch=7)
-    with pytest.warns(UserWarning, match="a.parquet, row 5: .*5.png"):
+    with pytest.warns(UserWarning, match="a.parquet, row 5, column 'image': .*5.png"):
         batch = stream.next_batch()
     for photo, number in zip(batch.stored["image"], map(int, batch.captions), strict=True):
         assert np.array_equal(photo.permute(1, 2, 0), draw_shape(number % 4, number))

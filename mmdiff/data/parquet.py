@@ -9,6 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -193,6 +194,9 @@ def decode_row(
 
 
 def _store(modality: Modality, cell: Any, config: DataConfig) -> np.ndarray | None:
+    if isinstance(cell, Mapping) and not cell.get("bytes") and "://" in str(cell.get("path")):
+        with fsspec.open(cell["path"], "rb") as file:  # a picture at an address, as in folders of the Hub
+            cell = {"bytes": file.read()}
     if cell is not None and modality.name in config.class_map:
         cell = _mapped(cell, modality, config.class_map[modality.name])
     if modality.form == "vector" and np.ndim(cell) == 2:  # variants, such as of the photo and of the caption

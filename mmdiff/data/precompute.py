@@ -31,7 +31,7 @@ from mmdiff.data.batches import make_embedder
 from mmdiff.data.examples import Examples, add_embeddings
 from mmdiff.data.parquet import BrokenRows
 from mmdiff.data.sources import Source
-from mmdiff.data.stream import CAPTION, Decoded, decode_ahead, embeddings_to_make, examples_of, rows_in_order
+from mmdiff.data.stream import CAPTION, Decoded, embeddings_to_make, examples_of, good_rows, rows_in_order
 from mmdiff.device import choose_device
 from mmdiff.modalities import Modality, build_modality
 from mmdiff.modalities.label import UNKNOWN_CLASS
@@ -79,7 +79,7 @@ def prepare(
                 path, written = next(paths), written + 1
                 if path.exists():
                     break
-            else:
+            else:  # the source ended
                 start = None
     return written
 
@@ -92,8 +92,10 @@ def _without_border(data: DataConfig) -> DataConfig:
 def _shards(
     source: Source, modalities: Mapping[str, Modality], data: DataConfig, start: Place, count: int
 ) -> Generator[tuple[Place | None, list[Decoded]], None, None]:
-    """Where the shard after it begins (None: nowhere), and its good rows, for one shard after another."""
-    with closing(_good_rows(source, modalities, data, start)) as rows:
+    """Where the next shard begins (None after the last), and the rows of this one, from ``start`` on."""
+    good = good_rows(rows_in_order(source, *start), modalities, data, BrokenRows())
+    with closing(good):
+        rows = iter(tqdm(good, source.where, unit="row", mininterval=2, disable=None))
         following = next(rows, None)
         while following is not None:
             taken = [following, *itertools.islice(rows, count - 1)]
@@ -112,21 +114,6 @@ def _end_of(path: Path, identity: Mapping[str, Any]) -> Place | None:
             f"{path} was made with {name} {said.get(name)!r}, not {identity[name]!r}; use another folder."
         )
     return tuple(end) if end else None
-
-
-def _good_rows(
-    source: Source, modalities: Mapping[str, Modality], data: DataConfig, start: Place
-) -> Generator[tuple[Place, Decoded], None, None]:
-    broken, seen = BrokenRows(), 0
-    decoded = decode_ahead(rows_in_order(source, *start), modalities, data)
-    with closing(decoded):
-        for place, row in tqdm(decoded, source.where, unit="row", mininterval=2, disable=None):
-            seen += 1
-            if row.error is None:
-                yield place, row
-            else:
-                broken.add(row.error)
-                broken.check(seen)
 
 
 def write_shard(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import itertools
 import queue
 import threading
 from collections import deque
@@ -23,7 +24,7 @@ import numpy as np
 from mmdiff.config import DataConfig
 from mmdiff.data.examples import Examples, add_embeddings, collate
 from mmdiff.data.parquet import BrokenRows, decode_row, text_of
-from mmdiff.data.sources import Source, fetched
+from mmdiff.data.sources import Source
 from mmdiff.modalities import Modality
 
 T = TypeVar("T")
@@ -48,11 +49,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A row in the compact form of `decode_row`, or the error that prevented it."""
+    """A row: its modalities in the compact form of `decode_row`, and its caption."""
 
     stored: dict[str, np.ndarray]
     caption: str
-    error: ValueError | None = None
 
 
 class StreamedBatches:
@@ -89,6 +89,7 @@ class StreamedBatches:
         self.rank, self.world, self.seed, self.embedder = rank, world, seed, embedder
         self.source = Source(self.config.train, self.config, [*modalities, CAPTION])
         self._to_embed = embeddings_to_make(self.source, modalities, embedder)
+        self._identity = {"rank": rank, "world": world, "seed": seed}
         self._broken = BrokenRows()
         self._position = Position()
         self._batches: Ahead | None = None
@@ -121,20 +122,15 @@ class StreamedBatches:
 
     def state_dict(self) -> dict[str, int]:
         """The position of the next batch, as numbers for JSON."""
-        return dataclasses.asdict(self._position) | {
-            "rank": self.rank,
-            "world": self.world,
-            "seed": self.seed,
-        }
+        return dataclasses.asdict(self._position) | self._identity
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue where `state_dict` was taken. Raises ValueError if its order of rows is another."""
-        mine = {"rank": self.rank, "world": self.world, "seed": self.seed}
-        theirs = {name: state.get(name) for name in mine}
-        if theirs != mine:
+        theirs = {name: state.get(name) for name in self._identity}
+        if theirs != self._identity:
             raise ValueError(
-                f"the state is of a stream with {theirs}, but this one has {mine}; resume with as many "
-                "processes and the same seed."
+                f"the state is of a stream with {theirs}, but this one has {self._identity}; resume with "
+                "as many processes and the same seed."
             )
         self.close()
         self._position = Position(**{f.name: state[f.name] for f in dataclasses.fields(Position)})
@@ -148,12 +144,9 @@ class StreamedBatches:
 
     def _make_batches(self, start: Position) -> Generator[tuple[Position, Examples], None, None]:
         rows: list[Decoded] = []
-        with closing(decode_ahead(self._shuffled(start), self.modalities, self.config)) as decoded:
-            for seen, (position, row) in enumerate(decoded, start=1):
-                if row.error is not None:
-                    self._broken.add(row.error)
-                    self._broken.check(seen)
-                    continue
+        shuffled = self._shuffled(start)
+        with closing(good_rows(shuffled, self.modalities, self.config, self._broken)) as decoded:
+            for position, row in decoded:
                 rows.append(row)
                 if len(rows) == self.batch:
                     yield position, examples_of(rows, self.config)
@@ -218,10 +211,7 @@ def embeddings_to_make(source: Source, modalities: Mapping[str, Modality], embed
 
 
 def first_examples(
-    config: DataConfig,
-    modalities: Mapping[str, Modality],
-    limit: int,
-    embedder: Any = None,
+    config: DataConfig, modalities: Mapping[str, Modality], limit: int, embedder: Any = None
 ) -> Examples:
     """The first ``limit`` rows of `data.val`, of any kind of source, in memory and in order.
 
@@ -230,16 +220,8 @@ def first_examples(
     ready = config.ready()
     source = Source(ready.val, ready, [*modalities, CAPTION])
     names = embeddings_to_make(source, modalities, embedder)
-    rows, broken = [], BrokenRows()
-    for _, row in decode_ahead(rows_in_order(source), modalities, ready):
-        if row.error is not None:
-            broken.add(row.error)
-            broken.check(len(rows) + broken.count)
-        else:
-            rows.append(row)
-        if len(rows) == limit:
-            break
-    examples = examples_of(rows, ready)
+    with closing(good_rows(rows_in_order(source), modalities, ready, BrokenRows())) as decoded:
+        examples = examples_of([row for _, row in itertools.islice(decoded, limit)], ready)
     for name in names:
         add_embeddings(examples, name, next(iter(modalities)), embedder, modalities[name].image_size)
     return examples
@@ -254,38 +236,43 @@ def rows_in_order(source: Source, shard: int = 0, row: int = 0) -> Raw[tuple[int
         row = 0
 
 
-def decode_ahead(
-    rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig
+def good_rows(
+    rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig, broken: BrokenRows
 ) -> Generator[tuple[T, Decoded], None, None]:
-    """Decode rows in `data.workers` threads, a few ahead, in the same order."""
+    """The rows that can be decoded, in the same order, decoded by `data.workers` threads a few rows ahead.
+
+    The others are added to ``broken``. Raises ValueError if they are too many.
+    """
+    with closing(_decode_ahead(rows, modalities, config)) as decoded:
+        for seen, (key, row) in enumerate(decoded, start=1):
+            if isinstance(row, ValueError):
+                broken.add(row)
+                broken.check(seen)
+            else:
+                yield key, row
+
+
+def _decode_ahead(
+    rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig
+) -> Generator[tuple[T, Decoded | ValueError], None, None]:
     anchor = next(iter(modalities))
 
-    def decode(place: str, cells: dict[str, Any]) -> Decoded:
+    def decode(place: str, cells: dict[str, Any]) -> Decoded | ValueError:
         try:
-            stored = decode_row(_fetched(cells, place), modalities.values(), config, place, anchor)
+            stored = decode_row(cells, modalities.values(), config, place, anchor)
             return Decoded(stored, text_of(cells.get(CAPTION), f"{place}: the caption"))
         except ValueError as error:
-            return Decoded({}, "", error)
+            return error
 
-    waiting: deque[tuple[T, Future[Decoded]]] = deque()
+    waiting: deque[tuple[T, Future[Decoded | ValueError]]] = deque()
     with closing(rows), ThreadPoolExecutor(config.workers) as pool:
         for key, place, cells in rows:
             waiting.append((key, pool.submit(decode, place, cells)))
             if len(waiting) > 4 * config.workers:
-                yield _done(waiting.popleft())
-        while waiting:
-            yield _done(waiting.popleft())
-
-
-def _done(item: tuple[T, Future[Decoded]]) -> tuple[T, Decoded]:
-    return item[0], item[1].result()
-
-
-def _fetched(cells: dict[str, Any], place: str) -> dict[str, Any]:
-    try:
-        return fetched(cells)
-    except Exception as error:
-        raise ValueError(f"{place}: {error}") from error
+                key, future = waiting.popleft()
+                yield key, future.result()
+        for key, future in waiting:
+            yield key, future.result()
 
 
 def examples_of(rows: list[Decoded], config: DataConfig) -> Examples:
