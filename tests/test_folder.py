@@ -21,7 +21,7 @@ from mmdiff.config import load_train_config
 from mmdiff.data.parquet import read_parquet
 from mmdiff.folder import __main__ as folder
 from mmdiff.folder.classes import read_classes
-from mmdiff.folder.configuration import Settings, render
+from mmdiff.folder.configuration import render
 from mmdiff.model import MultiModalDiffusion
 
 ROOT = Path(__file__).parents[1]
@@ -662,9 +662,8 @@ def test_a_mistake_is_said_in_one_line(tmp_path, capsys, words, message):
 
 
 def test_the_documented_configuration_is_what_is_written():
-    settings = Settings(
+    expected = render(
         size=96,
-        margin=12,
         train="data/mine/train.parquet",
         val="data/mine/val.parquet",
         photos=2000,
@@ -672,12 +671,12 @@ def test_the_documented_configuration_is_what_is_written():
         mask_classes=("void", "background", "animal"),
         captions=True,
     )
-    assert (ROOT / "configs" / "your-folder.toml").read_text() == render(settings)
+    assert (ROOT / "configs" / "your-folder.toml").read_text() == expected
 
 
 def test_class_names_survive_the_configuration(tmp_path):
     names = ('say "so"', "back\\slash", "new\nline", "\x7f\x01", "猫")
-    (tmp_path / "config.toml").write_text(render(Settings(64, 8, "a", "b", 1, names)), encoding="utf-8")
+    (tmp_path / "config.toml").write_text(render(64, "a", "b", 1, names), encoding="utf-8")
     assert load_train_config(tmp_path / "config.toml").model.modalities[1].options["classes"] == list(names)
 
 
