@@ -134,7 +134,7 @@ def test_files_come_back_to_the_last_bit(depth, tmp_path):
     torch.testing.assert_close(modality.parse(str(tmp_path / "again.png")), x, rtol=0, atol=0)
 
 
-def test_what_lies_beyond_far_is_far(depth):
+def test_depths_beyond_far_become_far(depth):
     levels = np.full((SIZE, SIZE), 5000, np.uint16)
     levels[0, 0] = 2500
     x = build(far=3000).parse(Image.fromarray(levels))
@@ -200,7 +200,7 @@ def test_every_subset_can_be_given(depth):
                 assert picture.size == (SIZE, SIZE) and same == ("depth" in subset)
 
 
-def test_what_is_given_comes_back_and_counts(depth):
+def test_a_given_depth_comes_back_and_changes_the_photo(depth):
     pipe = Pipeline(lively_model(with_depth()), CPU)
     levels = depth_of(photos(0, 1)[0])
     value = pipe.modalities["depth"].parse(Image.fromarray(levels))[None]
@@ -212,7 +212,7 @@ def test_what_is_given_comes_back_and_counts(depth):
 
 
 @pytest.mark.parametrize(("flag", "counts"), [(UNKNOWN, True), (KNOWN, False), (ABSENT, False)])
-def test_it_has_a_loss_only_where_it_is_to_be_found(depth, flag, counts):
+def test_it_has_a_loss_only_where_it_is_unknown(depth, flag, counts):
     model = lively_model(with_depth())
     x = {"image": torch.zeros(2, 3, SIZE, SIZE), "depth": torch.rand(2, 1, SIZE, SIZE)}
     x["label"] = torch.zeros(2, dtype=torch.long)
@@ -259,7 +259,7 @@ def write_rows(folder: Path, count: int) -> np.ndarray:
     return levels
 
 
-def test_every_command_takes_it_as_its_own_kinds(depth, tmp_path, monkeypatch, capsys):
+def test_every_command_works_with_it(depth, tmp_path, monkeypatch, capsys):
     """Tried out, prepared to the last bit, trained from the shards, sampled into files and evaluated."""
     monkeypatch.chdir(tmp_path)
     levels = write_rows(tmp_path, 12)
@@ -295,7 +295,7 @@ def test_every_command_takes_it_as_its_own_kinds(depth, tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_depth_is_read_off_a_photo_far_better_than_its_mean(trained, depth):
+def test_depth_from_a_photo_is_far_better_than_the_mean(trained, depth):
     pipe = Pipeline.from_pretrained(trained / "runs/depth", "cpu")
     modality, unseen = pipe.modalities["depth"], photos(400, 40)
     truth = torch.stack([modality.parse(Image.fromarray(d)) for d in depth_of(unseen)])
@@ -321,7 +321,7 @@ def test_the_commands_of_the_page_run(trained, depth, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_the_module_the_checkpoint_is_refused_in_words(trained):
+def test_without_the_module_the_checkpoint_is_refused(trained):
     done = python(trained, "-m", "mmdiff.sample", "runs/depth", "--out", "none", imported="")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "unknown kind 'depth'" in done.stderr and IMPORTS in done.stderr

@@ -113,7 +113,7 @@ def test_a_rerun_writes_what_is_missing_and_nothing_else(source, missing):
     assert prepare(config, "train", out, WordEmbedder(), rows_per_shard=7) == 0
 
 
-def test_a_run_that_is_cut_off_leaves_whole_shards(source, monkeypatch):
+def test_an_interrupted_run_leaves_whole_shards(source, monkeypatch):
     config, out, calls = config_of(source), source / "out", itertools.count()
     write = precompute.pq.write_table
 
@@ -150,7 +150,7 @@ def test_broken_rows_do_not_shift_the_shards(source):
     assert read_prepared(config).captions == expected
 
 
-def test_shards_of_something_else_are_not_mixed(source):
+def test_shards_of_other_settings_are_refused(source):
     config, out = config_of(source), source / "out"
     prepare(config, "train", out, WordEmbedder(), rows_per_shard=7)
     with pytest.raises(

@@ -279,7 +279,7 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(tmp_path, make, layout, wo
         resumed.close()
 
 
-def test_a_stream_can_go_back(tmp_path, make):
+def test_a_stream_can_return_to_an_earlier_state(tmp_path, make):
     stream = make(config_of(write_shards(tmp_path, (12,))))
     state = stream.state_dict()
     one = captions(stream, 3)
@@ -401,7 +401,7 @@ def test_more_processes_than_rows(tmp_path, make):
         stream.next_batch()
 
 
-def test_impossible_ranks(tmp_path, make):
+def test_invalid_ranks_are_refused(tmp_path, make):
     where = write_shards(tmp_path, (4,))
     for options in ({"batch": 0}, {"rank": 2, "world": 2}):
         with pytest.raises(ValueError, match="expected batch >= 1 and 0 <= rank < world"):
