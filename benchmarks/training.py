@@ -36,7 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mmdiff.config import TrainConfig, load_train_config  # noqa: E402
-from mmdiff.data.examples import Examples, batch_rows, draw_batch, read_parquet  # noqa: E402
+from mmdiff.data.augment import draw_batch  # noqa: E402
+from mmdiff.data.examples import Examples, batch_rows  # noqa: E402
+from mmdiff.data.parquet import read_parquet  # noqa: E402
 from mmdiff.device import choose_device  # noqa: E402
 from mmdiff.modalities import Modality  # noqa: E402
 from mmdiff.model import MultiModalDiffusion  # noqa: E402

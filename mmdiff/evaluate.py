@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import Examples, add_embeddings, read_parquet
+from mmdiff.data.examples import Examples, add_embeddings
+from mmdiff.data.parquet import read_parquet
 from mmdiff.evaluation.core import Evaluation, Settings, Skip, or_reason
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.observers.classifier import Judge

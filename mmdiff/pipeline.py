@@ -16,8 +16,8 @@ from torch import Tensor
 from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.clip.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
 from mmdiff.device import choose_device
+from mmdiff.images import to_uint8
 from mmdiff.modalities import KINDS, Modality
-from mmdiff.modalities.image import to_uint8
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.request import NO_LIMITS, Change, Limits, Request
 from mmdiff.serving.denoising import Denoising, Step

@@ -82,18 +82,6 @@ def parse_guidance(words: list[str]) -> float | dict[str, float]:
     return scales[""] if "" in scales else scales
 
 
-def read_known_pixels(path: str, size: int) -> Any:
-    """A black and white picture -> (size, size) bool, True where it is white; cut like the photo."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    from mmdiff.images import to_rgb
-    from mmdiff.modalities.base import open_image
-
-    picture = to_rgb(open_image(path, "known-pixels picture")).convert("L")
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.NEAREST)) > 127
-
-
 def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]) -> list[Path]:
     """Pictures as PNG, numbers and what an embedding means in words in results.json; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +96,7 @@ def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]
         numbers = [number for _, number in exported if number is not None]
         if numbers:
             results[name] = numbers
-        if pipe.modalities[name].kind == "embedding" and pipe.can_describe:
+        if pipe.modalities[name].takes_text and pipe.can_describe:
             results["nearest"] = [description.as_dict() for description in pipe.describe(values)]
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return [*written, folder / "results.json"]
@@ -118,13 +106,14 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     from tqdm import tqdm
 
+    from mmdiff.images import read_known_pixels
     from mmdiff.pipeline import Pipeline
 
     try:
         given: dict[str, Any] = dict(parse_given(args.given))
         pipe = Pipeline.from_pretrained(args.checkpoint, args.device)
         for name in given.keys() & pipe.modalities.keys():
-            if pipe.modalities[name].kind == "label":
+            if pipe.modalities[name].form == "class":
                 given[name] = as_class(given[name], pipe.modalities[name].classes)
         size = pipe.model.config.image_size
         known = read_known_pixels(args.known_pixels, size) if args.known_pixels else None

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 from mmdiff.config import ModalityConfig
-from mmdiff.data.examples import Examples, add_embeddings, draw_batch
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples, add_embeddings
 from mmdiff.evaluation import metrics
 from mmdiff.modalities import build_modality
 from mmdiff.samplers import Step

@@ -15,7 +15,7 @@ from PIL import Image
 from app.controls.inputs import EmbeddingInput
 from app.export import settings_file as recipe
 from app.run.job import SAMPLERS, Job
-from mmdiff.modalities.image import square
+from mmdiff.images import square
 from mmdiff.pipeline import Change
 
 SIZE = 64

@@ -13,7 +13,7 @@ from PIL import Image as PIL
 
 from mmdiff import evaluate as evaluation
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.parquet import read_parquet
 from mmdiff.evaluate import TASKS, Evaluation, Settings, evaluate
 from mmdiff.pipeline import Pipeline
 

@@ -8,7 +8,7 @@ from mmdiff.evaluate import Evaluation, Settings, evaluate
 from mmdiff.evaluation.fillings import FILLINGS
 from mmdiff.evaluation.hole_figures import Filled, beside, interval
 from mmdiff.evaluation.holes import HOLES
-from mmdiff.modalities.image import to_uint8
+from mmdiff.images import to_uint8
 
 cv2 = pytest.importorskip("cv2")
 

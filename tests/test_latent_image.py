@@ -20,10 +20,10 @@ from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, TrainConfig
 from mmdiff.data.examples import collate
 from mmdiff.evaluation.perceptual import REMEDY
+from mmdiff.images import smooth_fill
 from mmdiff.modalities import build_modality
 from mmdiff.network.conditioning import KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
-from mmdiff.smooth_fill import smooth_fill
 from mmdiff.training.trainer import Trainer
 
 SIZE, PATCH, CHANNELS = 32, 16, 6
@@ -89,7 +89,7 @@ def test_latents_have_unit_variance_in_training():
     torch.testing.assert_close(z.var((0, 2, 3), unbiased=False), torch.ones(6), atol=1e-2, rtol=0)
 
 
-def test_it_can_learn_a_photo_by_heart():
+def test_it_can_memorise_a_photo():
     torch.manual_seed(0)
     network, x = Autoencoder().train(), photos(2)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
@@ -102,7 +102,7 @@ def test_it_can_learn_a_photo_by_heart():
     assert loss < 0.2 * constant
 
 
-def test_a_folder_gives_the_same_network_back(tmp_path):
+def test_saved_networks_load_unchanged(tmp_path):
     network = Autoencoder(4).train()
     network.encode(photos(8))  # moves the statistics
     network.eval().save(tmp_path, {"images_seen": 1}, "card")
@@ -114,7 +114,7 @@ def test_a_folder_gives_the_same_network_back(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["missing", "foreign", "weights"])
-def test_a_folder_without_one_says_how_to_get_one(tmp_path, broken):
+def test_a_missing_autoencoder_is_an_error_with_a_remedy(tmp_path, broken):
     if broken != "missing":
         Autoencoder(4).save(tmp_path, {}, "")
     if broken == "foreign":
@@ -231,7 +231,7 @@ def test_a_decoder_of_other_latents_is_refused(tmp_path, model, wrong):
         ({"images": 8, "widths": (16, 24)}, "3 numbers of channels"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(changes, said):
+def test_invalid_settings_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         Recipe(**changes)
 
@@ -283,7 +283,7 @@ def test_entries_beside_a_hole_are_not_determined():
     assert torch.equal(determined, expected)
 
 
-def test_what_is_hidden_cannot_be_seen(model):
+def test_hidden_pixels_have_no_influence(model):
     """Two photos that agree where they are known are the same to the network, down to the last bit."""
     x, known = photos(1), left_half()
     other = torch.where(known > 0, x, -x)
@@ -298,15 +298,15 @@ def test_what_is_hidden_cannot_be_seen(model):
     assert not torch.equal(whole, seen[0])  # which the encoding of the whole photo would not be
 
 
-def test_a_hole_is_seen_as_a_smooth_guess(model):
-    """In its cells, too, stands the encoding of the photo as `smooth_fill` completes it."""
+def test_a_hole_is_encoded_as_a_smooth_guess(model):
+    """The network sees the encoding of the photo as `smooth_fill` completes it."""
     x, known, flags = photos(1), left_half(), torch.tensor([[UNKNOWN] * 3])
     e = model.encode_given({"image": x}, model.encode({"image": x}), known)
     seen = model.condition(e, flags, known).e["image"]
     torch.testing.assert_close(seen, model.encode({"image": smooth_fill(x, known)})["image"])
 
 
-def test_a_photo_without_holes_is_seen_as_it_is(model):
+def test_a_photo_without_holes_is_encoded_whole(model):
     x, known = (
         photos(3),
         torch.cat([torch.ones_like(left_half()), left_half(), torch.zeros(1, 1, SIZE, SIZE)]),
@@ -344,7 +344,7 @@ def test_patches_are_made_of_whole_latents():
 # -- the model -----------------------------------------------------------------------------------------
 
 
-def test_pixels_and_coarse_masks_can_stand_beside_each_other():
+def test_pixels_and_coarse_masks_work_together():
     """A model of pixels whose mask is coarse: cells of the coarser stride, outputs of full size."""
     modalities = (ModalityConfig("image", "image"), ModalityConfig("mask", "mask", options=MASK))
     model = lively_model(ModelConfig(modalities, SIZE, PATCH, width=32, depth=2, heads=2, refiner_width=8))
@@ -404,7 +404,7 @@ def pipe(tmp_path, model) -> Pipeline:
     return Pipeline.from_pretrained(tmp_path / "photos", "cpu")
 
 
-def test_to_others_it_is_an_image(pipe):
+def test_its_kind_is_image(pipe):
     spec = pipe.modalities["image"]
     assert spec.kind == "image" and spec.shape == (3, SIZE, SIZE)
     out = pipe(given={"label": 2}, steps=3, num_samples=2, guidance_scale=2.0)
@@ -421,7 +421,7 @@ def test_known_pixels_come_back_exactly_at_every_step(pipe):
     assert not np.array_equal(np.asarray(step.output.image[0]), np.asarray(photo))
 
 
-def test_pictures_nobody_looks_at_are_not_decoded(pipe, monkeypatch):
+def test_unused_pictures_are_not_decoded(pipe, monkeypatch):
     anchor, calls = pipe.model.modalities["image"], []
     decode = anchor.predict
     monkeypatch.setattr(anchor, "predict", lambda raw: calls.append(len(raw)) or decode(raw))

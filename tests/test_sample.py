@@ -9,7 +9,7 @@ from PIL import Image
 from mmdiff import sample
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.clip.vocabulary import Vocabulary
-from mmdiff.modalities.image import square
+from mmdiff.images import read_known_pixels, square
 from mmdiff.pipeline import Pipeline
 from tests.synthetic import CLASSES, WordEmbedder, draw_shape, lively_model, tiny_config
 
@@ -71,7 +71,7 @@ def test_known_pixels_are_cut_and_turned_like_the_photo(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(levels).save(tmp_path / "wide.png", exif=exif)
-    known = sample.read_known_pixels(tmp_path / "wide.png", 30)
+    known = read_known_pixels(tmp_path / "wide.png", 30)
     photo = np.asarray(square(Image.open(tmp_path / "wide.png"), 30))
     assert np.array_equal(known, photo[..., 0] > 127) and 0 < known.mean() < 0.5
 

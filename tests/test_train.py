@@ -28,7 +28,7 @@ from mmdiff import train
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig, load_train_config
 from mmdiff.data import batches
-from mmdiff.data.examples import draw_batch
+from mmdiff.data.augment import draw_batch
 from mmdiff.files import write_tensors
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import training_losses

@@ -17,7 +17,7 @@ from app.run.service import Service
 from app.tabs.tasks import GENERATE, GIVEN, IGNORE, Task
 from app.theme import html
 from app.wording import listed
-from mmdiff.modalities.image import square
+from mmdiff.images import square
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mmdiff.autoencoder.card import card
 from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder, read_config
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.parquet import read_parquet
 from mmdiff.device import choose_device
 from mmdiff.evaluation.core import Skip
 from mmdiff.evaluation.metrics import psnr

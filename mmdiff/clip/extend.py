@@ -29,7 +29,8 @@ from mmdiff.clip.embedder import CONFIG_NAME, ClipEmbedder
 from mmdiff.clip.recolour import recoloured_copies
 from mmdiff.clip.train import save, shuffled_batches
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import Examples, read_parquet
+from mmdiff.data.examples import Examples
+from mmdiff.data.parquet import read_parquet
 from mmdiff.device import choose_device
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.mask import MaskModality

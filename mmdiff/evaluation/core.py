@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmdiff.data.examples import Examples, draw_batch
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.observers.classifier import Judge
 from mmdiff.evaluation.observers.segmenter import Segmenter
-from mmdiff.modalities.image import to_uint8
+from mmdiff.images import to_uint8
 from mmdiff.modalities.mask import VOID
 from mmdiff.pipeline import Pipeline
 from mmdiff.request import Request

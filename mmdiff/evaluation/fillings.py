@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdiff.evaluation.core import Skip
 from mmdiff.evaluation.metrics import mean_fill
-from mmdiff.modalities.image import to_uint8
+from mmdiff.images import to_uint8
 
 RADIUS = 3  # pixels around each missing one that count
 REMEDY = "pip install opencv-python-headless"

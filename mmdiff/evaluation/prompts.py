@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdiff.clip.colours import Said, colour_names, combinations, hue_word, median_colour, parse
 from mmdiff.clip.recolour import recoloured_copies
-from mmdiff.data.examples import draw_batch
+from mmdiff.data.augment import draw_batch
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, or_reason
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmdiff import losses
-from mmdiff.data.examples import draw_batch
+from mmdiff.data.augment import draw_batch
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.copies import copies
 from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, numbers, or_reason

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.config import TaskConfig, TrainConfig
-from mmdiff.data.examples import Examples, draw_batch
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from mmdiff.checkpoint import resolve, save_checkpoint
 from mmdiff.config import DataConfig, TrainConfig
+from mmdiff.data.augment import draw_batch
 from mmdiff.data.batches import load_examples
-from mmdiff.data.examples import Examples, draw_batch
+from mmdiff.data.examples import Examples
 from mmdiff.device import choose_device
 from mmdiff.pipeline import Pipeline
 from mmdiff.request import Request
