@@ -185,7 +185,7 @@ class Pipeline:
         Raises ValueError at once for a request that cannot be run.
         """
         request = request.checked(self.modalities, self.schedule.num_steps, limits)
-        seeds = [int(request.seed) + k for k in range(request.num_samples)]
+        seeds = [request.seed + k for k in range(request.num_samples)]
         present = partial(self._present, shown=request.shown, seed=seeds[0])
         return self._run(lambda: self._parsed(request), seeds, present)
 

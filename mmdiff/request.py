@@ -108,7 +108,7 @@ class Request:
     def checked(
         self, modalities: Mapping[str, Modality], num_steps: int, limits: Limits = NO_LIMITS
     ) -> Request:
-        """The same request with nothing left open: `wanted` named, changes complete.
+        """The same request with nothing left open: `wanted` named, changes complete, whole numbers of Python.
 
         Args:
             modalities: of the model, the anchor first. num_steps: T of its noise schedule.
@@ -118,18 +118,19 @@ class Request:
                 `given` are checked when they are parsed.
         """
         self.check_sampling(num_steps, limits)
-        first = self._with_conditions_checked(modalities, limits)
+        whole = {name: int(getattr(self, name)) for name in ("steps", "seed", "num_samples")}
+        first = dataclasses.replace(self, **whole)._with_conditions_checked(modalities, limits)
         changes, earliest = [], 1
         for change in self.changes:
-            changes.append(change.checked(self, earliest, modalities, limits))
-            earliest = change.after + 1
+            changes.append(change.checked(first, earliest, modalities, limits))
+            earliest = changes[-1].after + 1
         return dataclasses.replace(first, changes=tuple(changes))
 
     def check_sampling(self, num_steps: int, limits: Limits = NO_LIMITS) -> None:
         """Raises ValueError if a number is out of range or there is no such sampler."""
         _check_whole("steps", self.steps, 1, min(num_steps, limits.steps))
         _check_whole("num_samples", self.num_samples, 1, limits.num_samples)
-        _check_whole("seed", self.seed, 0, limits.seed - self.num_samples)
+        _check_whole("seed", self.seed, 0, limits.seed - int(self.num_samples))
         if self.sampler not in SAMPLERS:
             raise ValueError(f"no sampler is called {self.sampler!r}; choose among {', '.join(SAMPLERS)}.")
         if not is_number(self.eta) or not 0 <= self.eta <= 1:
@@ -215,7 +216,7 @@ class Change:
             )
         own = {name: getattr(run, name) for name in INHERITED if name != "changes"}
         request = dataclasses.replace(self.request, **own, changes=())
-        return Change(self.after, request._with_conditions_checked(modalities, limits))
+        return Change(int(self.after), request._with_conditions_checked(modalities, limits))
 
 
 def is_whole(number: object) -> bool:

@@ -260,7 +260,7 @@ REQUESTS = [
         "seed": 8,
         "changes": [Change(2, Request({"label": 1}, ("mask", "image")))],
     },
-    {"steps": 6, "seed": 9, "guidance_scale": {"label": 2.0}, "sample_first": ("label",)},
+    {"steps": 5, "seed": 9, "guidance_scale": {"label": 1.5}, "sample_first": ("label",)},
 ]
 
 

@@ -55,9 +55,9 @@ def test_guidance_by_name_is_that_of_the_pipeline(checkpoint):
 def test_a_label_is_sampled_first_as_by_the_pipeline(checkpoint):
     words = ["--wanted", "image", "label", "--num-samples", "2", "--sample-first", "label"]
     _, results = run(checkpoint, *words, "--guidance", "label=2")
-    expected = Pipeline.from_pretrained(checkpoint)(
-        wanted=("image", "label"), steps=3, num_samples=2, guidance_scale={"label": 2}, sample_first=("label",)
-    )
+    options = {"guidance_scale": {"label": 2}, "sample_first": ("label",)}
+    pipe = Pipeline.from_pretrained(checkpoint)
+    expected = pipe(wanted=("image", "label"), steps=3, num_samples=2, **options)
     assert [max(p, key=p.get) for p in results["label"]] == [CLASSES[k] for k in expected.label.argmax(1)]
     assert set(expected.label.ravel()) == {0, 1}
 
