@@ -42,6 +42,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="how strongly what is given counts, all of it or each by name, as in mask=1.5; 1 is off",
     )
     parser.add_argument(
+        "--sample-first",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="sampled early, such as label; all else follows it as if it were given",
+    )
+    parser.add_argument(
         "--sampler", default="ddim", help="ddim, ancestral or dpmpp_2m (default: %(default)s)"
     )
     parser.add_argument(
@@ -108,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from mmdiff.images import read_known_pixels
     from mmdiff.pipeline import Pipeline
+    from mmdiff.request import Request
 
     try:
         given: dict[str, Any] = dict(parse_given(args.given))
@@ -117,18 +125,19 @@ def main(arguments: list[str] | None = None) -> None:
                 given[name] = as_class(given[name], pipe.modalities[name].classes)
         size = pipe.model.config.image_size
         known = read_known_pixels(args.known_pixels, size) if args.known_pixels else None
-        stream = pipe.stream(
+        request = Request(
             given,
             args.wanted,
-            args.steps,
-            args.seed,
-            args.num_samples,
             known,
             parse_guidance(args.guidance),
-            args.sampler,
-            args.eta,
+            args.sample_first,
+            steps=args.steps,
+            seed=args.seed,
+            num_samples=args.num_samples,
+            sampler=args.sampler,
+            eta=args.eta,
         )
-        for step in tqdm(stream, total=args.steps, unit="step"):
+        for step in tqdm(pipe.start(request), total=args.steps, unit="step"):
             output = step.output
         written = write(output, pipe, Path(args.out), vars(args))
     except (ValueError, OSError) as error:

@@ -27,8 +27,8 @@ from mmdiff.losses import training_losses
 from mmdiff.modalities import IMPORTS, KINDS, Modality, build_modality, register
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
+from mmdiff.request import Request
 from mmdiff.training import dry_run
-from mmdiff.training.masking import Condition
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs/examples/depth.py"
@@ -204,10 +204,10 @@ def test_a_given_depth_comes_back_and_changes_the_photo(depth):
     pipe = Pipeline(lively_model(with_depth()), CPU)
     levels = depth_of(photos(0, 1)[0])
     value = pipe.modalities["depth"].parse(Image.fromarray(levels))[None]
-    *_, step = pipe.run(Condition({"depth": value}), ("image",), [0], 3)
+    *_, step = pipe.run_batch(Request({"depth": value}, ("image",), steps=3), [0])
     assert torch.equal(step.x_hat["depth"], value)
     np.testing.assert_array_equal(pipe.modalities["depth"].present(step.x_hat["depth"].numpy())[0], levels)
-    *_, other = pipe.run(Condition({"depth": -value}), ("image",), [0], 3)
+    *_, other = pipe.run_batch(Request({"depth": -value}, ("image",), steps=3), [0])
     assert (other.x_hat["image"] - step.x_hat["image"]).abs().max() > 1e-3
 
 
@@ -300,7 +300,7 @@ def test_depth_from_a_photo_is_far_better_than_the_mean(trained, depth):
     modality, unseen = pipe.modalities["depth"], photos(400, 40)
     truth = torch.stack([modality.parse(Image.fromarray(d)) for d in depth_of(unseen)])
     image = torch.stack([pipe.modalities["image"].parse(photo) for photo in unseen])
-    *_, step = pipe.run(Condition({"image": image}), ("depth",), list(range(40)), 5)
+    *_, step = pipe.run_batch(Request({"image": image}, ("depth",), steps=5), list(range(40)))
     seen = torch.stack([modality.parse(Image.fromarray(d)) for d in depth_of(photos(0, 400))])
     error = (step.x_hat["depth"] - truth).square().mean().sqrt()
     of_mean = (seen.mean(0) - truth).square().mean().sqrt()  # the best that knows no photo

@@ -52,6 +52,16 @@ def test_guidance_by_name_is_that_of_the_pipeline(checkpoint):
     assert not np.array_equal(guided, np.asarray(pipe(given, ("image",), steps=3).image[0]))
 
 
+def test_a_label_is_sampled_first_as_by_the_pipeline(checkpoint):
+    words = ["--wanted", "image", "label", "--num-samples", "2", "--sample-first", "label"]
+    _, results = run(checkpoint, *words, "--guidance", "label=2")
+    options = {"guidance_scale": {"label": 2}, "sample_first": ("label",)}
+    pipe = Pipeline.from_pretrained(checkpoint)
+    expected = pipe(wanted=("image", "label"), steps=3, num_samples=2, **options)
+    assert [max(p, key=p.get) for p in results["label"]] == [CLASSES[k] for k in expected.label.argmax(1)]
+    assert set(expected.label.ravel()) == {0, 1}
+
+
 def test_known_pixels_come_back_as_they_were(checkpoint, tmp_path):
     photo = draw_shape(0, 0)
     Image.fromarray(photo).save(tmp_path / "photo.png")
@@ -96,6 +106,8 @@ def test_guidance_is_read():
         (["--guidance", "much"], "'much' is no number"),
         (["--guidance", "2", "label=3"], "one number for all"),
         (["--given", "label=1", "--guidance", "mask=2"], "is not given"),
+        (["--guidance", "label=2"], "'label', which is not given; .* or name it in sample_first"),
+        (["--sample-first", "mask"], "sample_first names 'mask'"),
         (["--given", "image=nowhere.png"], "no file at"),
     ],
 )
