@@ -20,7 +20,7 @@ from PIL import Image
 
 from app.controls.settings import FILLING, PLAIN
 from app.run.service import Service, Timing
-from app.tabs.tasks import TASKS
+from app.task import TASKS
 
 RUNNING = re.compile(r"Step \d+ of")
 RECORD = """([id, selector]) => {
@@ -237,7 +237,7 @@ def test_every_tab_has_something_to_look_at_and_runs_with_one_click(visit, pipe,
     wanted = next(t for t in TASKS if t.name == task).modalities(pipe.modalities)
     assert shown == set(wanted)
     if task == "fill_in":
-        assert set(pipe.calls[-1]["given"]) == {"image"}
+        assert set(pipe.calls[-1].given) == {"image"}
 
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])
@@ -249,7 +249,7 @@ def test_three_one_click_examples(visit, pipe, task):
         before = len(pipe.calls)
         examples.nth(k).click()
         visitor.done()
-        assert len(pipe.calls) == before + 1 and pipe.calls[-1]["given"]
+        assert len(pipe.calls) == before + 1 and pipe.calls[-1].given
 
 
 def test_what_runs_where_is_said(visit):
@@ -408,7 +408,7 @@ def test_a_text_or_a_photo_gives_the_embedding(visit, pipe, photo_file):
     visitor.record('[data-modality="embedding"]')
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1]["given"] == {"embedding": "a photo of a dark red cherry"}
+    assert pipe.calls[-1].given == {"embedding": "a photo of a dark red cherry"}
     words = visitor.player('figure[data-modality="embedding"]').inner_text()
     assert re.search(r"a photo of a dark red cherry\s+1\.00", words)
 
@@ -418,7 +418,7 @@ def test_a_text_or_a_photo_gives_the_embedding(visit, pipe, photo_file):
     visitor.plan("Generates image from the embedding")
     visitor.run()
     visitor.done()
-    assert np.array_equal(np.asarray(pipe.calls[-1]["given"]["embedding"]), np.asarray(photo((64, 64))))
+    assert np.array_equal(np.asarray(pipe.calls[-1].given["embedding"]), np.asarray(photo((64, 64))))
 
 
 # -- how it is sampled -------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
 
 
 def test_what_is_typed_wrongly_into_the_settings_is_mended_or_explained(visit, pipe, monkeypatch):
-    monkeypatch.setattr(Timing, "estimate", lambda timing, job: 10.0 * job.steps * job.batch)
+    monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.steps * request.batch)
     visitor = visit("image_mask")
     steps, estimate = visitor.find("steps", "input[type=number]"), visitor.find("estimate")
 
@@ -465,11 +465,11 @@ def test_what_is_typed_wrongly_into_the_settings_is_mended_or_explained(visit, p
     steps.press("Tab")
     visitor.run()
     visitor.done()
-    assert (pipe.calls[-1]["seed"], pipe.calls[-1]["steps"]) == (7, 5)
+    assert (pipe.calls[-1].seed, pipe.calls[-1].steps) == (7, 5)
 
 
 def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
-    monkeypatch.setattr(Timing, "estimate", lambda timing, job: 10.0 * job.batch)
+    monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.batch)
     visitor = visit()
     following = visitor.find("estimate").inner_text()
     visitor.choose("label", "Given")
@@ -493,7 +493,7 @@ def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
     near(costs_more)
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1]["guidance_scale"] == {"label": 3}
+    assert pipe.calls[-1].guidance_scale == {"label": 3}
 
 
 def runs_with(visitor, pipe, name, value, scales):
@@ -507,7 +507,7 @@ def runs_with(visitor, pipe, name, value, scales):
         visitor.page.wait_for_timeout(300)
         visitor.run()
         visitor.done()
-        return pipe.calls[-1]["guidance_scale"] == scales
+        return pipe.calls[-1].guidance_scale == scales
 
     near(arrives)
 
@@ -532,7 +532,7 @@ def test_photos_from_nothing_follow_their_label(visit, pipe):
     visitor = visit("image_mask")
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1]["guidance_scale"] == {"label": 2}  # although the label is not shown here
+    assert pipe.calls[-1].guidance_scale == {"label": 2}  # although the label is not shown here
     visitor.find("more", "button").first.click()
     runs_with(visitor, pipe, "followed", "1", {})
 
@@ -547,7 +547,7 @@ def test_a_label_that_is_given_or_ignored_is_not_settled(visit, pipe, role):
     visitor.plan("from the label" if role == "Given" else "from noise alone")
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1]["guidance_scale"] in ({}, {"label": 1})
+    assert pipe.calls[-1].guidance_scale in ({}, {"label": 1})
 
 
 def test_visitors_run_at_the_same_time(visit, pipe, monkeypatch):
@@ -755,7 +755,7 @@ def test_a_link_reproduces_the_run(visit, pipe, size):
     again = visit("image_label", size, query=f"/?{url.query}")
     again.status("Done")
     assert np.array_equal(again.picture(), visitor.picture())
-    assert pipe.calls[-1]["given"] == {"label": "Tomato Heart"}
+    assert pipe.calls[-1].given == {"label": "Tomato Heart"}
     assert "came from a link" in again.page.locator("#message").inner_text()
     assert again.find("seed", "input").input_value() == visitor.find("seed", "input").input_value()
 

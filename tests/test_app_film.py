@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline
 from PIL import Image
-from test_app_bundle import record_of
+from test_app_zip_file import record_of
 
 from app.export.download import TakeHome
 from app.export.film import FILM_MS, LAST_MS, MAX_SAMPLES, frames, overlaid, write_gif, write_mp4
-from app.run.history import Record
-from app.run.job import Job
-from app.run.player_data import Track
-from app.tabs.tasks import TASKS
+from app.run.history import Record, Track
+from app.task import TASKS
+from mmdiff.request import Request
 
 SIZE, STEPS = 64, 12
 TILE = 256  # 4 x 64, the multiple nearest to what a single sample is shown at
@@ -26,12 +25,12 @@ EVERYTHING = ("image", "mask", "label", "embedding")
 
 @pytest.fixture(scope="module")
 def record() -> Record:
-    return record_of(Job(wanted=EVERYTHING, steps=STEPS, seed=7, num_samples=5), pipe=PIPE)
+    return record_of(Request(wanted=EVERYTHING, steps=STEPS, seed=7, num_samples=5), pipe=PIPE)
 
 
 @pytest.fixture(scope="module")
 def single() -> Record:
-    return record_of(Job(wanted=EVERYTHING, steps=STEPS, seed=7), pipe=PIPE)
+    return record_of(Request(wanted=EVERYTHING, steps=STEPS, seed=7), pipe=PIPE)
 
 
 def found(frame: Image.Image, picture: np.ndarray, side: int) -> tuple[float, tuple[int, int]]:
@@ -100,7 +99,7 @@ def test_each_of_up_to_four_samples_is_shown(record):
 
 
 def test_two_tracks_are_side_by_side_and_the_shorter_one_waits(single):
-    short = record_of(Job({"label": LABELS[1]}, ("image", "mask"), steps=STEPS, seed=7), stop=5, pipe=PIPE)
+    short = record_of(Request({"label": LABELS[1]}, ("image", "mask"), steps=STEPS, seed=7), stop=5, pipe=PIPE)
     pictures = frames([("Original", single), ("Fork: “label” given", short)], PIPE.describe)
     assert len(pictures) == STEPS
     off, left = found(pictures[-1], single.last.x["image"][0], SMALL_TILE)
@@ -114,7 +113,7 @@ def test_two_tracks_are_side_by_side_and_the_shorter_one_waits(single):
     "wanted", [("image",), ("label",), ("mask",), ("embedding",), ("label", "embedding")]
 )
 def test_any_heads_can_be_shown(wanted):
-    run = record_of(Job(wanted=wanted, steps=3), pipe=PIPE)
+    run = record_of(Request(wanted=wanted, steps=3), pipe=PIPE)
     pictures = frames(run, PIPE.describe)
     assert len(pictures) == 3
     assert not np.array_equal(np.asarray(pictures[0])[74:], np.asarray(pictures[2])[74:])
@@ -218,7 +217,7 @@ def test_the_mp4_is_what_browsers_play(single, tmp_path):
 
 @pytest.mark.parametrize("steps", [1, 2, 100])
 def test_short_and_long_runs_make_films(steps, tmp_path):
-    run = record_of(Job(wanted=("label",), steps=steps), pipe=PIPE)
+    run = record_of(Request(wanted=("label",), steps=steps), pipe=PIPE)
     write_gif(tmp_path / "a.gif", run, PIPE.describe)
     write_mp4(tmp_path / "a.mp4", run, PIPE.describe)
     with Image.open(tmp_path / "a.gif") as gif:
@@ -231,13 +230,13 @@ def test_short_and_long_runs_make_films(steps, tmp_path):
 
 @pytest.mark.parametrize("text", ["Äpfel, très mûrs — 柿", "x" * 400, "", "un\ndeux"])
 def test_any_text_fits_the_frame(text, single):
-    run = Record(single.job, text, single.modalities, single.frames[-1:])
+    run = Record(single.request, text, single.modalities, single.frames[-1:])
     size = frames([(text, run)], PIPE.describe)[0].size
     assert size == frames([("a", run)], PIPE.describe)[0].size or not text
 
 
 def test_nothing_to_show_is_said_in_words(single):
-    empty = Record(single.job, "orchard", single.modalities)
+    empty = Record(single.request, "orchard", single.modalities)
     for tracks in (empty, [], [("a", single), ("b", empty)]):
         with pytest.raises(ValueError, match="no step to show"):
             frames(tracks, PIPE.describe)
@@ -247,7 +246,7 @@ def test_nothing_to_show_is_said_in_words(single):
 
 
 def test_a_usual_run_is_filmed_quickly(tmp_path):
-    run = record_of(Job(wanted=EVERYTHING, steps=30), pipe=FakePipeline(96, modalities=EVERYTHING))
+    run = record_of(Request(wanted=EVERYTHING, steps=30), pipe=FakePipeline(96, modalities=EVERYTHING))
     for write in (write_gif, write_mp4):
         started = time.process_time()
         write(tmp_path / "film", run, PIPE.describe)

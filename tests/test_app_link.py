@@ -13,14 +13,13 @@ import pytest
 from fakes import LABELS, FakePipeline, photo
 from PIL import Image
 from records import describe, make_record
-from test_app_recipe import JOBS, PHOTO, SIZE, SPECS, random_job, same
+from test_app_settings_file import PHOTO, REQUESTS, SIZE, SPECS, random_request, same
 
 from app.export.download import TakeHome, root_address
 from app.export.link import MAX_QUERY, from_query, is_link, to_query
-from app.run.job import Job
-from app.run.player_data import Track
-from app.tabs.tasks import TASKS
-from mmdiff.pipeline import Change
+from app.run.history import Track
+from app.task import TASKS
+from mmdiff.request import Change, Request
 
 
 def opened(query: str) -> dict[str, str]:
@@ -44,12 +43,12 @@ def off_is_off(scales):
     return scales
 
 
-def without_off(job: Job) -> Job:
-    changes = [replace(change, guidance_scale=off_is_off(change.guidance_scale)) for change in job.changes]
-    return replace(job, guidance_scale=off_is_off(job.guidance_scale), changes=tuple(changes))
+def without_off(request: Request) -> Request:
+    changes = [replace(change, guidance_scale=off_is_off(change.guidance_scale)) for change in request.changes]
+    return replace(request, guidance_scale=off_is_off(request.guidance_scale), changes=tuple(changes))
 
 
-def same_meaning(a: Job, b: Job) -> bool:
+def same_meaning(a: Request, b: Request) -> bool:
     """Equal but for the order of names and 1 or 1.0."""
 
     def ordered(condition):
@@ -63,14 +62,14 @@ def same_meaning(a: Job, b: Job) -> bool:
             {name: float(scale) for name, scale in sorted(by_name.items())},
         )
 
-    numbers = [(job.steps, job.seed, job.num_samples, job.sampler) for job in (a, b)]
-    conditions = [tuple(map(ordered, without_off(job).conditions)) for job in (a, b)]
+    numbers = [(request.steps, request.seed, request.num_samples, request.sampler) for request in (a, b)]
+    conditions = [tuple(map(ordered, without_off(request).conditions)) for request in (a, b)]
     return numbers[0] == numbers[1] and same(*conditions)
 
 
 def test_a_link_reads_like_the_settings():
-    job = Job({"label": "Apple Red"}, ("image", "mask"), None, 12, 7, 4, {"label": 3}, "dpmpp_2m")
-    query, left_out = to_query(job, "orchard", "image-label")
+    request = Request({"label": "Apple Red"}, ("image", "mask"), None, 12, 7, 4, {"label": 3}, "dpmpp_2m")
+    query, left_out = to_query(request, "orchard", "image-label")
     assert left_out == []
     assert query == (
         "?task=image-label&model=orchard&seed=7&steps=12&samples=4&sampler=dpmpp_2m&want=image,mask&guide.label=3"
@@ -79,27 +78,27 @@ def test_a_link_reads_like_the_settings():
 
 
 def test_what_is_as_usual_is_left_out():
-    assert to_query(Job(wanted=("image",)), "orchard", "any") == (
+    assert to_query(Request(wanted=("image",)), "orchard", "any") == (
         "?task=any&model=orchard&seed=0&want=image",
         [],
     )
 
 
 SHORT = {
-    "nothing given": JOBS["nothing given"],
-    "label": JOBS["label"],
-    "text": Job({"embedding": "50 % “kaki” + très mûr & 柿 = #1?"}, ("image",), guidance_scale=2.5),
-    "mask": Job({"mask": disc(20)}, ("image", "label"), guidance_scale={"mask": 0.1 + 0.2}),
-    "followed": Job({}, ("image", "label"), guidance_scale={"label": 2.0}),
-    "off": Job({"label": LABELS[0]}, ("image",), guidance_scale={"label": 1.0}),
-    "tiny scale": Job({"label": LABELS[0]}, ("image",), guidance_scale=1e-5),
-    "numpy scale": Job({"label": LABELS[0]}, ("image",), guidance_scale=np.float64(2.5)),
-    "forks": Job(
+    "nothing given": REQUESTS["nothing given"],
+    "label": REQUESTS["label"],
+    "text": Request({"embedding": "50 % “kaki” + très mûr & 柿 = #1?"}, ("image",), guidance_scale=2.5),
+    "mask": Request({"mask": disc(20)}, ("image", "label"), guidance_scale={"mask": 0.1 + 0.2}),
+    "followed": Request({}, ("image", "label"), guidance_scale={"label": 2.0}),
+    "off": Request({"label": LABELS[0]}, ("image",), guidance_scale={"label": 1.0}),
+    "tiny scale": Request({"label": LABELS[0]}, ("image",), guidance_scale=1e-5),
+    "numpy scale": Request({"label": LABELS[0]}, ("image",), guidance_scale=np.float64(2.5)),
+    "forks": Request(
         {"label": LABELS[0]},
         ("image", "mask"),
         changes=(
-            Change(4, {"label": LABELS[3]}, ("image", "mask"), None, {"label": 2}),
-            Change(9, {"mask": disc(9), "embedding": "a red apple"}, ("image",), None, 1.5),
+            Change(4, Request({"label": LABELS[3]}, ("image", "mask"), None, {"label": 2})),
+            Change(9, Request({"mask": disc(9), "embedding": "a red apple"}, ("image",), None, 1.5)),
         ),
     ),
 }
@@ -107,54 +106,54 @@ SHORT = {
 
 @pytest.mark.parametrize("name", list(SHORT))
 def test_links_restore_what_fits(name):
-    job = SHORT[name]
-    query, left_out = to_query(job, "orchard", "any-to-any")
+    request = SHORT[name]
+    query, left_out = to_query(request, "orchard", "any-to-any")
     linked = from_query(opened(query), SPECS)
     assert left_out == [] and linked.missing == () and len(query) <= MAX_QUERY
-    assert same_meaning(linked.job, job)
+    assert same_meaning(linked.request, request)
     assert (linked.checkpoint, linked.task) == ("orchard", "any-to-any")
-    assert to_query(linked.job, "orchard", "any-to-any")[0] == query
+    assert to_query(linked.request, "orchard", "any-to-any")[0] == query
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_any_job_gives_a_link_that_opens(seed):
-    job = random_job(seed)
-    query, left_out = to_query(job, "orchard", "any")
+    request = random_request(seed)
+    query, left_out = to_query(request, "orchard", "any")
     linked = from_query(opened(query), SPECS)
     assert len(query) <= MAX_QUERY and is_link(opened(query))
-    kept = {name: value for name, value in job.given.items() if name not in linked.missing}
-    known = None if "hole" in linked.missing else job.known_pixels
-    forks = () if any("changed" in words for words in left_out) else job.changes
-    assert same_meaning(linked.job, replace(job, given=kept, known_pixels=known, changes=forks))
-    photos = [name for name, value in job.given.items() if isinstance(value, Image.Image)]
+    kept = {name: value for name, value in request.given.items() if name not in linked.missing}
+    known = None if "hole" in linked.missing else request.known_pixels
+    forks = () if any("changed" in words for words in left_out) else request.changes
+    assert same_meaning(linked.request, replace(request, given=kept, known_pixels=known, changes=forks))
+    photos = [name for name, value in request.given.items() if isinstance(value, Image.Image)]
     assert set(photos) <= set(linked.missing)
-    assert len(left_out) == len(linked.missing) + (forks != job.changes)
+    assert len(left_out) == len(linked.missing) + (forks != request.changes)
 
 
 def test_a_photo_is_asked_for_and_its_hole_travels():
     known = disc(12) == 0
     scales = {"image": 1.5, "label": 2}
-    job = Job({"image": PHOTO, "label": LABELS[1]}, ("image", "mask"), known, guidance_scale=scales)
-    query, left_out = to_query(job, "orchard", "fill-in")
+    request = Request({"image": PHOTO, "label": LABELS[1]}, ("image", "mask"), known, guidance_scale=scales)
+    query, left_out = to_query(request, "orchard", "fill-in")
     (words,) = left_out
     assert words.startswith("The photo for “image” does not fit into a link. Save the settings file instead")
     linked = from_query(opened(query), SPECS)
     assert linked.missing == ("image",)
-    assert same(linked.job.known_pixels, known) and linked.job.given == {"label": LABELS[1]}
-    assert linked.job.wanted == ("image", "mask") and linked.job.guidance_scale == scales
+    assert same(linked.request.known_pixels, known) and linked.request.given == {"label": LABELS[1]}
+    assert linked.request.wanted == ("image", "mask") and linked.request.guidance_scale == scales
 
 
 def test_what_is_too_intricate_is_named():
     noise = np.random.default_rng(0).integers(0, 2, (128, 128))
-    job = Job(
+    request = Request(
         {"mask": noise, "image": photo((128, 128))},
         ("image", "label"),
         noise == 0,
         guidance_scale={"mask": 3},
     )
-    query, left_out = to_query(job, "orchard", "any")
+    query, left_out = to_query(request, "orchard", "any")
     linked = from_query(opened(query), FakePipeline(128).modalities)
-    assert set(linked.missing) == {"mask", "hole", "image"} and linked.job.guidance_scale == {"mask": 3}
+    assert set(linked.missing) == {"mask", "hole", "image"} and linked.request.guidance_scale == {"mask": 3}
     assert {words.split(".")[0] for words in left_out} == {
         "The photo for “image” does not fit into a link",
         "The hole is too long for a link",
@@ -163,15 +162,15 @@ def test_what_is_too_intricate_is_named():
 
 
 def test_forks_with_photos_are_left_out_in_words():
-    job = Job({"label": LABELS[0]}, ("image",), changes=(Change(5, {"embedding": photo()}, ("image",)),))
-    query, left_out = to_query(job, "orchard", "any")
+    request = Request({"label": LABELS[0]}, ("image",), changes=(Change(5, Request({"embedding": photo()}, ("image",))),))
+    query, left_out = to_query(request, "orchard", "any")
     assert left_out[0].startswith("What was changed on the way does not fit into a link.")
-    assert from_query(opened(query), SPECS).job.changes == ()
+    assert from_query(opened(query), SPECS).request.changes == ()
 
 
 def test_a_link_written_by_hand_may_say_little():
-    job = from_query({"give.label": "apple red", "__theme": "dark", "utm_source": "mail"}, SPECS).job
-    assert same(job, Job({"label": "Apple Red"}, ("image", "mask", "embedding")))
+    request = from_query({"give.label": "apple red", "__theme": "dark", "utm_source": "mail"}, SPECS).request
+    assert same(request, Request({"label": "Apple Red"}, ("image", "mask", "embedding")))
     assert is_link({"seed": "3"}) and not is_link({"__theme": "dark"}) and not is_link({})
 
 

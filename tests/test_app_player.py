@@ -14,7 +14,7 @@ from fakes import photo
 from PIL import Image
 from records import MASK_CLASSES, PALETTE, describe, extend, make_record
 
-from app.export import settings_file as recipe
+from app.export import settings_file
 from app.run.player_data import MAX_STAMPS, Player, Track, _strip
 from mmdiff.samplers import timesteps
 
@@ -99,8 +99,8 @@ def test_the_last_pictures_restore_the_run(done, tmp_path):
     record = make_record(
         done, 96, wanted=("image", "mask"), given=given, known_pixels=known, num_samples=2, seed=9
     )
-    record.modalities = {n: s for n, s in record.modalities.items() if n in record.job.shown}
-    settings = recipe.to_json(record.job, "orchard", "image_mask")
+    record.modalities = {n: s for n, s in record.modalities.items() if n in record.request.shown}
+    settings = settings_file.to_json(record.request, "orchard", "image_mask")
     before, last = one(player, record)["frames"][-2:]
     for k in range(2):
         for uri in (last["x"]["image"][k], last["x"]["mask"][k]["m"]):
@@ -110,8 +110,8 @@ def test_the_last_pictures_restore_the_run(done, tmp_path):
             assert not picture.text
     path = saved(last["x"]["mask"][1]["m"], tmp_path)
     specs = {name: replace(spec, classes=("apple",)) for name, spec in record.modalities.items()}
-    job, checkpoint, task = recipe.read(path, specs)
-    assert recipe.to_json(job, checkpoint, task) == settings
+    request, checkpoint, task = settings_file.read(path, specs)
+    assert settings_file.to_json(request, checkpoint, task) == settings
 
 
 @pytest.mark.parametrize("side", [1024, 2000])
@@ -123,7 +123,7 @@ def test_a_large_photo_does_not_travel_in_every_picture(player, side, tmp_path):
     picture = json.loads(text)["tracks"][0]["frames"][-1]["x"]["image"][0]
     assert np.array_equal(decode(picture), record.last.x["image"][0])
     with pytest.raises(ValueError, match="Where a large photo was given, use the zip"):
-        recipe.read(saved(picture, tmp_path), record.modalities)
+        settings_file.read(saved(picture, tmp_path), record.modalities)
 
 
 def test_known_pixels_are_exact_and_the_hole_is_tinted_before(player):

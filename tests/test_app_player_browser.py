@@ -14,8 +14,9 @@ from PIL import Image
 from records import PALETTE, describe, make_record
 
 from app import theme
-from app.export import settings_file as recipe
-from app.run.player_data import Player, Track
+from app.export import settings_file
+from app.run.history import Track
+from app.run.player_data import Player
 
 pytestmark = MARKS
 HOTTEST, COLDEST = (252, 253, 191), (0, 0, 4)  # the ends of magma
@@ -74,7 +75,7 @@ class Viewer:
         number = self.table.brought + 1
         self.page.click("#bring")
         self.page.locator("#count", has_text=re.compile(rf"^\s*{number}\s*$")).wait_for()
-        self.wait(total=str(tracks[0].record.job.steps) if tracks else "0")
+        self.wait(total=str(tracks[0].record.request.steps) if tracks else "0")
 
     def wait(self, timeout=10, **wanted):
         """Until the root's data attributes are these."""
@@ -130,8 +131,8 @@ def track(record, id="a", title="", **options):
 
 def partial(record, done):
     """The same run, at an earlier time."""
-    now = make_record(names=tuple(record.modalities), steps=record.job.steps)
-    now.job, now.frames, now.modalities = record.job, record.frames[:done], record.modalities
+    now = make_record(names=tuple(record.modalities), steps=record.request.steps)
+    now.request, now.frames, now.modalities = record.request, record.frames[:done], record.modalities
     return now
 
 
@@ -419,7 +420,7 @@ def test_saved_pictures(look):
     with viewer.page.expect_download() as download:
         link.click()
     assert np.array_equal(Image.open(download.value.path()), record.last.x["image"][0])
-    assert recipe.read(download.value.path(), record.modalities)[0] == record.job
+    assert settings_file.read(download.value.path(), record.modalities)[0] == record.request
     viewer.scrub(4)
     mask = viewer.find('[data-modality="mask"] .save')
     assert mask.get_attribute("download") == "mmdiff_orchard_5_mask_1_step4.png"

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, LetterEmbedder, Spec, photo
 
-from app.run.job import FOLLOWED, SAMPLERS, Job
 from app.run.service import MAX_WAITING, Preview, Service, Timing, Waiting, middle_known
-from mmdiff.pipeline import Change
+from mmdiff.request import Change, Request
 
-JOINT = Job(wanted=("image", "mask", "label"))
+JOINT = Request(wanted=("image", "mask", "label"))
 
 
 @pytest.fixture
@@ -23,8 +22,8 @@ def service() -> Service:
     return Service(FakePipeline(), "fake")
 
 
-def previews(service, job, session=""):
-    return [event for event in service.stream(job, session) if isinstance(event, Preview)]
+def previews(service, request, session=""):
+    return [event for event in service.stream(request, session) if isinstance(event, Preview)]
 
 
 def test_the_page_is_not_part_of_it():
@@ -66,7 +65,7 @@ def test_a_photo_with_a_hole_may_be_given_and_wanted(service):
     known = np.ones((64, 64), dtype=bool)
     known[10:20] = False
     picture = photo((64, 64))
-    *_, last = service.stream(Job(given={"image": picture}, wanted=("image",), known_pixels=known))
+    *_, last = service.stream(Request(given={"image": picture}, wanted=("image",), known_pixels=known))
     result = last.x_hat["image"][0]
     assert np.array_equal(result[known], np.asarray(picture)[known])
     assert not np.array_equal(result, np.asarray(picture))
@@ -81,7 +80,7 @@ def test_every_step_is_previewed(service, steps):
 
 
 def test_previews_change_and_only_show_what_takes_part(service):
-    seen = previews(service, Job(given={"label": "Apple Red"}, wanted=("image",)))
+    seen = previews(service, Request(given={"label": "Apple Red"}, wanted=("image",)))
     assert set(seen[0].x_hat) == {"image", "label"}
     assert all(
         not np.array_equal(a.x_hat["image"], b.x_hat["image"]) for a, b in zip(seen, seen[1:], strict=False)
@@ -171,12 +170,12 @@ def test_a_long_line_is_closed(monkeypatch):
 
 def test_the_estimate_follows_what_runs_cost():
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
-    job = dataclasses.replace(JOINT, steps=10, guidance_scale={"label": 2.0})  # as the warm-up
-    assert 0.2 <= slow.timing.estimate(job) < 0.6
+    request = dataclasses.replace(JOINT, steps=10, guidance_scale={"label": 2.0})  # as the warm-up
+    assert 0.2 <= slow.timing.estimate(request) < 0.6
     slow.pipe.step_seconds = 0.06
     for _ in range(3):
-        list(slow.stream(dataclasses.replace(job, steps=5)))
-    assert 0.6 <= slow.timing.estimate(job) < 1.8
+        list(slow.stream(dataclasses.replace(request, steps=5)))
+    assert 0.6 <= slow.timing.estimate(request) < 1.8
 
 
 def test_time_left_is_what_is_left():
@@ -195,7 +194,7 @@ def test_a_batch_never_seen_costs_in_proportion():
 
 def test_holes_are_priced_by_what_holes_have_cost():
     timing = Timing()
-    hole = Job({"image": photo()}, ("image",), middle_known(64), steps=10)
+    hole = Request({"image": photo()}, ("image",), middle_known(64), steps=10)
     timing.learn(dataclasses.replace(JOINT, num_samples=2), 0.1)
     assert timing.estimate(hole) == pytest.approx(0.5)  # of nothing but a guess
     timing.learn(hole, 0.3)
@@ -206,27 +205,27 @@ def test_holes_are_priced_by_what_holes_have_cost():
 
 def test_guidance_counts_twice_only_if_something_is_given():
     assert dataclasses.replace(JOINT, guidance_scale=3.0, num_samples=4).batch == 4
-    assert Job(given={"label": "x"}, wanted=("image",), guidance_scale=3.0, num_samples=4).batch == 8
+    assert Request(given={"label": "x"}, wanted=("image",), guidance_scale=3.0, num_samples=4).batch == 8
 
 
 def test_there_is_something_to_look_at_from_the_start(service):
     example, filled = service.example, service.filled
-    assert len(example.frames) == example.job.steps and not example.stopped
-    assert set(example.last.x) == set(example.job.wanted) == set(service.pipe.modalities)
+    assert len(example.frames) == example.request.steps and not example.stopped
+    assert set(example.last.x) == set(example.request.wanted) == set(service.pipe.modalities)
     known = middle_known(64)
-    assert np.array_equal(filled.job.known_pixels, known) and 0.05 < (~known).mean() < 0.3
+    assert np.array_equal(filled.request.known_pixels, known) and 0.05 < (~known).mean() < 0.3
     assert np.array_equal(filled.last.x["image"][0][known], example.last.x["image"][0][known])
 
 
 def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
     monkeypatch.setattr("app.run.service.WARM_UP_SECONDS", 0.1)
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
-    assert 4 <= slow.example.job.steps < 10
+    assert 4 <= slow.example.request.steps < 10
 
 
 def test_a_fork_is_run_and_recorded(service):
-    job = dataclasses.replace(JOINT, changes=(Change(10, {"label": "Cherry Wax"}, ("image", "mask")),))
-    plain, forked = service.run(JOINT), service.run(job)
+    request = dataclasses.replace(JOINT, changes=(Change(10, Request({"label": "Cherry Wax"}, ("image", "mask"))),))
+    plain, forked = service.run(JOINT), service.run(request)
     for before, after in zip(plain.frames[:10], forked.frames[:10], strict=True):
         assert np.array_equal(before.x["image"], after.x["image"])
     assert LABELS[forked.last.x["label"][0].argmax()] == "Cherry Wax"
@@ -238,7 +237,7 @@ def test_a_fork_is_run_and_recorded(service):
     "afters, words", [([0], "step to fork from is 0"), ([30], "from 1 to 29"), ([9, 9], "from 10 to 29")]
 )
 def test_forks_at_impossible_steps_are_explained(service, afters, words):
-    changes = tuple(Change(after, {}, ("image",)) for after in afters)
+    changes = tuple(Change(after, Request({}, ("image",))) for after in afters)
     with pytest.raises(ValueError, match=words):
         next(service.stream(dataclasses.replace(JOINT, changes=changes)))
 
@@ -246,10 +245,10 @@ def test_forks_at_impossible_steps_are_explained(service, afters, words):
 def test_every_scale_of_a_given_modality_counts_once():
     given = {"image": None, "mask": None, "label": "x"}
     for scales, runs in [({}, 1), ({"mask": 1}, 1), ({"mask": 3}, 2), ({"mask": 3, "label": 0.5}, 3)]:
-        job = Job(given=given, wanted=("embedding",), guidance_scale=scales, num_samples=4)
-        assert job.batch == 4 * runs
-    assert Job(given={"image": None}, guidance_scale=3.0, num_samples=4).batch == 4  # kept as it is anyway
-    assert Job(wanted=("image",), guidance_scale={"label": 2.0}, num_samples=4).batch == 8  # it is followed
+        request = Request(given=given, wanted=("embedding",), guidance_scale=scales, num_samples=4)
+        assert request.batch == 4 * runs
+    assert Request(given={"image": None}, guidance_scale=3.0, num_samples=4).batch == 4  # kept as it is anyway
+    assert Request(wanted=("image",), guidance_scale={"label": 2.0}, num_samples=4).batch == 8  # it is followed
 
 
 @pytest.mark.parametrize(
@@ -263,30 +262,30 @@ def test_every_scale_of_a_given_modality_counts_once():
     ],
 )
 def test_guidance_that_cannot_be_is_explained(service, scales, words):
-    job = Job(given={"label": "Apple Red"}, wanted=("image",), guidance_scale=scales)
+    request = Request(given={"label": "Apple Red"}, wanted=("image",), guidance_scale=scales)
     with pytest.raises(ValueError, match=words):
-        next(service.stream(job))
+        next(service.stream(request))
 
 
 def test_a_whole_photo_has_no_hole_to_guide(service):
-    job = Job({"image": None}, ("mask",), guidance_scale={"image": 2})
+    request = Request({"image": None}, ("mask",), guidance_scale={"image": 2})
     with pytest.raises(ValueError, match="“image”, which has no hole. Leave it out"):
-        job.check(service.modalities)
-    assert Job({"image": None}, guidance_scale=2).scales == {}
+        request.check(service.modalities)
+    assert Request({"image": None}, guidance_scale=2).scales == {}
 
 
 def test_guidance_by_modality_reaches_the_model(pipe):
-    job = Job(given={"label": 1}, wanted=("image",), steps=3, guidance_scale={"label": 4.0})
-    *_, last = Service(pipe, "tiny").stream(job)
+    request = Request(given={"label": 1}, wanted=("image",), steps=3, guidance_scale={"label": 4.0})
+    *_, last = Service(pipe, "tiny").stream(request)
     out = pipe(given={"label": 1}, wanted=("image",), steps=3, guidance_scale={"label": 4.0})
     assert np.array_equal(last.x_hat["image"][0], np.asarray(out.image[0]))
 
 
 def test_the_example_follows_its_label(pipe):
     service = Service(pipe, "tiny")
-    job = service.example.job
-    assert job.guidance_scale == {"label": FOLLOWED}
-    out = pipe(wanted=job.wanted, steps=job.steps, sampler=job.sampler, guidance_scale={"label": FOLLOWED})
+    request = service.example.request
+    assert request.guidance_scale == {"label": FOLLOWED}
+    out = pipe(wanted=request.wanted, steps=request.steps, sampler=request.sampler, guidance_scale={"label": FOLLOWED})
     assert np.array_equal(service.example.last.x["image"][0], np.asarray(out.image[0]))
 
 
@@ -318,7 +317,7 @@ def test_the_device_is_named(service, kind, words):
 def test_with_the_real_pipeline(pipe):
     service = Service(pipe, "tiny")
     wanted = tuple(pipe.modalities)
-    *_, last = service.stream(Job(wanted=wanted, steps=12, num_samples=2, seed=5))
+    *_, last = service.stream(Request(wanted=wanted, steps=12, num_samples=2, seed=5))
     out = pipe(wanted=wanted, steps=12, num_samples=2, seed=5)
     assert np.array_equal(last.x_hat["image"], np.stack([np.asarray(image) for image in out.image]))
     assert np.array_equal(last.x_hat["mask"].argmax(1), out.mask)
@@ -335,7 +334,7 @@ def test_the_text_to_try_is_the_commonest_there_is():
 def test_kinds_of_modalities_that_the_page_does_not_know_take_no_part():
     from app.controls.inputs import INPUTS
     from app.run.player_data import HEADS, SAMPLES
-    from app.tabs.tasks import KINDS
+    from app.task import KINDS
     from app.ui import build_demo
 
     assert set(KINDS) == set(INPUTS) == set(HEADS) == set(SAMPLES)

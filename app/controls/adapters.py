@@ -173,13 +173,6 @@ def read_mask(path: str | Path, size: int, classes: Sequence[str], palette: np.n
     return Cells(values.astype(np.int64), tuple(notes))
 
 
-def colour_mask(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """Class map (H, W) -> palette picture whose pixel values are the class numbers."""
-    image = Image.fromarray(mask.astype(np.uint8))  # mode L
-    image.putpalette(np.ascontiguousarray(palette, dtype=np.uint8).tobytes())
-    return image
-
-
 def _place_on_photo(hole: Size, size: int, photo: Size) -> list[str]:
     """Notes on how a hole is laid on the photo. Raises ValueError if their shapes differ."""
     if hole[0] == hole[1] and photo[0] != photo[1]:

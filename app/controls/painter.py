@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from app.wording import png
+from app.pictures import quick_png
 
 SCRIPT = (Path(__file__).parents[1] / "static" / "painter.js").read_text()
 ZERO = ord("0")
@@ -104,7 +104,7 @@ def from_text(value: str | None, size: int, colours: int) -> np.ndarray:
 
 
 def _uri(picture: Image.Image | None) -> str:
-    return "" if picture is None else png(picture)
+    return "" if picture is None else quick_png(picture)
 
 
 def _template(hole: bool) -> str:

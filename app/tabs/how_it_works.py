@@ -15,10 +15,11 @@ import gradio as gr
 from app import results
 from app.results import TASKS_HEAD, Report, Table
 from app.run.service import Service
-from app.tabs.tasks import KINDS, TASKS
+from app.task import TASKS
 from app.theme import html
 
 TITLE = "How it works"
+KINDS = ("image", "mask", "label", "embedding")  # in the picture
 STATIC = Path(__file__).parents[1] / "static"
 PICTURES = [STATIC / name for name in ("architecture.svg", "architecture_narrow.svg")]
 CODE = re.compile(r"`([^`]+)`")

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, FakeRun, photo
 from PIL import Image
-from test_app_recipe import same
+from test_app_settings_file import same
 
-from app.export import settings_file as recipe
+from app.export import settings_file
 from app.export.zip_file import write_zip
 from app.run.history import Record
-from app.run.job import Job
-from mmdiff.pipeline import Change
+from mmdiff.request import Change, Request
 
 SIZE, STEPS = 32, 4
 PIPE = FakePipeline(SIZE, modalities=("image", "mask", "label", "embedding"))
@@ -23,11 +22,11 @@ KNOWN = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 5 > 0
 MASK = (np.arange(SIZE * SIZE).reshape(SIZE, SIZE) // 7 % 2).astype(np.int64)
 
 
-def record_of(job: Job, stop: int = 10**6, pipe: FakePipeline = PIPE) -> Record:
+def record_of(request: Request, stop: int = 10**6, pipe: FakePipeline = PIPE) -> Record:
     """The record of a run, ended after step `stop`."""
-    specs = {name: spec for name, spec in pipe.modalities.items() if name in job.shown}
-    record = Record(job, "orchard", specs, seconds=1.23456)
-    run = FakeRun(pipe, list(job.conditions), job.steps, job.seed, job.num_samples)
+    specs = {name: spec for name, spec in pipe.modalities.items() if name in request.shown}
+    record = Record(request, "orchard", specs, seconds=1.23456)
+    run = FakeRun(pipe, list(request.conditions), request.steps, request.seed, request.num_samples)
     while not run.done and run.index < stop:
         step = run.advance(run.queries())
         record.add(step.index, step.t, step.x_hat)
@@ -35,13 +34,13 @@ def record_of(job: Job, stop: int = 10**6, pipe: FakePipeline = PIPE) -> Record:
     return record
 
 
-JOINT = Job(wanted=("image", "mask", "label", "embedding"), steps=STEPS, seed=11, num_samples=3)
-FORKED = Job(
+JOINT = Request(wanted=("image", "mask", "label", "embedding"), steps=STEPS, seed=11, num_samples=3)
+FORKED = Request(
     {"image": PHOTO, "label": LABELS[1]},
     ("image", "mask"),
     KNOWN,
     steps=STEPS,
-    changes=(Change(2, {"mask": MASK, "embedding": "a red apple"}, ("image",)),),
+    changes=(Change(2, Request({"mask": MASK, "embedding": "a red apple"}, ("image",))),),
 )
 
 
@@ -169,15 +168,15 @@ def test_what_was_given_is_there_with_its_forks(tmp_path):
     }
 
 
-@pytest.mark.parametrize("job", [JOINT, FORKED])
-def test_zip_settings_and_pictures_restore_the_run(job, tmp_path):
-    opened = Opened(record_of(job), tmp_path)
+@pytest.mark.parametrize("request", [JOINT, FORKED])
+def test_zip_settings_and_pictures_restore_the_run(request, tmp_path):
+    opened = Opened(record_of(request), tmp_path)
     (tmp_path / "settings.json").write_bytes(opened.data["settings.json"])
     (tmp_path / "image.png").write_bytes(opened.data["sample_1/image.png"])
     (tmp_path / "mask.png").write_bytes(opened.data["sample_1/mask.png"])
     for path in (opened.path, *(tmp_path / name for name in ("settings.json", "image.png", "mask.png"))):
-        again, checkpoint, task = recipe.read(path, PIPE.modalities)
-        assert same(again, job) and (checkpoint, task) == ("orchard", "any-to-any")
+        again, checkpoint, task = settings_file.read(path, PIPE.modalities)
+        assert same(again, request) and (checkpoint, task) == ("orchard", "any-to-any")
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):

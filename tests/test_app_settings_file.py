@@ -13,10 +13,9 @@ from fakes import LABELS, FakePipeline, photo
 from PIL import Image
 
 from app.controls.inputs import EmbeddingInput
-from app.export import settings_file as recipe
-from app.run.job import SAMPLERS, Job
+from app.export import settings_file
 from mmdiff.modalities.image import square
-from mmdiff.pipeline import Change
+from mmdiff.request import Change, Request
 
 SIZE = 64
 SPECS = FakePipeline(SIZE, modalities=("image", "mask", "label", "embedding")).modalities
@@ -31,24 +30,24 @@ def hole(seed: int) -> np.ndarray:
     return bits(seed).astype(bool)
 
 
-JOBS = {
-    "nothing given": Job(wanted=("image", "mask", "label", "embedding"), seed=5),
-    "label": Job({"label": LABELS[2]}, ("image",), guidance_scale={"label": 3}, sampler="dpmpp_2m", steps=7),
-    "followed": Job({}, ("image", "mask"), guidance_scale={"label": 2.5}),
-    "text": Job({"embedding": "un “kaki”, très mûr 柿\n"}, ("image", "mask"), guidance_scale=2.5),
-    "mask": Job({"mask": bits(1)}, ("image",), num_samples=8, seed=2**31 - 1),
-    "photo": Job({"image": PHOTO}, ("mask", "label")),
-    "hole": Job({"image": PHOTO, "label": LABELS[0]}, ("image", "mask"), hole(2)),
-    "guided hole": Job({"image": PHOTO}, ("image",), hole(2), guidance_scale={"image": 1.5}),
-    "embedding photo": Job({"embedding": photo((120, 90))}, ("image",)),
-    "forks": Job(
+REQUESTS = {
+    "nothing given": Request(wanted=("image", "mask", "label", "embedding"), seed=5),
+    "label": Request({"label": LABELS[2]}, ("image",), guidance_scale={"label": 3}, sampler="dpmpp_2m", steps=7),
+    "followed": Request({}, ("image", "mask"), guidance_scale={"label": 2.5}),
+    "text": Request({"embedding": "un “kaki”, très mûr 柿\n"}, ("image", "mask"), guidance_scale=2.5),
+    "mask": Request({"mask": bits(1)}, ("image",), num_samples=8, seed=2**31 - 1),
+    "photo": Request({"image": PHOTO}, ("mask", "label")),
+    "hole": Request({"image": PHOTO, "label": LABELS[0]}, ("image", "mask"), hole(2)),
+    "guided hole": Request({"image": PHOTO}, ("image",), hole(2), guidance_scale={"image": 1.5}),
+    "embedding photo": Request({"embedding": photo((120, 90))}, ("image",)),
+    "forks": Request(
         {"label": LABELS[0]},
         ("image", "mask"),
         steps=30,
         guidance_scale={"label": 1.5},
         changes=(
-            Change(4, {"label": LABELS[3], "mask": bits(3)}, ("image",), None, {"mask": 0.1 + 0.2}),
-            Change(20, {"image": PHOTO, "embedding": photo((30, 40))}, ("image", "label"), hole(4), 2.0),
+            Change(4, Request({"label": LABELS[3], "mask": bits(3)}, ("image",), None, {"mask": 0.1 + 0.2})),
+            Change(20, Request({"image": PHOTO, "embedding": photo((30, 40))}, ("image", "label"), hole(4), 2.0)),
         ),
     ),
 }
@@ -66,13 +65,13 @@ def same(a, b) -> bool:
         return isinstance(b, Mapping) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, tuple):
         return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, Job | Change):
+    if isinstance(a, Request | Change):
         return type(a) is type(b) and same(vars(a), vars(b))
     return type(a) is type(b) and a == b
 
 
-def random_job(seed: int) -> Job:
-    """A valid job of any kind."""
+def random_request(seed: int) -> Request:
+    """A valid request of any kind."""
     rng = np.random.default_rng(seed)
 
     def condition(after: int) -> dict:
@@ -92,32 +91,32 @@ def random_job(seed: int) -> Job:
         return {"given": given, "wanted": tuple(wanted), "known_pixels": known, "guidance_scale": scales}
 
     afters = sorted({int(after) for after in rng.integers(1, 20, rng.integers(3))})
-    return Job(
+    return Request(
         **condition(0),
         steps=int(rng.integers(20, 101)),
         seed=int(rng.integers(2**31)),
         num_samples=int(rng.integers(1, 9)),
         sampler=list(SAMPLERS)[rng.integers(3)],
-        changes=tuple(Change(after, **condition(after)) for after in afters),
+        changes=tuple(Change(after, Request(**condition(after))) for after in afters),
     )
 
 
-@pytest.mark.parametrize("job", [*JOBS.values(), *map(random_job, range(40))])
-def test_settings_survive_json(job):
-    text = recipe.to_json(job, "orchard", "any-to-any")
-    again, checkpoint, task = recipe.from_dict(json.loads(text), SPECS)
-    assert same(again, job)
+@pytest.mark.parametrize("request", [*REQUESTS.values(), *map(random_request, range(40))])
+def test_settings_survive_json(request):
+    text = settings_file.to_json(request, "orchard", "any-to-any")
+    again, checkpoint, task = settings_file.from_dict(json.loads(text), SPECS)
+    assert same(again, request)
     assert (checkpoint, task) == ("orchard", "any-to-any")
-    assert recipe.to_json(again, checkpoint, task) == text and text.isascii()
+    assert settings_file.to_json(again, checkpoint, task) == text and text.isascii()
 
 
 def test_the_pictures_inside_are_plain_png():
-    data = recipe.to_dict(JOBS["hole"], "orchard", "fill-in")
+    data = settings_file.to_dict(REQUESTS["hole"], "orchard", "fill-in")
     known = Image.open(io.BytesIO(base64.b64decode(data["known_pixels"]["png"].split(",")[1])))
     assert known.mode == "1" and np.array_equal(np.asarray(known), hole(2))
     image = Image.open(io.BytesIO(base64.b64decode(data["given"]["image"]["png"].split(",")[1])))
     assert np.array_equal(np.asarray(image), np.asarray(PHOTO))
-    mask = recipe.to_dict(JOBS["mask"], "orchard", "")["given"]["mask"]["png"]
+    mask = settings_file.to_dict(REQUESTS["mask"], "orchard", "")["given"]["mask"]["png"]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(mask.split(",")[1])))), bits(1))
 
 
@@ -132,8 +131,8 @@ def test_a_photo_for_the_embedding_stays_what_the_model_sees(mode):
         data = io.BytesIO()
         picture.save(data, "PNG", exif=exif)
         picture = Image.open(data)
-    job = Job({"embedding": picture}, ("image",))
-    again = recipe.from_dict(recipe.to_dict(job, "orchard", ""), SPECS)[0].given["embedding"]
+    request = Request({"embedding": picture}, ("image",))
+    again = settings_file.from_dict(settings_file.to_dict(request, "orchard", ""), SPECS)[0].given["embedding"]
     assert np.array_equal(np.asarray(square(again, 32)), np.asarray(square(picture, 32)))
 
 
@@ -143,7 +142,7 @@ def test_a_large_photo_for_the_embedding_can_be_kept(tmp_path):
     large.save(tmp_path / "large.jpg", quality=95)
     with gr.Blocks():
         given = EmbeddingInput(SPECS["embedding"], "any").read("", str(tmp_path / "large.jpg")).value
-    again = recipe.from_dict(recipe.to_dict(Job({"embedding": given}, ("image",)), "orchard", ""), SPECS)[0]
+    again = settings_file.from_dict(settings_file.to_dict(Request({"embedding": given}, ("image",)), "orchard", ""), SPECS)[0]
     seen, expected = (
         np.asarray(square(picture, 64), dtype=float)
         for picture in (again.given["embedding"], Image.open(tmp_path / "large.jpg"))
@@ -151,44 +150,44 @@ def test_a_large_photo_for_the_embedding_can_be_kept(tmp_path):
     assert np.abs(seen - expected).mean() < 1 and np.ptp(expected) > 50
 
 
-@pytest.mark.parametrize("name", list(JOBS))
+@pytest.mark.parametrize("name", list(REQUESTS))
 def test_settings_are_read_from_every_kind_of_file(name, tmp_path):
-    job = JOBS[name]
-    text = recipe.to_json(job, "orchard", "any-to-any")
+    request = REQUESTS[name]
+    text = settings_file.to_json(request, "orchard", "any-to-any")
     (tmp_path / "a.json").write_text(text)
     (tmp_path / "b.json").write_text(text, encoding="utf-8-sig")
-    photo().save(tmp_path / "c.png", pnginfo=recipe.stamp(job, "orchard", "any-to-any"))
+    photo().save(tmp_path / "c.png", pnginfo=settings_file.stamp(request, "orchard", "any-to-any"))
     with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("settings.json", text)
     for path in sorted(tmp_path.iterdir()):
-        again, checkpoint, task = recipe.read(str(path), SPECS)
-        assert same(again, job) and (checkpoint, task) == ("orchard", "any-to-any")
+        again, checkpoint, task = settings_file.read(str(path), SPECS)
+        assert same(again, request) and (checkpoint, task) == ("orchard", "any-to-any")
 
 
 def test_a_stamped_picture_is_an_ordinary_one(tmp_path):
-    photo().save(tmp_path / "a.png", pnginfo=recipe.stamp(JOBS["forks"], "orchard", "any"))
+    photo().save(tmp_path / "a.png", pnginfo=settings_file.stamp(REQUESTS["forks"], "orchard", "any"))
     with Image.open(tmp_path / "a.png") as picture:
         assert json.loads(picture.text["mmdiff"])["changes"][0]["after"] == 4
         assert np.array_equal(np.asarray(picture), np.asarray(photo()))
 
 
 def good() -> dict:
-    return json.loads(recipe.to_json(JOBS["forks"], "orchard", "any"))
+    return json.loads(settings_file.to_json(REQUESTS["forks"], "orchard", "any"))
 
 
 def png(array) -> dict:
-    return {"png": recipe.png_uri(array)}
+    return {"png": settings_file.png_uri(array)}
 
 
 def sixteen_bit() -> dict:
     data = io.BytesIO()
     Image.fromarray(np.zeros((SIZE, SIZE), dtype=np.uint16)).save(data, "PNG")
-    return {"png": recipe.URI + base64.b64encode(data.getvalue()).decode()}
+    return {"png": settings_file.URI + base64.b64encode(data.getvalue()).decode()}
 
 
 def cut_off() -> dict:
-    data = recipe.png_bytes(PHOTO)
-    return {"png": recipe.URI + base64.b64encode(data[: len(data) // 2]).decode()}
+    data = settings_file.png_bytes(PHOTO)
+    return {"png": settings_file.URI + base64.b64encode(data[: len(data) // 2]).decode()}
 
 
 DAMAGE = {
@@ -221,8 +220,8 @@ DAMAGE = {
     "image as text": ({"given": {"image": "/etc/passwd"}}, "is not a PNG picture"),
     "image elsewhere": ({"given": {"image": {"png": "http://localhost/a.png"}}}, "is not a PNG picture"),
     "image size": ({"given": {"image": png(photo((96, 96)))}}, "96 × 96 px, but this model works at 64 × 64"),
-    "image text": ({"given": {"image": {"png": recipe.URI + "%%%"}}}, "cannot be read"),
-    "image bytes": ({"given": {"image": {"png": recipe.URI + "AAAA"}}}, "cannot be read"),
+    "image text": ({"given": {"image": {"png": settings_file.URI + "%%%"}}}, "cannot be read"),
+    "image bytes": ({"given": {"image": {"png": settings_file.URI + "AAAA"}}}, "cannot be read"),
     "image cut off": ({"given": {"image": cut_off()}}, "cannot be read"),
     "huge picture": (
         {"given": {"embedding": png(Image.new("RGB", (1025, 1)))}},
@@ -251,28 +250,28 @@ DAMAGE = {
 
 @pytest.mark.parametrize("change, words", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_settings_are_refused_in_words(change, words):
-    recipe.from_dict(good(), SPECS)
+    settings_file.from_dict(good(), SPECS)
     with pytest.raises(ValueError, match=words) as caught:
-        recipe.from_dict(json.loads(json.dumps(good() | change)), SPECS)
+        settings_file.from_dict(json.loads(json.dumps(good() | change)), SPECS)
     assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("key", list(good()))
 def test_every_entry_is_needed(key):
     with pytest.raises(ValueError, match="settings"):
-        recipe.from_dict({name: value for name, value in good().items() if name != key}, SPECS)
+        settings_file.from_dict({name: value for name, value in good().items() if name != key}, SPECS)
 
 
 def test_a_bomb_is_not_unpacked():
-    header = recipe.png_bytes(Image.new("L", (1, 1)))
+    header = settings_file.png_bytes(Image.new("L", (1, 1)))
     width = (60_000).to_bytes(4, "big")
     import zlib
 
     chunk = b"IHDR" + width + width + header[24:29]
     bomb = header[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + header[33:]
-    uri = recipe.URI + base64.b64encode(bomb).decode()
+    uri = settings_file.URI + base64.b64encode(bomb).decode()
     with pytest.raises(ValueError, match="cannot be read|at most 1024"):
-        recipe.from_dict(good() | {"given": {"image": {"png": uri}}}, SPECS)
+        settings_file.from_dict(good() | {"given": {"image": {"png": uri}}}, SPECS)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +280,7 @@ def test_a_bomb_is_not_unpacked():
 def test_what_is_no_settings_file_is_refused(text, tmp_path):
     (tmp_path / "notes.json").write_bytes(text)
     with pytest.raises(ValueError, match="settings"):
-        recipe.read(tmp_path / "notes.json", SPECS)
+        settings_file.read(tmp_path / "notes.json", SPECS)
 
 
 def test_files_without_settings_say_so_by_name(tmp_path):
@@ -291,7 +290,7 @@ def test_files_without_settings_say_so_by_name(tmp_path):
         archive.writestr("a.txt", "hello")
     for name in ("holiday.png", "holiday.jpg", "holiday.zip"):
         with pytest.raises(ValueError, match=f"“{name}” has no settings in it"):
-            recipe.read(tmp_path / name, SPECS)
+            settings_file.read(tmp_path / name, SPECS)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.zip"])
@@ -299,20 +298,20 @@ def test_damaged_files_say_so_by_name(name, tmp_path):
     start = {"a.png": b"\x89PNG\r\n\x1a\n", "a.zip": b"PK\x03\x04"}[name]
     (tmp_path / name).write_bytes(start + b"nothing else")
     with pytest.raises(ValueError, match=f"“{name}” cannot be read.*damaged"):
-        recipe.read(tmp_path / name, SPECS)
+        settings_file.read(tmp_path / name, SPECS)
 
 
 def test_every_damaged_byte_of_a_zip_is_refused_or_harmless(tmp_path):
     path = tmp_path / "a.zip"
-    job = Job(wanted=("image",))
+    request = Request(wanted=("image",))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("settings.json", recipe.to_json(job, "orchard", "any"))
+        archive.writestr("settings.json", settings_file.to_json(request, "orchard", "any"))
     whole = path.read_bytes()
     refused = 0
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
-            assert same(recipe.read(path, SPECS)[0], job)
+            assert same(settings_file.read(path, SPECS)[0], request)
         except ValueError:
             refused += 1
     assert refused > len(whole) / 3
@@ -320,22 +319,22 @@ def test_every_damaged_byte_of_a_zip_is_refused_or_harmless(tmp_path):
 
 def test_zip_bombs_and_huge_files_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("settings.json", b"{" + b" " * (recipe.MAX_SETTINGS + 10))
+        archive.writestr("settings.json", b"{" + b" " * (settings_file.MAX_SETTINGS + 10))
     assert (tmp_path / "bomb.zip").stat().st_size < 100_000
     with pytest.raises(ValueError, match="larger than 16 MB"):
-        recipe.read(tmp_path / "bomb.zip", SPECS)
+        settings_file.read(tmp_path / "bomb.zip", SPECS)
     with zipfile.ZipFile(tmp_path / "odd.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("settings.json", "{}")
     with pytest.raises(ValueError, match="cannot be read"):
-        recipe.read(tmp_path / "odd.zip", SPECS)
+        settings_file.read(tmp_path / "odd.zip", SPECS)
     with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(recipe.MAX_FILE + 1)
+        file.truncate(settings_file.MAX_FILE + 1)
     with pytest.raises(ValueError, match="larger than 64 MB"):
-        recipe.read(tmp_path / "huge.png", SPECS)
+        settings_file.read(tmp_path / "huge.png", SPECS)
 
 
 def test_what_has_no_place_in_settings_is_refused():
     with pytest.raises(ValueError, match="2000 × 10 px, too large"):
-        recipe.to_dict(Job({"embedding": Image.new("RGB", (2000, 10))}, ("image",)), "orchard", "any")
+        settings_file.to_dict(Request({"embedding": Image.new("RGB", (2000, 10))}, ("image",)), "orchard", "any")
     with pytest.raises(ValueError, match="“embedding” cannot be kept"):
-        recipe.to_dict(Job({"embedding": np.zeros(16)}, ("image",)), "orchard", "any")
+        settings_file.to_dict(Request({"embedding": np.zeros(16)}, ("image",)), "orchard", "any")

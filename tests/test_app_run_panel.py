@@ -13,12 +13,12 @@ from gradio.state_holder import StateHolder
 
 from app.controls.compare import Compare
 from app.controls.form import Form
-from app.export import settings_file as recipe
+from app.export import settings_file
 from app.export.link import from_query, to_query
-from app.run.job import Job
 from app.run.service import Service, Stops
 from app.tabs.run_panel import Stage
-from app.tabs.tasks import TASKS
+from app.task import TASKS
+from mmdiff.request import Request
 
 EVERYTHING = ("image", "mask", "label", "embedding")
 REQUEST = SimpleNamespace(session_hash="somebody", headers={"referer": "http://127.0.0.1:7860/"})
@@ -49,18 +49,18 @@ class Page:
         self.now = {self.stage.shown: None}
         self.sent = []  # messages to the player
 
-    def run(self, job, meanwhile=lambda: None):
-        """The run of a job, to its end."""
-        self._follow(lambda request: self.stage.replay(request, job), meanwhile)
+    def run(self, request, meanwhile=lambda: None):
+        """The run of a request, to its end."""
+        self._follow(lambda request: self.stage.replay(request, request), meanwhile)
 
-    def run_both(self, job, meanwhile=lambda: None, **other):
-        """The run of a job and of another one side by side."""
-        self.form.read = lambda: job
+    def run_both(self, request, meanwhile=lambda: None, **other):
+        """The run of a request and of another one side by side."""
+        self.form.read = lambda: request
         own = {"steps": 0, "guidance": "same", "sampler": "same", "checkpoint": "other"} | other
         self._follow(lambda request: self.stage._run_both(request, 1, *own.values()), meanwhile)
 
-    def fork(self, step, run, job):
-        self.form.read = lambda: job
+    def fork(self, step, run, request):
+        self.form.read = lambda: request
         self._follow(lambda request: self.stage._fork(request, step, run, self.now[self.stage.shown], 1))
 
     def _follow(self, start, meanwhile=lambda: None):
@@ -95,8 +95,8 @@ def page(services):
     return Page(services)
 
 
-def job(label="Tomato Heart", seed=5) -> Job:
-    return Job({"label": label}, ("image", "mask"), steps=STEPS, seed=seed)
+def request(label="Tomato Heart", seed=5) -> Request:
+    return Request({"label": label}, ("image", "mask"), steps=STEPS, seed=seed)
 
 
 def test_what_is_shown_is_kept_while_the_page_is_open_and_no_longer(page):
@@ -114,41 +114,41 @@ def test_what_is_shown_is_kept_while_the_page_is_open_and_no_longer(page):
 
 
 def test_a_fork_of_a_run_that_the_server_has_forgotten_is_refused(page):
-    page.run(job())
+    page.run(request())
     run = page.shown[0].id
     page.now[page.stage.shown] = None
     with pytest.raises(gr.Error, match="no longer has the run"):
-        page.fork(3, run, job("Cherry Wax"))
+        page.fork(3, run, request("Cherry Wax"))
     assert len(page.sent[-1]) == 1 and "no longer has the run" in page.status
 
 
 def test_a_fork_of_the_example_and_of_a_run(page):
     example = page.stage._opening[0]
-    page.fork(2, example.id, job("Cherry Wax"))
+    page.fork(2, example.id, request("Cherry Wax"))
     assert page.shown[0].id == example.id and page.shown[1].fork_step == 2
-    page.run(job())
+    page.run(request())
     run = page.shown[0].id
-    page.fork(3, run, job("Cherry Wax"))
+    page.fork(3, run, request("Cherry Wax"))
     assert [track.id == run for track in page.shown] == [True, False]
 
 
 def test_a_comparison_that_one_checkpoint_cannot_do_changes_nothing(page):
-    page.run(job())
+    page.run(request())
     before, sent = page.now.copy(), len(page.sent)
     with pytest.raises(gr.Error, match=r"Checkpoint “other”: label: no class is called 'Apple Red'"):
-        page.run_both(job("Apple Red", seed=9))
+        page.run_both(request("Apple Red", seed=9))
     changed = {key for key, value in page.now.items() if before.get(key) != value}
     assert len(page.sent) == sent and changed <= {page.stage.status}
     assert "Checkpoint “other”" in page.status and "problem" in page.status
     assert page.now[page.form.settings.seed] == 5
-    page.run_both(job())  # and nothing is left in the way
+    page.run_both(request())  # and nothing is left in the way
     assert [track.record.checkpoint for track in page.shown] == ["orchard", "other"]
 
 
 def test_two_lengths_side_by_side_are_both_said(page):
-    page.run_both(job(), steps=4, checkpoint="orchard")
+    page.run_both(request(), steps=4, checkpoint="orchard")
     assert f"{STEPS} and 4 steps" in page.status
-    page.run(job())
+    page.run(request())
     assert f"· {STEPS} steps" in page.status
 
 
@@ -160,7 +160,7 @@ def test_the_example_shows_its_first_and_its_last_step(page, services):
 
 def test_no_checkpoint_is_named_where_there_is_one(page):
     with pytest.raises(gr.Error, match=r"^.The number of samples is 99"):
-        page.run(Job(wanted=("image",), num_samples=99))
+        page.run(Request(wanted=("image",), num_samples=99))
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -170,14 +170,14 @@ def test_a_comparison_that_breaks_off_shows_what_there_is(page, services, broken
             services[broken].pipe.broken = RuntimeError("out of memory")
 
     with pytest.raises(gr.Error, match="unexpected"):
-        page.run_both(job(), meanwhile)
+        page.run_both(request(), meanwhile)
     services[broken].pipe.broken = None
     last = page.sent[-1]
     assert [track["id"] for track in last] == [track.id for track in page.shown]
     assert not any(track["running"] for track in last) and all(track["stopped"] for track in last)
     assert all(0 < len(track.record.frames) < STEPS for track in page.shown)
     assert "problem" in page.status and page.now[page.stage.run]["interactive"]
-    assert f"seed={page.shown[-1].record.job.seed}" in page.now[page.stage.take_home.link]
+    assert f"seed={page.shown[-1].record.request.seed}" in page.now[page.stage.take_home.link]
 
 
 def test_a_run_that_is_over_when_the_other_breaks_off_is_not_called_stopped(page, services):
@@ -186,7 +186,7 @@ def test_a_run_that_is_over_when_the_other_breaks_off_is_not_called_stopped(page
             services[1].pipe.broken = RuntimeError("out of memory")
 
     with pytest.raises(gr.Error, match="unexpected"):
-        page.run_both(job(), meanwhile, steps=30)
+        page.run_both(request(), meanwhile, steps=30)
     assert [track.record.stopped for track in page.shown] == [False, True]
     assert STEPS <= len(page.shown[1].record.frames) < 30
 
@@ -196,11 +196,11 @@ def test_a_run_beside_one_that_never_began_stays_when_stopped(orchard):
     stops = Stops()
     full = Service(small, "other", stops=stops)
     page = Page((Service(orchard, "orchard", stops=stops), full))
-    earlier = full.stream(Job(wanted=("image",), steps=100), "somebody else")
+    earlier = full.stream(Request(wanted=("image",), steps=100), "somebody else")
     next(earlier)
     reader = threading.Thread(target=list, args=(earlier,))
     reader.start()
-    page.run_both(job(), lambda: page.stage._stop(REQUEST))
+    page.run_both(request(), lambda: page.stage._stop(REQUEST))
     stops.stop("somebody else")
     reader.join()
     assert [track.record.checkpoint for track in page.shown] == ["orchard"]
@@ -213,23 +213,23 @@ def test_the_settings_of_the_example_give_it_again(services, task):
     page = Page(services, task)
     (track,) = page.stage._opening
     example = service.filled if task == "fill_in" else service.example
-    text = recipe.to_json(track.record.job, track.record.checkpoint, task)
-    restored, checkpoint, _ = recipe.from_json(text, service.modalities)
-    assert checkpoint == service.name and set(restored.wanted) == set(example.job.wanted)
+    text = settings_file.to_json(track.record.request, track.record.checkpoint, task)
+    restored, checkpoint, _ = settings_file.from_json(text, service.modalities)
+    assert checkpoint == service.name and set(restored.wanted) == set(example.request.wanted)
     again = service.run(restored)
     assert set(track.record.modalities) == set(page.stage._task.modalities(service.modalities))
     for name in track.record.modalities:
         assert np.array_equal(again.last.x[name], track.record.last.x[name])
     if task != "fill_in":
-        query, left_out = to_query(track.record.job, service.name, task)
+        query, left_out = to_query(track.record.request, service.name, task)
         params = dict(pair.split("=") for pair in query.removeprefix("?").split("&"))
-        assert not left_out and from_query(params, service.modalities).job.wanted == example.job.wanted
+        assert not left_out and from_query(params, service.modalities).request.wanted == example.request.wanted
 
 
 def test_a_fork_of_the_example_begins_as_the_example_and_shows_the_same(services):
     page = Page(services, "image_mask")
     (example,) = page.stage._opening
-    page.fork(4, example.id, Job(wanted=("image", "mask")))
+    page.fork(4, example.id, Request(wanted=("image", "mask")))
     branch = page.shown[1].record
-    assert branch.job.wanted == services[0].example.job.wanted
+    assert branch.request.wanted == services[0].example.request.wanted
     assert list(branch.modalities) == list(example.record.modalities) == ["image", "mask"]

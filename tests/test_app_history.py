@@ -6,18 +6,17 @@ from fakes import FakePipeline
 from scipy.stats import entropy
 
 from app.run.history import Record, areas, uncertainty
-from app.run.job import Job
-from mmdiff.pipeline import Change
+from mmdiff.request import Change, Request
 
 PIPE = FakePipeline(modalities=("image", "mask", "label", "embedding"))
 
 
-def record(job, samples=2):
-    return Record(job, "fake", {n: s for n, s in PIPE.modalities.items() if n in job.shown})
+def record(request, samples=2):
+    return Record(request, "fake", {n: s for n, s in PIPE.modalities.items() if n in request.shown})
 
 
 def added(image, mask):
-    kept = record(Job(wanted=("image", "mask")))
+    kept = record(Request(wanted=("image", "mask")))
     return kept.add(1, 1000, {"image": image, "mask": mask})
 
 
@@ -65,6 +64,6 @@ def test_areas_are_shares_of_the_picture():
 
 def test_roles_are_those_of_the_end():
     known = np.eye(64, dtype=bool)
-    fork = Change(3, {"image": None, "label": "x"}, ("image",), known)
-    kept = record(Job(wanted=("image", "label", "mask"), changes=(fork,)))
+    fork = Change(3, Request({"image": None, "label": "x"}, ("image",), known))
+    kept = record(Request(wanted=("image", "label", "mask"), changes=(fork,)))
     assert [kept.role(n) for n in ("image", "label", "mask")] == ["filled in", "given", "ignored"]
