@@ -132,14 +132,14 @@ def picture(folder):
     [
         ({"wanted": ["mask"], "steps": 0}, "steps is 0"),
         ({"steps": 10_000}, "steps is 10000"),
-        ({"sampler": "euler"}, "no sampler"),
-        ({"label": "Apple Red", "wanted": ["label"]}, "given and asked for at once"),
+        ({"sampler": "euler"}, "no sampler is called"),
+        ({"label": "Apple Red", "wanted": ["label"]}, "given and wanted at once"),
         ({"image": no_picture}, "“notes.png” cannot be read"),
         ({"mask": no_picture}, "“notes.png” cannot be read"),
         ({"hole": picture}, "no photo to fill in"),
         ({"image": picture, "hole": picture, "mask": picture}, "stand for no class"),
         ({"text": "a", "embedding_image": picture}, "Give one of them"),
-        ({"num_samples": 99}, "number of samples is 99"),
+        ({"num_samples": 99}, "num_samples is 99"),
     ],
 )
 def test_bad_input_is_explained_and_the_server_stays_up(client, tmp_path, arguments, words):
@@ -208,7 +208,10 @@ def test_settings_run_again_exactly_forks_included(client, service):
     [
         ("dear diary", "settings"),
         ("{}", "settings"),
-        (to_json(Request(wanted=("image",)), "gone", "any_to_any"), "no checkpoint “gone”; there is fake, small"),
+        (
+            to_json(Request(wanted=("image",)), "gone", "any_to_any"),
+            "no checkpoint “gone”; there is fake, small",
+        ),
     ],
 )
 def test_settings_that_cannot_be_run_are_explained(client, settings, words):
@@ -216,7 +219,7 @@ def test_settings_that_cannot_be_run_are_explained(client, settings, words):
         client.predict(settings, api_name="/run_settings")
 
 
-def test_checkpoints_are_described_and_chosen_by_name(client):
+def test_checkpoints_are_described_and_chosen_by_name(client, service):
     facts = client.predict(api_name="/describe")
     assert list(facts) == ["fake", "small"] and list(facts["small"]) == ["image", "label"]
     assert facts["fake"]["label"]["classes"] == list(LABELS)
@@ -224,12 +227,12 @@ def test_checkpoints_are_described_and_chosen_by_name(client):
         "kind": "mask",
         "shape": [64, 64],
         "classes": ["background", "fruit"],
-        "palette": ["#262a33", "#58b294"],
+        "palette": [f"#{bytes(rgb).hex()}" for rgb in service.modalities["mask"].palette],
     }
     assert generate(client, checkpoint="small")[2]["checkpoint"] == "small"
     with pytest.raises(AppError, match="no checkpoint “gone”"):
         generate(client, checkpoint="gone")
-    with pytest.raises(AppError, match="This model has no mask|does not know “mask”"):
+    with pytest.raises(AppError, match="no modality is called 'mask'"):
         generate(client, checkpoint="small", wanted=["mask"])
 
 
@@ -238,9 +241,11 @@ def test_guidance_is_a_number_or_one_for_each_modality(client, service):
     assert service.pipe.calls[-1].guidance_scale == {"label": 2.5}
     generate(client, label="Cherry Wax", wanted=["image"], guidance_scale=3)
     assert service.pipe.calls[-1].guidance_scale == 3
-    with pytest.raises(AppError, match="guidance scale for “image”, which is not given"):
+    generate(client, wanted=["image"], guidance_scale={"label": 2}, sample_first=["label"])
+    assert service.pipe.calls[-1].sample_first == ("label",)
+    with pytest.raises(AppError, match="guidance_scale names 'image', which is not given"):
         generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"image": 1.5})
-    with pytest.raises(AppError, match="guidance scale for “mask”, which is not given"):
+    with pytest.raises(AppError, match="guidance_scale names 'mask', which is not given"):
         generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"mask": 2.5})
 
 

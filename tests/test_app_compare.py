@@ -41,7 +41,7 @@ def test_guidance_can_be_changed_for_all_that_is_given(compare, scales):
 
 @pytest.mark.parametrize("guidance", [SAME, 1.0, 5.0])
 def test_what_is_followed_is_followed_as_strongly_in_both(compare, guidance):
-    request = Request(wanted=("image", "label"), guidance_scale={"label": 3.5})
+    request = Request(wanted=("image", "label"), guidance_scale={"label": 3.5}, sample_first=("label",))
     assert compare.read(request, 0, guidance, SAME, "orchard") == (request, "orchard")
 
 

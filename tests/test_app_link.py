@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, photo
 from PIL import Image
-from records import describe, make_record
+from records import make_record
 from test_app_settings_file import PHOTO, REQUESTS, SIZE, SPECS, random_request, same
 
-from app.export.download import TakeHome, root_address
+from app.export.download import Downloads, root_address
 from app.export.link import MAX_QUERY, from_query, is_link, to_query
 from app.run.history import Track
 from app.task import TASKS
@@ -44,7 +44,7 @@ def off_is_off(scales):
 
 
 def without_off(request: Request) -> Request:
-    changes = [replace(change, guidance_scale=off_is_off(change.guidance_scale)) for change in request.changes]
+    changes = [Change(change.after, without_off(change.request)) for change in request.changes]
     return replace(request, guidance_scale=off_is_off(request.guidance_scale), changes=tuple(changes))
 
 
@@ -55,20 +55,21 @@ def same_meaning(a: Request, b: Request) -> bool:
         scales = condition.guidance_scale
         by_name = scales if isinstance(scales, Mapping) else {"": scales}
         return (
-            condition.after,
             tuple(sorted(condition.wanted)),
             dict(sorted(condition.given.items())),
             condition.known_pixels,
             {name: float(scale) for name, scale in sorted(by_name.items())},
+            tuple(condition.sample_first),
         )
 
-    numbers = [(request.steps, request.seed, request.num_samples, request.sampler) for request in (a, b)]
+    afters = [tuple(change.after for change in request.changes) for request in (a, b)]
+    numbers = [(r.steps, r.seed, r.num_samples, r.sampler) for r in (a, b)]
     conditions = [tuple(map(ordered, without_off(request).conditions)) for request in (a, b)]
-    return numbers[0] == numbers[1] and same(*conditions)
+    return numbers[0] == numbers[1] and afters[0] == afters[1] and same(*conditions)
 
 
 def test_a_link_reads_like_the_settings():
-    request = Request({"label": "Apple Red"}, ("image", "mask"), None, 12, 7, 4, {"label": 3}, "dpmpp_2m")
+    request = Request({"label": "Apple Red"}, ("image", "mask"), None, {"label": 3}, (), 12, 7, 4, "dpmpp_2m")
     query, left_out = to_query(request, "orchard", "image-label")
     assert left_out == []
     assert query == (
@@ -89,7 +90,7 @@ SHORT = {
     "label": REQUESTS["label"],
     "text": Request({"embedding": "50 % “kaki” + très mûr & 柿 = #1?"}, ("image",), guidance_scale=2.5),
     "mask": Request({"mask": disc(20)}, ("image", "label"), guidance_scale={"mask": 0.1 + 0.2}),
-    "followed": Request({}, ("image", "label"), guidance_scale={"label": 2.0}),
+    "followed": Request({}, ("image", "label"), None, {"label": 2.0}, ("label",)),
     "off": Request({"label": LABELS[0]}, ("image",), guidance_scale={"label": 1.0}),
     "tiny scale": Request({"label": LABELS[0]}, ("image",), guidance_scale=1e-5),
     "numpy scale": Request({"label": LABELS[0]}, ("image",), guidance_scale=np.float64(2.5)),
@@ -130,6 +131,17 @@ def test_any_job_gives_a_link_that_opens(seed):
     assert len(left_out) == len(linked.missing) + (forks != request.changes)
 
 
+def test_older_links_sample_a_label_first_that_is_guided_but_not_given():
+    new = from_query({"first": "label", "guide.label": "2.5", "want": "image"}, SPECS).request
+    assert (new.sample_first, new.guidance_scale) == (("label",), {"label": 2.5})
+    assert same(from_query({"guide.label": "2.5", "want": "image"}, SPECS).request, new)
+    fork = {"fork1.after": "3", "fork1.guide.label": "2", "fork1.want": "image"}
+    (change,) = from_query({"give.label": LABELS[0], "want": "image", **fork}, SPECS).request.changes
+    assert change.request.sample_first == ("label",)
+    waiting = from_query({"guide.label": "2", "missing": "label", "want": "image"}, SPECS).request
+    assert waiting.sample_first == ()  # it will be given
+
+
 def test_a_photo_is_asked_for_and_its_hole_travels():
     known = disc(12) == 0
     scales = {"image": 1.5, "label": 2}
@@ -162,7 +174,9 @@ def test_what_is_too_intricate_is_named():
 
 
 def test_forks_with_photos_are_left_out_in_words():
-    request = Request({"label": LABELS[0]}, ("image",), changes=(Change(5, Request({"embedding": photo()}, ("image",))),))
+    request = Request(
+        {"label": LABELS[0]}, ("image",), changes=(Change(5, Request({"embedding": photo()}, ("image",))),)
+    )
     query, left_out = to_query(request, "orchard", "any")
     assert left_out[0].startswith("What was changed on the way does not fit into a link.")
     assert from_query(opened(query), SPECS).request.changes == ()
@@ -187,8 +201,8 @@ BAD = {
     "seed range": ({"seed": "99999999999"}, "seed is 99999999999"),
     "arabic digits": ({"seed": "٣"}, "not a whole number"),
     "steps": ({"steps": "0"}, "steps is 0"),
-    "samples": ({"samples": "50"}, "number of samples is 50"),
-    "sampler": ({"sampler": "euler"}, "no sampler “euler”"),
+    "samples": ({"samples": "50"}, "num_samples is 50"),
+    "sampler": ({"sampler": "euler"}, "no sampler is called 'euler'"),
     "want": ({"want": "sound"}, "“want” names “sound”"),
     "want twice": ({"want": "image,image"}, "each once"),
     "want nothing": ({"want": ""}, "“want” names “”"),
@@ -201,17 +215,19 @@ BAD = {
     "mask size": ({"give.mask": packed(disc(20)[:32])}, "another size than the 64 × 64 px"),
     "mask bomb": ({"give.mask": packed(np.zeros((3000, 3000)))}, "another size than the 64 × 64 px"),
     "mask classes": ({"give.mask": packed(disc(20, 9))}, "class number 8"),
-    "hole without photo": ({"hole": packed(disc(9))}, "no photo to fill in"),
+    "hole without photo": ({"hole": packed(disc(9))}, "no image is given"),
     "guide": ({"guide": "loud"}, "“guide” is “loud” and not a number"),
-    "guide range": ({"guide": "11"}, "guidance scale is 11"),
+    "guide range": ({"guide": "11"}, "guidance_scale is 11"),
     "guide nan": ({"guide": "nan"}, "not a number"),
-    "guide of nothing": ({"guide.mask": "3"}, "“mask”, which is not given"),
+    "guide of nothing": ({"guide.mask": "3"}, "'mask', which is not given"),
     "guide twice": ({"guide.label": "3", "guide": "2"}, "once for all"),
     "missing": ({"missing": "sound"}, "“missing” names “sound”"),
     "missing and there": ({"missing": "label", "give.label": LABELS[0]}, "said to be missing"),
     "fork": ({"fork1.give.label": LABELS[0]}, "“after”"),
     "fork 2": ({"fork2.after": "3"}, "not numbered"),
-    "fork late": ({"fork1.after": "30"}, "fork from is 30"),
+    "fork late": ({"fork1.after": "30"}, "after step 30"),
+    "first": ({"first": "sound"}, "“first” names “sound”"),
+    "first mask": ({"first": "mask"}, "sample_first names 'mask'"),
     "fork unknown": ({"fork1.seed": "30"}, "“fork1.seed” is unknown"),
     "task": ({"task": "a" * 999}, "“task” is not a name"),
     "model": ({"model": "a\n"}, "“model” is not a name"),
@@ -236,15 +252,15 @@ def asked_from(**headers: str) -> SimpleNamespace:
 def run_of(checkpoint: str) -> Track:
     record = make_record(steps=1)
     record.checkpoint = checkpoint
-    return Track(checkpoint, "", record, describe)
+    return Track(checkpoint, "", record)
 
 
 @pytest.fixture(scope="module")
-def homes() -> dict[str, TakeHome]:
+def homes() -> dict[str, Downloads]:
     """By their route, on the pages of three checkpoints, of which “orchard” is the first."""
 
-    def home(checkpoint: str) -> TakeHome:
-        return TakeHome(TASKS[-1], gr.State(None), [run_of(checkpoint)])
+    def home(checkpoint: str) -> Downloads:
+        return Downloads(TASKS[-1], gr.State(None), [run_of(checkpoint)])
 
     with gr.Blocks() as demo:
         made = {"": home("orchard")}

@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 
 import gradio as gr
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from app.controls.inputs import EmbeddingInput
 from app.export import settings_file
 from mmdiff.modalities.image import square
-from mmdiff.request import Change, Request
+from mmdiff.request import SAMPLERS, Change, Request
 
 SIZE = 64
 SPECS = FakePipeline(SIZE, modalities=("image", "mask", "label", "embedding")).modalities
@@ -32,8 +33,10 @@ def hole(seed: int) -> np.ndarray:
 
 REQUESTS = {
     "nothing given": Request(wanted=("image", "mask", "label", "embedding"), seed=5),
-    "label": Request({"label": LABELS[2]}, ("image",), guidance_scale={"label": 3}, sampler="dpmpp_2m", steps=7),
-    "followed": Request({}, ("image", "mask"), guidance_scale={"label": 2.5}),
+    "label": Request(
+        {"label": LABELS[2]}, ("image",), guidance_scale={"label": 3}, sampler="dpmpp_2m", steps=7
+    ),
+    "followed": Request({}, ("image", "mask"), None, {"label": 2.5}, ("label",)),
     "text": Request({"embedding": "un “kaki”, très mûr 柿\n"}, ("image", "mask"), guidance_scale=2.5),
     "mask": Request({"mask": bits(1)}, ("image",), num_samples=8, seed=2**31 - 1),
     "photo": Request({"image": PHOTO}, ("mask", "label")),
@@ -47,7 +50,9 @@ REQUESTS = {
         guidance_scale={"label": 1.5},
         changes=(
             Change(4, Request({"label": LABELS[3], "mask": bits(3)}, ("image",), None, {"mask": 0.1 + 0.2})),
-            Change(20, Request({"image": PHOTO, "embedding": photo((30, 40))}, ("image", "label"), hole(4), 2.0)),
+            Change(
+                20, Request({"image": PHOTO, "embedding": photo((30, 40))}, ("image", "label"), hole(4), 2.0)
+            ),
         ),
     ),
 }
@@ -68,6 +73,11 @@ def same(a, b) -> bool:
     if isinstance(a, Request | Change):
         return type(a) is type(b) and same(vars(a), vars(b))
     return type(a) is type(b) and a == b
+
+
+def complete(request: Request, modalities: Mapping = SPECS) -> Request:
+    """The request as it is read back, with nothing left open."""
+    return request.checked(modalities, 100)
 
 
 def random_request(seed: int) -> Request:
@@ -101,13 +111,37 @@ def random_request(seed: int) -> Request:
     )
 
 
-@pytest.mark.parametrize("request", [*REQUESTS.values(), *map(random_request, range(40))])
-def test_settings_survive_json(request):
-    text = settings_file.to_json(request, "orchard", "any-to-any")
-    again, checkpoint, task = settings_file.from_dict(json.loads(text), SPECS)
-    assert same(again, request)
-    assert (checkpoint, task) == ("orchard", "any-to-any")
-    assert settings_file.to_json(again, checkpoint, task) == text and text.isascii()
+@pytest.mark.parametrize("asked", [*REQUESTS.values(), *map(random_request, range(40))])
+def test_settings_survive_json(asked):
+    text = settings_file.to_json(asked, "orchard", "any-to-any")
+    saved = settings_file.from_dict(json.loads(text), SPECS)
+    assert same(saved.request, complete(asked))
+    assert (saved.checkpoint, saved.task, saved.missing) == ("orchard", "any-to-any", ())
+    assert settings_file.to_json(saved.request, saved.checkpoint, saved.task) == text and text.isascii()
+
+
+def version_1(data: dict) -> dict:
+    """The same settings as they were written before there was `sample_first`."""
+    conditions = [data, *data["changes"]]
+    old = [{k: v for k, v in condition.items() if k != "sample_first"} for condition in conditions]
+    return {**old[0], "version": 1, "changes": old[1:]}
+
+
+@pytest.mark.parametrize("name", list(REQUESTS))
+def test_older_settings_give_the_same_run(name):
+    data = settings_file.to_dict(REQUESTS[name], "orchard", "any")
+    assert same(settings_file.from_dict(version_1(data), SPECS).request, complete(REQUESTS[name]))
+
+
+def test_in_older_settings_guidance_of_a_label_that_is_not_given_samples_it_first():
+    later = Request({"mask": bits(3)}, ("image", "label"), guidance_scale={"mask": 2, "label": 3})
+    old = Request({}, ("image", "mask"), guidance_scale={"label": 2.5}, changes=(Change(4, later),))
+    read = settings_file.from_dict(version_1(settings_file.to_dict(old, "orchard", "any")), SPECS).request
+    assert [c.sample_first for c in read.conditions] == [("label",), ("label",)]
+    assert [c.guidance_scale for c in read.conditions] == [{"label": 2.5}, {"mask": 2, "label": 3}]
+    off = replace(old, guidance_scale={"label": 1}, changes=())
+    read = settings_file.from_dict(version_1(settings_file.to_dict(off, "orchard", "any")), SPECS).request
+    assert (read.sample_first, read.guidance_scale) == ((), {})
 
 
 def test_the_pictures_inside_are_plain_png():
@@ -132,7 +166,9 @@ def test_a_photo_for_the_embedding_stays_what_the_model_sees(mode):
         picture.save(data, "PNG", exif=exif)
         picture = Image.open(data)
     request = Request({"embedding": picture}, ("image",))
-    again = settings_file.from_dict(settings_file.to_dict(request, "orchard", ""), SPECS)[0].given["embedding"]
+    again = settings_file.from_dict(settings_file.to_dict(request, "orchard", ""), SPECS).request.given[
+        "embedding"
+    ]
     assert np.array_equal(np.asarray(square(again, 32)), np.asarray(square(picture, 32)))
 
 
@@ -141,11 +177,13 @@ def test_a_large_photo_for_the_embedding_can_be_kept(tmp_path):
     large = Image.fromarray(np.asarray(photo((63, 47)).resize((2520, 1880), Image.Resampling.BICUBIC)))
     large.save(tmp_path / "large.jpg", quality=95)
     with gr.Blocks():
-        given = EmbeddingInput(SPECS["embedding"], "any").read("", str(tmp_path / "large.jpg")).value
-    again = settings_file.from_dict(settings_file.to_dict(Request({"embedding": given}, ("image",)), "orchard", ""), SPECS)[0]
+        given = EmbeddingInput(SPECS["embedding"], "any").read("", str(tmp_path / "large.jpg"))
+    again = settings_file.from_dict(
+        settings_file.to_dict(Request({"embedding": given}, ("image",)), "orchard", ""), SPECS
+    )
     seen, expected = (
         np.asarray(square(picture, 64), dtype=float)
-        for picture in (again.given["embedding"], Image.open(tmp_path / "large.jpg"))
+        for picture in (again.request.given["embedding"], Image.open(tmp_path / "large.jpg"))
     )
     assert np.abs(seen - expected).mean() < 1 and np.ptp(expected) > 50
 
@@ -160,8 +198,9 @@ def test_settings_are_read_from_every_kind_of_file(name, tmp_path):
     with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("settings.json", text)
     for path in sorted(tmp_path.iterdir()):
-        again, checkpoint, task = settings_file.read(str(path), SPECS)
-        assert same(again, request) and (checkpoint, task) == ("orchard", "any-to-any")
+        saved = settings_file.read(str(path), SPECS)
+        assert same(saved.request, complete(request))
+        assert (saved.checkpoint, saved.task) == ("orchard", "any-to-any")
 
 
 def test_a_stamped_picture_is_an_ordinary_one(tmp_path):
@@ -176,7 +215,7 @@ def good() -> dict:
 
 
 def png(array) -> dict:
-    return {"png": settings_file.png_uri(array)}
+    return settings_file._png(array)
 
 
 def sixteen_bit() -> dict:
@@ -192,23 +231,23 @@ def cut_off() -> dict:
 
 DAMAGE = {
     "no format": ({"format": "other"}, "no settings file"),
-    "newer": ({"version": 2}, "version 2.*reads version 1"),
+    "newer": ({"version": 3}, "version 3.*reads 1 to 2"),
+    "version 0": ({"version": 0}, "version 0"),
     "no version": ({"version": True}, "which version"),
     "unknown": ({"eta": 1}, "“eta” that this page does not know"),
     "checkpoint": ({"checkpoint": 3}, "“checkpoint” is not a name"),
     "task": ({"task": "x" * 999}, "“task” is not a name"),
-    "sampler": ({"sampler": "euler"}, "no sampler “euler”"),
+    "sampler": ({"sampler": "euler"}, "no sampler is called 'euler'"),
     "sampler list": ({"sampler": []}, "“sampler” is not a name"),
     "seed": ({"seed": "7"}, "“seed” is not a whole number"),
     "seed bool": ({"seed": True}, "“seed” is not a whole number"),
     "seed range": ({"seed": -1}, "seed is -1"),
     "steps": ({"steps": 10**9}, "steps is 1000000000"),
     "steps fraction": ({"steps": 3.0}, "“steps” is not a whole number"),
-    "samples": ({"num_samples": 99}, "number of samples is 99"),
+    "samples": ({"num_samples": 99}, "num_samples is 99"),
     "wanted": ({"wanted": "image"}, "“wanted” is not a list"),
     "wanted twice": ({"wanted": ["image", "image"]}, "twice"),
     "wanted unknown": ({"wanted": ["sound"]}, "does not know “sound”"),
-    "nothing wanted": ({"wanted": []}, "nothing to generate"),
     "given list": ({"given": []}, "“given” is not an object"),
     "given unknown": ({"given": {"sound": "la"}}, "does not know “sound”"),
     "label": ({"given": {"label": "Pear"}}, "no class “Pear”"),
@@ -231,20 +270,23 @@ DAMAGE = {
     "mask depth": ({"given": {"mask": sixteen_bit()}}, "not one of class numbers"),
     "mask classes": ({"given": {"mask": png(bits(1, 5))}}, "class number 4.* 0 to 1"),
     "mask size": ({"given": {"mask": png(bits(1)[:32])}}, "64 × 32 px"),
-    "known without photo": ({"known_pixels": png(hole(1))}, "no photo to fill in"),
+    "known without photo": ({"known_pixels": png(hole(1))}, "no image is given"),
     "known grey": ({"known_pixels": png(bits(1))}, "not black and white"),
     "known size": ({"known_pixels": png(hole(1)[:32])}, "64 × 32 px"),
     "guidance": ({"guidance_scale": "3"}, "neither a number nor"),
-    "guidance nan": ({"guidance_scale": float("nan")}, "guidance scale is nan"),
-    "guidance high": ({"guidance_scale": {"label": 99}}, "“label” is 99"),
+    "guidance nan": ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+    "guidance high": ({"guidance_scale": {"label": 99}}, "'label' is 99"),
     "guidance text": ({"guidance_scale": {"label": "3"}}, "neither a number nor"),
+    "first": ({"sample_first": "label"}, "“sample_first” is not a list"),
+    "first unknown": ({"sample_first": ["sound"]}, "does not know “sound”"),
+    "first mask": ({"sample_first": ["mask"]}, "sample_first names 'mask'"),
     "guidance unknown": ({"guidance_scale": {"sound": 3}}, "does not know “sound”"),
     "changes": ({"changes": {}}, "not a list of at most"),
     "many changes": ({"changes": [{}] * 101}, "not a list of at most"),
     "change": ({"changes": [3]}, "not an object"),
     "change of changes": ({"changes": [good()["changes"][0] | {"changes": []}]}, "“changes” that this page"),
     "change after": ({"changes": [good()["changes"][0] | {"after": "4"}]}, "“after” is not a whole"),
-    "change late": ({"changes": [good()["changes"][0] | {"after": 30}]}, "fork from is 30"),
+    "change late": ({"changes": [good()["changes"][0] | {"after": 30}]}, "after step 30"),
 }
 
 
@@ -311,7 +353,7 @@ def test_every_damaged_byte_of_a_zip_is_refused_or_harmless(tmp_path):
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
-            assert same(settings_file.read(path, SPECS)[0], request)
+            assert same(settings_file.read(path, SPECS).request, complete(request))
         except ValueError:
             refused += 1
     assert refused > len(whole) / 3
@@ -335,6 +377,8 @@ def test_zip_bombs_and_huge_files_are_refused(tmp_path):
 
 def test_what_has_no_place_in_settings_is_refused():
     with pytest.raises(ValueError, match="2000 × 10 px, too large"):
-        settings_file.to_dict(Request({"embedding": Image.new("RGB", (2000, 10))}, ("image",)), "orchard", "any")
+        settings_file.to_dict(
+            Request({"embedding": Image.new("RGB", (2000, 10))}, ("image",)), "orchard", "any"
+        )
     with pytest.raises(ValueError, match="“embedding” cannot be kept"):
         settings_file.to_dict(Request({"embedding": np.zeros(16)}, ("image",)), "orchard", "any")

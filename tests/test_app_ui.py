@@ -14,7 +14,7 @@ from app.controls.painter import to_text
 from app.export import settings_file
 from app.export.link import to_query
 from app.run.service import Service
-from app.tabs import task
+from app.tabs.tab import build_tab
 from app.task import GIVEN, TASKS
 from app.theme import html
 from app.ui import Restorer
@@ -31,7 +31,7 @@ def restorer(service):
     with gr.Blocks():
         message = html("")
         with gr.Tabs() as tabs:
-            built = [task.build(t, [service]) for t in TASKS if t.fits(service.modalities)]
+            built = [build_tab(t, [service]) for t in TASKS if t.fits(service.modalities)]
         return Restorer(service, built, tabs, message)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,13 +25,12 @@ MASK = (np.arange(SIZE * SIZE).reshape(SIZE, SIZE) // 7 % 2).astype(np.int64)
 
 def record_of(request: Request, stop: int = 10**6, pipe: FakePipeline = PIPE) -> Record:
     """The record of a run, ended after step `stop`."""
+    request = request.checked(pipe.modalities, 1000)
     specs = {name: spec for name, spec in pipe.modalities.items() if name in request.shown}
-    record = Record(request, "orchard", specs, seconds=1.23456)
-    run = FakeRun(pipe, list(request.conditions), request.steps, request.seed, request.num_samples)
+    record = Record(request, "orchard", specs, pipe.describe, seconds=1.23456)
+    run = FakeRun(pipe, request)
     while not run.done and run.index < stop:
-        step = run.advance(run.queries())
-        record.add(step.index, step.t, step.x_hat)
-    record.stopped = not run.done
+        record.add(run.advance(run.queries()))
     return record
 
 
@@ -47,9 +47,9 @@ FORKED = Request(
 class Opened:
     """A zip as other programs see it."""
 
-    def __init__(self, record: Record, folder, describe=PIPE.describe):
+    def __init__(self, record: Record, folder):
         self.path = folder / "run.zip"
-        write_zip(record, describe, self.path, "any-to-any")
+        write_zip(record, self.path, "any-to-any")
         archive = zipfile.ZipFile(self.path)
         assert archive.testzip() is None
         self.names = archive.namelist()
@@ -168,15 +168,17 @@ def test_what_was_given_is_there_with_its_forks(tmp_path):
     }
 
 
-@pytest.mark.parametrize("request", [JOINT, FORKED])
-def test_zip_settings_and_pictures_restore_the_run(request, tmp_path):
-    opened = Opened(record_of(request), tmp_path)
+@pytest.mark.parametrize("asked", [JOINT, FORKED])
+def test_zip_settings_and_pictures_restore_the_run(asked, tmp_path):
+    record = record_of(asked)
+    opened = Opened(record, tmp_path)
     (tmp_path / "settings.json").write_bytes(opened.data["settings.json"])
     (tmp_path / "image.png").write_bytes(opened.data["sample_1/image.png"])
     (tmp_path / "mask.png").write_bytes(opened.data["sample_1/mask.png"])
     for path in (opened.path, *(tmp_path / name for name in ("settings.json", "image.png", "mask.png"))):
-        again, checkpoint, task = settings_file.read(path, PIPE.modalities)
-        assert same(again, request) and (checkpoint, task) == ("orchard", "any-to-any")
+        saved = settings_file.read(path, PIPE.modalities)
+        assert same(saved.request, record.request)
+        assert (saved.checkpoint, saved.task) == ("orchard", "any-to-any")
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):
@@ -193,12 +195,12 @@ def test_the_timeline_is_a_film_of_all_steps(tmp_path):
 
 
 def test_embeddings_without_words_are_left_to_their_numbers(tmp_path):
-    opened = Opened(record_of(JOINT), tmp_path, describe=lambda vectors: [])
+    opened = Opened(replace(record_of(JOINT), describe=lambda vectors: []), tmp_path)
     assert "embedding" not in opened.json("result.json")["samples"][0]
     assert "sample_1/embedding.npy" in opened.names
 
 
 def test_a_run_without_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no step to save"):
-        write_zip(Record(JOINT, "orchard", PIPE.modalities), PIPE.describe, tmp_path / "a.zip", "any")
+        write_zip(Record(JOINT, "orchard", PIPE.modalities), tmp_path / "a.zip", "any")
     assert not list(tmp_path.iterdir())
