@@ -32,10 +32,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mmdiff.model import Query  # noqa: E402
 from mmdiff.pipeline import Pipeline  # noqa: E402
-from mmdiff.samplers import SampleNoise, sample_ddim  # noqa: E402
-from mmdiff.training.masking import Condition  # noqa: E402
+from mmdiff.request import Request  # noqa: E402
+from mmdiff.samplers import SampleNoise, sample_ddim, timesteps  # noqa: E402
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
 STARTS = 3
@@ -89,27 +88,28 @@ def bare_loop(pipe: Pipeline, steps: int) -> float:
 
 
 def _bare_loop(pipe: Pipeline, steps: int) -> None:
-    internal = pipe._encode(Condition({}), pipe.model.names, 1)
-    noise = SampleNoise([0], pipe.device)
-    denoiser = pipe.model.denoiser(pipe.schedule, internal)
-    for _ in sample_ddim(pipe.schedule, denoiser, noise(pipe.model.z_shape), steps, noise):
-        pass
+    denoise = pipe.model.denoiser(pipe.schedule, pipe.model.nothing_given(1, pipe.device))
+    z_T = SampleNoise([0], pipe.device)(pipe.model.z_shape)
+    sampler = sample_ddim(pipe.schedule, z_T, timesteps(pipe.schedule.num_steps, steps))
+    z, t, _ = next(sampler)
+    while t > 0:
+        z, t, _ = sampler.send(denoise(z, t)[0])
 
 
 def network_calls(pipe: Pipeline, calls: int, batch: int) -> float:
     """Seconds of some calls of the network and nothing else."""
 
     def call() -> float:
-        seen = pipe._encode(Condition({}), pipe.model.names, batch)
-        query = Query(torch.randn(batch, *pipe.model.z_shape), torch.zeros(batch), seen)
-        return seconds(lambda: [pipe.model.answer([query]) for _ in range(calls)])
+        nothing = pipe.model.nothing_given(batch, pipe.device)
+        one = torch.randn(batch, *pipe.model.z_shape), torch.zeros(batch), nothing
+        return seconds(lambda: [pipe.model.answer([one]) for _ in range(calls)])
 
     return pipe.engine.call(call)  # no other thread computes, see `mmdiff.serving.engine`
 
 
 def engine_alone(pipe: Pipeline, steps: int) -> float:
     """Seconds of the same through the engine."""
-    return seconds(lambda: list(pipe.run(Condition({}), pipe.model.names, [0], steps)))
+    return seconds(lambda: list(pipe.run_batch(Request(wanted=pipe.model.names, steps=steps), [0])))
 
 
 def requests(pipe: Pipeline, count: int, steps: int, together: bool) -> None:

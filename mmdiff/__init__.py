@@ -8,11 +8,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mmdiff.pipeline import Output, Pipeline
+    from mmdiff.request import Change, Request
     from mmdiff.schedule import NoiseSchedule
 
-_LOCATIONS = {"NoiseSchedule": "schedule", "Output": "pipeline", "Pipeline": "pipeline"}
+_LOCATIONS = {
+    "Change": "request",
+    "NoiseSchedule": "schedule",
+    "Output": "pipeline",
+    "Pipeline": "pipeline",
+    "Request": "request",
+}
 
-__all__ = ["NoiseSchedule", "Output", "Pipeline", "__version__"]
+__all__ = ["Change", "NoiseSchedule", "Output", "Pipeline", "Request", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmdiff.forward_process import q_posterior, q_sample, signal
-from mmdiff.model import ABSENT, UNKNOWN, Conditioning, MultiModalDiffusion
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.network.conditioning import ABSENT, UNKNOWN, Conditioning
 from mmdiff.schedule import NoiseSchedule, log_snr
 
 
@@ -137,9 +138,9 @@ class _Bound:
     def kl(self, t: Tensor) -> Tensor:
         """KL( q(z_{t-1} | z_t, z_0, X) || p(z_{t-1} | z_t) ), both with the variance of (4)."""
         z_t, raw = self._raw_at(t)
-        predicted = self.model.interpret(raw, self.condition)
+        clean = self.model.clean_encodings(raw, self.condition)
         mean, variance = q_posterior(self.schedule, z_t, t, self.z0, self.e)
-        mean_hat, _ = q_posterior(self.schedule, z_t, t, predicted.z0, predicted.e)
+        mean_hat, _ = q_posterior(self.schedule, z_t, t, clean[self.model.anchor], clean)
         return ((mean - mean_hat).double().square() / (2 * variance.double())).flatten(1).sum(1)
 
     def modality_nll(self, t: Tensor) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
-"""The model: modality encoders into Z, one denoiser over Z, modality heads back out."""
+"""The model: modality encoders into Z, one denoiser over Z, modality heads back out. It keeps no state."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,48 +13,17 @@ from torch.nn import functional as F
 
 from mmdiff.config import ModelConfig
 from mmdiff.forward_process import signal
-from mmdiff.lazy import Lazy
+from mmdiff.lazy_mapping import LazyMapping
 from mmdiff.modalities import build_modality
 from mmdiff.network.channels import CHANNELS
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN, Call, Conditioning, joined
+from mmdiff.network.convolutions import DETAIL, Reader
 from mmdiff.network.heads import DenseHead, DetailHead, GlobalHead
-from mmdiff.network.reader import DETAIL, Reader
-from mmdiff.network.transformer import Backbone
-from mmdiff.samplers import Prediction
+from mmdiff.network.transformer import Denoiser
+from mmdiff.samplers import Encodings
 from mmdiff.schedule import NoiseSchedule, log_snr
 
-UNKNOWN, KNOWN, ABSENT = 0, 1, 2
 LOG_SNR_LIMIT = 15.0  # keeps the time embedding finite at t = 0 and t = T
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the denoiser is told about a batch, in the space Z.
-
-    Attributes:
-        e: name -> (B, C, h, w), the true encodings; zero where a modality is not known.
-        flags: (B, N) long, `UNKNOWN`, `KNOWN` or `ABSENT` for each modality in order.
-        known_pixels: (B, 1, H, W) float, 1 where the anchor's pixel is given.
-        previous: (B, C, h, w), the last `Prediction.clean` of the same samples, for self-conditioning; zero
-            where there is none, None if there is none at all.
-        pixels: (B, 4, H, W), what a `Reader` looks at; None: there is none, or it has nothing to look at.
-        read: (B, channels, H / cell, W / cell), what it has made of that, if it was asked before.
-    """
-
-    e: dict[str, Tensor]
-    flags: Tensor
-    known_pixels: Tensor
-    previous: Tensor | None = None
-    pixels: Tensor | None = None
-    read: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Query:
-    """One call of the network: z_t (B, *Z), log_snr (B,) of its time and what the network is told."""
-
-    z_t: Tensor
-    log_snr: Tensor
-    seen: Conditioning
 
 
 class MultiModalDiffusion(nn.Module):
@@ -87,33 +56,23 @@ class MultiModalDiffusion(nn.Module):
             )
         fold = config.patch_size // self.cell
         dense_channels = sum(self.modalities[n].z_channels for n in self.dense_names) // fold**2
-        self.backbone = Backbone(
+        self.backbone = Denoiser(
+            config,
             z_channels=self.z_channels,
-            extra_channels=config.patch_size**2 + config.self_conditioning * self.z_channels,
             cell_channels=2 * dense_channels + self.cell**2,
             num_modalities=len(self.names),
-            grid=self.grid,
             fold=fold,
-            width=config.width,
-            depth=config.depth,
-            heads=config.heads,
-            refiner_width=config.refiner_width,
-            stem_depth=config.stem_depth,
-            reader=config.reader_depth > 0,
-            dropout=config.dropout,
-            num_times=len(self.names) if config.separate_times else 1,
         )
         depth = config.reader_depth
         self.reader = Reader(self.cell, config.refiner_width, depth) if depth else None
-        self.heads = nn.ModuleDict(
-            {
-                n: DenseHead(config.refiner_width, m.head_channels, self.cell // m.head_stride)
-                if m.dense
-                else GlobalHead(config.width, m.head_channels)
-                for n, m in self.modalities.items()
-            }
-        )
+        self.heads = nn.ModuleDict({n: self._head(m) for n, m in self.modalities.items()})
         self.details = nn.ModuleDict({n: self._detail_head(m) for n, m in self._finer_than_cells().items()})
+
+    def _head(self, modality: nn.Module) -> nn.Module:
+        if modality.dense:
+            fold = self.cell // modality.head_stride
+            return DenseHead(self.config.refiner_width, modality.head_channels, fold)
+        return GlobalHead(self.config.width, modality.head_channels)
 
     def _finer_than_cells(self) -> dict[str, nn.Module]:
         """Dense modalities that the reader has seen finer than the refiner works."""
@@ -156,7 +115,7 @@ class MultiModalDiffusion(nn.Module):
     def encode_given(
         self, x: Mapping[str, Tensor], e: Mapping[str, Tensor], known_pixels: Tensor
     ) -> dict[str, Tensor]:
-        """Encodings of what may be seen of ``x``: those in ``e``, E_i of all of it, but of known pixels.
+        """Encodings of what may be seen of ``x``: those in ``e``, but of the anchor only its known pixels.
 
         Args:
             known_pixels: (B, 1, H, W) of 0 and 1; concerns the anchor.
@@ -167,6 +126,8 @@ class MultiModalDiffusion(nn.Module):
         whole = self.channels.take(self.anchor, e[self.anchor])
         seen = anchor.encode_known(x[self.anchor], known_pixels, whole)
         return {**e, self.anchor: e[self.anchor] if seen is whole else self.channels.place(self.anchor, seen)}
+
+    # -- conditioning --------------------------------------------------------------------------------------
 
     def condition(
         self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor, photo: Tensor | None = None
@@ -181,7 +142,7 @@ class MultiModalDiffusion(nn.Module):
         Raises:
             ValueError: pixels are known, and the reader cannot see them.
         """
-        kept = self._condition(e, flags, known_pixels)
+        kept = Conditioning(self._given_encodings(e, flags, known_pixels), flags, known_pixels)
         if self.reader is None:
             return kept
         if photo is None:
@@ -191,62 +152,88 @@ class MultiModalDiffusion(nn.Module):
         known = known_pixels.to(photo.dtype)
         return replace(kept, pixels=torch.cat([photo * known, known], dim=1))
 
-    def _condition(self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor) -> Conditioning:
+    def _given_encodings(
+        self, e: Mapping[str, Tensor], flags: Tensor, known_pixels: Tensor
+    ) -> dict[str, Tensor]:
         kept = {}
         for i, name in enumerate(self.names):
             if name == self.anchor and name in e:
-                shown = self.modalities[name].shown(known_pixels).to(e[name].dtype)
-                kept[name] = e[name] * self.channels.place(name, shown)
+                visible = self.modalities[name].visible(known_pixels).to(e[name].dtype)
+                kept[name] = e[name] * self.channels.place(name, visible)
             elif name in e:
                 kept[name] = e[name] * (flags[:, i] == KNOWN)[:, None, None, None]
-        return Conditioning(kept, flags, known_pixels)
+        return kept
 
-    def become_known(self, condition: Conditioning, x: Mapping[str, Tensor]) -> Conditioning:
+    def nothing_given(self, batch: int, device: torch.device, wanted: Collection[str] = ()) -> Conditioning:
+        """Nothing is given to ``batch`` samples, of whom all modalities are wanted, or ``wanted`` alone."""
+        flags = torch.full((batch, len(self.names)), ABSENT, device=device)
+        for i, name in enumerate(self.names):
+            if not wanted or name in wanted or name == self.anchor:
+                flags[:, i] = UNKNOWN
+        size = self.config.image_size
+        return self.condition({}, flags, torch.zeros(batch, 1, size, size, device=device))
+
+    def giving(self, conditioning: Conditioning, x: Mapping[str, Tensor]) -> Conditioning:
         """The same with more given: values ``x`` of other modalities than the anchor, (B, *shape) each."""
-        flags = condition.flags.clone()
+        flags = conditioning.flags.clone()
         for name in x:
             flags[:, self.names.index(name)] = KNOWN
-        return replace(condition, e={**condition.e, **self.encode(x)}, flags=flags)
+        return replace(conditioning, e={**conditioning.e, **self.encode(x)}, flags=flags)
 
-    def read(self, seen: Conditioning) -> Tensor | None:
-        """What the reader makes of the known pixels; None if there are none, or no reader."""
-        if seen.read is not None or seen.pixels is None:
-            return seen.read
-        return self.reader(seen.pixels)
+    def without(self, conditioning: Conditioning, names: Collection[str]) -> Conditioning:
+        """A guidance branch: the same without the given modalities ``names``, which become ignored.
+
+        They are also taken out of z_t, which carries them under noise. The anchor cannot be ignored: where it
+        is named, the network sees its known pixels as all others, under the noise of z_t; otherwise pixels
+        that are given stay given.
+        """
+        removed = torch.tensor([n in names for n in self.names], device=conditioning.flags.device)
+        flags = conditioning.flags.masked_fill(removed & (conditioning.flags == KNOWN), ABSENT)
+        known, pixels, read = conditioning.known_pixels, conditioning.pixels, conditioning.read
+        if self.anchor in names:
+            flags[:, 0] = UNKNOWN
+            known, pixels, read = torch.zeros_like(known), None, None
+        e = self._given_encodings(conditioning.e, flags, known)
+        hidden = {n: v for n, v in conditioning.e.items() if n in names and n != self.anchor}
+        return Conditioning(e, flags, known, pixels, read, hidden)
+
+    def read(self, conditioning: Conditioning) -> Conditioning:
+        """The same with the reader's features computed, once for all steps; unchanged without a reader."""
+        if conditioning.pixels is None:
+            return conditioning
+        return replace(conditioning, pixels=None, read=self._features(conditioning))
+
+    def _features(self, conditioning: Conditioning) -> Tensor | None:
+        if conditioning.read is not None or conditioning.pixels is None:
+            return conditioning.read
+        return self.reader(conditioning.pixels)
 
     def coverage(self, known_pixels: Tensor) -> Tensor:
         """Known pixels (B, 1, H, W) -> the share of each of the anchor's entries of Z that they are."""
         return self.channels.place(self.anchor, self.modalities[self.anchor].coverage(known_pixels))
 
-    def forward(self, z_t: Tensor, log_snr_t: Tensor, condition: Conditioning) -> dict[str, Tensor]:
+    # -- the network ---------------------------------------------------------------------------------------
+
+    def forward(self, z_t: Tensor, log_snr_t: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         """Raw outputs of every head: dense (B, C_i, H, W), global (B, C_i), in float32.
 
         Args:
-            z_t: (B, *Z). log_snr_t: (B,), log abar_t / (1 - abar_t) of the time z_t stands at, or (B, N) of
-                the times that its modalities stand at, if they have their own.
+            z_t: (B, *Z). log_snr_t: (B,), log abar_t / (1 - abar_t) of the time z_t stands at.
         """
-        clean = sum(condition.e.values(), start=torch.zeros_like(z_t))
-        known = condition.known_pixels.to(z_t.dtype)
+        clean = sum(conditioning.e.values(), start=torch.zeros_like(z_t))
+        known = conditioning.known_pixels.to(z_t.dtype)
         if self.config.in_place:
-            z_t = torch.where(self._known_entries(condition), clean, z_t)
+            z_t = torch.where(self._known_entries(conditioning), clean, z_t)
         cells = torch.cat([self._cells(z_t), self._cells(clean), F.pixel_unshuffle(known, self.cell)], dim=1)
-        extra = F.pixel_unshuffle(known, self.config.patch_size)
-        if self.config.self_conditioning:
-            previous = torch.zeros_like(z_t) if condition.previous is None else condition.previous
-            extra = torch.cat([extra, previous], dim=1)
-        log_snr_t = log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        if self.config.separate_times:
-            log_snr_t = self._own_times(log_snr_t, condition.flags)
-        flags = condition.flags if self.config.flags else torch.full_like(condition.flags, UNKNOWN)
-        read = self.read(condition)
+        read = self._features(conditioning)
         read, detail = (None, None) if read is None else self.reader.parts(read)
         features, registers = self.backbone(
             z_t,
             clean,
-            extra,
+            F.pixel_unshuffle(known, self.config.patch_size),
             cells,
-            log_snr_t,
-            flags,
+            log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT),
+            conditioning.flags,
             read,
         )
         raw = {
@@ -257,19 +244,13 @@ class MultiModalDiffusion(nn.Module):
             raw[name] = raw[name] + head(features, detail)
         return {name: value.float() for name, value in raw.items()}
 
-    def _own_times(self, log_snr_t: Tensor, flags: Tensor) -> Tensor:
-        """log SNR of every modality, (B, N): what is given has no noise, and what is absent nothing else."""
-        each = log_snr_t if log_snr_t.dim() == 2 else log_snr_t[:, None].expand(-1, len(self.names))
-        each = each.masked_fill(flags == KNOWN, LOG_SNR_LIMIT)
-        return each.masked_fill(flags == ABSENT, -LOG_SNR_LIMIT)
-
-    def _known_entries(self, condition: Conditioning) -> Tensor:
+    def _known_entries(self, conditioning: Conditioning) -> Tensor:
         """Entries of Z that are wholly known, (B, *Z) bool; beside a hole the latents are not."""
-        whole = self.coverage(condition.known_pixels) == 1
+        whole = self.coverage(conditioning.known_pixels) == 1
         for i, name in enumerate(self.names[1:], start=1):
             ones = whole.new_ones(1, self.modalities[name].z_channels, self.grid, self.grid)
             own = self.channels.place(name, ones)
-            whole = whole | (own & (condition.flags[:, i] == KNOWN)[:, None, None, None])
+            whole = whole | (own & (conditioning.flags[:, i] == KNOWN)[:, None, None, None])
         return whole
 
     def _cells(self, z: Tensor) -> Tensor:
@@ -281,136 +262,57 @@ class MultiModalDiffusion(nn.Module):
         unfolded = F.pixel_shuffle(self.channels.take(name, z), self.config.patch_size // stride)
         return F.pixel_unshuffle(unfolded, self.cell // stride)
 
+    # -- sampling ------------------------------------------------------------------------------------------
+
     @torch.no_grad()
-    def answer(self, queries: Sequence[Query]) -> list[dict[str, Tensor]]:
-        """Raw outputs for each of the queries, from one call of the network."""
-        joined = queries[0] if len(queries) == 1 else _joined(queries)
-        raw = self(joined.z_t, joined.log_snr, joined.seen)
-        sizes = [len(query.z_t) for query in queries]
+    def call_at(self, schedule: NoiseSchedule, z: Tensor, t: int, conditioning: Conditioning) -> Call:
+        """The arguments of `forward` for samples that stand at z (B, *Z) at time t."""
+        if conditioning.hidden:
+            time = torch.full((len(z),), t, device=z.device)
+            z = z - signal(schedule, torch.zeros_like(z), time, conditioning.hidden)
+        level = log_snr(schedule.log_abar[t]).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+        return z, level.float().to(z.device).expand(len(z)), conditioning
+
+    @torch.no_grad()
+    def answer(self, calls: Sequence[Call]) -> list[dict[str, Tensor]]:
+        """Raw outputs for each of the calls, from one run of the network."""
+        raw = self(*joined(calls))
+        sizes = [len(z) for z, _, _ in calls]
         parts = {name: value.split(sizes) for name, value in raw.items()}
-        return [{name: part[k] for name, part in parts.items()} for k in range(len(queries))]
+        return [{name: part[k] for name, part in parts.items()} for k in range(len(calls))]
 
-    def interpret(self, raw: Mapping[str, Tensor], condition: Conditioning) -> Prediction:
-        """Raw head outputs -> clean predictions in data space and in Z, with what is given put in place."""
+    def clean_encodings(self, raw: Mapping[str, Tensor], conditioning: Conditioning) -> dict[str, Tensor]:
+        """Raw outputs -> the clean encoding of every modality, (B, *Z) by name, with what is given in it."""
         e = {n: self.channels.place(n, m.expected_encoding(raw[n])) for n, m in self.modalities.items()}
-        x = Lazy({n: partial(m.predict, raw[n]) for n, m in self.modalities.items()})
-        return self.put_in_place(Prediction(z0=e.pop(self.anchor), e=e, x=x), condition)
+        return self.with_given(e, conditioning)
 
-    def put_in_place(self, prediction: Prediction, condition: Conditioning) -> Prediction:
-        """The prediction with the true encodings of what is given, and zeros for what is absent."""
-        z0, e = prediction.z0, dict(prediction.e)
-        if self.anchor in condition.e:
-            settled = self.modalities[self.anchor].settled(condition.known_pixels)
-            settled = self.channels.place(self.anchor, settled.to(z0.dtype)) > 0
-            z0 = torch.where(settled, condition.e[self.anchor], z0)
+    def with_given(self, e: Encodings, conditioning: Conditioning) -> dict[str, Tensor]:
+        """The encodings with the true ones of what is given, and zeros for what is ignored."""
+        e = dict(e)
+        if self.anchor in conditioning.e:
+            determined = self.modalities[self.anchor].determined(conditioning.known_pixels)
+            determined = self.channels.place(self.anchor, determined.to(e[self.anchor].dtype)) > 0
+            e[self.anchor] = torch.where(determined, conditioning.e[self.anchor], e[self.anchor])
         for i, name in enumerate(self.names):
             if name != self.anchor:
-                unknown = condition.flags[:, i, None, None, None] == UNKNOWN
-                e[name] = torch.where(unknown, e[name], condition.e.get(name, torch.zeros_like(e[name])))
-        return replace(prediction, z0=z0, e=e)
+                unknown = conditioning.flags[:, i, None, None, None] == UNKNOWN
+                true = conditioning.e.get(name, torch.zeros_like(e[name]))
+                e[name] = torch.where(unknown, e[name], true)
+        return e
 
-    def denoiser(self, schedule: NoiseSchedule, condition: Conditioning) -> TrajectoryDenoiser:
-        """(z_t, t) -> `Prediction`, for samplers; runs without gradients."""
-        return TrajectoryDenoiser(self, schedule, condition)
+    def predictions(self, raw: Mapping[str, Tensor]) -> LazyMapping[Tensor]:
+        """Raw outputs -> every head's prediction in data space, computed where somebody looks at it."""
+        return LazyMapping({n: partial(m.predict, raw[n]) for n, m in self.modalities.items()})
 
-    def unconditional_denoiser(
-        self, schedule: NoiseSchedule, condition: Conditioning, dropped: Collection[str] | None = None
-    ) -> TrajectoryDenoiser:
-        """The denoiser that is not told of the given modalities ``dropped`` (None: of any), for guidance.
+    def denoiser(
+        self, schedule: NoiseSchedule, conditioning: Conditioning
+    ) -> Callable[[Tensor, int], tuple[Encodings, Mapping[str, Tensor]]]:
+        """(z, t) -> the clean encodings that a sampler is sent, and the predictions in data space."""
+        with torch.no_grad():
+            conditioning = self.read(conditioning)
 
-        They are made absent: not only flagged, but also taken out of z_t, which carries them under noise.
-        The anchor cannot be absent. Where it is dropped by name the network sees its known pixels as all
-        others, under the noise of z_t; otherwise pixels that are given stay given.
-        """
-        names = set(self.names[1:] if dropped is None else dropped)
-        hidden = torch.tensor([n in names for n in self.names], device=condition.flags.device)
-        flags = condition.flags.masked_fill(hidden & (condition.flags == KNOWN), ABSENT)
-        known, pixels, read = condition.known_pixels, condition.pixels, condition.read
-        if self.anchor in names:
-            flags[:, 0] = UNKNOWN
-            known, pixels, read = torch.zeros_like(known), None, None
-        blind = replace(self._condition(condition.e, flags, known), pixels=pixels, read=read)
-        taken = {n: v for n, v in condition.e.items() if n in names and n != self.anchor}
-        return TrajectoryDenoiser(self, schedule, blind, shown=condition, taken=taken)
+        def denoise(z: Tensor, t: int) -> tuple[Encodings, Mapping[str, Tensor]]:
+            (raw,) = self.answer([self.call_at(schedule, z, t, conditioning)])
+            return self.clean_encodings(raw, conditioning), self.predictions(raw)
 
-
-class TrajectoryDenoiser:
-    """(z_t, t) -> `Prediction` of a batch of trajectories, without gradients.
-
-    With self-conditioning it hands the network its own last prediction of every sample. A sample whose time
-    has not decreased since the last call begins a new trajectory and has none. `query` and `interpret` are
-    the two halves of a call, for a network that is asked elsewhere, together with other queries.
-
-    Args:
-        seen: what the network is told. shown: what is put in place in the predictions, by default the same.
-        taken: encodings that are taken out of z_t.
-    """
-
-    def __init__(
-        self,
-        model: MultiModalDiffusion,
-        schedule: NoiseSchedule,
-        seen: Conditioning,
-        shown: Conditioning | None = None,
-        taken: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.model, self.schedule, self.shown = model, schedule, shown or seen
-        with torch.no_grad():  # the reader is asked once, whatever the number of steps
-            self.seen = replace(seen, pixels=None, read=model.read(seen))
-        self.taken = taken or {}
-        self.log_snr = log_snr(schedule.log_abar).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        self.last: tuple[Tensor, Tensor] | None = None  # t (B,) and `Prediction.clean` (B, *Z)
-
-    def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
-        return self.interpret(*self.model.answer([self.query(z_t, t)]), t)
-
-    @torch.no_grad()
-    def query(self, z_t: Tensor, t: Tensor) -> Query:
-        """What to ask the network."""
-        log_snr_t = self.log_snr[t.to(self.log_snr.device)].to(z_t.device, torch.float32)
-        if self.taken:
-            z_t = z_t - signal(self.schedule, torch.zeros_like(z_t), t, self.taken)
-        seen = self.seen
-        if self.model.config.self_conditioning:
-            seen = replace(seen, previous=self._previous(t))
-        return Query(z_t, log_snr_t, seen)
-
-    @torch.no_grad()
-    def interpret(self, raw: Mapping[str, Tensor], t: Tensor) -> Prediction:
-        """What the network's answer to `query` says."""
-        if self.model.config.self_conditioning:
-            # not of `shown`, which holds what the network is not to see
-            self.last = t, self.model.interpret(raw, self.seen).clean
-        return self.model.interpret(raw, self.shown)
-
-    def _previous(self, t: Tensor) -> Tensor | None:
-        if self.last is None:
-            return None
-        t_last, clean = self.last
-        return clean * (t < t_last).to(clean.device)[:, None, None, None]
-
-
-def _joined(queries: Sequence[Query]) -> Query:
-    """The queries as one batch. What one of them lacks is zero there, which says the same."""
-    seen = [query.seen for query in queries]
-    names = dict.fromkeys(name for s in seen for name in s.e)
-    zeros = [torch.zeros_like(query.z_t) for query in queries]
-    e = {n: torch.cat([s.e.get(n, zero) for s, zero in zip(seen, zeros, strict=True)]) for n in names}
-    previous = None
-    if any(s.previous is not None for s in seen):
-        previous = torch.cat(
-            [zero if s.previous is None else s.previous for s, zero in zip(seen, zeros, strict=True)]
-        )
-    read = None
-    if any(s.read is not None for s in seen):
-        shape = next(s.read for s in seen if s.read is not None).shape[1:]
-        nothing = [zero.new_zeros(len(zero), *shape) for zero in zeros]
-        read = torch.cat([none if s.read is None else s.read for s, none in zip(seen, nothing, strict=True)])
-    joined = Conditioning(
-        e,
-        torch.cat([s.flags for s in seen]),
-        torch.cat([s.known_pixels for s in seen]),
-        previous,
-        read=read,
-    )
-    return Query(torch.cat([q.z_t for q in queries]), torch.cat([q.log_snr for q in queries]), joined)
+        return denoise

@@ -35,6 +35,9 @@ class Limits:
     seed: int = MAX_SEED
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Request:
     """What is given, what is wanted, and how to sample it.
@@ -85,20 +88,25 @@ class Request:
         return dict.fromkeys((name for name in self.given if name != anchor), self.guidance_scale)
 
     def rows(self, anchor: str = "image") -> int:
-        """Samples in one call of the network, at most; every guidance scale other than 1 adds a branch."""
-        return self.num_samples * max(condition._branches(anchor) for condition in self.conditions)
+        """Samples in one call of the network, at most."""
+        return self.num_samples * self.branches(anchor)
+
+    def branches(self, anchor: str = "image") -> int:
+        """Times that every sample is in one call of the network; every guidance scale adds one."""
+        return max(condition._own_branches(anchor) for condition in self.conditions)
 
     def inpaints(self, anchor: str = "image") -> bool:
         """Whether holes of an image are filled at any time."""
         return any(anchor in condition.given and anchor in condition.wanted for condition in self.conditions)
 
-    def _branches(self, anchor: str) -> int:
+    def _own_branches(self, anchor: str) -> int:
         if isinstance(self.guidance_scale, Mapping):
             return 1 + sum(scale != 1 for scale in self.guidance_scale.values())
-        return 2 if self.guidance_scale != 1 and any(name != anchor for name in self.given) else 1
+        guided = any(name != anchor for name in (*self.given, *self.sample_first))
+        return 2 if self.guidance_scale != 1 and guided else 1
 
     def checked(
-        self, modalities: Mapping[str, Modality], num_steps: int, limits: Limits = Limits()
+        self, modalities: Mapping[str, Modality], num_steps: int, limits: Limits = NO_LIMITS
     ) -> Request:
         """The same request with nothing left open: `wanted` named, changes complete.
 
@@ -135,7 +143,7 @@ class Request:
         holes = _checked_known_pixels(self.known_pixels, self.given, anchor, modalities[anchor].image_size)
         wanted = self._checked_wanted(modalities, anchor, holes)
         self._check_first(modalities, wanted)
-        self._check_guidance(modalities, anchor, limits)
+        self.check_guidance(modalities, limits)
         return dataclasses.replace(self, wanted=wanted)
 
     def _checked_wanted(
@@ -162,7 +170,9 @@ class Request:
                 others = ", ".join(possible) or "nothing of this request"
                 raise ValueError(f"sample_first names {name!r}; only {others} can be sampled first.")
 
-    def _check_guidance(self, modalities: Mapping[str, Modality], anchor: str, limits: Limits) -> None:
+    def check_guidance(self, modalities: Mapping[str, Modality], limits: Limits) -> None:
+        """Raises ValueError if `guidance_scale` is out of range or names what cannot be guided."""
+        anchor = next(iter(modalities))
         if not isinstance(self.guidance_scale, Mapping):
             return _check_scale("guidance_scale", self.guidance_scale, limits.guidance_scale)
         guidable = [n for n in self.given if n != anchor or self.known_pixels is not None]

@@ -20,8 +20,8 @@ from mmdiff.evaluation.observers.segmenter import Segmenter
 from mmdiff.modalities.image import to_uint8
 from mmdiff.modalities.mask import VOID
 from mmdiff.pipeline import Pipeline
+from mmdiff.request import Request
 from mmdiff.samplers import SAMPLERS
-from mmdiff.training.masking import Condition
 
 RULE_MIN_IOU = 0.95  # on real photos; below it the white-background rule does not describe the data
 GALLERY = 400  # embeddings that a query is looked up among
@@ -167,6 +167,7 @@ class Evaluation:
         known_pixels: Tensor | None = None,
         guidance: float | Mapping[str, float] = 1.0,
         steps: int | None = None,
+        sample_first: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """Run the pipeline on ``count`` samples in batches: name -> (count, ...) on the CPU.
 
@@ -176,14 +177,17 @@ class Evaluation:
         device, s = self.pipe.device, self.settings
         with tqdm(total=count, desc=title, unit="sample", mininterval=1) as bar:
             for index in torch.arange(count).split(s.batch):
-                condition = Condition(
+                request = Request(
                     {n: v[index].to(device) for n, v in (given or {}).items()},
+                    tuple(wanted),
                     None if known_pixels is None else known_pixels[index].to(device),
+                    guidance,
+                    sample_first,
+                    steps=steps or s.steps,
+                    sampler=s.sampler,
+                    eta=s.eta,
                 )
-                seeds = self.seeds(index)
-                for step in self.pipe.run(
-                    condition, tuple(wanted), seeds, steps or s.steps, s.sampler, guidance, s.eta
-                ):
+                for step in self.pipe.run_batch(request, self.seeds(index)):
                     last = step
                 for name in wanted:
                     parts[name].append(self._compact(name, last.x_hat[name]))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from mmdiff.evaluation.core import Evaluation
 from mmdiff.forward_process import gather, noise_std, per_sample, q_sample
-from mmdiff.model import ABSENT, UNKNOWN, Conditioning, MultiModalDiffusion
-from mmdiff.samplers import Denoiser, SampleNoise, jump, timesteps
+from mmdiff.samplers import Encodings, SampleNoise, jump, timesteps
 from mmdiff.schedule import NoiseSchedule
 
 
 @torch.no_grad()
 def repaint(
     schedule: NoiseSchedule,
-    denoiser: Denoiser,
+    denoise: Callable[[Tensor, int], Encodings],
     z0: Tensor,
     known: Tensor,
     steps: int,
@@ -43,7 +44,7 @@ def repaint(
     for t, s in zip(times, times[1:], strict=False):
         for k in range(resamples):
             fresh = noise(z0.shape[1:]).to(z0)
-            filled = jump(schedule, z, at(t), at(s), denoiser(z, at(t)), fresh, 1.0)
+            filled = jump(schedule, z, t, s, denoise(z, t), fresh, 1.0)
             true = q_sample(schedule, z0, at(s), {}, noise(z0.shape[1:]).to(z0)) if s else z0
             below = torch.where(known, true, filled)
             if k < resamples - 1:
@@ -74,14 +75,8 @@ def _filled(ev: Evaluation, x: Tensor, known: Tensor, noise: SampleNoise) -> Ten
     given = {model.anchor: x}
     z0 = model.encode_given(given, model.encode(given), known)[model.anchor]
     anchor = model.modalities[model.anchor]
-    settled = model.channels.place(model.anchor, anchor.settled(known).to(z0)) > 0
-    denoiser = model.denoiser(ev.pipe.schedule, _nothing_given(model, len(x), x.device))
-    z = repaint(ev.pipe.schedule, denoiser, z0, settled, s.steps, s.repaint, noise)
+    determined = model.channels.place(model.anchor, anchor.determined(known).to(z0)) > 0
+    nothing = model.nothing_given(len(x), x.device, (model.anchor,))
+    denoise = model.denoiser(ev.pipe.schedule, nothing)
+    z = repaint(ev.pipe.schedule, lambda z, t: denoise(z, t)[0], z0, determined, s.steps, s.repaint, noise)
     return anchor.picture(model.channels.take(model.anchor, z))
-
-
-def _nothing_given(model: MultiModalDiffusion, count: int, device: torch.device) -> Conditioning:
-    flags = torch.full((count, len(model.names)), ABSENT, device=device)
-    flags[:, 0] = UNKNOWN
-    size = model.config.image_size
-    return model.condition({}, flags, torch.zeros(count, 1, size, size, device=device))

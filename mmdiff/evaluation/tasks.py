@@ -6,7 +6,7 @@ A task that the data, the model or the judge cannot support raises `Skip` with t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -96,15 +96,17 @@ def joint_following_label(ev: Evaluation) -> Outcome:
     ev.require("label")
     if ev.settings.guidance == 1:
         raise Skip("guidance is 1, so nothing follows the label")
-    return _jointly(ev, "joint following label", {"label": ev.settings.guidance})
+    return _jointly(ev, "joint following label", {"label": ev.settings.guidance}, ("label",))
 
 
-def _jointly(ev: Evaluation, title: str, guidance: float | Mapping[str, float]) -> Outcome:
+def _jointly(
+    ev: Evaluation, title: str, guidance: float | Mapping[str, float], sample_first: Sequence[str] = ()
+) -> Outcome:
     wanted = [n for n in ("image", "mask", "label") if n in ev.pipe.modalities]
     if len(wanted) < 2:
         raise Skip("the model has nothing to generate jointly with the image")
     count = ev.settings.samples
-    out = ev.sample(title, wanted, count, guidance=guidance)
+    out = ev.sample(title, wanted, count, guidance=guidance, sample_first=sample_first)
     figures: dict = {"n": count}
     panels, captions = [ev.picture(out["image"])], [""] * count
     if "label" in wanted:

@@ -48,18 +48,18 @@ class ImageModality(Modality):
         """Known pixels (B, 1, H, W), 0 or 1 -> the share of each entry of Z that they are, (B, *Z)."""
         return self.folded(known.expand(-1, 3, -1, -1))
 
-    def shown(self, known: Tensor) -> Tensor:
+    def visible(self, known: Tensor) -> Tensor:
         """Known pixels (B, 1, H, W) -> entries of `encode_known` that the network sees, (B, *Z) bool."""
         return self.coverage(known) > 0
 
-    def settled(self, known: Tensor) -> Tensor:
+    def determined(self, known: Tensor) -> Tensor:
         """Known pixels (B, 1, H, W) -> entries of Z that follow from them alone, (B, *Z) bool."""
         return self.coverage(known) > 0
 
     def encode_known(self, x: Tensor, known: Tensor, whole: Tensor) -> Tensor:
         """Encoding of photos of which only ``known`` (B, 1, H, W) is seen; ``whole`` is that of all of x.
 
-        Entries that are not `shown` do not matter.
+        Entries that are not `visible` do not matter.
         """
         return whole
 

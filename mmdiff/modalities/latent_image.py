@@ -68,12 +68,12 @@ class LatentImageModality(ImageModality):
         cells = F.avg_pool2d(known, self.stride)
         return self.folded(cells.expand(-1, self.head_channels, -1, -1))
 
-    def shown(self, known: Tensor) -> Tensor:
+    def visible(self, known: Tensor) -> Tensor:
         # In a hole, too: there the encoding is of a smooth guess, from known pixels alone.
         coverage = self.coverage(known)
         return (coverage.amax((1, 2, 3), keepdim=True) > 0).expand_as(coverage)
 
-    def settled(self, known: Tensor) -> Tensor:
+    def determined(self, known: Tensor) -> Tensor:
         # An encoding looks at what lies around its cell, and there it may be a guess.
         unknown = F.max_pool2d(F.max_pool2d(1 - known, self.stride), 3, stride=1, padding=1)
         return self.folded((1 - unknown).expand(-1, self.head_channels, -1, -1)) > 0

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdiff.network.convolutions import ConvBlock
-from mmdiff.network.reader import Readings
+from mmdiff.config import ModelConfig
+from mmdiff.network.convolutions import Readings, Refiner, Stem
 
 
 def timestep_embedding(log_snr: Tensor, dim: int) -> Tensor:
-    """Sinusoids of log signal-to-noise ratios: (B,) -> (B, dim), (B, N) -> (B, N * dim)."""
+    """Sinusoids of log signal-to-noise ratios: (B,) -> (B, dim)."""
     frequencies = torch.exp(torch.linspace(math.log(0.05), math.log(5.0), dim // 2, device=log_snr.device))
-    angles = log_snr[..., None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    angles = log_snr[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def position_table(grid: int, dim: int) -> Tensor:
@@ -71,109 +71,41 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-class Stem(nn.Module):
-    """Convolutions over cells smaller than the patches. They add to the tokens, nothing at the start.
-
-    A transformer alone needs far more pictures to learn to see than convolutions do (Xiao et al. 2021).
-    """
-
-    def __init__(self, width: int, fold: int, cell_channels: int, stem_width: int, depth: int) -> None:
-        super().__init__()
-        self.enter = nn.Conv2d(cell_channels, stem_width, 3, padding=1)
-        self.modulate = nn.Linear(width, 2 * stem_width)
-        self.blocks = nn.ModuleList(ConvBlock(stem_width) for _ in range(depth))
-        self.leave = nn.Conv2d(stem_width, width, fold, stride=fold)
-
-    def forward(self, cells: Tensor, condition: Tensor) -> Tensor:
-        """cells (B, C, h * fold, w * fold), condition (B, width) -> tokens (B, h * w, width)."""
-        scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
-        x = self.enter(cells) * (1 + scale) + shift
-        for block in self.blocks:
-            x = block(x)
-        return self.leave(F.silu(x)).flatten(2).transpose(1, 2)
-
-
-class Refiner(nn.Module):
-    """Convolutions over cells smaller than the patches, which join the patches and restore fine detail.
-
-    They see the patch features, and z_t, what is given and the known map cell by cell.
-    """
-
-    def __init__(self, width: int, fold: int, cell_channels: int, refiner_width: int) -> None:
-        super().__init__()
-        self.fold = fold
-        self.expand = nn.Linear(width, refiner_width * self.fold**2)
-        self.enter = nn.Conv2d(refiner_width + cell_channels, refiner_width, 3, padding=1)
-        self.middle = nn.Conv2d(refiner_width, refiner_width, 3, padding=1)
-        self.leave = nn.Conv2d(refiner_width, refiner_width, 3, padding=1)
-        self.modulate = nn.Linear(width, 2 * refiner_width)
-
-    def forward(self, tokens: Tensor, cells: Tensor, condition: Tensor, read: Tensor | None) -> Tensor:
-        """Features of the cells (B, r, h * fold, w * fold).
-
-        tokens (B, h, w, width), cells (B, C, h * fold, w * fold), condition (B, width); read, of a reader,
-        (B, r, h * fold, w * fold).
-        """
-        features = self.expand(tokens).permute(0, 3, 1, 2)
-        features = F.pixel_shuffle(features, self.fold)  # (B, r, h * fold, w * fold)
-        scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
-        if read is not None:
-            features = features + read
-        entered = self.enter(torch.cat([features, cells], dim=1))
-        hidden = F.silu(entered * (1 + scale) + shift)
-        return features + self.leave(F.silu(hidden + self.middle(hidden)))
-
-
-class Backbone(nn.Module):
-    """(z_t, what is given, t) -> features of every cell and of one token per modality.
+class Denoiser(nn.Module):
+    """(z_t, its log-SNR, what is given) -> features of every cell and of one token per modality.
 
     Args:
-        z_channels: channels of Z.
-        extra_channels: channels that only the tokens see, beside z_t and what is given.
-        cell_channels: channels that the refiner sees of every cell.
-        fold: cells along a side of a patch.
-        stem_depth: residual blocks of convolutions over the cells ahead of the tokens; 0 is no `Stem`.
-        reader: whether features of a `Reader`, refiner_width many, come with what is given.
+        z_channels: channels of Z. cell_channels: channels that stem and refiner see of every cell.
         num_modalities: size of the flag table and number of register tokens.
-        num_times: noise levels that an example stands at.
+        fold: cells along a side of a patch.
     """
 
     FLAGS = 3  # unknown, known, absent
 
     def __init__(
-        self,
-        *,
-        z_channels: int,
-        extra_channels: int,
-        cell_channels: int,
-        num_modalities: int,
-        grid: int,
-        fold: int,
-        width: int,
-        depth: int,
-        heads: int,
-        refiner_width: int,
-        stem_depth: int,
-        reader: bool,
-        dropout: float,
-        num_times: int = 1,
+        self, config: ModelConfig, *, z_channels: int, cell_channels: int, num_modalities: int, fold: int
     ) -> None:
         super().__init__()
-        self.grid = grid
-        self.width = width
-        self.num_modalities = num_modalities
-        self.embed = nn.Linear(2 * z_channels + extra_channels, width)
-        self.stem = Stem(width, fold, cell_channels, refiner_width, stem_depth) if stem_depth else None
-        self.readings = Readings(refiner_width, width, fold) if reader else None
-        self.positions = nn.Parameter(position_table(grid, width))
+        width, refiner_width, early = config.width, config.refiner_width, config.depth // 2
+        self.grid = config.image_size // config.patch_size
+        self.width, self.num_modalities = width, num_modalities
+        self.embed = nn.Linear(2 * z_channels + config.patch_size**2, width)  # the known map, too
+        self.stem = None
+        if config.stem_depth:
+            self.stem = Stem(width, fold, cell_channels, refiner_width, config.stem_depth)
+        self.readings = Readings(refiner_width, width, fold) if config.reader_depth else None
+        self.positions = nn.Parameter(position_table(self.grid, width))
         self.registers = nn.Parameter(0.02 * torch.randn(num_modalities, width))
-        self.time = nn.Sequential(nn.Linear(num_times * width, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.flags = nn.Parameter(0.02 * torch.randn(num_modalities, self.FLAGS, width))
         self.pooled = nn.Linear(2 * z_channels, width)
         self.modulation = nn.Linear(width, 6 * width)
-        early = depth // 2
-        self.early = nn.ModuleList(Block(width, heads, dropout, skip=False) for _ in range(depth - early))
-        self.late = nn.ModuleList(Block(width, heads, dropout, skip=True) for _ in range(early))
+
+        def block(skip: bool) -> Block:
+            return Block(width, config.heads, config.dropout, skip)
+
+        self.early = nn.ModuleList(block(skip=False) for _ in range(config.depth - early))
+        self.late = nn.ModuleList(block(skip=True) for _ in range(early))
         self.norm = nn.LayerNorm(width)
         self.refiner = Refiner(width, fold, cell_channels, refiner_width)
         self._initialise()
@@ -207,7 +139,7 @@ class Backbone(nn.Module):
         self,
         z_t: Tensor,
         clean: Tensor,
-        extra: Tensor,
+        known: Tensor,
         cells: Tensor,
         log_snr: Tensor,
         flags: Tensor,
@@ -217,9 +149,9 @@ class Backbone(nn.Module):
 
         Args:
             z_t, clean: (B, z_channels, h, w), the noisy state and the encodings of what is given.
-            extra: (B, extra_channels, h, w), the known map, and with self-conditioning the last prediction.
+            known: (B, patch_size^2, h, w), the map of known pixels, patch by patch.
             cells: (B, cell_channels, h * fold, w * fold), z_t, clean and the known map, where they are dense.
-            log_snr: (B,) or (B, num_times); flags: (B, N).
+            log_snr: (B,); flags: (B, N).
             read: (B, refiner_width, h * fold, w * fold), the reader's features; None: no pixel is known.
 
         Returns:
@@ -228,7 +160,7 @@ class Backbone(nn.Module):
         batch = z_t.shape[0]
         pooled = torch.cat([z_t, clean], dim=1).mean((2, 3))
         condition = self.condition(log_snr, flags, pooled, read)  # (B, width)
-        tokens = torch.cat([z_t, clean, extra], dim=1).flatten(2).transpose(1, 2)  # (B, n, channels)
+        tokens = torch.cat([z_t, clean, known], dim=1).flatten(2).transpose(1, 2)  # (B, n, channels)
         x = self.embed(tokens) + self.positions
         if self.stem:
             x = x + self.stem(cells, condition)

@@ -1,182 +1,229 @@
-"""One request on its way through the engine: a trajectory, its denoisers, and changes of mind on the way."""
+"""One request on its way through the engine: a sampler, what the network sees, and changes of conditions."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdiff.guidance import combined
-from mmdiff.lazy import Lazy
-from mmdiff.model import ABSENT, Conditioning, MultiModalDiffusion, Query, TrajectoryDenoiser
-from mmdiff.samplers import Step, Trajectory
-from mmdiff.training.masking import Condition
+from mmdiff.guidance import guide
+from mmdiff.lazy_mapping import LazyMapping
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN, Call, Conditioning
+from mmdiff.request import Request
+from mmdiff.samplers import SAMPLERS, Encodings, SampleNoise, Sampler, clean_signal, timesteps
+from mmdiff.schedule import NoiseSchedule
 
-# Share of T. Much above it heads have not made up their mind, and draws fall on few classes; below it the
-# photo takes shape without them.
-SETTLED = 0.9
+# Time, as a share of T, at which modalities of `sample_first` are sampled. Much above it heads are undecided
+# and samples fall on few classes; below it the photo takes shape without them.
+FIRST_SAMPLED_AT = 0.9
+OWN_NUMBERS = 1 << 62  # flips a bit of a seed, for random numbers apart from the sampler's
 
 
 @dataclass(frozen=True)
-class Segment:
-    """What holds from after step `after` on.
+class Step:
+    """One denoising step.
 
     Attributes:
-        condition: what is given, in data space. internal: the same and what is wanted, in Z.
-        guidance_scale: a number for everything given at once, or name -> number. What is named but not given
-            is settled on the way, see `Run`.
+        index, total: 1 ... total. t: the time the predictions were made at.
+        x_hat: name -> (B, ...), every head's clean prediction, with what is given in it. As arrays: image
+            (B, H, W, 3) uint8, mask (B, K, H, W) and label (B, K) probabilities, embedding (B, D).
+        z: (B, *Z), the state after the step.
+        seconds: since the run began.
+        output: the finished `mmdiff.pipeline.Output` on the last step, None before.
     """
 
-    after: int
-    condition: Condition
-    internal: Conditioning
-    guidance_scale: float | Mapping[str, float] = 1.0
-
-    @property
-    def unsettled(self) -> tuple[str, ...]:
-        """Names of what is guided but not given."""
-        return unsettled(self.guidance_scale, self.condition.given)
+    index: int
+    total: int
+    t: int
+    x_hat: Mapping[str, Any]
+    z: Tensor
+    seconds: float
+    output: Any = None
 
 
-def unsettled(guidance_scale: float | Mapping[str, float], given: Collection[str]) -> tuple[str, ...]:
-    """Names of what is guided but not given."""
-    if not isinstance(guidance_scale, Mapping):
-        return ()
-    return tuple(name for name, scale in guidance_scale.items() if scale != 1 and name not in given)
+class Denoising:
+    """A member of `mmdiff.serving.engine.Engine` that makes the steps of a request.
 
+    The request's conditions hold from the start. At a change the samples go on from where they are: a
+    modality that becomes given replaces what z holds of it, under the same noise; one that becomes free stays
+    as it is until the network predicts something else; one that is ignored keeps its last prediction.
 
-class Run:
-    """A member of `mmdiff.serving.engine.Engine`; its steps have what is given put in.
-
-    The first segment holds from the start. At a later one the samples go on from where they are: what
-    becomes given takes its place in z at once, under the noise that is there; what becomes free stays as it
-    is until the network thinks otherwise; what is left out is shown as it was last.
-
-    What is unsettled in a segment is settled as soon as z is no longer noise alone: every sample draws from
-    what the head says then, p(x_i | z_t, given), and the draw counts as given from there on. That is the
-    chain rule, p(x_i) p(the rest | x_i), with guidance in its second factor.
+    A modality of `Request.sample_first` is sampled from what its head predicts as soon as z is no longer
+    noise alone, and is given from there on. That is the chain rule, p(x_i) p(the rest | x_i), with guidance
+    in its second factor.
 
     Args:
-        present: a step and the seconds since the run began -> what is handed out.
-        uniform: name -> (B,) in [0, 1), by which draws are made.
+        request: with values in `given` as tensors (B, *shape) on the device, and `known_pixels` (B, H, W).
+        seeds: one a sample. present: makes the step that is handed out.
+
+    Attributes:
+        rows: samples in one call of the network, at most.
     """
 
     def __init__(
         self,
         model: MultiModalDiffusion,
-        trajectory: Trajectory,
-        segments: Sequence[Segment],
-        present: Callable[[Step, float], Any] = lambda step, seconds: step,
-        uniform: Mapping[str, Tensor] | None = None,
+        schedule: NoiseSchedule,
+        request: Request,
+        seeds: Sequence[int],
+        device: torch.device,
+        present: Callable[[Step], Step],
     ) -> None:
-        self._model, self._trajectory, self._present = model, trajectory, present
-        self._uniform = uniform or {}
-        self._predicted: Mapping[str, Tensor] = {}
-        self._settled: dict[str, Tensor] = {}
-        self._kept: dict[str, Tensor] = {}  # predictions of what is left out by now
+        self._model, self._schedule, self._present = model, schedule, present
+        self._device, self._batch = device, len(seeds)
+        self._noise = SampleNoise(seeds, device)
+        self._uniform = _uniform(model.names, seeds, device)
+        self._make_sampler = partial(SAMPLERS[request.sampler], schedule, noise=self._noise)
+        if request.eta:
+            self._make_sampler = partial(self._make_sampler, eta=request.eta)
+        self._times = timesteps(schedule.num_steps, request.steps)
+        self._index = 0  # steps made
+        self._predicted: Mapping[str, Tensor] = {}  # by the last step
+        self._sampled: dict[str, Tensor] = {}  # of `sample_first`
+        self._kept: dict[str, Tensor] = {}  # last predictions of what is ignored by now
         self._began: float | None = None
-        self._later = list(segments)
-        calls = max(len(self._denoisers_of(s)) + len(s.unsettled) for s in segments)
-        self.rows = len(trajectory.z) * calls
-        self._begin(self._later.pop(0))
+        self._changes = list(request.changes)
+        self.rows = len(seeds) * request.branches(model.anchor)
+        self._start_sampler(self._noise(model.z_shape))
+        self._follow(request, self._encode(request))
 
     @property
     def done(self) -> bool:
-        return self._trajectory.done
+        return self._index == len(self._times) - 1
 
-    def queries(self) -> list[Query]:
-        """What the network is asked for the next step."""
+    def queries(self) -> list[Call]:
+        """The calls of the network for the next step: with all that is given, then the guidance branches."""
         self._began = self._began or time.perf_counter()
-        if self._later and self._later[0].after == self._trajectory.index:
-            self._change(self._later.pop(0))
-            self._predicted = {}  # of what was given until now a head says nothing of worth
-            self._settled = {n: v for n, v in self._settled.items() if n in self._segment.unsettled}
-        if (names := self._segment.unsettled) and self._can_settle(names):
-            self._settle(names)
-        return [d.query(self._trajectory.z, self._trajectory.t) for d, _ in self._denoisers]
+        if self._changes and self._changes[0].after == self._index:
+            request = self._changes.pop(0).request
+            self._change(request, self._encode(request))
+            self._predicted = {}  # the head of what was given until now has predicted nothing of use
+            self._sampled = {n: v for n, v in self._sampled.items() if n in request.sample_first}
+        if self._can_sample_first():
+            self._sample_first()
+        seen = [self._conditioning, *(branch for branch, _ in self._guidance)]
+        return [self._model.call_at(self._schedule, self._z, self._t, own) for own in seen]
 
     @torch.no_grad()
-    def advance(self, answers: Sequence[Mapping[str, Tensor]]) -> Any:
-        """The step that the network's answers lead to, presented."""
-        t = self._trajectory.t
-        told, *free = (d.interpret(raw, t) for (d, _), raw in zip(self._denoisers, answers, strict=True))
-        if free:
-            scales = [scale for _, scale in self._denoisers[1:]]
-            told = combined(told, list(zip(free, scales, strict=True)))
-        step = self._with_given(self._trajectory.advance(told))
-        self._predicted = step.x_hat
-        return self._present(step, time.perf_counter() - self._began)
+    def advance(self, answers: Sequence[Mapping[str, Tensor]]) -> Step:
+        """The step that the network's answers to `queries` lead to."""
+        conditional, *others = (self._model.clean_encodings(raw, self._conditioning) for raw in answers)
+        scales = [scale for _, scale in self._guidance]
+        t = self._t
+        if others:
+            conditional = guide(conditional, list(zip(others, scales, strict=True)))
+        self._z, self._t, self._clean = self._sampler.send(conditional)
+        self._index += 1
+        self._predicted = self._with_given(self._model.predictions(answers[0]))
+        seconds = time.perf_counter() - self._began
+        return self._present(Step(self._index, len(self._times) - 1, t, self._predicted, self._z, seconds))
 
-    def _change(self, segment: Segment) -> None:
-        """From here on the segment holds."""
-        self._trajectory.revise(lambda clean: self._model.put_in_place(clean, segment.internal))
-        before, after = self._absent(self._segment), self._absent(segment)
-        kept = {name: self._predicted[name] for name in after - before}
-        self._kept = {n: v for n, v in self._kept.items() if n in after} | kept
-        self._begin(segment)
-
-    def _absent(self, segment: Segment) -> set[str]:
-        """Names of what is neither given nor asked for; it is the same for all samples."""
-        absent = (segment.internal.flags[0] == ABSENT).tolist()
-        return {name for name, out in zip(self._model.names, absent, strict=True) if out}
-
-    def _can_settle(self, names: Sequence[str]) -> bool:
-        times = self._trajectory.times
-        late = times[self._trajectory.index] <= SETTLED * times[0]
-        return late and all(name in self._settled or name in self._predicted for name in names)
+    # -- conditions ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _settle(self, names: Sequence[str]) -> None:
-        """Draws what was not drawn before, and goes on with all of it given."""
-        for name in names:
-            if name not in self._settled:
-                modality, predicted = self._model.modalities[name], self._predicted[name]
-                self._settled[name] = modality.draw(predicted, self._uniform[name])
-        drawn = {name: self._settled[name] for name in names}
-        condition = self._segment.condition
-        self._change(
-            dataclasses.replace(
-                self._segment,
-                condition=dataclasses.replace(condition, given={**condition.given, **drawn}),
-                internal=self._model.become_known(self._segment.internal, drawn),
-            )
-        )
+    def _encode(self, request: Request) -> Conditioning:
+        """What is given and wanted, in the space Z."""
+        model, anchor, size = self._model, self._model.anchor, self._model.config.image_size
+        generated = {anchor, *request.wanted, *request.sample_first}
+        flags = torch.full((self._batch, len(model.names)), ABSENT, device=self._device)
+        for i, name in enumerate(model.names):
+            if name in request.given:
+                flags[:, i] = KNOWN
+            elif name in generated:
+                flags[:, i] = UNKNOWN
+        known = torch.zeros(self._batch, 1, size, size, device=self._device)
+        if anchor in request.given:
+            known += 1.0 if request.known_pixels is None else request.known_pixels[:, None].float()
+            holes = known.flatten(1).amin(1) == 0
+            flags[:, 0] = torch.where(holes, UNKNOWN, KNOWN)
+        e = model.encode_given(request.given, model.encode(request.given), known)
+        return model.read(model.condition(e, flags, known, request.given.get(anchor)))
 
-    def _begin(self, segment: Segment) -> None:
-        self._segment = segment
-        self._denoisers = self._denoisers_of(segment)
-
-    def _denoisers_of(self, segment: Segment) -> list[tuple[TrajectoryDenoiser, float]]:
-        """The denoiser that is told everything, then those that are told less, with their scales."""
-        model, schedule, internal = self._model, self._trajectory.schedule, segment.internal
-        if isinstance(segment.guidance_scale, Mapping):
-            free = segment.unsettled
-            scales = {(n,): scale for n, scale in segment.guidance_scale.items() if n not in free}
-        else:
-            scales = {tuple(set(internal.e) - {model.anchor}): segment.guidance_scale}
-        return [(model.denoiser(schedule, internal), 1.0)] + [
-            (model.unconditional_denoiser(schedule, internal, names), scale)
-            for names, scale in scales.items()
+    def _follow(self, request: Request, conditioning: Conditioning) -> None:
+        """From here on these conditions hold."""
+        self._request, self._conditioning = request, conditioning
+        self._guidance = [
+            (self._model.without(conditioning, names), scale)
+            for names, scale in self._guided(request, conditioning).items()
             if names and scale != 1
         ]
 
-    def _with_given(self, step: Step) -> Step:
-        condition = self._segment.condition
-        given = {name: partial(self._put_in, name, condition, step) for name in condition.given}
-        predicted = {name: partial(step.x_hat.__getitem__, name) for name in step.x_hat}
-        kept = {name: partial(self._kept.__getitem__, name) for name in self._kept}
-        return dataclasses.replace(step, x_hat=Lazy(predicted | given | kept))
+    def _guided(self, request: Request, conditioning: Conditioning) -> dict[tuple[str, ...], float]:
+        """What each guidance branch does not see, with its scale."""
+        if isinstance(request.guidance_scale, Mapping):
+            return {(n,): s for n, s in request.guidance_scale.items() if n in conditioning.e}
+        return {tuple(n for n in conditioning.e if n != self._model.anchor): request.guidance_scale}
 
-    def _put_in(self, name: str, condition: Condition, step: Step) -> Tensor:
-        """What is given of a modality, and of a photo with holes the prediction in them."""
-        value = self._model.modalities[name].as_prediction(condition.given[name])
-        if name == self._model.anchor and condition.known_pixels is not None:
-            anchor = self._model.modalities[name]
-            return anchor.completed(value, step.x_hat[name], condition.known_pixels[:, None])
+    def _change(self, request: Request, conditioning: Conditioning) -> None:
+        """Other conditions from here on; z holds what is given by them, under the same noise."""
+        self._revise(self._model.with_given(self._clean, conditioning))
+        before, after = self._ignored(self._conditioning), self._ignored(conditioning)
+        kept = {name: self._predicted[name] for name in after - before}
+        self._kept = {n: v for n, v in self._kept.items() if n in after} | kept
+        self._follow(request, conditioning)
+
+    @torch.no_grad()
+    def _revise(self, clean: Encodings) -> None:
+        """z with other clean encodings under the same noise; the next jump is first order."""
+        moved = {name: clean[name] - before for name, before in self._clean.items()}
+        self._start_sampler(self._z + clean_signal(self._schedule, self._t, moved), clean)
+
+    def _start_sampler(self, z: Tensor, clean: Encodings | None = None) -> None:
+        self._sampler: Sampler = self._make_sampler(z=z, times=self._times[self._index :])
+        self._z, self._t, _ = next(self._sampler)
+        self._clean = clean
+
+    def _ignored(self, conditioning: Conditioning) -> set[str]:
+        """Names of what is neither given nor generated; it is the same for all samples."""
+        absent = (conditioning.flags[0] == ABSENT).tolist()
+        return {name for name, out in zip(self._model.names, absent, strict=True) if out}
+
+    # -- what is sampled first -----------------------------------------------------------------------------
+
+    def _pending(self) -> list[str]:
+        """Names of what is yet to be sampled, and to be given from there on."""
+        return [name for name in self._request.sample_first if name not in self._request.given]
+
+    def _can_sample_first(self) -> bool:
+        names = self._pending()
+        late = self._t <= FIRST_SAMPLED_AT * self._times[0]
+        return bool(names) and late and all(n in self._sampled or n in self._predicted for n in names)
+
+    @torch.no_grad()
+    def _sample_first(self) -> None:
+        for name in self._pending():
+            if name not in self._sampled:
+                modality, predicted = self._model.modalities[name], self._predicted[name]
+                self._sampled[name] = modality.draw(predicted, self._uniform[name])
+        drawn = {name: self._sampled[name] for name in self._pending()}
+        request = replace(self._request, given={**self._request.given, **drawn})
+        self._change(request, self._model.giving(self._conditioning, drawn))
+
+    # -- what is handed out --------------------------------------------------------------------------------
+
+    def _with_given(self, predicted: Mapping[str, Tensor]) -> LazyMapping[Tensor]:
+        """Predictions in data space, with given values, and the last ones of what is ignored by now."""
+        given = {n: partial(self._given, n, self._request, predicted) for n in self._request.given}
+        others = {name: partial(predicted.__getitem__, name) for name in predicted}
+        kept = {name: partial(self._kept.__getitem__, name) for name in self._kept}
+        return LazyMapping(others | given | kept)
+
+    def _given(self, name: str, request: Request, predicted: Mapping[str, Tensor]) -> Tensor:
+        """The given value of a modality, and in the holes of a photo the prediction."""
+        modality = self._model.modalities[name]
+        value = modality.as_prediction(request.given[name])
+        if name == self._model.anchor and request.known_pixels is not None:
+            return modality.completed(value, predicted[name], request.known_pixels[:, None])
         return value
+
+
+def _uniform(names: Sequence[str], seeds: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+    """name -> (B,) in [0, 1), for what is sampled first."""
+    normal = SampleNoise([seed ^ OWN_NUMBERS for seed in seeds], device)((len(names),))
+    return dict(zip(names, torch.special.ndtr(normal).T, strict=True))

@@ -1,13 +1,13 @@
-"""The step engine: takes all running samples a step further, together.
+"""The step engine: one batched call of the network advances all running requests by a step.
 
-Whoever samples submits a `Member` and iterates over the `Ticket` it gets. Every turn of the engine asks all
-members what they want to know of the network, has that answered in one batch, and hands each member its
-answers, which make its next step. Members join and leave between turns, so they may stand at different times,
-do different tasks and take different numbers of steps.
+A caller submits a `Member` and iterates over the `Ticket` it gets. Every turn of the engine collects the
+calls that all members need for their next step, answers them in one batch, and gives each member its answers.
+Members join and leave between turns, so they may stand at different times, do different tasks and take
+different numbers of steps.
 
-In the background the engine has a thread of its own, which servers want. Otherwise the turn is made by the
-thread that waits for a step, which suits scripts: OpenMP keeps a pool of threads for every thread that
-computes, and is much slower once there are more of them than cores.
+With `background` the engine computes in a thread of its own, for servers. Without it the thread that waits
+for a step computes, for scripts: OpenMP keeps a pool of threads for every thread that computes, and becomes
+much slower once there are more of them than cores.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 CAPACITY = 32  # samples in one call of the network
-AHEAD = 2  # steps made before somebody asks for them; a reader that falls behind only holds up itself
-ASLEEP_SECONDS = 2.0  # without asking for a step that is ready; such a reader may never come back
+AHEAD = 2  # steps that a member may be ahead of its reader, so that a slow reader delays nobody else
+ASLEEP_SECONDS = 2.0  # a reader that leaves a finished step for so long may never come back
 IDLE_SECONDS = 10.0
 
 
@@ -33,7 +33,7 @@ class Member(Protocol):
     """Samples that are denoised together.
 
     Attributes:
-        rows: how many samples of a batch its queries take, at most.
+        rows: samples that its queries are in a batch, at most.
         done: whether it has made its last step.
     """
 
@@ -43,23 +43,23 @@ class Member(Protocol):
     def done(self) -> bool: ...
 
     def queries(self) -> Sequence[Any]:
-        """What to ask for the next step."""
+        """The calls of the network for the next step."""
         ...
 
     def advance(self, answers: Sequence[Any]) -> Any:
-        """Takes the answers to `queries` and makes the step."""
+        """Makes the step from the answers to `queries`."""
         ...
 
 
 class Ticket(Iterator[Any]):
-    """The steps of one member, in order; raises what went wrong in making them."""
+    """The steps of one member, in order; raises the error that ended them."""
 
     def __init__(self, engine: Engine, member: Member) -> None:
         self._engine, self._member = engine, member
         self._steps: deque[Any] = deque()
         self._error: Exception | None = None
-        self._over = False  # whether no step is to come any more
-        self._asked = time.monotonic()  # when its reader took a step last
+        self._over = False  # whether the last step has been made
+        self._asked = time.monotonic()  # when its reader last took a step
 
     def __next__(self) -> Any:
         self._engine.wait_for(self._ready)
@@ -73,17 +73,17 @@ class Ticket(Iterator[Any]):
             raise StopIteration
 
     def wait(self, seconds: float) -> bool:
-        """Waits until there is something to take, at most so long; whether there is."""
+        """Wait at most so long for a step or the end; whether there is one."""
         return self._engine.wait_for(self._ready, seconds)
 
     @property
     def ahead(self) -> int:
-        """Its place in line, 1 is next; 0 for one that takes part already."""
+        """Its place in the queue, 1 is next; 0 once it runs."""
         with self._engine.changed:
             return self._engine.position(self)
 
     def close(self) -> None:
-        """Leaves before the engine's next step and frees the place."""
+        """Leave before the engine's next step and free the place."""
         with self._engine.changed:
             self._over = True
             self._engine.dismiss(self)
@@ -105,9 +105,9 @@ class Engine:
 
     Args:
         answer: queries of all members -> an answer to each, in order. Called by one thread only.
-        capacity: rows in a call of the network. Who does not fit waits in line, first come, first served; a
-            member that is larger than that runs alone. A reader that has stopped reading holds no place.
-        background: whether the engine has a thread of its own.
+        capacity: rows in a call of the network. Members that do not fit queue, first come, first served; a
+            member that is larger than that runs alone. A member whose reader sleeps gives its place away.
+        background: whether the engine computes in a thread of its own.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Engine:
     ) -> None:
         self.changed = threading.Condition(threading.RLock())
         self._answer, self._capacity, self._background = answer, capacity, background
-        self._turn = threading.Lock()  # whose turn it is, if there is no thread
+        self._turn = threading.Lock()  # held by the thread that computes, if the engine has none of its own
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._running: list[Ticket] = []
         self._line: deque[Ticket] = deque()
@@ -126,7 +126,7 @@ class Engine:
         self._ending = False
 
     def submit(self, member: Member) -> Ticket:
-        """Has `member` join at the next step, or stand in line."""
+        """Let `member` join at the next step, or queue."""
         ticket = Ticket(self, member)
         with self.changed:
             self._line.append(ticket)
@@ -144,19 +144,19 @@ class Engine:
         return future.result()
 
     def wait_for(self, ready: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Waits until `ready`, at most so long (without a thread: at least a step); whether it is."""
+        """Wait at most so long until `ready`; whether it is. Without a background thread: make the steps."""
         if self._background:
             with self.changed:
                 return self.changed.wait_for(ready, seconds)
         deadline = None if seconds is None else time.monotonic() + seconds
         while not ready():
-            with self._turn:  # perhaps after somebody else's turn, which brought the step
+            with self._turn:  # another thread's turn may have brought the step
                 with self.changed:
                     going = [] if ready() else self._admitted()
                 if going:
                     self._step(going)
             if not going and not ready():
-                time.sleep(0.005)  # those who have a place have steps to take first, or to fall asleep
+                time.sleep(0.005)  # all places are held by members whose readers are behind
             if deadline is not None and time.monotonic() >= deadline:
                 break
         return ready()
@@ -169,16 +169,16 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many stand in line."""
+        """Length of the queue."""
         with self.changed:
             return len(self._line)
 
     def position(self, ticket: Ticket) -> int:
-        """The place of `ticket` in line, 1 is next; 0 if it is not in line."""
+        """The place of `ticket` in the queue, 1 is next; 0 if it is not there."""
         return self._line.index(ticket) + 1 if ticket in self._line else 0
 
     def dismiss(self, ticket: Ticket) -> None:
-        """Takes it out, wherever it is."""
+        """Remove it, wherever it is."""
         if ticket in self._running:
             self._running.remove(ticket)
         elif ticket in self._line:
@@ -186,7 +186,7 @@ class Engine:
         self.changed.notify_all()
 
     def _work(self) -> None:
-        atexit.register(self._end)  # a thread that computes while Python ends would bring all down
+        atexit.register(self._end)  # a thread that computes while Python ends would crash it
         while self._next():
             pass
         atexit.unregister(self._end)
@@ -199,7 +199,7 @@ class Engine:
             thread.join()
 
     def _next(self) -> bool:
-        """Does what there is to do, as soon as there is something; False after a long idle time."""
+        """Wait for work and do it; False after a long idle time."""
         with self.changed:
             while not ((going := self._admitted()) or self._calls):
                 busy = self._running or self._line
@@ -220,7 +220,7 @@ class Engine:
         return not self._ending
 
     def _admitted(self) -> list[Ticket]:
-        """Who makes the next step. Nobody holds a place whose reader has stopped reading."""
+        """The members of the next step. Those whose readers sleep lose their places to the queue."""
         awake = [ticket for ticket in self._running if not ticket._asleep]
         rows = sum(ticket._member.rows for ticket in awake)
         while self._line and (not awake or rows + self._line[0]._member.rows <= self._capacity):
@@ -232,15 +232,15 @@ class Engine:
         return self._fitting([ticket for ticket in self._running if ticket._hungry])
 
     def _fitting(self, going: list[Ticket]) -> list[Ticket]:
-        """As many of them as have room, in turn: readers that were asleep may all come back at once."""
+        """As many of them as fit, in turn: sleeping readers may all wake at the same time."""
         ends = accumulate(ticket._member.rows for ticket in going)
         fitting = [t for t, end in zip(going, ends, strict=True) if end <= self._capacity] or going[:1]
         if len(fitting) < len(going):
-            self._running.sort(key=lambda ticket: ticket in fitting)  # whose turn it is now stands behind
+            self._running.sort(key=lambda ticket: ticket in fitting)  # the others come first next time
         return fitting
 
     def _step(self, going: list[Ticket]) -> None:
-        """A step of all of them. If that fails, one by one, so that only those leave who are to blame."""
+        """A step of all of them. If it fails, one by one, so that only the members at fault end."""
         try:
             queries = [ticket._member.queries() for ticket in going]
             answers = iter(self._answer([query for own in queries for query in own]))

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mmdiff.config import TaskConfig
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is given to a batch, in data space.
-
-    Attributes:
-        given: name -> (B, *shape) values of the given modalities.
-        known_pixels: (B, H, W) bool, the known part of the given image; None means all of it.
-    """
-
-    given: Mapping[str, Tensor]
-    known_pixels: Tensor | None = None
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 
 
 def draw_flags(

@@ -23,7 +23,7 @@ from mmdiff.data.batches import load_examples
 from mmdiff.data.examples import Examples, draw_batch
 from mmdiff.device import choose_device
 from mmdiff.pipeline import Pipeline
-from mmdiff.training.masking import Condition
+from mmdiff.request import Request
 from mmdiff.training.trainer import Trainer
 
 BATCH = 64
@@ -48,7 +48,7 @@ def reading_tokens(pipe: Pipeline, examples: Examples, rows: Tensor, name: str, 
     for chunk in tqdm(rows.split(BATCH), desc="photos"):
         x, _ = draw_batch(examples, pipe.modalities, chunk, None, flip=False)
         photo = {pipe.model.anchor: x[pipe.model.anchor].to(pipe.device)}
-        list(pipe.run(Condition(photo), (name,), [int(k) for k in chunk], steps=1))
+        list(pipe.run_batch(Request(photo, (name,), steps=1), [int(k) for k in chunk]))
         tokens.append(tap.token)
     return torch.cat(tokens)
 

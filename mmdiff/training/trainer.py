@@ -24,8 +24,9 @@ from mmdiff.data.examples import Examples, draw_batch
 from mmdiff.files import write_tensors
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import total_loss, training_losses
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN, Conditioning, MultiModalDiffusion
-from mmdiff.samplers import SampleNoise, sample_ddim
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN, Conditioning
+from mmdiff.samplers import SampleNoise, sample_ddim, timesteps
 from mmdiff.schedule import log_snr
 from mmdiff.seeds import folded
 from mmdiff.training.ema import EMA
@@ -411,15 +412,16 @@ class Trainer:
         """Samples with nothing given, a row for each modality that can be previewed."""
         model = self.ema.model
         size = model.config.image_size
-        noise = SampleNoise(list(range(count)), self.device)
-        flags = torch.full((count, len(model.names)), UNKNOWN, device=self.device)
-        condition = model.condition({}, flags, torch.zeros(count, 1, size, size, device=self.device))
-        *_, last = sample_ddim(
-            self.schedule, model.denoiser(self.schedule, condition), noise(model.z_shape), steps
-        )
+        denoise = model.denoiser(self.schedule, model.nothing_given(count, self.device))
+        z_T = SampleNoise(list(range(count)), self.device)(model.z_shape)
+        sampler = sample_ddim(self.schedule, z_T, timesteps(self.schedule.num_steps, steps))
+        z, t, _ = next(sampler)
+        while t > 0:
+            clean, x_hat = denoise(z, t)
+            z, t, _ = sampler.send(clean)
         rows = []
         for name, modality in model.modalities.items():
-            pictures = [modality.preview(p) for p in last.x_hat[name].float().cpu().numpy()]
+            pictures = [modality.preview(p) for p in x_hat[name].float().cpu().numpy()]
             if pictures[0] is not None:
                 rows.append(pictures)
         grid = Image.new("RGB", (count * size, len(rows) * size))

@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Lazy(Mapping[str, T]):
+class LazyMapping(Mapping[str, T]):
     """name -> what the function of that name returns; it is called once at most."""
 
     def __init__(self, functions: Mapping[str, Callable[[], T]]) -> None:
