@@ -16,8 +16,9 @@ from PIL import Image
 from mmdiff.clip.vocabulary import Description, Vocabulary, Words
 from mmdiff.config import ModalityConfig
 from mmdiff.modalities import Modality, build_modality
-from mmdiff.pipeline import Stream
+from mmdiff.pipeline import Run
 from mmdiff.request import Limits, Request
+from mmdiff.serving.denoising import Step
 from mmdiff.serving.engine import Engine
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # for the clients in the tests; the page never reports
@@ -87,10 +88,10 @@ class FakePipeline:
     def describe(self, vectors: np.ndarray, count: int = 5) -> list[Description]:
         return self.words.describe(vectors, count)
 
-    def start(self, request: Request, limits: Limits) -> Stream:
+    def start(self, request: Request, limits: Limits) -> Run:
         request = request.checked(self.modalities, self.schedule.num_steps, limits)
         self.calls.append(request)
-        return Stream(self.engine, FakeRun(self, request))
+        return Run(self.engine, FakeRun(self, request))
 
     def _answer(self, queries):
         time.sleep(self.step_seconds)
@@ -148,6 +149,7 @@ class FakeRun:
 
     def __init__(self, pipe: FakePipeline, request: Request) -> None:
         self.pipe, self.request = pipe, request
+        self.began = 0.0
         self.rows, self.index, self.rng = request.num_samples, 0, np.random.default_rng(request.seed)
 
     @property
@@ -155,9 +157,10 @@ class FakeRun:
         return self.index == self.request.steps
 
     def queries(self) -> list[int]:
+        self.began = self.began or time.perf_counter()
         return [self.request.seed + k for k in range(self.rows)]
 
-    def advance(self, answers: list[int]) -> SimpleNamespace:
+    def advance(self, answers: list[int]) -> Step:
         begun = [change for change in self.request.changes if change.after <= self.index]
         now = begun[-1].request if begun else self.request
         self.index += 1
@@ -169,7 +172,7 @@ class FakeRun:
         x_hat = {name: np.stack([sample[name] for sample in samples]) for name in self.request.shown}
         self.pipe._keep_given(x_hat, dict(now.given), now.known_pixels)
         t = round(1000 * (1 - ((self.index - 1) / steps) ** 2))
-        return SimpleNamespace(index=self.index, total=steps, t=t, x_hat=x_hat, output=None)
+        return Step(self.index, steps, t, x_hat, torch.zeros(0), time.perf_counter() - self.began)
 
 
 def _unit(seed: int, dim: int) -> np.ndarray:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from fakes import LABELS, _unit, make_specs
 
-from app.run.history import Record
+from app.run.history import Frame, Record
 from mmdiff.clip.vocabulary import Description
 from mmdiff.modalities import Modality
 from mmdiff.request import Request
 from mmdiff.samplers import timesteps
+from mmdiff.serving.denoising import Step
 
 MASK_CLASSES = ("background", "fruit", "leaf")
 ALL = ("image", "mask", "label", "embedding")
@@ -39,9 +40,10 @@ def make_record(done: int | None = None, size: int = 32, names: Sequence[str] = 
     return record
 
 
-def add(record: Record, t: int, **x_hat: np.ndarray) -> Any:
+def add(record: Record, t: int, **x_hat: np.ndarray) -> Frame:
     """Keeps one more step with these predictions."""
-    return record.add(SimpleNamespace(index=len(record.frames) + 1, t=t, x_hat=x_hat))
+    index = len(record.frames) + 1
+    return record.add(Step(index, record.request.steps, t, x_hat, torch.zeros(0), 0.1 * index))
 
 
 def extend(record: Record, t: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, LetterEmbedder, photo
 
-from app.run.defaults import FOLLOWED
+from app.run.defaults import FOLLOWED, LIMITS
 from app.run.history import Frame
 from app.run.service import MAX_WAITING, Service, Timing, Waiting, middle_known
 from mmdiff.request import Change, Request

@@ -27,10 +27,10 @@ def record_of(request: Request, stop: int = 10**6, pipe: FakePipeline = PIPE) ->
     """The record of a run, ended after step `stop`."""
     request = request.checked(pipe.modalities, 1000)
     specs = {name: spec for name, spec in pipe.modalities.items() if name in request.shown}
-    record = Record(request, "orchard", specs, pipe.describe, seconds=1.23456)
+    record = Record(request, "orchard", specs, pipe.describe)
     run = FakeRun(pipe, request)
     while not run.done and run.index < stop:
-        record.add(run.advance(run.queries()))
+        record.add(replace(run.advance(run.queries()), seconds=1.23456))
     return record
 
 

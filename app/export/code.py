@@ -45,9 +45,9 @@ for name, value in output.values.items():
     print(name, getattr(value, "shape", value))
 """
 FORK = """\
-        Change(
+        mmdiff.Change(
             after={after},
-            request=Request(
+            request=mmdiff.Request(
 {arguments}
             ),
         ),
@@ -100,8 +100,6 @@ def library_program(request: Request, checkpoint: str) -> str:
     imports = "import mmdiff\n"
     if constants:
         imports = "import base64\nimport io\n\nimport numpy as np\nfrom PIL import Image\n\n" + imports
-    if request.changes:
-        imports += "from mmdiff.request import Change, Request\n"
     call = LIBRARY.format(checkpoint=_literal(checkpoint), arguments=_lines(arguments, 4))
     helpers = [PNG] if constants else []
     return _program(

@@ -12,6 +12,7 @@ from PIL import Image
 from app.pictures import colour_mask
 from mmdiff.modalities import Modality
 from mmdiff.request import Request
+from mmdiff.serving.denoising import Step
 
 TOP = 5  # classes that `in_words` names
 
@@ -51,8 +52,9 @@ class Record:
     frames: list[Frame] = field(default_factory=list)
     seconds: float = 0.0
 
-    def add(self, step: Any) -> Frame:
+    def add(self, step: Step) -> Frame:
         """Keeps the predictions of a step of `mmdiff.Pipeline.start`."""
+        self.seconds = step.seconds
         x, classes = {}, {}
         for name, spec in self.modalities.items():
             x[name] = step.x_hat[name]

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from app.run.zero_gpu import ON_ZERO_GPU, gpu
 from mmdiff.modalities import Modality
 from mmdiff.pipeline import Pipeline
 from mmdiff.request import Request
+from mmdiff.serving.denoising import Step
 
 if TYPE_CHECKING:
     from mmdiff.clip.vocabulary import Description
@@ -186,8 +187,7 @@ class Service:
             for event in events:
                 stopped = stop.is_set()
                 if not isinstance(event, Waiting):
-                    step, record.seconds = event
-                    event = record.add(step)
+                    event = record.add(event)
                     if record.finished:
                         self.timing.learn(record.request, record.seconds / event.index)
                 elif stopped:
@@ -196,15 +196,13 @@ class Service:
                 if stopped:
                     return
 
-    def _sample(self, request: Request) -> Iterator[Waiting | tuple[Any, float]]:
-        """Steps and the seconds since the first began, in the process that has the accelerator."""
-        started = time.perf_counter()
+    def _sample(self, request: Request) -> Iterator[Waiting | Step]:
+        """Everything that happens in a run, in the process that has the accelerator."""
         with closing(self.pipe.start(request, LIMITS)) as steps:
             while place := steps.wait(PATIENCE):
                 yield Waiting(place)
-                started = time.perf_counter()
             for step in steps:
-                yield step, time.perf_counter() - started
+                yield replace(step, z=None, output=None)  # which would have to go to the other process, too
 
     def stop(self, session: str) -> bool:
         """Ends the runs of this session within a step, keeping what there is. False if there are none."""

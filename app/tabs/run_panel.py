@@ -182,13 +182,13 @@ class RunPanel:
         key = f"{visitor.session_hash}/{self._task.name}"
         self._service.stop(key)
         yield self._busy(status("Starting …", 0.0, "busy"))
-        news = {self._form.sampling.seed: runs[0].record.request.seed}  # once all of them have begun
+        begun = False  # whether all of them have
         try:
             for updates in self._watched(self._in_turn(runs, key), runs, every, beside):
-                yield updates | news
-                news = {}
+                yield updates if begun else updates | {self._form.sampling.seed: runs[0].record.request.seed}
+                begun = True
         except Exception:
-            if kept := self._kept(runs, beside, visitor):
+            if begun and (kept := self._kept(runs, beside, visitor)):
                 yield kept
             raise
         kept = self._kept(runs, beside, visitor)
