@@ -9,6 +9,7 @@ from PIL import Image
 
 from app.controls import adapters
 from app.controls.painter import from_text, to_text
+from app.pictures import colour_mask
 from mmdiff.images import to_rgb
 
 CLASSES = ("void", "sky", "road")
@@ -229,7 +230,7 @@ def test_every_form_of_a_mask_means_the_same(save, form):
     mask = expected_mask()
     images = {
         "numbers": Image.fromarray(mask.astype(np.uint8)),
-        "palette": adapters.colour_mask(mask, PALETTE),
+        "palette": colour_mask(mask, PALETTE),
         "colours": Image.fromarray(PALETTE[mask]),
         "antialiased": Image.fromarray((PALETTE[mask].astype(int) + 9).astype(np.uint8)),
         "numbers as colours": Image.fromarray(mask.astype(np.uint8)).convert("RGB"),
@@ -278,7 +279,7 @@ def test_a_mask_with_unknown_classes_is_refused(save):
 
 def test_the_saved_mask_is_exact(save):
     mask = expected_mask()
-    saved = Image.open(save(adapters.colour_mask(mask, PALETTE)))
+    saved = Image.open(save(colour_mask(mask, PALETTE)))
     assert np.array_equal(np.asarray(saved), mask)
     assert np.array_equal(np.asarray(saved.convert("RGB")), PALETTE[mask])
 

@@ -138,7 +138,7 @@ class Visitor:
         return status
 
     def shown(self):
-        """Which run is on the stage."""
+        """Which run the player shows."""
         track = self.player("[data-run]").last
         return track.get_attribute("data-run") if track.count() else None
 
@@ -439,7 +439,7 @@ def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
 
 
 def test_what_is_typed_wrongly_into_the_settings_is_mended_or_explained(visit, pipe, monkeypatch):
-    monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.steps * request.batch)
+    monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.steps * request.rows())
     visitor = visit("image_mask")
     steps, estimate = visitor.find("steps", "input[type=number]"), visitor.find("estimate")
 
@@ -459,7 +459,7 @@ def test_what_is_typed_wrongly_into_the_settings_is_mended_or_explained(visit, p
         seed.fill(typed)
         seed.press("Tab")
         visitor.run()
-        assert "use a whole number from 0 to 2147483647" in visitor.status(f"The seed is {typed}")
+        assert "give a whole number from 0 to 21474836" in visitor.status(f"seed is {typed}")
     seed.fill("7")
     steps.fill("5")
     steps.press("Tab")
@@ -517,7 +517,7 @@ def test_holes_are_guided_by_the_photo_around_them(visit, pipe):
     visitor.run()
     visitor.done()
     asked = pipe.calls[-1]
-    assert asked["steps"] == FILLING.steps and asked["guidance_scale"] == {"image": FILLING.guidance}
+    assert asked.steps == FILLING.steps and asked.guidance_scale == {"image": FILLING.guidance}
     visitor.find("more", "button").first.click()
     runs_with(visitor, pipe, "image-guidance", "2", {"image": 2})
     visitor.find("code", "button").first.click()
@@ -533,12 +533,13 @@ def test_photos_from_nothing_follow_their_label(visit, pipe):
     visitor.run()
     visitor.done()
     assert pipe.calls[-1].guidance_scale == {"label": 2}  # although the label is not shown here
+    assert pipe.calls[-1].sample_first == ("label",)
     visitor.find("more", "button").first.click()
     runs_with(visitor, pipe, "followed", "1", {})
 
 
 @pytest.mark.parametrize("role", ["Given", "Ignore"])
-def test_a_label_that_is_given_or_ignored_is_not_settled(visit, pipe, role):
+def test_a_label_that_is_given_or_ignored_is_not_sampled_first(visit, pipe, role):
     visitor = visit("any_to_any")
     visitor.choose("label", role)
     if role == "Given":
@@ -547,7 +548,7 @@ def test_a_label_that_is_given_or_ignored_is_not_settled(visit, pipe, role):
     visitor.plan("from the label" if role == "Given" else "from noise alone")
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1].guidance_scale in ({}, {"label": 1})
+    assert pipe.calls[-1].guidance_scale in ({}, {"label": 1}) and not pipe.calls[-1].sample_first
 
 
 def test_visitors_run_at_the_same_time(visit, pipe, monkeypatch):
@@ -565,7 +566,7 @@ def test_visitors_run_at_the_same_time(visit, pipe, monkeypatch):
     second.status("Done")
 
 
-def test_who_finds_all_places_taken_is_told(visit, pipe, monkeypatch):
+def test_the_place_in_line_is_shown(visit, pipe, monkeypatch):
     monkeypatch.setattr(pipe.engine, "_capacity", 1)
     monkeypatch.setattr(pipe, "step_seconds", 0.3)
     first, second = visit(), visit()
@@ -670,8 +671,8 @@ def test_the_same_seed_with_two_settings_side_by_side(visit, pipe, size):
     visitor.done()
     assert visitor.player("[data-track]").count() == 2 and visitor.fits()
     one, two = pipe.calls[-2:]
-    assert one["seed"] == two["seed"] and {one["steps"], two["steps"]} == {30, 10}
-    assert one["guidance_scale"] == two["guidance_scale"] == {"label": 2}  # both follow the label
+    assert one.seed == two.seed and {one.steps, two.steps} == {30, 10}
+    assert one.guidance_scale == two.guidance_scale == {"label": 2}  # both follow the label
     words = visitor.find("player").inner_text()
     assert "30 steps" in words and "10 steps" in words
 
@@ -858,7 +859,7 @@ def test_side_by_side_changes_guidance_only_when_told_to(visit, pipe):
             visitor.page.locator(f"li[role=option][aria-label='{text}']").click()
         visitor.find("run-both").click()
         visitor.done()
-        scales = {call["steps"]: call["guidance_scale"] for call in pipe.calls[-2:]}
+        scales = {call.steps: call.guidance_scale for call in pipe.calls[-2:]}
         assert scales == {30: {"label": 1}, 10: {"label": scale}}
 
 

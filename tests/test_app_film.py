@@ -242,7 +242,7 @@ def test_short_and_long_runs_make_films(steps, tmp_path):
 
 @pytest.mark.parametrize("text", ["Äpfel, très mûrs — 柿", "x" * 400, "", "un\ndeux"])
 def test_any_text_fits_the_frame(text, single):
-    run = Record(single.request, text, single.modalities, single.frames[-1:])
+    run = replace(single, checkpoint=text, frames=single.frames[-1:])
     size = frames([(text, run)])[0].size
     assert size == frames([("a", run)])[0].size or not text
 

@@ -4,32 +4,35 @@ import base64
 import io
 import time
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
 import pytest
 from chromium import MARKS
-from fakes import Spec, photo
+from fakes import make_specs, photo
 from PIL import Image
 from scipy import ndimage
 
 from app import theme
-from app.controls.inputs import INPUTS, QUIET, Given
+from app.controls.inputs import QUIET, input_class
 from mmdiff.evaluation.holes import BLOCKS_A_SIDE
 
 pytestmark = MARKS
 
 SIZE = 64
-PALETTE = np.array([[38, 42, 51], [90, 160, 220], [150, 90, 140], [70, 150, 80]], dtype=np.uint8)
-SPECS = (
-    Spec("image", "image", (3, SIZE, SIZE)),
-    Spec("mask", "mask", (SIZE, SIZE), ("void", "sky", "road", "tree"), PALETTE),
-    Spec("label", "label", (), ("Apple Red", "Cherry Wax")),
-    Spec("embedding", "embedding", (16,)),
-)
+SPECS = make_specs(SIZE, ("Apple Red", "Cherry Wax"), ("void", "sky", "road", "tree"))
+PALETTE = SPECS["mask"].palette
 DESKTOP = {"viewport": {"width": 1440, "height": 1000}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3, "has_touch": True}
 ZOOMED = {"viewport": {"width": 820, "height": 1100}, "device_scale_factor": 1.5}
+
+
+class Read(NamedTuple):
+    """What the controls of a modality give."""
+
+    value: Any
+    known_pixels: np.ndarray | None = None
 
 
 class Desk:
@@ -45,20 +48,20 @@ class Desk:
             give, restore = gr.Button("Give", elem_id="give"), gr.Button("Restore", elem_id="restore")
             with gr.Column(elem_classes="controls"), gr.Column(elem_classes="card"):
                 with gr.Column(elem_classes="given"):
-                    inputs = {spec.name: INPUTS[spec.kind](spec, "desk") for spec in SPECS}
+                    inputs = {name: input_class(spec)(spec, "desk") for name, spec in SPECS.items()}
 
             def read(*values):
                 values = list(values)
                 for name, control in inputs.items():
                     own = [values.pop(0) for _ in control.components]
                     try:
-                        self.given[name] = control.read(*own)
+                        self.given[name] = Read(control.read(*own), control.known_pixels(*own))
                     except ValueError as error:
                         self.given[name] = str(error)
                 self.times += 1
 
             def bring_back():
-                return [update for name, c in inputs.items() for update in c.restore(self.kept[name])]
+                return [update for name, c in inputs.items() for update in c.show(*self.kept[name])]
 
             give.click(read, [c for i in inputs.values() for c in i.components], None, **QUIET)
             restore.click(bring_back, None, [c for i in inputs.values() for c in i.shown], **QUIET)
@@ -456,22 +459,22 @@ def same(a, b):
 def test_what_was_given_can_be_brought_back(visitor, embedding):
     rng = np.random.default_rng(1)
     kept = {
-        "image": Given(photo((SIZE, SIZE)), rng.random((SIZE, SIZE)) < 0.5),
-        "mask": Given(rng.integers(0, 4, (SIZE, SIZE))),
-        "label": Given("Cherry Wax"),
-        "embedding": Given(embedding),
+        "image": Read(photo((SIZE, SIZE)), rng.random((SIZE, SIZE)) < 0.5),
+        "mask": Read(rng.integers(0, 4, (SIZE, SIZE))),
+        "label": Read("Cherry Wax"),
+        "embedding": Read(embedding),
     }
     visitor.desk.kept = kept
     visitor.page.click("#restore")
     visitor.canvas("image").wait_for()
-    wait_for(lambda: isinstance(visitor.given("embedding"), Given))
+    wait_for(lambda: isinstance(visitor.given("embedding"), Read))
     for name, given in kept.items():
         read = visitor.desk.given[name]
         assert same(read.value, given.value), name
         assert same(read.known_pixels, given.known_pixels), name
     assert np.array_equal(visitor.seen("image") == 0, kept["image"].known_pixels)
 
-    visitor.desk.kept = kept | {"image": Given(kept["image"].value), "embedding": Given("a pear")}
+    visitor.desk.kept = kept | {"image": Read(kept["image"].value), "embedding": Read("a pear")}
     visitor.page.click("#restore")
     wait_for(lambda: same(visitor.given("embedding").value, "a pear"))  # instead of the photo
     assert visitor.desk.given["image"].known_pixels is None

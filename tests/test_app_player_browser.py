@@ -28,7 +28,7 @@ class Table:
     def __init__(self):
         self.value, self.stream, self.brought = "", [], 0
         with gr.Blocks() as self.demo:
-            with gr.Column(elem_classes="stage"):
+            with gr.Column(elem_classes="run-panel"):
                 self.player = Player("player")
             count = gr.HTML("0", elem_id="count")
             bring, flood = gr.Button("Bring", elem_id="bring"), gr.Button("Flood", elem_id="flood")
@@ -126,7 +126,7 @@ def look(browser, table, address):
 
 
 def track(record, id="a", title="", **options):
-    return Track(id, title, record, describe, **options)
+    return Track(id, title, record, **options)
 
 
 def partial(record, done):

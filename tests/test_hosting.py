@@ -224,7 +224,7 @@ def test_spaces_comes_before_torch():
     environment = {"SPACES_ZERO_GPU": "true", "PATH": ""}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     script = (ROOT / "app.py").read_text()
-    places = [script.index(f"{how} app.{name}") for how, name in (("import", "zero_gpu"), ("from", "ui"))]
+    places = [script.index(f"{how} app.{name}") for how, name in (("import", "run.zero_gpu"), ("from", "ui"))]
     assert places == sorted(places)
 
 
