@@ -64,7 +64,7 @@ def build(services: Sequence[Service]) -> None:
 
 
 class Endpoints:
-    """The endpoints; `services` are all models, the first of which is taken where none is named."""
+    """The endpoints; `services` are all models, the first of which is the default."""
 
     def __init__(self, services: Sequence[Service], cache: str) -> None:
         self._services = {service.name: service for service in services}
@@ -87,7 +87,7 @@ class Endpoints:
         checkpoint: str | None = None,
         sample_first: list[str] | None = None,
     ) -> Result:
-        """Samples what is wanted from what is given: pictures, masks, and the rest of the result."""
+        """Samples the wanted modalities from the given ones: pictures, masks and the rest of the result."""
         with plain_errors():
             service = self._service(checkpoint)
             given, known = _given(service, image, hole, mask, label, text, embedding_image)
@@ -101,13 +101,13 @@ class Endpoints:
             )
 
     def run_settings(self, settings: str) -> Result:
-        """Samples exactly what the text of a settings file says; the results are those of /generate."""
+        """Runs the text of a settings file; the results are as of /generate."""
         with plain_errors():
             service = self._service(_checkpoint_of(settings))
             return self._result(service, settings_file.from_json(settings, service.modalities).request)
 
     def describe(self) -> dict[str, Any]:
-        """The models that there are: their modalities with classes, sizes and colours."""
+        """All models: their modalities with classes, sizes and colours."""
         return {name: _facts(service) for name, service in self._services.items()}
 
     def _service(self, checkpoint: str | None) -> Service:
@@ -131,7 +131,7 @@ class Endpoints:
 
 
 def _checkpoint_of(settings: str) -> str | None:
-    """The model that settings name, if they can be read at all; `from_json` says what is wrong."""
+    """The model that settings name; None if they cannot be read, which `from_json` explains."""
     try:
         name = json.loads(settings)["checkpoint"]
     except (ValueError, TypeError, LookupError):
@@ -187,14 +187,15 @@ def _given(
         known = adapters.known_pixels(adapters.read_hole(hole, size, photo.size).cells) if hole else None
     if "mask" in given:
         spec = specs["mask"]
-        given["mask"] = adapters.mask_from_file(given["mask"], spec.image_size, spec.classes, spec.palette)
+        mask = adapters.read_mask(given["mask"], spec.image_size, spec.classes, spec.palette)
+        given["mask"] = mask.cells
     if embedding_image:
         given["embedding"] = adapters.read_reference(embedding_image)
     return given, known
 
 
 def _details(record: Record) -> dict[str, Any]:
-    """Seed, time and everything else that is wanted, one entry per sample."""
+    """Seed, time and all wanted modalities that are no pictures, one entry per sample."""
     request = record.request
     details: dict[str, Any] = {
         "checkpoint": record.checkpoint,

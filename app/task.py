@@ -30,7 +30,7 @@ class Task:
     inpaints: bool = False
 
     def modalities(self, every: Mapping[str, Modality]) -> dict[str, Modality]:
-        """Those of a model's modalities that take part: name -> spec."""
+        """The modalities of a model that take part: name -> spec."""
         return {n: s for n, s in every.items() if n == ANCHOR or not self.forms or s.form in self.forms}
 
     def fits(self, every: Mapping[str, Modality]) -> bool:

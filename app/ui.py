@@ -78,7 +78,7 @@ class Restorer:
             self._outputs += tab.form.outputs
 
     def connect(self, demo: gr.Blocks, button: gr.UploadButton) -> None:
-        """Restores what is uploaded with `button`, and what the page's own address asks for."""
+        """Restores the file that is uploaded with `button`, and the link in the page's own address."""
         # A message on an earlier file would seem to be on the next.
         button.click(lambda: "", None, self._message, queue=False, **QUIET)
         for event in (
@@ -123,7 +123,7 @@ class Restorer:
         return self._shown(saved, note)
 
     def _within(self, name: str, request: Request) -> Request:
-        """The request with only those wanted that belong to the task."""
+        """The request with only the task's modalities wanted."""
         if name not in self._by_name:
             return request
         own = self._by_name[name].task.modalities(self._service.modalities)

@@ -82,7 +82,7 @@ def test_photo_hole_and_mask_are_cut_alike(save):
     middle[:20, 40:80] = 255  # upper half of the middle square
     hole = adapters.read_hole(save(Image.fromarray(middle)), 20, (120, 40)).cells
     assert hole[:10].all() and not hole[10:].any()
-    mask = adapters.mask_from_file(save(Image.fromarray(middle // 255)), 20, CLASSES, PALETTE)
+    mask = adapters.read_mask(save(Image.fromarray(middle // 255)), 20, CLASSES, PALETTE).cells
     assert np.array_equal(mask == 1, hole)
 
 
@@ -235,7 +235,7 @@ def test_every_form_of_a_mask_means_the_same(save, form):
         "antialiased": Image.fromarray((PALETTE[mask].astype(int) + 9).astype(np.uint8)),
         "numbers as colours": Image.fromarray(mask.astype(np.uint8)).convert("RGB"),
     }
-    read = adapters.mask_from_file(save(images[form]), 16, CLASSES, PALETTE)
+    read = adapters.read_mask(save(images[form]), 16, CLASSES, PALETTE).cells
     assert read.dtype == np.int64 and np.array_equal(read, mask)
 
 
@@ -263,18 +263,18 @@ def test_what_was_done_to_a_mask_is_told(save):
 
 def test_black_and_white_is_a_mask_of_two_classes(save):
     mask = expected_mask() == 1
-    read = adapters.mask_from_file(
+    read = adapters.read_mask(
         save(Image.fromarray((255 * mask).astype(np.uint8))), 16, ("background", "fruit"), PALETTE[:2]
-    )
+    ).cells
     assert np.array_equal(read, mask)
 
 
 def test_a_mask_with_unknown_classes_is_refused(save):
     with pytest.raises(ValueError, match="number 7.*0 = void, 1 = sky, 2 = road"):
         path = save(Image.fromarray(np.full((16, 16), 7, np.uint8)))
-        adapters.mask_from_file(path, 16, CLASSES, PALETTE)
+        adapters.read_mask(path, 16, CLASSES, PALETTE).cells
     with pytest.raises(ValueError, match="sky = #5aa0dc"):
-        adapters.mask_from_file(save(photo((16, 16))), 16, CLASSES, PALETTE)
+        adapters.read_mask(save(photo((16, 16))), 16, CLASSES, PALETTE).cells
 
 
 def test_the_saved_mask_is_exact(save):

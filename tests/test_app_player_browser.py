@@ -420,7 +420,7 @@ def test_saved_pictures(look):
     with viewer.page.expect_download() as download:
         link.click()
     assert np.array_equal(Image.open(download.value.path()), record.last.x["image"][0])
-    assert settings_file.read(download.value.path(), record.modalities)[0] == record.request
+    assert settings_file.read(download.value.path(), record.modalities).request == record.request
     viewer.scrub(4)
     mask = viewer.find('[data-modality="mask"] .save')
     assert mask.get_attribute("download") == "mmdiff_orchard_5_mask_1_step4.png"

@@ -80,7 +80,7 @@ class Compare:
     def titles(
         self, request: Request, checkpoint: str, other: Request, other_checkpoint: str
     ) -> tuple[str, str]:
-        """The differences between the two, for each. Raises ValueError if there are none."""
+        """What differs, as a title for each of the two. Raises ValueError if nothing does."""
         one, two = _facts(request, checkpoint), _facts(other, other_checkpoint)
         differing = [k for k in range(len(one)) if one[k] != two[k]]
         if not differing:
@@ -92,7 +92,7 @@ class Compare:
 
 
 def _guided(request: Request, guidance: float) -> dict[str, float]:
-    """One scale for all that is given; that of what is sampled first stays."""
+    """The same scale for all given modalities; the scale of a modality sampled first stays."""
     first = {name: scale for name, scale in request.scales().items() if name in request.sample_first}
     return first | dict.fromkeys(guidable(request.given, request.wanted), guidance)
 

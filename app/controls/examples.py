@@ -18,14 +18,14 @@ from mmdiff.request import Request
 
 @dataclass(frozen=True)
 class Example:
-    """The name of a button and what it gives and wants."""
+    """A button and the request that it runs."""
 
     title: str
     request: Request
 
 
 def examples(task: Task, service: Service) -> list[Example]:
-    """Those that this model can do, three at least."""
+    """The examples that this model can do, at least three."""
     specs = task.modalities(service.modalities)
     if task.inpaints:
         return list(_holes(specs, service))
@@ -34,12 +34,12 @@ def examples(task: Task, service: Service) -> list[Example]:
 
 
 def opening(task: Task, service: Service) -> Request | None:
-    """What the form of a task that cannot start from nothing begins with; None for one that can."""
+    """The request that the form of a task shows at first; None for a task that can start from nothing."""
     return examples(task, service)[0].request if task.inpaints else None
 
 
 def _given(specs: Mapping[str, Modality], service: Service) -> Iterator[Example]:
-    """One thing given, all others generated."""
+    """One modality given, all others generated."""
 
     def example(title: str, name: str, value: Any) -> Example:
         return Example(title, Request({name: value}, tuple(n for n in specs if n != name)))

@@ -1,4 +1,4 @@
-"""The controls of a task: what is given and what is wanted, read as a `Request` and filled in from one."""
+"""The controls of a task, which are read as a `Request` and filled in from one."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Form:
         return Request(given, tuple(wanted), known_pixels, **self.sampling.read(given, wanted, *remaining))
 
     def _sized(self, value: Any) -> Any:
-        """A photo as the model will see it, whatever it is given for: small enough for a settings file."""
+        """A photo at the model's size, which a settings file can hold; other values as they are."""
         return square(value, self._size) if isinstance(value, Image.Image) else value
 
     def show(self, request: Request, settings: bool = True, missing: Collection[str] = ()) -> list[Any]:
@@ -107,7 +107,7 @@ class Form:
 
         Args:
             settings: whether to show how to sample, too.
-            missing: names of what is given, too, but has still to be added.
+            missing: names of modalities that are given, too, but whose values are still to be added.
         """
         updates: list[Any] = []
         for row in self._rows:
@@ -127,7 +127,7 @@ class Form:
         return updates + [gr.skip() for _ in self.sampling.components]
 
     def _keep_in_step(self, plan: gr.HTML) -> None:
-        """Says what a run would do when something changes; style.css hides what is not given."""
+        """Updates the plan when a control changes; style.css hides the controls of modalities not given."""
         watched = [row.choice for row in self._rows]
         watched += chain.from_iterable(row.input.watched for row in self._rows)
         events = [component.change for component in watched]
@@ -143,7 +143,7 @@ class Form:
         )
 
     def _plan(self, choices: Sequence[str], watched: Sequence[Any] = ()) -> str:
-        """What a run would do, or what is in its way, as HTML."""
+        """The plan of a run, or what it still lacks, as HTML."""
         values, given, wanted, missing = list(watched), [], [], []
         for row, choice in zip(self._rows, choices, strict=True):
             name = row.spec.name

@@ -31,7 +31,7 @@ class Input:
     Attributes:
         prefix: with which the ids of the controls start, "task-modality".
         components: what `read` takes, in this order.
-        watched: what `missing` takes, whenever one of them changes.
+        watched: what `missing` takes when one of them changes.
         shown: what the updates from `show` go to.
     """
 
@@ -47,7 +47,7 @@ class Input:
         self.components = self.watched = self.shown = []
 
     def missing(self, *watched: Any) -> str:
-        """What is still needed, or nothing."""
+        """What the visitor still has to do, "" for nothing."""
         return "" if any(value not in (None, "") for value in watched) else self.asks_for
 
     def has_hole(self, *watched: Any) -> bool:
@@ -67,7 +67,7 @@ class Input:
         raise NotImplementedError
 
     def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
-        """The updates of `shown` where the value itself is still to come; ``known_pixels`` are of a photo."""
+        """The updates of `shown` for a value still to be added; ``known_pixels`` of a photo are known."""
         return tuple(gr.skip() for _ in self.shown)
 
     def nothing(self, remedy: str) -> ValueError:
@@ -83,7 +83,7 @@ class ImageInput(Input):
     def __init__(self, spec: Modality, task: str) -> None:
         super().__init__(spec, task)
         self.size = spec.image_size
-        self.photo = gr.State(None)  # at the model's size: what the known pixels must come back as
+        self.photo = gr.State(None)  # at the model's size: known pixels come back exactly so
         self.uploaded_size = gr.State(None)  # (width, height) of the file, which a hole's must match
         self.file = gr.File(label="Photo", file_types=["image"], height=150, elem_id=f"{self.prefix}-file")
         self.about_photo = _note(f"{self.prefix}-note")
@@ -162,7 +162,7 @@ class ImageInput(Input):
 
     @plain_errors()
     def _accept(self, path: str) -> tuple[Any, ...]:
-        """A new photo below whatever is painted."""
+        """A new photo; the painted hole stays."""
         try:
             photo = adapters.read_photo(path, self.size)
         except ValueError as error:
@@ -302,12 +302,12 @@ def _upload(title: str, elem_id: str) -> gr.UploadButton:
 
 
 def _note(elem_id: str) -> gr.HTML:
-    """A place to say what was done to a file, or what is wrong with it; hidden while it is empty."""
+    """A place for notes on a file and for errors in it; hidden while it is empty."""
     return html("", elem_id=elem_id, elem_classes="note")
 
 
 def _forget(note: gr.HTML, painter: Painter) -> None:
-    """Clears a note on a painting once it is painted over."""
+    """Clears a note when the visitor paints."""
     painter.component.input(None, None, note, js="() => ''", **QUIET)
 
 

@@ -27,8 +27,8 @@ class Start(NamedTuple):
 
 
 PLAIN = Start(30, Request().sampler, 5, 1)
-# Fillings are nearer to the truth with noise, which mends what early steps got wrong, and with guidance, with
-# which half as many steps take as long.
+# Inpainting comes nearer to the truth with noise, which corrects errors of early steps, and with guidance,
+# which makes half as many steps take as long.
 FILLING = Start(15, "ancestral", 3, 1.5)
 GUIDANCE = (
     '<p class="title">Guidance</p><p class="hint">How strongly each counts where it is given, and of a photo '
@@ -44,14 +44,14 @@ FOLLOWING = (
 class SamplingControls:
     """Controls made inside the current `gr.Blocks` context.
 
-    `components` is what `read` takes and `show` gives, in this order; `choices` has by name what each
-    modality is to be. `every` is for the page: after how many steps to show what there is.
+    `components` are what `read` takes and `show` gives, in this order; `choices` are the radio buttons of the
+    modalities, by name. `every` is the number of steps after which the page shows the next one.
     """
 
     def __init__(self, service: Service, task: Task, choices: Mapping[str, gr.Radio]) -> None:
         self._service, self._task = service, task
         self._names = list(choices)
-        # A photo that is to be filled in, or one without a label in the model, has nothing to follow.
+        # Inpainting follows the pixels around the hole, and a model without labels has nothing to follow.
         self._first = None if task.inpaints else first_sampled(service.modalities)
         self._start = FILLING if task.inpaints else PLAIN
         scales = {name: self._start.guidance if name == ANCHOR else 1 for name in choices}
@@ -70,7 +70,7 @@ class SamplingControls:
             self._estimated,
             costs,
             self.estimate,
-            preprocess=False,  # which raises for what is typed before it is mended on leaving the box
+            preprocess=False,  # which raises for numbers that Gradio corrects when the visitor leaves the box
             queue=False,
             trigger_mode="always_last",
             **QUIET,
@@ -120,7 +120,7 @@ class SamplingControls:
         return gr.Slider(low, high, value=value, step=step, label=label, elem_id=f"{self._task.name}-{name}")
 
     def _estimated(self, steps: int | None, samples: int | None, followed: float, *values: Any) -> str:
-        """`values`: the scale of each modality, then what each is to be; a photo that is given has a hole."""
+        """`values`: the scale of each modality, then its role; a given photo counts as one with a hole."""
         scales, roles = values[: len(self._names)], values[len(self._names) :]
         given = {name: None for name, role in zip(self._names, roles, strict=True) if role == GIVEN}
         wanted = [name for name, role in zip(self._names, roles, strict=True) if role == GENERATE]
@@ -139,7 +139,7 @@ class SamplingControls:
     def _guided(
         self, given: Collection[str], wanted: Collection[str], followed: float, scales: Collection[float]
     ) -> dict[str, Any]:
-        """The guidance of each modality that is given, or by the one that is sampled first where none is."""
+        """The fields of a request for its guidance: by given modalities or, without any, by the first one."""
         if self._follows(given, wanted):
             return from_nothing(self._service.modalities, followed)
         counted = guidable(given, wanted)
@@ -147,7 +147,7 @@ class SamplingControls:
         return {"guidance_scale": scale_of}
 
     def _follows(self, given: Collection[str], wanted: Collection[str]) -> bool:
-        """Whether a photo is made from nothing, and the modality that it can follow is not ignored."""
+        """Whether a photo is made from nothing and can follow a modality that is not ignored."""
         ignored = self._first in self._names and self._first not in wanted
         return self._first is not None and not given and ANCHOR in wanted and not ignored
 
@@ -173,7 +173,7 @@ class SamplingControls:
         """The values of `components` that say what the request says; the seed is kept.
 
         Args:
-            missing: names of what is given, too, but has still to be added.
+            missing: names of modalities that are given, too, but whose values are still to be added.
         """
         scales, given = request.scales(), (*request.given, *missing)
         followed = scales.get(self._first, 1) if self._first in request.sample_first else 1
@@ -189,7 +189,7 @@ class SamplingControls:
 
 
 def _within(typed: float | None, most: int) -> int:
-    """The whole number from 1 to ``most`` that a box will say once it is left; an emptied one says None."""
+    """The whole number from 1 to ``most`` that Gradio will make of it; an emptied box sends None."""
     return min(max(int(typed or 1), 1), most)
 
 

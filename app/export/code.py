@@ -86,7 +86,7 @@ def client_program(request: Request, address: str, checkpoint: str = "", task: s
 
 
 def library_program(request: Request, checkpoint: str) -> str:
-    """A program that does the same run with `mmdiff.Pipeline`; `checkpoint` is what it loads."""
+    """A program that does the same run with `mmdiff.Pipeline`; `checkpoint` is the path that it loads."""
     constants: dict[str, str] = {}
     arguments = _condition(request, "", constants) | _numbers(request)
     if request.changes:
@@ -136,7 +136,7 @@ def _numbers(request: Request) -> dict[str, str]:
 
 
 def _guidance(request: Request) -> dict[str, str]:
-    """Guidance without the scales that do nothing, and what is sampled first; each only if there is any."""
+    """The guidance, without scales of 1, and `sample_first`; each only if there is any."""
     scales = request.guidance_scale
     if isinstance(scales, Mapping):
         scales = {name: scale for name, scale in scales.items() if scale != 1} or 1
@@ -146,7 +146,7 @@ def _guidance(request: Request) -> dict[str, str]:
 
 
 def _condition(request: Request, prefix: str, constants: dict[str, str]) -> dict[str, str]:
-    """The library's arguments for what is given and wanted, and how; pictures become constants."""
+    """The library's arguments that a change may have, too; pictures become constants."""
     given = []
     for name, value in request.given.items():
         constant = f"{prefix}{name.upper()}"

@@ -26,7 +26,7 @@ from app.task import Task
 from app.theme import html
 
 # The file is ready when the hidden button knows its address, which the page learns a moment later.
-# The server is told which run the page shows, as it may have forgotten it.
+# The page says which run it shows, as the server may no longer have it.
 RUN_SHOWN = "(run, shown) => [document.querySelector('#%s-player [data-run]')?.dataset.run ?? '', shown]"
 DOWNLOAD = "() => setTimeout(() => document.querySelector('#%s-download').click(), 150)"
 

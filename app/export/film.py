@@ -1,6 +1,6 @@
 """The timeline of a run as a film: one designed frame per step, as GIF or MP4.
 
-A frame has a column per track (a run, its fork, what it is compared with) and in it a card per sample: the
+A frame has a column per run (with its fork, or another run to compare) and in it a card per sample: the
 picture, the mask over it, the likeliest labels and the nearest text.
 """
 
@@ -37,11 +37,11 @@ NARROW = 440  # the least width of a frame
 LINE, BAR = 19, 33  # heights of a line of text and of a bar with its name
 MAX_SAMPLES, MAX_LEGEND, MAX_LINES = 4, 4, 4
 MASK_OPACITY = 0.62
-FILM_MS, LAST_MS = 5000, 2000  # about how long it takes; how long the last frame is held
-STEP_MS = (60, 250)  # how long a step may be shown
+FILM_MS, LAST_MS = 5000, 2000  # length of the film, about; how long the last frame is held
+STEP_MS = (60, 250)  # shortest and longest time for a step
 
 
-# -- films -------------------------------------------------------------------------------------------------
+# -- films ---------------------------------------------------------------------------------------------------
 
 
 def write_gif(path: str | Path, tracks: Tracks) -> None:
@@ -50,7 +50,7 @@ def write_gif(path: str | Path, tracks: Tracks) -> None:
     palette = _palette(pictures)
     indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     times = [_step_ms(len(pictures))] * (len(pictures) - 1) + [LAST_MS]
-    # Unoptimised, Pillow stores what changed of a frame as it is, which is ten times as fast and no larger.
+    # Unoptimised, Pillow stores the changed part of a frame as it is: ten times as fast and no larger.
     options = {"duration": times, "loop": 0, "optimize": False, "disposal": 1}
     indexed[0].save(path, "GIF", save_all=True, append_images=indexed[1:], **options)
 
@@ -68,7 +68,7 @@ def write_mp4(path: str | Path, tracks: Tracks) -> None:
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-        context.color_primaries = context.color_trc = 1  # BT.709 as well; players guess what is not said
+        context.color_primaries = context.color_trc = 1  # BT.709 as well; players guess if it is missing
         for index, picture in enumerate(pictures):
             frame = av.VideoFrame.from_image(picture)
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
@@ -77,23 +77,18 @@ def write_mp4(path: str | Path, tracks: Tracks) -> None:
         container.mux(stream.encode())
 
 
-def frames(tracks: Tracks, samples: Sequence[int] | None = None) -> list[Image.Image]:
+def frames(tracks: Tracks) -> list[Image.Image]:
     """One RGB picture per step, all of the same even width and height.
 
     Args:
-        tracks: a run, or several side by side; at every step each shows its latest.
-        samples: which samples to show, counted from 0, all if None; the first four of them, below each
-            other, or two by two where there is one track.
+        tracks: a run, or several side by side; at every step each shows its latest. Of each the first four
+            samples are shown, below each other, or two by two where there is one track.
 
     Raises ValueError if there is nothing to show.
     """
     if not tracks or not all(record.frames for _, record in tracks):
         raise ValueError("There is no step to show yet. Run it first.")
-    fewest = min(record.request.num_samples for _, record in tracks)
-    samples = tuple(range(fewest) if samples is None else samples)[:MAX_SAMPLES]
-    if not samples or not all(0 <= k < fewest for k in samples):
-        raise ValueError(f"There are {fewest} samples to show; choose among them.")
-    cards, size = _arranged(tracks, samples)
+    cards, size = _arranged(tracks)
     still = _still([record for _, record in tracks], cards, size)
     shown = sorted({frame.index for _, record in tracks for frame in record.frames})
     total = max(record.request.steps for _, record in tracks)
@@ -103,18 +98,17 @@ def frames(tracks: Tracks, samples: Sequence[int] | None = None) -> list[Image.I
 def overlaid(
     record: Record, frame: Frame, spec: Modality, sample: int, side: int | None = None
 ) -> Image.Image:
-    """A sample's class map, see-through over the sample's picture if there is one: RGB.
+    """A sample's class map as a transparent layer over the sample's picture, if there is one: RGB.
 
-    The fainter, the less certain; over a picture the first class (background or void) is left clear. It has
-    `side` pixels a side, the model's size if None.
+    The fainter, the less certain; over a picture the first class (background or void) is left clear. The
+    result has `side` pixels a side, the model's size if None.
     """
-    probabilities = frame.x[spec.name][sample].astype(np.float32) / 255
-    size = (side, side) if side else probabilities.shape[:0:-1]
+    classes, opacity = frame.classes[spec.name][sample], frame.x[spec.name][sample].max(0)
+    size = (side or spec.image_size,) * 2
     below = record.of_form("picture")[:1]
-    best, opacity = probabilities.argmax(0), np.clip(probabilities.max(0), 0, 1)
     if below:
-        opacity = np.where(best == 0, 0, opacity)
-    layer = Image.fromarray(np.dstack([spec.palette[best], (255 * opacity).astype(np.uint8)]))
+        opacity = np.where(classes == 0, 0, opacity)
+    layer = Image.fromarray(np.dstack([spec.palette[classes], opacity.astype(np.uint8)]))
     layer = layer.resize(size, Image.Resampling.NEAREST)
     if not below:
         return Image.alpha_composite(Image.new("RGBA", size, CARD), layer).convert("RGB")
@@ -123,7 +117,7 @@ def overlaid(
     return Image.alpha_composite(photo.convert("RGBA"), layer).convert("RGB")
 
 
-# -- where things are --------------------------------------------------------------------------------------
+# -- layout --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -131,8 +125,8 @@ class _Card:
     """A sample of a track.
 
     Attributes:
-        title: of the track, above its first card, or "". said: name of an embedding -> what it is in words,
-            by step and sample. x, y, tile, height: pixels. numbered: whether its sample's number is shown.
+        title: of the track, above its first card, or "". said: name of a vector -> its descriptions, by
+            step and sample. x, y, tile, height: pixels. numbered: whether its sample's number is shown.
     """
 
     title: str
@@ -173,24 +167,25 @@ class _Card:
         return places[-1], self.record.frames[places[-1]]
 
 
-def _arranged(tracks: Tracks, samples: tuple[int, ...]) -> tuple[list[_Card], tuple[int, int]]:
+def _arranged(tracks: Tracks) -> tuple[list[_Card], tuple[int, int]]:
     """All cards in their places, and the size of a frame."""
-    target = LARGE if len(tracks) == len(samples) == 1 else SMALL
+    samples = min(MAX_SAMPLES, *(record.request.num_samples for _, record in tracks))
+    target = LARGE if len(tracks) == samples == 1 else SMALL
     sides = [spec.image_size for _, record in tracks for spec in record.dense]
     tile = _side(max(sides, default=target), target)
     legend = any(record.of_form("class_map") for _, record in tracks)
-    numbered = len(samples) > 1
+    numbered = samples > 1
     height = 2 * PAD + SAMPLE * numbered + CAPTION + tile + LEGEND * legend
     top = HEAD + TITLE * any(title for title, _ in tracks)
-    columns = 2 if len(tracks) == 1 and len(samples) > 2 else 1
+    columns = 2 if len(tracks) == 1 and samples > 2 else 1
     cards, x = [], MARGIN
     for title, record in tracks:
         said = _said(record)
-        for place, sample in enumerate(samples):
-            row, column = divmod(place, columns)
+        for sample in range(samples):
+            row, column = divmod(sample, columns)
             left = cards[-1].x + cards[-1].width + GAP if column else x
             y = top + row * (height + GAP)
-            name = "" if place else title
+            name = "" if sample else title
             cards.append(_Card(name, record, said, sample, left, y, tile, height, numbered))
         x = max(card.x + card.width for card in cards) + GAP
     width, bottom = max(x - GAP + MARGIN, NARROW), cards[-1].y + height + MARGIN
@@ -213,7 +208,7 @@ def _said(record: Record) -> dict[str, list[Sequence[Any]]]:
     return said
 
 
-# -- what does not change from step to step ----------------------------------------------------------------
+# -- the same in every step ----------------------------------------------------------------------------------
 
 
 def _still(records: Sequence[Record], cards: Sequence[_Card], size: tuple[int, int]) -> Image.Image:
@@ -244,14 +239,14 @@ def _still_card(draw: ImageDraw.ImageDraw, card: _Card) -> None:
 
 
 def _caption(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int, y: int, width: int) -> None:
-    """The name of a modality and what became of it."""
+    """The name of a modality and its role."""
     role = card.record.role(spec.name)
     write(draw, (x, y), spec.name.capitalize(), 14, INK)
     write(draw, (x + width, y + 1), role, 12, GIVEN if role == "given" else ACCENT, anchor="ra")
 
 
 def _legend(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int) -> None:
-    """The classes that cover most of the last step's mask, as many as fit."""
+    """The largest classes of the last step's mask, as many as fit."""
     y, right = card.inner_top + CAPTION + card.tile + 9, x + card.tile
     order = np.argsort(-areas(card.record.last, spec)[card.sample], kind="stable")[:MAX_LEGEND]
     for k in sorted(order.tolist()):
@@ -263,7 +258,7 @@ def _legend(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int) -> N
         x += 30 + round(width_of(name, 12))
 
 
-# -- what does ---------------------------------------------------------------------------------------------
+# -- different in every step ---------------------------------------------------------------------------------
 
 
 def _frame(still: Image.Image, cards: Sequence[_Card], index: int, total: int) -> Image.Image:
@@ -304,7 +299,7 @@ def _tile(card: _Card, frame: Frame, spec: Modality) -> Image.Image:
 
 
 def _bars(draw: ImageDraw.ImageDraw, x: int, y: int, spec: Modality, shares: np.ndarray, count: int) -> int:
-    """The likeliest classes, and room for as many as there may be; returns where the next thing goes."""
+    """The likeliest classes; returns the y below them and below the room for `count`."""
     below = y + BAR * min(count, len(shares)) + 10
     for place, k in enumerate(np.argsort(-shares, kind="stable")[:count]):
         share = float(shares[k])
@@ -322,7 +317,7 @@ def _bars(draw: ImageDraw.ImageDraw, x: int, y: int, spec: Modality, shares: np.
 def _nearest(
     picture: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, vector: np.ndarray, words: Any
 ) -> int:
-    """The nearest text, or the numbers as a strip without words; returns where the next thing goes."""
+    """The nearest text or, without words, the numbers as a strip; returns the y below it."""
     if words is None or not words.captions:
         strip = np.clip(128 + 128 * vector / (np.abs(vector).max() + 1e-9), 0, 255).astype(np.uint8).ravel()
         picture.paste(Image.fromarray(strip[None]).resize((WORDS, 24), Image.Resampling.NEAREST), (x, y + 2))
@@ -335,7 +330,7 @@ def _nearest(
     return y + LINE + 13
 
 
-# -- colours and times ----------------------------------------------------------------------------------
+# -- colours and times ---------------------------------------------------------------------------------------
 
 
 @cache
@@ -347,7 +342,7 @@ def _corners(side: int) -> Image.Image:
 
 
 def _palette(pictures: Sequence[Image.Image]) -> Image.Image:
-    """256 colours for the whole film: those of its design exactly, the rest for what it shows."""
+    """256 colours for the whole film: those of its design exactly, the rest for its pictures."""
     design = [ImageColor.getrgb(colour) for colour in DESIGN]
     chosen = [pictures[round(i * (len(pictures) - 1) / 5)] for i in range(6)]
     pixels = np.concatenate([np.asarray(picture)[HEAD::4, ::4].reshape(-1, 3) for picture in chosen])
@@ -361,5 +356,5 @@ def _palette(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def _step_ms(count: int) -> int:
-    """How long each of so many steps is shown, in the hundredths of a second that GIF knows."""
+    """Milliseconds for each of `count` steps, in the hundredths of a second that GIF knows."""
     return min(max(FILM_MS // count, STEP_MS[0]), STEP_MS[1]) // 10 * 10

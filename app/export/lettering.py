@@ -23,7 +23,7 @@ def write(
 
 
 def fitted(text: str, size: int, width: float) -> str:
-    """The text, or as much of it as fits and “…”."""
+    """The text, cut off with “…” where it does not fit."""
     if width_of(text, size) <= width:
         return text
     text = text[:200]  # more never fits
@@ -54,7 +54,7 @@ def width_of(text: str, size: int) -> float:
 
 
 def latin(text: str) -> str:
-    """The text in letters that Pillow's font has: it lacks accents and other scripts."""
+    """The text without accents and with “?” for other scripts, which Pillow's font lacks."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return "".join(c if c == " " or _in_font(c) else "?" for c in plain)
 

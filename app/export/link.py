@@ -26,7 +26,14 @@ HOLE = "hole"
 FIRST = "first"  # sample_first
 NUMBERS = {"seed": "seed", "steps": "steps", "samples": "num_samples"}  # parameter -> field of a request
 FORK = re.compile(r"fork([1-9]\d?)\.(.+)")
-FOREIGN = ("__", "utm_", "view", "deep_link", "fbclid", "gclid")  # of Gradio and of those who pass links on
+FOREIGN = (
+    "__",
+    "utm_",
+    "view",
+    "deep_link",
+    "fbclid",
+    "gclid",
+)  # parameters of Gradio and of sites that pass links on
 REMEDY = "Save the settings file instead: it carries everything."
 
 
@@ -34,7 +41,7 @@ REMEDY = "Save the settings file instead: it carries everything."
 
 
 def to_query(request: Request, checkpoint: str, task: str) -> tuple[str, list[str]]:
-    """The query string, from its “?” on, and what does not fit into it, in words for the page."""
+    """The query string, from its “?” on, and sentences on everything that does not fit into it."""
     params = {"task": task, "model": checkpoint} | _numbers(request) | _small(request)
     bulky = _bulky(request)
     left_out, missing = [], []
@@ -68,7 +75,7 @@ def _numbers(request: Request) -> dict[str, str]:
 
 
 def _small(request: Request) -> dict[str, str]:
-    """What is wanted, what of it first, and the guidance."""
+    """The wanted modalities, `sample_first` and the guidance."""
     scales = request.guidance_scale
     by_name = scales if isinstance(scales, Mapping) else {"": scales}
     first = {FIRST: ",".join(request.sample_first)} if request.sample_first else {}
@@ -83,7 +90,7 @@ def _plain(scale: float) -> float:
 
 
 def _bulky(request: Request) -> dict[str, tuple[str, str | None, str]]:
-    """Name of what is given -> its parameter, its text (None if it has none) and what it is."""
+    """Name of a given modality -> its parameter, its text (None for photos) and its name in words."""
     bulky = {}
     for name, value in request.given.items():
         key = f"give.{name}"
@@ -129,7 +136,7 @@ def is_link(params: Mapping[str, str]) -> bool:
 
 
 def from_query(params: Mapping[str, str], modalities: Specs) -> SavedRun:
-    """The parameters of a link -> the run that it restores, without what is missing.
+    """The parameters of a link -> the run that it restores, without missing values.
 
     Settings that are not there are those of `Request()`, and everything is wanted that is not given. Raises
     ValueError, in words for the page.
@@ -151,7 +158,7 @@ def from_query(params: Mapping[str, str], modalities: Specs) -> SavedRun:
             Change(_whole("after", fork.get("after", "")), _condition(fork, modalities)) for fork in forks
         ),
     )
-    # With stand-ins for what is missing the rest can be checked.
+    # With stand-ins for missing values the rest can be checked.
     stand_ins = {name: None for name in missing if name != HOLE}
     known = request.known_pixels
     if HOLE in missing:
@@ -182,7 +189,7 @@ def _split_forks(params: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _condition(params: Mapping[str, str], modalities: Specs, missing: tuple[str, ...] = ()) -> Request:
-    """What is given and wanted by the parameters of a link or of a fork in it."""
+    """The request in the parameters of a link, or of a fork in it."""
     given, known = {}, None
     for key, value in params.items():
         if key.startswith("give."):
@@ -235,7 +242,7 @@ def _unpacked(key: str, text: str, shape: tuple[int, int]) -> np.ndarray:
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         unpacker = zlib.decompressobj()
-        values = unpacker.decompress(data, size + 1)  # no more, whatever the text would unpack to
+        values = unpacker.decompress(data, size + 1)  # no more, however large the unpacked data would be
         whole = unpacker.eof or len(values) > size
     except (ValueError, zlib.error):
         whole = False

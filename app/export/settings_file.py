@@ -23,7 +23,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from app.pictures import encoded
-from app.run.defaults import ANCHOR, LIMITS
+from app.run.defaults import ANCHOR, LIMITS, MAX_SIDE
 from mmdiff.images import to_rgb
 from mmdiff.modalities import Modality
 from mmdiff.request import Change, Request
@@ -34,7 +34,6 @@ ZIP_ENTRY = "settings.json"
 URI = "data:image/png;base64,"
 MAX_SETTINGS = 16 * 2**20  # bytes of JSON
 MAX_FILE = 64 * 2**20  # bytes of a PNG or zip to look into
-MAX_SIDE = 1024  # pixels of a picture inside
 MAX_TEXT, MAX_NAME, MAX_CHANGES = 2000, 200, 100
 
 PLAIN = ("steps", "seed", "num_samples", "sampler")  # fields of a request that are JSON as they are
@@ -46,11 +45,11 @@ Specs = Mapping[str, Modality]
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a file or a link says of a run.
+    """A run as a file or a link describes it.
 
     Attributes:
-        request: complete but for what is missing. checkpoint, task: names, "" if it does not say.
-        missing: names of what was given, and “hole”, that did not fit into a link.
+        request: complete but for missing values. checkpoint, task: names, "" if there are none.
+        missing: names of given modalities, and “hole”, that did not fit into a link.
     """
 
     request: Request
@@ -153,7 +152,7 @@ def from_dict(data: Any, modalities: Specs) -> SavedRun:
 def checked(request: Request, modalities: Specs) -> Request:
     """The request with nothing left open. Raises ValueError if the page does not run it.
 
-    Before there was `sample_first`, guidance of a label that is not given said that it is sampled first.
+    In settings and links from before `sample_first`, guidance of a label that is not given has its meaning.
     """
     changes = [Change(c.after, _with_sample_first(c.request, modalities)) for c in request.changes]
     request = replace(_with_sample_first(request, modalities), changes=tuple(changes))
@@ -218,7 +217,7 @@ def _from_zip(path: Path) -> bytes:
             if archive.getinfo(ZIP_ENTRY).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise NotImplementedError  # other methods can ask for any amount of memory
             with archive.open(ZIP_ENTRY) as entry:
-                return entry.read(MAX_SETTINGS + 1)  # whatever size the archive claims
+                return entry.read(MAX_SETTINGS + 1)  # the size in the archive may be wrong
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error):
         raise ValueError(f"“{path.name}” cannot be read as a zip file; the file is damaged.") from None
 
@@ -325,7 +324,7 @@ def label(spec: Modality, value: Any) -> str:
 
 
 def embedding(spec: Modality, value: Any) -> str | Image.Image:
-    """A text, or a photo of any size. Raises ValueError if it is neither, or too long."""
+    """A text, or a photo of any size. Raises ValueError for anything else and for a text that is too long."""
     if not isinstance(value, str):
         return _picture(spec.name, value).convert("RGB")
     if not value.strip() or len(value) > MAX_TEXT:
@@ -361,7 +360,7 @@ def _picture(name: str, value: Any) -> Image.Image:
         )
     try:
         picture.load()
-    except Exception:  # whatever a damaged file makes the decoder raise
+    except Exception:  # a damaged file may make the decoder raise anything
         raise _damaged(f"the picture for “{name}” cannot be read") from None
     return picture
 

@@ -1,4 +1,4 @@
-"""Everything of a run in one zip: its settings, its results, what was given and the whole timeline."""
+"""Everything of a run in one zip: settings, results, inputs and the whole timeline."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _steps(record: Record) -> Iterator[tuple[str, bytes]]:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """An entry that is the same for the same data; what is packed already is not packed again."""
+    """An entry that is the same for the same data; pictures, which are compressed already, are stored."""
     packed = name.endswith((".png", ".gif"))
     info = zipfile.ZipInfo(name, DATE)
     info.external_attr = 0o644 << 16

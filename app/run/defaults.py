@@ -1,4 +1,4 @@
-"""What the page allows in a request, and what it adds where a visitor gives nothing."""
+"""The page's limits for requests, and its defaults where nothing is given."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from mmdiff.modalities import Modality
 from mmdiff.request import Limits
 
 ANCHOR = "image"  # name of the modality that can have holes
-MAX_SEED = 2**31 - 1  # that is drawn at random
+MAX_SEED = 2**31 - 1  # of seeds that are drawn; the limit is larger by the samples that count up from it
 LIMITS = Limits(steps=100, num_samples=8, guidance_scale=10.0, seed=MAX_SEED + 8)
+MAX_SIDE = 1024  # pixels of a photo for the embedding, which settings files hold
 FOLLOWED = 2.0  # guidance by the label that a photo from nothing follows
 
 
@@ -20,7 +21,7 @@ def first_sampled(modalities: Mapping[str, Modality]) -> str | None:
 
 
 def from_nothing(modalities: Mapping[str, Modality], scale: float = FOLLOWED) -> dict[str, Any]:
-    """Fields of a `Request` with nothing given, in which everything follows what is sampled first."""
+    """Fields of a `Request` with nothing given: one modality is sampled first, and all else follows it."""
     name = first_sampled(modalities)
     if name is None or scale == 1:
         return {"guidance_scale": {}}
@@ -28,5 +29,5 @@ def from_nothing(modalities: Mapping[str, Modality], scale: float = FOLLOWED) ->
 
 
 def guidable(given: Collection[str], wanted: Collection[str]) -> list[str]:
-    """Names of what is given and can be guided; the photo only if it has holes, and so is wanted, too."""
+    """Names of the given modalities that can be guided; a photo only if it has holes, so is wanted, too."""
     return [name for name in given if name != ANCHOR or name in wanted]

@@ -48,19 +48,19 @@ TEMPLATE = """
 """
 LEVELS = 16  # of certainty that a mask's overlay has
 LABEL_SCALE = 10_000  # probabilities and areas are sent as whole numbers
-MAX_STAMPS = 2**20  # bytes of settings, in all pictures of a step together; they hold given pictures
-HOLE, HOLE_SHARE = np.array([217, 123, 41]), 0.6  # tint of what is to be filled in
+MAX_STAMPS = 2**20  # bytes of settings, in all pictures of a step together; they include given pictures
+HOLE, HOLE_SHARE = np.array([217, 123, 41]), 0.6  # tint of the pixels to fill in
 COLD, ZERO, WARM = np.array([[47, 107, 154], [236, 234, 230], [196, 98, 45]])  # of an embedding's numbers
 
 
 class Player:
-    """The component, made in the current `gr.Blocks` context, and what is sent to it.
+    """The component, made in the current `gr.Blocks` context, and the messages to it.
 
     The browser may skip a message when several come at once, so live messages should repeat the last few
     frames, and the one that ends a run (`running=False`) should have all of them (`since=0`). The last frame
     of a run is sent without loss, the others' pictures nearly so. Tracks that a message leaves out go away.
 
-    `elem_id` is the task's name and “-player”. The last pictures carry it with the settings.
+    `elem_id` is the task's name and “-player”. The settings in the last pictures name the task.
     """
 
     def __init__(self, elem_id: str) -> None:
@@ -158,7 +158,7 @@ def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> 
 
 
 def _stamp(record: Record, task: str) -> PngInfo | None:
-    """The settings, for the last pictures to carry as those in the zip do; None if they are too large."""
+    """The settings, which the last pictures contain as those in the zip do; None if they are too large."""
     try:
         stamp = settings_file.stamp(record.request, record.checkpoint, task)
     except ValueError:  # a photo is too large for settings; the result is shown all the same

@@ -196,7 +196,7 @@ class RunPanel:
         yield self._ended(text) | kept
 
     def _in_turn(self, runs: list[Track], session: str) -> Iterator[tuple[Track, Waiting | Frame]]:
-        """Every run with whatever comes next of it, one of each in turn, until all are over.
+        """Each run with its next event, one of each in turn, until all are over.
 
         One event of each is there before the first is handed out, so that a run that cannot begin ends all
         of them in time.
