@@ -252,7 +252,7 @@ def test_three_one_click_examples(visit, pipe, task):
         assert len(pipe.calls) == before + 1 and pipe.calls[-1].given
 
 
-def test_what_runs_where_is_said(visit):
+def test_checkpoint_size_and_device_are_shown(visit):
     visitor = visit()
     facts = visitor.page.locator(".facts").inner_text()
     assert all(words in facts for words in ("orchard", "64 × 64 px", "16 MB", "CPU"))
@@ -328,7 +328,7 @@ def test_fill_a_painted_hole_then_stop_a_second_run(visit, pipe, photo_file, mon
     assert visitor.find("run").is_enabled() and visitor.find("stop").is_disabled()
 
 
-def test_before_and_after_of_what_was_filled_in(visit):
+def test_before_and_after_of_inpainting(visit):
     visitor = visit("fill_in")
     visitor.run()
     visitor.done()
@@ -362,7 +362,7 @@ def test_a_painted_and_an_uploaded_mask_are_given(visit, pipe, tmp_path):
     near(lambda: np.array_equal(visitor.cells("mask"), mask == 1))
 
 
-def test_what_cannot_be_run_is_explained_and_the_page_goes_on(visit, tmp_path):
+def test_an_impossible_request_is_explained_and_the_page_goes_on(visit, tmp_path):
     visitor = visit()
     page = visitor.page
     visitor.choose("image", "Given")
@@ -438,7 +438,7 @@ def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
     near(lambda: visitor.find("seed", "input").input_value() != seed)
 
 
-def test_what_is_typed_wrongly_into_the_settings_is_mended_or_explained(visit, pipe, monkeypatch):
+def test_wrong_numbers_in_the_settings_are_corrected_or_explained(visit, pipe, monkeypatch):
     monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.steps * request.rows())
     visitor = visit("image_mask")
     steps, estimate = visitor.find("steps", "input[type=number]"), visitor.find("estimate")
@@ -761,7 +761,7 @@ def test_a_link_reproduces_the_run(visit, pipe, size):
     assert again.find("seed", "input").input_value() == visitor.find("seed", "input").input_value()
 
 
-def test_a_link_says_what_could_not_travel_and_what_cannot_be_read(visit, photo_file):
+def test_a_link_names_missing_values_and_unreadable_ones(visit, photo_file):
     visitor = visit("fill_in")
     visitor.run()
     visitor.done()
@@ -844,7 +844,7 @@ def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file):
     assert visitor.fits()
 
 
-def test_side_by_side_changes_guidance_only_when_told_to(visit, pipe):
+def test_side_by_side_changes_guidance_only_by_choice(visit, pipe):
     visitor = visit("image_label")
     visitor.page.get_by_role("button", name="Cherry Rainier", exact=True).or_(
         visitor.page.get_by_role("button", name="Apple Golden", exact=True)
@@ -863,7 +863,7 @@ def test_side_by_side_changes_guidance_only_when_told_to(visit, pipe):
         assert scales == {30: {"label": 1}, 10: {"label": scale}}
 
 
-def test_what_the_server_has_forgotten_is_not_forked(visit, monkeypatch):
+def test_a_run_that_the_server_has_lost_is_not_forked(visit, monkeypatch):
     visitor = visit("image_label")
     keep = SessionState.__setitem__
 

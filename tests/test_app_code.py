@@ -1,4 +1,4 @@
-"""The programs people copy run as they stand and give what the page gives."""
+"""The programs to copy run as they stand and give the same as the page."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def executed(program: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", list(RUNS))
-def test_the_client_program_gives_what_a_direct_run_gives(name, service, address, tmp_path):
+def test_the_client_program_gives_the_same_as_a_direct_run(name, service, address, tmp_path):
     request = RUNS[name]
     printed = executed(client_program(request, address, "fake", "any"), tmp_path).splitlines()
     lines = printed[1:]  # the first one says what the client is connected to
@@ -198,7 +198,7 @@ def test_texts_stay_texts(text, monkeypatch):
         assert asked.arguments["given"] == {"embedding": text}
 
 
-def test_what_is_as_usual_is_not_in_the_way():
+def test_programs_leave_out_defaults():
     program = client_program(
         Request({"label": LABELS[0]}, ("image",), guidance_scale={"label": 1}), "http://a/"
     )

@@ -1,4 +1,4 @@
-"""Side by side: what nobody changes is the same in both runs."""
+"""Side by side: untouched settings are the same in both runs."""
 
 import gradio as gr
 import pytest
@@ -40,7 +40,7 @@ def test_guidance_can_be_changed_for_all_that_is_given(compare, scales):
 
 
 @pytest.mark.parametrize("guidance", [SAME, 1.0, 5.0])
-def test_what_is_followed_is_followed_as_strongly_in_both(compare, guidance):
+def test_a_modality_sampled_first_keeps_its_guidance_in_both(compare, guidance):
     request = Request(wanted=("image", "label"), guidance_scale={"label": 3.5}, sample_first=("label",))
     assert compare.read(request, 0, guidance, SAME, "orchard") == (request, "orchard")
 
@@ -64,7 +64,7 @@ def test_two_equal_runs_are_refused(compare):
         compare.titles(request, "orchard", other, checkpoint)
 
 
-def test_titles_say_what_differs_and_nothing_else(compare):
+def test_titles_name_the_differences_alone(compare):
     request = given({"label": 3.0})
     other, checkpoint = compare.read(request, *UNTOUCHED, "scenes")
     assert compare.titles(request, "orchard", other, checkpoint) == ("orchard", "scenes")

@@ -138,7 +138,7 @@ def test_the_likeliest_label_is_read_off_its_bar(single):
         assert lengths.max() == pytest.approx(236 * single.frames[index].x["label"][0].max(), abs=4)
 
 
-def test_what_the_embedding_says_changes_the_frame(single):
+def test_the_words_of_an_embedding_change_the_frame(single):
     silent = np.asarray(frames(film_of(silenced(single)))[-1]).astype(int)
     spoken = np.asarray(frames(film_of(single))[-1]).astype(int)
     assert silent.shape == spoken.shape
@@ -215,7 +215,7 @@ def test_the_mp4_has_every_step_and_holds_the_last(single, tmp_path):
     assert np.abs(np.asarray(shown[0], float) - np.asarray(shown[-1], float)).mean() > 5
 
 
-def test_the_mp4_is_what_browsers_play(single, tmp_path):
+def test_the_mp4_plays_in_browsers(single, tmp_path):
     write_mp4(tmp_path / "a.mp4", film_of(single))
     with av.open(str(tmp_path / "a.mp4")) as container:
         (stream,) = container.streams

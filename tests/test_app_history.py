@@ -1,4 +1,4 @@
-"""Records keep what the model says; uncertainty and areas against closed forms."""
+"""Records keep the predictions; uncertainty and areas against closed forms."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_areas_are_shares_of_the_picture():
     assert areas(frame, PIPE.modalities["mask"]) == pytest.approx(np.array([[0.75, 0.25]]))
 
 
-def test_roles_are_those_of_the_end():
+def test_roles_are_as_after_the_last_change():
     known = np.eye(64, dtype=bool)
     fork = Change(3, Request({"image": None, "label": "x"}, ("image",), known))
     kept = record(Request(wanted=("image", "label", "mask"), changes=(fork,)))

@@ -1,4 +1,4 @@
-"""Links are short, readable, and restore what they say; what they cannot carry is said in words."""
+"""Links are short and readable, restore the run, and name everything that does not fit."""
 
 import base64
 import zlib
@@ -78,7 +78,7 @@ def test_a_link_reads_like_the_settings():
     )
 
 
-def test_what_is_as_usual_is_left_out():
+def test_links_leave_out_defaults():
     assert to_query(Request(wanted=("image",)), "orchard", "any") == (
         "?task=any&model=orchard&seed=0&want=image",
         [],
@@ -106,7 +106,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("name", list(SHORT))
-def test_links_restore_what_fits(name):
+def test_links_restore_requests_that_fit(name):
     request = SHORT[name]
     query, left_out = to_query(request, "orchard", "any-to-any")
     linked = from_query(opened(query), SPECS)
@@ -142,7 +142,7 @@ def test_older_links_sample_a_label_first_that_is_guided_but_not_given():
     assert waiting.sample_first == ()  # it will be given
 
 
-def test_a_photo_is_asked_for_and_its_hole_travels():
+def test_a_link_names_its_missing_photo_and_contains_the_hole():
     known = disc(12) == 0
     scales = {"image": 1.5, "label": 2}
     request = Request({"image": PHOTO, "label": LABELS[1]}, ("image", "mask"), known, guidance_scale=scales)
@@ -155,7 +155,7 @@ def test_a_photo_is_asked_for_and_its_hole_travels():
     assert linked.request.wanted == ("image", "mask") and linked.request.guidance_scale == scales
 
 
-def test_what_is_too_intricate_is_named():
+def test_a_link_names_masks_that_are_too_long():
     noise = np.random.default_rng(0).integers(0, 2, (128, 128))
     request = Request(
         {"mask": noise, "image": photo((128, 128))},

@@ -229,7 +229,7 @@ def distance_to_path(*corners):
 
 @pytest.mark.parametrize("screen", [DESKTOP, ZOOMED, PHONE], ids=["desktop", "zoomed", "phone"])
 @pytest.mark.parametrize("diameter", [1, 8, 21])
-def test_a_stroke_covers_what_the_brush_has_passed(browser, desk, photo_file, screen, diameter):
+def test_a_stroke_covers_the_path_of_the_brush(browser, desk, photo_file, screen, diameter):
     corners = [(12.3, 14.6), (50.2, 20.9), (30.5, 52.4)]
     with visiting(browser, desk, **screen) as visitor:
         visitor.with_photo(photo_file).slide("image", "width", diameter)
@@ -243,7 +243,7 @@ def test_a_stroke_covers_what_the_brush_has_passed(browser, desk, photo_file, sc
         assert ndimage.label(hole, np.ones((3, 3)))[1] == 1  # no gaps
 
 
-def test_what_is_seen_does_not_depend_on_opacity_or_size(browser, desk, photo_file, visitor):
+def test_cells_do_not_depend_on_opacity_or_size(browser, desk, photo_file, visitor):
     visitor.with_photo(photo_file).drag("image", (10, 10), (50, 40))
     before = visitor.hole()
     visitor.slide("image", "opacity", 30)
@@ -411,7 +411,7 @@ def test_an_uploaded_hole_is_checked_and_explained(visitor, save):
     assert np.array_equal(visitor.hole(), upper)  # an upload can be undone
 
 
-def test_the_hole_is_kept_for_the_next_photo_unless_told_otherwise(visitor, photo_file, save):
+def test_the_hole_is_kept_for_the_next_photo_unless_unticked(visitor, photo_file, save):
     visitor.with_photo(photo_file).drag("image", (10, 10), (50, 40))
     before, other = visitor.hole(), photo((SIZE, SIZE), seed=9)
     visitor.page.click("#desk-image-other")
@@ -427,7 +427,7 @@ def test_the_hole_is_kept_for_the_next_photo_unless_told_otherwise(visitor, phot
     assert not visitor.seen("image").any()
 
 
-def test_a_file_that_is_no_photo_is_explained_and_the_next_one_taken(visitor, photo_file, tmp_path):
+def test_a_file_that_is_no_photo_is_explained_and_the_next_one_accepted(visitor, photo_file, tmp_path):
     (tmp_path / "diary.png").write_bytes(b"dear diary")
     visitor.upload("image", tmp_path / "diary.png")
     visitor.note("image-note", "“diary.png” cannot be read as a picture")
@@ -456,7 +456,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("embedding", ["a dark red apple", photo((50, 30))], ids=["text", "photo"])
-def test_what_was_given_can_be_brought_back(visitor, embedding):
+def test_given_values_can_be_restored(visitor, embedding):
     rng = np.random.default_rng(1)
     kept = {
         "image": Read(photo((SIZE, SIZE)), rng.random((SIZE, SIZE)) < 0.5),

@@ -1,4 +1,4 @@
-"""What the player is sent: complete, exact where that is promised, small and quick."""
+"""Messages to the player are complete, exact where that is promised, small and quick."""
 
 import base64
 import gc
@@ -225,7 +225,7 @@ def test_names_may_hold_anything(player):
     assert track["title"] == nasty and track["heads"][2]["classes"][0] == nasty
 
 
-def test_what_is_kept_goes_with_the_record(player):
+def test_cached_frames_go_with_the_record(player):
     record = make_record(num_samples=2)
     one(player, record)
     assert len(player._kept) == 1 + len(record.frames)

@@ -361,7 +361,7 @@ def test_several_samples(look):
     assert near(decode(card), record.frames[3].x["image"][1])
 
 
-def test_what_is_given_is_not_among_what_differs(look):
+def test_given_modalities_have_no_map_of_differences(look):
     viewer = look()
     mask = np.zeros((32, 32), dtype=np.uint8)
     viewer.bring(

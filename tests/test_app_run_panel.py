@@ -99,7 +99,7 @@ def asked(label="Tomato Heart", seed=5) -> Request:
     return Request({"label": label}, ("image", "mask"), steps=STEPS, seed=seed)
 
 
-def test_what_is_shown_is_kept_while_the_page_is_open_and_no_longer(page):
+def test_shown_runs_are_kept_while_the_page_is_open_and_no_longer(page):
     holder = StateHolder()
     holder.set_blocks(page.demo)
     session, key = holder["somebody"], page.panel.shown._id
@@ -164,7 +164,7 @@ def test_no_checkpoint_is_named_where_there_is_one(page):
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_comparison_that_breaks_off_shows_what_there_is(page, services, broken):
+def test_a_comparison_that_breaks_off_shows_its_steps_so_far(page, services, broken):
     def meanwhile():
         if len(page.sent) == 4:
             services[broken].pipe.broken = RuntimeError("out of memory")

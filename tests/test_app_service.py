@@ -1,4 +1,4 @@
-"""What cannot be run is explained, previews come often, runs take turns, Stop keeps what there is."""
+"""Impossible requests are explained, every step is there, runs take turns, Stop keeps the steps so far."""
 
 import dataclasses
 import subprocess
@@ -54,7 +54,7 @@ def test_the_page_is_not_part_of_it():
         ({"sampler": "euler"}, "no sampler is called 'euler'"),
     ],
 )
-def test_what_cannot_be_run_is_explained(service, changes, words):
+def test_an_impossible_request_is_explained(service, changes, words):
     with pytest.raises(ValueError, match=words):
         next(stream(service, dataclasses.replace(JOINT, **changes)))
     assert frames(service, JOINT)[-1].index == JOINT.steps  # and nothing is left in the way
@@ -71,14 +71,14 @@ def test_a_photo_with_a_hole_may_be_given_and_wanted(service):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 12, 100])
-def test_every_step_is_previewed(service, steps):
+def test_every_step_has_a_frame(service, steps):
     seen = frames(service, dataclasses.replace(JOINT, steps=steps))
     assert [p.index for p in seen] == list(range(1, steps + 1))
     times = [p.t for p in seen]
     assert times[0] == 1000 and times == sorted(times, reverse=True)
 
 
-def test_previews_change_and_only_show_what_takes_part(service):
+def test_frames_change_and_only_have_given_and_wanted_modalities(service):
     seen = frames(service, Request(given={"label": "Apple Red"}, wanted=("image",)))
     assert set(seen[0].x) == {"image", "label"}
     assert all(not np.array_equal(a.x["image"], b.x["image"]) for a, b in zip(seen, seen[1:], strict=False))
@@ -122,7 +122,7 @@ def test_an_error_frees_the_model(service):
     assert frames(service, JOINT)[-1].index == JOINT.steps
 
 
-def test_who_finds_no_place_waits_in_line():
+def test_a_run_without_a_place_waits_in_line():
     service = Service(FakePipeline(step_seconds=0.005, capacity=1), "small")
     first, second, third = (stream(service, JOINT, name) for name in "abc")
     next(first)
@@ -167,7 +167,7 @@ def test_a_long_line_is_closed(monkeypatch):
     assert frames(service, JOINT)[-1].index == JOINT.steps
 
 
-def test_the_estimate_follows_what_runs_cost():
+def test_the_estimate_follows_the_last_runs():
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
     how = {"guidance_scale": {"label": 2.0}, "sample_first": ("label",)}  # as the warm-up
     request = dataclasses.replace(JOINT, steps=10, **how)
@@ -178,7 +178,7 @@ def test_the_estimate_follows_what_runs_cost():
     assert 0.6 <= slow.timing.estimate(request) < 1.8
 
 
-def test_time_left_is_what_is_left():
+def test_the_time_left():
     slow = Service(FakePipeline(step_seconds=0.02), "slow")
     record = slow.record(dataclasses.replace(JOINT, steps=10))
     for frame in slow.stream(record):
@@ -193,7 +193,7 @@ def test_a_batch_never_seen_costs_in_proportion():
     assert timing.estimate(dataclasses.replace(JOINT, num_samples=4, steps=30)) == pytest.approx(6.0)
 
 
-def test_holes_are_priced_by_what_holes_have_cost():
+def test_inpainting_is_estimated_by_earlier_inpainting():
     timing = Timing()
     hole = Request({"image": photo()}, ("image",), middle_known(64), steps=10)
     timing.learn(dataclasses.replace(JOINT, num_samples=2), 0.1)

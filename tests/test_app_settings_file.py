@@ -155,7 +155,7 @@ def test_the_pictures_inside_are_plain_png():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "upside down"])
-def test_a_photo_for_the_embedding_stays_what_the_model_sees(mode):
+def test_a_photo_for_the_embedding_is_kept_as_the_model_sees_it(mode):
     picture = photo((90, 60)).convert("RGB" if mode == "upside down" else mode)
     if mode == "RGBA":
         picture.putalpha(photo((90, 60), 8).convert("L"))
@@ -319,7 +319,7 @@ def test_a_bomb_is_not_unpacked():
 @pytest.mark.parametrize(
     "text", [b"", b"[]", b"3", b"{", b"\xff{", b"[" * 100_000, b"{" + b'"a":{' * 100_000]
 )
-def test_what_is_no_settings_file_is_refused(text, tmp_path):
+def test_other_files_than_settings_are_refused(text, tmp_path):
     (tmp_path / "notes.json").write_bytes(text)
     with pytest.raises(ValueError, match="settings"):
         settings_file.read(tmp_path / "notes.json", SPECS)
@@ -375,7 +375,7 @@ def test_zip_bombs_and_huge_files_are_refused(tmp_path):
         settings_file.read(tmp_path / "huge.png", SPECS)
 
 
-def test_what_has_no_place_in_settings_is_refused():
+def test_values_that_settings_cannot_hold_are_refused():
     with pytest.raises(ValueError, match="2000 × 10 px, too large"):
         settings_file.to_dict(
             Request({"embedding": Image.new("RGB", (2000, 10))}, ("image",)), "orchard", "any"

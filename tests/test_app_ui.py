@@ -1,4 +1,4 @@
-"""What files and links make of the forms, read from the updates that the page gets; no browser."""
+"""Files and links fill in the forms; read from the updates that the page gets, without a browser."""
 
 import json
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ def rows(restorer, name):
     return {row.spec.name: row for row in restorer._by_name[name].form._rows}
 
 
-def test_what_a_link_lacks_is_asked_for_and_its_hole_is_there(restorer, service):
+def test_the_page_asks_for_the_missing_photo_of_a_link_and_shows_its_hole(restorer, service):
     known = np.ones((64, 64), bool)
     known[10:30, 20:40] = False
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -68,7 +68,7 @@ def test_a_modality_that_is_missing_is_still_to_be_given(restorer, name):
 
 
 @pytest.mark.parametrize("link", [{"give.label": LABELS[2]}, {"give.label": LABELS[2], "missing": "mask"}])
-def test_a_task_without_a_row_for_what_is_given_gives_way(restorer, link):
+def test_a_task_without_a_row_for_a_given_modality_gives_way(restorer, link):
     tab, _, request, name, updates = opened(restorer, {"task": "image_mask", "want": "image", **link})
     assert tab["selected"] == "any_to_any" and (request is None or name == "any_to_any")
     label = rows(restorer, "any_to_any")["label"]

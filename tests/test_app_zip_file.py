@@ -111,7 +111,7 @@ def test_the_overlay_tints_the_mask_and_leaves_the_background(tmp_path):
     assert np.abs(overlay[inside] - (opacity * tint + (1 - opacity) * image[inside])).max() < 3
 
 
-def test_the_results_say_what_came_out(tmp_path):
+def test_the_results_in_words_and_numbers(tmp_path):
     record = record_of(JOINT)
     result = Opened(record, tmp_path).json("result.json")
     samples = result.pop("samples")
@@ -147,7 +147,7 @@ def test_a_stopped_run_is_kept_as_far_as_it_got(tmp_path):
     assert np.array_equal(np.asarray(opened.picture("sample_3/image.png")), record.frames[1].x["image"][2])
 
 
-def test_what_was_given_is_there_with_its_forks(tmp_path):
+def test_inputs_are_there_with_those_of_forks(tmp_path):
     opened = Opened(record_of(FORKED), tmp_path)
     assert {name for name in opened.names if name.startswith("inputs/")} == {
         "inputs/image.png",
