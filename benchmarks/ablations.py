@@ -24,8 +24,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from app.tables import look_up
-from benchmarks.report import table
 from benchmarks.study import (
     CPU,
     Bench,
@@ -43,6 +41,8 @@ from benchmarks.study import (
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
 from mmdiff.evaluation.core import Settings
+from mmdiff.evaluation.report.files import build
+from mmdiff.evaluation.report.lookup import look_up
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure
 
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = study(STUDIES[args.study], base, bench, args.seeds, Path(args.out), facts, run)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(table(report))
+    print(build(report).to_markdown())
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -20,9 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from app.tables import look_up
+
 from mmdiff.evaluate import evaluate, read_examples
 from mmdiff.evaluation.core import Evaluation, Settings
+from mmdiff.evaluation.report.lookup import look_up
 from mmdiff.pipeline import Pipeline
 
 TASKS = ("mask_from_image", "label_from_image", "embedding_from_image")

@@ -24,9 +24,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from app.controls.settings import FILLING
-from app.efficiency import FIGURES, GUIDED
-from app.tables import look_up
 from benchmarks.engine import paired, seconds
 from benchmarks.study import only
 from mmdiff.checkpoint import load_config
@@ -34,6 +31,8 @@ from mmdiff.config import ModelConfig
 from mmdiff.evaluate import evaluate, read_examples
 from mmdiff.evaluation.core import Evaluation, Settings
 from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.report.cost import FIGURES, GUIDED
+from mmdiff.evaluation.report.lookup import look_up
 from mmdiff.model import UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
@@ -41,6 +40,7 @@ from mmdiff.training.dry_run import count, measure
 
 STEPS = (5, 10, 20, 30, 50, 100)
 TASKS = ("holes", "image_from_label", "joint")
+FILLING_SAMPLER, FILLING_GUIDANCE = "ancestral", 1.5  # with which the page fills holes
 # name of a figure -> where it stands in the results of `evaluate`
 PATHS = {
     "hole_lpips": "holes.blocks.lpips",
@@ -100,7 +100,7 @@ def quality(ev: Evaluation, filling_guidance: float, steps: Sequence[int]) -> li
     The page's sampler of holes is measured with guidance, too.
     """
     ways = [(name, name, 1.0, TASKS) for name in SAMPLERS]
-    ways.append((GUIDED, FILLING.sampler, filling_guidance, ("holes",)))
+    ways.append((GUIDED, FILLING_SAMPLER, filling_guidance, ("holes",)))
     points, plain = [], ev.settings
     for name, sampler, guidance, tasks in ways:
         for number in steps:
@@ -174,7 +174,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=96, help="pictures a figure")
     parser.add_argument("--guidance", type=float, default=2.0, help="for photos from labels")
     parser.add_argument(
-        "--filling-guidance", type=float, default=FILLING.guidance, help="by the pixels around holes"
+        "--filling-guidance", type=float, default=FILLING_GUIDANCE, help="by the pixels around holes"
     )
     parser.add_argument("--batch", type=int, default=8, help="samples in a pass")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of timed passes")

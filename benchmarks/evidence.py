@@ -27,9 +27,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from app.evidence import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
-from app.tables import look_up
-from benchmarks.report import table
 from benchmarks.study import (
     CPU,
     Bench,
@@ -51,6 +48,9 @@ from mmdiff.evaluation.core import Settings
 from mmdiff.evaluation.fillings import FILLINGS
 from mmdiff.evaluation.hole_figures import interval
 from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.report.evidence import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
+from mmdiff.evaluation.report.files import build
+from mmdiff.evaluation.report.lookup import look_up
 
 RESAMPLES = 10  # of every jump of RePaint; with half as many jumps, as the others' steps, it is worse
 PHOTOS = {"always": ("image",), "holes": 1.0}  # every photo is given, with holes
@@ -333,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(report, Path(args.out))
         if args.plot:
             plot(report, args.plot)
-    print(table(report))
+    print(build(report).to_markdown())
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -47,7 +47,8 @@ def sample_ddim(
     for t, s in pairwise(times):
         prediction = yield z, t, clean
         clean = prediction
-        z = jump(schedule, z, t, s, clean, noise(z.shape[1:]).to(z) if eta else None, eta)
+        fresh = noise(z.shape[1:]).to(z) if eta and noise else None
+        z = jump(schedule, z, t, s, clean, fresh, eta)
     yield z, times[-1], clean
 
 

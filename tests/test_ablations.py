@@ -7,10 +7,10 @@ import torch
 from synthetic import CLASSES, read_shapes, tiny_train_config
 
 from benchmarks import ablations, study
-from benchmarks.report import table
 from mmdiff.config import load_train_config
 from mmdiff.evaluation.core import Settings
 from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.report.files import build
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure
 from mmdiff.training.trainer import Trainer
@@ -55,7 +55,7 @@ def test_every_variant_is_trained_and_measured(base, bench, tmp_path):
     assert {"L1", "L2/image", "L2/mask", "total"} == set(variants["image + mask"]["validation"])
     sizes = {name: variant["runs"]["0"]["parameters"] for name, variant in variants.items()}
     assert sizes["no flags"] == sizes["weights ramp"] == sizes["weights none"] == sizes["baseline"]
-    assert table(report).count("| baseline |") == 1 and "–" in table(report)
+    assert build(report).to_markdown().count("| baseline |") == 1 and "–" in build(report).to_markdown()
 
 
 def test_variants_differ_from_the_baseline_in_one_choice(base):
@@ -126,8 +126,8 @@ def test_one_seed_has_no_spread(base, bench, counted, tmp_path):
         report = study.study(
             some, base, bench, seeds, tmp_path / "out.json", {"photos_judged": 1.0}, counted[1]
         )
-        assert table(report).count(shown) == 2
-    assert "over 2 seeds" in table(report)
+        assert build(report).to_markdown().count(shown) == 2
+    assert "over 2 seeds" in build(report).to_markdown()
 
 
 def test_numbers_of_a_list_share_a_line(tmp_path):

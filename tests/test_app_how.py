@@ -15,10 +15,12 @@ import pytest
 import torch
 from fakes import FakePipeline
 
-from app import evidence, results, theme
+from app import theme
 from app.tabs import how_it_works
-from benchmarks import report
 from mmdiff.evaluate import parse_arguments
+from mmdiff.evaluation.report.evidence import SYSTEMS
+from mmdiff.evaluation.report.files import build, read
+from mmdiff.evaluation.report.table import Table
 from mmdiff.forward_process import q_posterior, signal
 from mmdiff.schedule import NoiseSchedule
 
@@ -102,12 +104,11 @@ def test_a_changed_number_changes_the_page(project):
         ),
     ],
 )
-def test_holes_that_were_filled_otherwise_are_said(project, monkeypatch, own, words):
+def test_the_note_says_how_holes_were_filled_if_not_as_the_rest(project, monkeypatch, own, words):
     monkeypatch.setitem(globals(), "SETTINGS", SETTINGS | own)
     project.write(holes={"blocks": {"psnr": 20}})
-    assert words in how_it_works.measured("toy", project.root)
     results = json.loads((project.root / "docs/results/toy.json").read_text())
-    assert report.table(results).strip().endswith(words)
+    assert words in how_it_works.measured("toy", project.root) and build(results).note.endswith(words)
 
 
 def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
@@ -121,9 +122,9 @@ def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
     together = [row[1:3] for row in Cells(page).rows if row[0] == "Photo and mask together: their IoU"]
     for measured in (tasks["joint"], following["joint"]):  # in both files, with other settings
         assert [f"{measured['mask_rule_iou']:.4f}", f"{measured['n']}"] in together
-    followed = found["The same where all else follows the label: that classifier agrees"]
+    followed = found["The label followed: that classifier agrees"]
     assert followed[0] == f"{following['joint_following_label']['judge_agreement']:.1%}"
-    assert found["Photo from text: the colour asked for"][:2] == [
+    assert found["Photo from text: in the colour of the text"][:2] == [
         f"{texts['prompts']['overall']['colour']:.1%}",
         str(texts["prompts"]["overall"]["n"]),
     ]
@@ -136,7 +137,7 @@ def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
 
 def test_the_commands_are_the_ones_that_were_run():
     """They are read from pages; the parser of `mmdiff.evaluate` reads them back, or the file says them."""
-    reports, problems = results.read("orchard")
+    reports, problems = read("orchard", ROOT)
     assert not problems
     commands = {r.source: shlex.split(r.command.replace("\\\n", " ")) for r in reports}
     files = {source: json.loads((ROOT / source).read_text()) for source in commands}
@@ -155,7 +156,7 @@ def test_the_commands_are_the_ones_that_were_run():
 
 @pytest.mark.parametrize("checkpoint", ["orchard", "scenes"])
 def test_every_file_of_the_shipped_checkpoints_can_be_shown(checkpoint):
-    reports, problems = results.read(checkpoint)
+    reports, problems = read(checkpoint, ROOT)
     assert not problems and f"docs/results/{checkpoint}.json" in {report.source for report in reports}
     page = how_it_works.measured(checkpoint)
     assert "skipped" not in page and "`" not in page and "<code>ddim</code>" in page
@@ -171,8 +172,8 @@ def test_what_could_not_be_measured_is_left_out_and_the_rest_is_shown(project):
 def test_only_tables_of_tasks_are_stacked(project):
     project.write(label_from_image={"top1": 0.5})
     assert 'class="tasks"' in how_it_works.measured("toy", project.root)
-    of_four = results.Table("Cost", ("System", "Parameters", "Images", "Minutes"), (("ours", "1", "2", "3"),))
-    assert 'class="figures"' in how_it_works._table(of_four)
+    of_four = Table("Cost", ("System", "Parameters", "Images", "Minutes"), (("ours", "1", "2", "3"),))
+    assert 'class="figures"' in of_four.to_html()
 
 
 def test_a_model_card_links_to_nothing_that_the_page_does_not_serve(tmp_path):
@@ -184,10 +185,10 @@ def test_a_model_card_links_to_nothing_that_the_page_does_not_serve(tmp_path):
 
 def test_a_command_is_cut_out_of_its_page(project):
     project.write(label_from_image={"top1": 0.5})
-    (report,), _ = results.read("toy", project.root)
+    (report,), _ = read("toy", project.root)
     assert report.command.startswith("python -m mmdiff.evaluate") and report.command.endswith("toy.json")
     (project.root / "README.md").unlink()
-    (report,), _ = results.read("toy", project.root)
+    (report,), _ = read("toy", project.root)
     assert report.command == "" and "<pre>" not in how_it_works.measured("toy", project.root)
 
 
@@ -248,7 +249,7 @@ def test_the_pictures_are_xml_and_say_what_they_show():
         }
         assert used <= ids
         kinds = [node.get("data-kind") for node in tree.iter() if node.get("data-kind")]
-        assert kinds == list(how_it_works.KINDS)
+        assert kinds == list(how_it_works.DRAWN.values())
         assert not any("http" in value for node in tree.iter() for value in node.attrib.values())
 
 
@@ -258,6 +259,15 @@ def test_what_a_model_lacks_is_faint_and_its_tabs_are_not_listed():
     assert "64 × 64 px" in how_it_works._picture(specs) and "7 classes" in how_it_works._picture(specs)
     page = how_it_works._page(specs)
     assert "<dt>Image + label</dt>" in page and "<dt>Image + mask</dt>" not in page
+    assert "<b>Image</b>: the clean picture" in page and "likeliest class of every pixel" not in page
+
+
+def test_a_second_modality_of_a_form_is_explained_with_the_first():
+    specs = FakePipeline(64, modalities=("image",)).modalities
+    depth = SimpleNamespace(name="depth", kind="depth", form="picture", classes=(), shape=(1, 8, 8))
+    specs = {**specs, "depth": depth}
+    assert "<b>Image, depth</b>: the clean picture" in how_it_works._page(specs)
+    assert "64 × 64 px" in how_it_works._picture(specs) and "8 × 8 px" not in how_it_works._picture(specs)
 
 
 def test_the_model_card_comes_without_its_front_matter(tmp_path):
@@ -322,7 +332,7 @@ def test_the_page_in_a_browser(browser, address, width, scheme, shown):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.goto(address)
-    formulas = len(how_it_works.EQUATIONS) + len(how_it_works.LOSS)
+    formulas = how_it_works.EQUATIONS.read_text(encoding="utf-8").count("\n$$")
     page.locator(".katex-display").nth(formulas - 1).wait_for()
     assert page.locator(".katex-display").count() == formulas and page.locator(".katex-error").count() == 0
     page.wait_for_function(
@@ -376,11 +386,18 @@ def test_a_comparison_says_what_was_compared():
     systems = json.loads((ROOT / "docs/results/evidence-scenes.json").read_text())["variants"]
     found, text = rows(page), (ROOT / "docs/evidence.md").read_text()
     for name in systems:  # the page says of them what the document says
-        assert f"| {name} | {evidence.SYSTEMS[name]} |" in text
-    assert f'<td data-head="Trained for">{evidence.SYSTEMS["classifier"]}</td>' in page and found
+        assert f"| {name} | {SYSTEMS[name]} |" in text
+    assert f'<td data-head="Trained for">{SYSTEMS["classifier"]}</td>' in page and found
 
 
-@pytest.mark.parametrize("lacking", [{"variants": {}}, {"variants": {}, "config": {}, "evaluation": {}}])
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        {"variants": {}},
+        {"variants": {}, "config": {}, "evaluation": {}},
+        {"variants": {"ours": {"runs": {}}}},  # a mean of nothing
+    ],
+)
 def test_a_comparison_without_its_figures_is_said_to_be_unreadable(project, lacking):
     found = {"comparisons": {"a": {}}} | lacking
     (project.root / "docs/results/evidence-toy.json").write_text(json.dumps(found))

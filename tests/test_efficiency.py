@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 from synthetic import CLASSES, lively_model, tiny_config
 
-from app import results
+from app.controls import settings
 from app.tabs import how_it_works
 from benchmarks import efficiency
 from benchmarks.efficiency import Pass, passes
-from benchmarks.report import table
 from benchmarks.study import only
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.report.files import FOLDER, build
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.samplers import SAMPLERS
 
@@ -51,6 +51,11 @@ def test_passes_compare_sums():
     )
 
 
+def test_holes_are_filled_as_on_the_page():
+    assert settings.FILLING.sampler == efficiency.FILLING_SAMPLER
+    assert settings.FILLING.guidance == efficiency.FILLING_GUIDANCE
+
+
 def test_a_pass_asks_for_everything():
     one = Pass(tiny_config(), 3)
     out = one.model(one.z, one.log_snr, one.condition)
@@ -80,7 +85,7 @@ def test_the_command(shapes, tmp_path, monkeypatch):
     assert picture.width > 2 * picture.height  # the photos are too small for LPIPS: two panels
     with pytest.raises(SystemExit, match="error: .*nowhere"):
         efficiency.main([str(tmp_path / "tiny"), *arguments, *outputs, "--data", str(tmp_path / "nowhere")])
-    text = table(report)
+    text = build(report).to_markdown()
     assert "| Steps | 2 | 3 |" in text and text.count("| ddim |") == 2
     first = report["quality"][0]
     assert f"| ddim | {first['judge_joint']:.1%} |" in text
@@ -88,7 +93,7 @@ def test_the_command(shapes, tmp_path, monkeypatch):
         one["parameters"] for one in report["passes"]["single"].values()
     )
     assert f"× {parameters:.2f} |" in text
-    folder = tmp_path / results.FOLDER
+    folder = tmp_path / FOLDER
     folder.mkdir(parents=True)
     (folder / "tiny-efficiency.json").write_text(json.dumps(report))
     page = how_it_works.measured("tiny", tmp_path)

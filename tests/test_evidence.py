@@ -9,17 +9,16 @@ from PIL import Image
 from scipy.stats import bootstrap
 from synthetic import CLASSES, read_shapes, tiny_config, tiny_train_config
 
-from app import results
-from app.evidence import CLAIMS, LONGER
 from app.tabs import how_it_works
 from benchmarks import evidence
 from benchmarks.evidence import REMEDIES, SYSTEMS, compare, run
-from benchmarks.report import table
 from benchmarks.study import Bench, fingerprint, optim_with, study
 from mmdiff.config import load_train_config
 from mmdiff.evaluation.core import Settings
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.report.evidence import CLAIMS, LONGER
+from mmdiff.evaluation.report.files import FOLDER, build
 from mmdiff.model import KNOWN, UNKNOWN
 from mmdiff.training.trainer import Trainer
 
@@ -155,7 +154,7 @@ def test_claims_are_checked_both_ways(report):
             for key in ("precision", "recall", "mask_iou", "label_top1"):
                 best = name.startswith("ours") == (ours < 200)
                 entry["figures"][key] = {"mean": 0.9 if best else 0.5, "std": 0.0}
-        return table(found)
+        return build(found).to_markdown()
 
     good, bad = tables(100), tables(300)
     assert good.count("| yes |") == bad.count("| no |") == 2 * len(CLAIMS)  # of both of ours
@@ -167,7 +166,7 @@ def test_claims_are_checked_both_ways(report):
 def test_the_page_shows_the_comparisons_of_its_checkpoint(report, tmp_path):
     found = json.loads(json.dumps(report))
     found["comparisons"] = compare(with_lpips({"ours": [[100]], "segmenter": []}, [200]))
-    folder = tmp_path / results.FOLDER
+    folder = tmp_path / FOLDER
     folder.mkdir(parents=True)
     for name in ("toy", "toy-remedies", "toyish"):
         (folder / f"evidence-{name}.json").write_text(json.dumps(found))
@@ -199,9 +198,10 @@ def test_a_plot_without_blocks_is_empty(report, tmp_path):
 def test_what_was_not_measured_is_said_so(report):
     found = report | {"comparisons": {}}
     found["variants"] = {name: report["variants"][name] for name in ("ours", "segmenter")}
-    assert table(found).count("| not measured |") == len(CLAIMS) - 1
-    del found["variants"]["segmenter"]  # what compares nothing claims nothing
-    assert "Reached" not in table(found) and "Reading photos" in table(found)
+    assert build(found).to_markdown().count("| not measured |") == len(CLAIMS) - 1
+    del found["variants"]["segmenter"]  # without a comparison there is no claim
+    text = build(found).to_markdown()
+    assert "Reached" not in text and "Reading photos" in text
 
 
 @pytest.mark.parametrize("name", ["orchard", "scenes"])

@@ -8,7 +8,7 @@ import torch
 from synthetic import CLASSES, read_shapes, tiny_train_config
 
 from benchmarks import gradients
-from benchmarks.report import table
+from mmdiff.evaluation.report.files import build
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_the_command(shapes, tmp_path, capsys):
     gradients.main(arguments)
     found = json.loads(out.read_text())
     assert [point["images"] for point in found["gradients"]] == [32, 96, 192, 320]
-    text = table(found)
+    text = build(found).to_markdown()
     assert "| image | 1 |" in text and "| label | 1 |" in text and "320 images" in text
     capsys.readouterr()
     with pytest.raises(SystemExit, match="error: .*nowhere"):

@@ -4,14 +4,15 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted([*ROOT.glob("mmdiff/**/*.py"), *ROOT.glob("app/**/*.py"), ROOT / "app.py"])
+FOLDERS = ("mmdiff", "app", "benchmarks")
 ENTRY = "app.py"  # the script has the name of the package
+ABOVE_THE_PIPELINE = ("mmdiff.sample", "mmdiff.evaluate", "mmdiff.evaluation", "mmdiff.training.refit")
 
 
 def module_of(path: Path) -> str:
@@ -22,75 +23,96 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_of(path): path for path in FILES}
+FILES = [ROOT / "app.py", *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py"))]
+MODULES = {module_of(path): path for path in sorted(FILES)}
 
 
-def imports(path: Path, only_at_import: bool = False) -> Iterator[str]:
-    """Names of the modules that a file imports, anywhere in it or only while it is imported itself."""
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+def of(folder: str) -> list[str]:
+    """Names of the modules of a top-level package."""
+    return [name for name in MODULES if name.split(".")[0] == folder and name != ENTRY]
+
+
+def imports(name: str, for_types: bool = True) -> Iterator[str]:
+    """Names of all modules that a module imports, inside functions, too, and those in `if TYPE_CHECKING`."""
+    pending: list[ast.AST] = [ast.parse(MODULES[name].read_text(encoding="utf-8"))]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
+            assert node.level == 0, f"{name} imports relatively"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif only_at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        elif only_at_import and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
+            pending.extend(node.orelse)
         else:
             pending.extend(ast.iter_child_nodes(node))
 
 
+def parents(name: str) -> set[str]:
+    """mmdiff.clip.data -> mmdiff, mmdiff.clip"""
+    parts = name.split(".")
+    return {".".join(parts[:k]) for k in range(1, len(parts))}
+
+
+def targets(name: str) -> set[str]:
+    """Modules of ours that must be complete before a module works: what it imports, and their packages.
+
+    Its own packages are left out: a package is complete once its modules are. Names that a package hands on
+    are followed to the package.
+    """
+    found = {imported for imported in imports(name, for_types=False) if imported in MODULES}
+    found |= {parent for imported in found for parent in parents(imported)} & MODULES.keys()
+    return found - {name} - parents(name)
+
+
 def packages(name: str) -> set[str]:
     """Top-level packages of everything that a module imports anywhere."""
-    return {imported.split(".")[0] for imported in imports(MODULES[name])}
+    return {imported.split(".")[0] for imported in imports(name)}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("mmdiff")])
-def test_mmdiff_knows_neither_gradio_nor_the_app(name):
+@pytest.mark.parametrize("name", of("mmdiff"))
+def test_mmdiff_knows_neither_gradio_nor_what_stands_on_it(name):
+    assert not packages(name) & {"gradio", "gradio_client", "app", "benchmarks", "tests"}
+
+
+@pytest.mark.parametrize("name", of("benchmarks"))
+def test_benchmarks_never_import_the_app(name):
     assert not packages(name) & {"gradio", "gradio_client", "app"}
 
 
 def test_the_app_is_where_gradio_is():
-    """Otherwise the test above would pass for want of anything to find."""
-    assert any("gradio" in packages(name) for name in MODULES if name.startswith("app"))
+    """Otherwise the tests above would pass for want of anything to find."""
+    assert any("gradio" in packages(name) for name in of("app"))
 
 
-def test_nothing_imports_the_script():
+def test_only_the_app_and_its_script_import_the_app():
     assert (ROOT / "app" / "__init__.py").exists()  # without it `python app.py` would import itself
     importers = {name for name in MODULES if "app" in packages(name)}
-    assert importers and all(name.startswith("app") for name in importers)
+    assert ENTRY in importers and importers <= {ENTRY, *of("app")}
+    assert not any("benchmarks" in packages(name) for name in (ENTRY, *of("app")))
 
 
 def test_the_pipeline_is_above_the_rest():
     """Only the package's front door and the commands, which stand above it, import the pipeline."""
-    core = [name for name in MODULES if name.startswith("mmdiff")]
-    importers = {name for name in core if "mmdiff.pipeline" in imports(MODULES[name])}
-    evaluation = {name for name in core if name.startswith("mmdiff.evaluat")}
-    assert importers <= {"mmdiff", "mmdiff.training.refit", "mmdiff.sample", *evaluation}
+    importers = {name for name in of("mmdiff") if "mmdiff.pipeline" in imports(name)}
+    below = {name for name in importers - {"mmdiff"} if not name.startswith(ABOVE_THE_PIPELINE)}
+    assert importers and not below
 
 
-def test_there_are_no_cycles():
-    graph = {}
-    for name, path in MODULES.items():
-        targets = {imported for imported in imports(path, only_at_import=True) if imported in MODULES}
-        if path.name == "__init__.py":  # a package is complete once its own modules are
-            graph.setdefault(name, set()).update(targets)
-        else:
-            parent = name.rpartition(".")[0]
-            graph[name] = targets - {name} - ({parent} if parent else set())
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
-    assert set(order) >= set(MODULES)
+def test_no_import_leads_back_to_its_module():
+    """Imports inside functions count, as they hide a circle without ending it."""
+    try:
+        order = list(TopologicalSorter({name: targets(name) for name in MODULES}).static_order())
+    except CycleError as error:
+        pytest.fail(f"modules import one another: {' <- '.join(error.args[1])}")
+    assert set(order) == set(MODULES)
 
 
 def test_all_of_mmdiff_can_be_imported_without_gradio():
-    names = [name for name in MODULES if name.startswith("mmdiff")]
     code = (
         "import importlib, sys\n"
-        f"for name in {names!r}:\n"
+        f"for name in {of('mmdiff')!r}:\n"
         "    importlib.import_module(name)\n"
         "loaded = {name.split('.')[0] for name in sys.modules}\n"
         "assert not loaded & {'gradio', 'gradio_client', 'app', 'fastapi'}, loaded\n"

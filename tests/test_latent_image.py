@@ -21,7 +21,7 @@ from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, 
 from mmdiff.data.examples import collate
 from mmdiff.evaluation.perceptual import REMEDY
 from mmdiff.modalities import build_modality
-from mmdiff.model import KNOWN, UNKNOWN
+from mmdiff.network.conditioning import KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
 from mmdiff.smooth_fill import smooth_fill
 from mmdiff.training.trainer import Trainer
@@ -273,14 +273,14 @@ def test_coverage_is_the_share_of_known_pixels(anchor):
         np.testing.assert_allclose(shares[:, channel].numpy(), cells, atol=1e-6)
 
 
-def test_entries_beside_a_hole_are_not_settled():
+def test_entries_beside_a_hole_are_not_determined():
     anchor = build_modality(ModalityConfig("image", "latent_image"), 64, 8)
     known = torch.ones(1, 1, 64, 64)
     known[..., 30, 41] = 0  # a pixel of the cell in row 3, column 5
-    settled = anchor.settled(known)[0].all(0)
+    determined = anchor.determined(known)[0].all(0)
     expected = torch.ones(8, 8, dtype=torch.bool)
     expected[2:5, 4:7] = False
-    assert torch.equal(settled, expected)
+    assert torch.equal(determined, expected)
 
 
 def test_what_is_hidden_cannot_be_seen(model):

@@ -17,7 +17,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from mmdiff.losses import _Bound, bound, total_loss, training_losses, z0_weight
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.schedule import log_snr
 
 NAMES = ("image", "mask", "label", "embedding")

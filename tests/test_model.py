@@ -5,8 +5,11 @@ import torch
 from synthetic import CLASSES, DIM, SIZE, lively_model, tiny_config
 
 from mmdiff.forward_process import q_sample
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
-from mmdiff.network.transformer import Stem, position_table, timestep_embedding
+from mmdiff.model import LOG_SNR_LIMIT, MultiModalDiffusion
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
+from mmdiff.network.convolutions import Stem
+from mmdiff.network.transformer import position_table, timestep_embedding
+from mmdiff.schedule import log_snr
 
 NAMES = ("image", "mask", "label", "embedding")
 
@@ -40,12 +43,12 @@ def state(model):
     schedule, e = model.make_schedule(), model.encode(draw())
     t = torch.tensor([3, 200, 600, 990])
     z0 = e.pop("image")
-    return q_sample(schedule, z0, t, e, normal(4, *model.z_shape)), t
+    return q_sample(schedule, z0, t, e, normal(4, *model.z_shape))
 
 
 def test_outputs_have_the_shapes_of_the_heads(model, state):
     condition = model.condition({}, flags_of(), pixels())
-    raw = model(state[0], torch.zeros(4), condition)
+    raw = model(state, torch.zeros(4), condition)
     assert {name: tuple(value.shape) for name, value in raw.items()} == {
         "image": (4, 3, SIZE, SIZE),
         "mask": (4, 2, SIZE, SIZE),
@@ -58,7 +61,7 @@ def test_outputs_have_the_shapes_of_the_heads(model, state):
 def test_every_modality_owns_its_channels_of_z(model):
     assert model.z_shape == (sum(m.z_channels for m in model.modalities.values()), 4, 4)
     used = torch.stack([(e != 0).any(0).any(-1).any(-1) for e in model.encode(draw(20)).values()])
-    assert (used.sum(0) == 1).all()  # every channel is somebody's, and nobody shares one
+    assert (used.sum(0) == 1).all()  # every channel belongs to exactly one modality
     e = model.encode(draw())
     for name, modality in model.modalities.items():
         low = model.channels.offsets[name]
@@ -73,11 +76,11 @@ def test_the_schedule_is_that_of_the_configuration():
     assert schedule.modalities == NAMES and schedule.families["image"] == "none"
 
 
-def test_a_new_model_is_calm(state):
+def test_outputs_of_a_new_model_are_near_zero(state):
     """Heads start near zero, so that training starts from a known function."""
     torch.manual_seed(0)
     model = MultiModalDiffusion(tiny_config())
-    raw = model(state[0], torch.zeros(4), model.condition({}, flags_of(), pixels()))
+    raw = model(state, torch.zeros(4), model.condition({}, flags_of(), pixels()))
     assert all(value.abs().max() < 0.2 for value in raw.values())
 
 
@@ -89,15 +92,15 @@ def test_every_output_depends_on_everything_that_is_given(model, state, given, o
     for seed in (0, 1):
         value = draw(seed=seed)[given]
         condition = model.condition(model.encode({given: value}), flags_of(**{given: KNOWN}), known)
-        raw.append(model(state[0], torch.zeros(4), condition)[output])
+        raw.append(model(state, torch.zeros(4), condition)[output])
     changed = (draw(seed=0)[given] != draw(seed=1)[given]).reshape(4, -1).any(1)
     assert ((raw[0] - raw[1]).flatten(1).abs().amax(1) > 1e-6)[changed].all() and changed.any()
 
 
 def test_outputs_depend_on_time_flags_and_known_map(model, state):
-    def label(log_snr=0.0, known=0.0, **states):
+    def label(level=0.0, known=0.0, **states):
         condition = model.condition({}, flags_of(**states), pixels(value=known))
-        return model(state[0], torch.full((4,), log_snr), condition)["label"]
+        return model(state, torch.full((4,), level), condition)["label"]
 
     for other in (label(2.0), label(known=1.0), label(mask=ABSENT), label(embedding=KNOWN)):
         assert (other - label()).abs().max() > 1e-5
@@ -105,15 +108,15 @@ def test_outputs_depend_on_time_flags_and_known_map(model, state):
 
 def test_extreme_times_are_finite(model, state):
     condition = model.condition({}, flags_of(), pixels())
-    for log_snr in (-float("inf"), -1e4, 1e4, float("inf")):
-        raw = model(state[0], torch.full((4,), log_snr), condition)
+    for level in (-float("inf"), -1e4, 1e4, float("inf")):
+        raw = model(state, torch.full((4,), level), condition)
         assert all(value.isfinite().all() for value in raw.values())
 
 
 def test_what_is_not_flagged_known_does_not_enter(model, state):
     flags = flags_of(mask=UNKNOWN, label=ABSENT, embedding=UNKNOWN)
     conditions = [model.condition(model.encode(draw(seed=s)), flags, pixels()) for s in (0, 1)]
-    raw = [model(state[0], torch.zeros(4), condition) for condition in conditions]
+    raw = [model(state, torch.zeros(4), condition) for condition in conditions]
     assert all(torch.equal(raw[0][name], raw[1][name]) for name in NAMES)
 
 
@@ -125,7 +128,7 @@ def test_the_anchor_enters_pixel_by_pixel(model, state):
 
     def raw(image):
         condition = model.condition(model.encode({"image": image}), flags, known)
-        return model(state[0], torch.zeros(4), condition)["image"]
+        return model(state, torch.zeros(4), condition)["image"]
 
     hidden_changed = torch.where(known > 0, photo, -photo)
     assert torch.equal(raw(photo), raw(hidden_changed))
@@ -135,13 +138,12 @@ def test_the_anchor_enters_pixel_by_pixel(model, state):
 
 
 def test_examples_do_not_see_each_other(model, state):
-    z, t = state
     condition = model.condition(model.encode(draw()), flags_of(label=KNOWN), pixels())
-    together = model(z, torch.zeros(4), condition)
+    together = model(state, torch.zeros(4), condition)
     for k in range(4):
         one = {name: value[k : k + 1] for name, value in draw().items()}
         alone = model.condition(model.encode(one), flags_of(1, label=KNOWN), pixels(1))
-        raw = model(z[k : k + 1], torch.zeros(1), alone)
+        raw = model(state[k : k + 1], torch.zeros(1), alone)
         for name in NAMES:
             torch.testing.assert_close(raw[name], together[name][k : k + 1], atol=1e-5, rtol=1e-5)
 
@@ -149,108 +151,83 @@ def test_examples_do_not_see_each_other(model, state):
 # -- predictions -------------------------------------------------------------------------------------
 
 
-def test_what_is_given_is_put_in_place(model, state):
+@pytest.mark.parametrize("t", [3, 600, 990])
+def test_given_modalities_keep_their_true_encodings(model, state, t):
     schedule, e = model.make_schedule(), model.encode(draw())
     known = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
     condition = model.condition(e, flags_of(mask=KNOWN, label=ABSENT), known)
-    prediction = model.denoiser(schedule, condition)(*state)
-    assert torch.equal(prediction.e["mask"], e["mask"])  # given: the true encoding
-    assert (prediction.e["label"] == 0).all()  # absent: none
-    embedding = model.modalities["embedding"]
-    raw = model(state[0], torch.zeros(4), condition)["embedding"]
-    assert prediction.e["embedding"].shape == e["embedding"].shape
-    assert (prediction.e["embedding"] != e["embedding"]).any()  # unknown: the head's expectation
-    assert embedding.expected_encoding(raw).shape[1] == embedding.z_channels
-    photo = torch.nn.functional.pixel_shuffle(prediction.z0[:, : 3 * 16], 4)
+    clean, _ = model.denoiser(schedule, condition)(state, t)
+    assert tuple(clean) == NAMES and all(value.shape == state.shape for value in clean.values())
+    assert torch.equal(clean["mask"], e["mask"])  # given: the true encoding
+    assert (clean["label"] == 0).all()  # ignored: none
+    raw = model(*model.call_at(schedule, state, t, condition))
+    expected = model.modalities["embedding"].expected_encoding(raw["embedding"])
+    assert torch.equal(clean["embedding"], model.channels.place("embedding", expected))  # the head's
+    photo = torch.nn.functional.pixel_shuffle(clean["image"][:, : 3 * 16], 4)
     assert torch.equal(torch.where(known > 0, photo, 0), torch.where(known > 0, draw()["image"], 0))
     assert (photo != draw()["image"])[(known == 0).expand_as(photo)].all()
 
 
-def test_the_denoiser_reads_the_time_of_each_sample(model, state):
+def test_encodings_from_elsewhere_get_what_is_given_in_the_same_way(model):
+    """`with_given` alone, as at a change of conditions: what is generated stays as it is."""
+    true, other = model.encode(draw()), model.encode(draw(seed=1))
+    known = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
+    condition = model.condition(true, flags_of(mask=KNOWN, label=ABSENT), known)
+    before = dict(other)
+    e = model.with_given(other, condition)
+    assert torch.equal(e["mask"], true["mask"]) and (e["label"] == 0).all()
+    assert torch.equal(e["embedding"], other["embedding"])
+    mixed = model.encode({"image": torch.where(known > 0, draw()["image"], draw(seed=1)["image"])})["image"]
+    assert torch.equal(e["image"], mixed)
+    assert all(other[name] is before[name] for name in NAMES)
+
+
+def test_predictions_are_those_of_the_heads_and_made_when_first_read(model, state, monkeypatch):
+    schedule, condition = model.make_schedule(), model.condition({}, flags_of(), pixels())
+    made = []
+    for name, modality in model.modalities.items():
+        predict = modality.predict
+        monkeypatch.setattr(
+            modality, "predict", lambda raw, name=name, predict=predict: made.append(name) or predict(raw)
+        )
+    _, predictions = model.denoiser(schedule, condition)(state, 500)
+    assert tuple(predictions) == NAMES
+    made.clear()  # those that the encodings needed
+    label = predictions["label"]
+    assert made == ["label"] and predictions["label"] is label
+    raw = model(*model.call_at(schedule, state, 500, condition))
+    assert torch.equal(label, raw["label"].softmax(1))
+
+
+@pytest.mark.parametrize("t", [3, 600, 990])
+def test_denoised_samples_do_not_depend_on_their_batch(model, state, t):
     schedule = model.make_schedule()
-    condition = model.condition({}, flags_of(), pixels())
-    denoise = model.denoiser(schedule, condition)
-    together = denoise(*state)
-    z, t = state
+    together, _ = model.denoiser(schedule, model.condition({}, flags_of(), pixels()))(state, t)
+    denoise = model.denoiser(schedule, model.condition({}, flags_of(1), pixels(1)))
     for k in range(4):
-        alone = model.condition({}, flags_of(1), pixels(1))
-        one = model.denoiser(schedule, alone)(z[k : k + 1], t[k : k + 1])
-        torch.testing.assert_close(one.z0, together.z0[k : k + 1], atol=1e-5, rtol=1e-5)
-    assert not together.z0.requires_grad
+        alone, _ = denoise(state[k : k + 1], t)
+        for name in NAMES:
+            torch.testing.assert_close(alone[name], together[name][k : k + 1], atol=1e-5, rtol=1e-5)
+    assert not any(encoding.requires_grad for encoding in together.values())
 
 
-def test_the_unconditional_denoiser_is_not_told(model, monkeypatch):
-    """Neither flags nor encodings nor z_t, from which it must be taken out, may tell what is given."""
-    schedule, t = model.make_schedule(), torch.tensor([3, 200, 600, 990])
-    known = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
-    flags, noise = flags_of(mask=KNOWN, label=KNOWN), normal(4, *model.z_shape)
-    common = model.encode(draw())
-    inputs, predictions = [], []
-    forward = type(model).forward
-
-    def spy(z_t, log_snr_t, condition):
-        inputs.append((z_t, log_snr_t, condition))
-        return forward(model, z_t, log_snr_t, condition)
-
-    monkeypatch.setattr(model, "forward", spy)
-    for seed in (0, 1):
-        e = common | {n: v for n, v in model.encode(draw(seed=seed)).items() if n in ("mask", "label")}
-        entering = {name: value for name, value in e.items() if name != "image"}
-        z_t = q_sample(schedule, e["image"], t, entering, noise)
-        condition = model.condition(e, flags, known)
-        predictions.append((model.unconditional_denoiser(schedule, condition)(z_t, t), e))
-    (z_a, snr_a, blind_a), (z_b, snr_b, blind_b) = inputs
-    torch.testing.assert_close(z_a, z_b, atol=1e-5, rtol=0)
-    assert torch.equal(snr_a, snr_b)
-    assert all(torch.equal(blind.flags, flags_of(mask=ABSENT, label=ABSENT)) for blind in (blind_a, blind_b))
-    assert torch.equal(blind_a.known_pixels, known)  # the anchor cannot be absent: its pixels stay given
-    clean_a, clean_b = sum(blind_a.e.values()), sum(blind_b.e.values())
-    assert torch.equal(clean_a, clean_b)
-    for prediction, e in predictions:  # what is in z_t must still be accounted for in (5)
-        assert torch.equal(prediction.e["mask"], e["mask"]) and torch.equal(prediction.e["label"], e["label"])
-    torch.testing.assert_close(predictions[0][0].z0, predictions[1][0].z0, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("reader", [0, 1])
-def test_a_dropped_anchor_is_seen_under_noise_alone(reader):
-    """As photos made from nothing are in training, whose other modalities stay given."""
-    model = lively_model(tiny_config(reader_depth=reader)).eval()
-    schedule, t, photo = model.make_schedule(), torch.tensor([3, 200, 600, 990]), draw()
-    known = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
-    known[0] = 1
-    flags = flags_of(label=KNOWN)
-    flags[0, 0] = KNOWN  # a photo without a hole
-    z_t, e = normal(4, *model.z_shape), model.encode(photo)
-    given = model.condition(e, flags, known, photo["image"])
-    dropped = model.unconditional_denoiser(schedule, given, {"image"})(z_t, t)
-    nothing = model.denoiser(schedule, model.condition(e, flags_of(label=KNOWN), pixels()))(z_t, t)
-    for name in NAMES:
-        torch.testing.assert_close(dropped.x[name], nothing.x[name], atol=1e-5, rtol=1e-5)
-    settled = model.coverage(known) > 0
-    assert torch.equal(dropped.z0[settled], e["image"][settled])  # the sampler goes on with the true ones
-    assert torch.equal(dropped.z0[~settled], nothing.z0[~settled])
-    assert (model.denoiser(schedule, given)(z_t, t).z0 - dropped.z0)[~settled].abs().max() > 1e-3
-
-
-def test_an_absent_modality_in_training_equals_one_made_absent_for_guidance(model):
-    """z_t without the modality is what training shows with the flag absent."""
-    schedule, t, noise = model.make_schedule(), torch.full((4,), 300), normal(4, *model.z_shape)
-    e = model.encode(draw())
-    entering = {n: v for n, v in e.items() if n != "image"}
-    z_full = q_sample(schedule, e["image"], t, entering, noise)
-    z_without = q_sample(schedule, e["image"], t, {n: v for n, v in entering.items() if n != "label"}, noise)
-    given = model.condition(e, flags_of(label=KNOWN), pixels())
-    absent = model.condition(e, flags_of(label=ABSENT), pixels())
-    guiding = model.unconditional_denoiser(schedule, given)(z_full, t)
-    training = model.denoiser(schedule, absent)(z_without, t)
-    for name in NAMES:
-        torch.testing.assert_close(guiding.x[name], training.x[name], atol=1e-4, rtol=1e-4)
+def test_the_network_gets_the_log_snr_of_the_time(model, state):
+    schedule, condition = model.make_schedule(), model.condition({}, flags_of(), pixels())
+    table = log_snr(schedule.log_abar).float()
+    for t in (1, 200, 600, 990, 1000):
+        z, level, seen = model.call_at(schedule, state, t, condition)
+        assert torch.equal(z, state) and seen is condition
+        assert level.dtype == torch.float32 and level.shape == (4,)
+        assert (level == table[t].clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)).all()
+    denoise = model.denoiser(schedule, condition)
+    early, late = (denoise(state, t)[0] for t in (200, 600))
+    assert all((early[name] - late[name]).abs().max() > 1e-5 for name in NAMES)
 
 
 # -- parts -------------------------------------------------------------------------------------------
 
 
-def test_embeddings_tell_times_and_places_apart():
+def test_embeddings_of_times_and_positions_differ():
     times = timestep_embedding(torch.linspace(-15, 15, 400), 32)
     places = position_table(6, 32)
     assert times.shape == (400, 32) and places.shape == (36, 32)
@@ -258,21 +235,21 @@ def test_embeddings_tell_times_and_places_apart():
     assert max(times.abs().max(), places.abs().max()) <= 1
 
 
-def test_a_stem_begins_by_adding_nothing(state):
+def test_a_new_stem_adds_nothing(state):
     plain = lively_model(tiny_config())
     stemmed = MultiModalDiffusion(tiny_config(stem_depth=2)).eval()
     lacking, unknown = stemmed.load_state_dict(plain.state_dict(), strict=False)
     assert not unknown and lacking and all(name.startswith("backbone.stem.") for name in lacking)
     condition = plain.condition({}, flags_of(), pixels())
-    before, after = (model(state[0], torch.zeros(4), condition) for model in (plain, stemmed))
+    before, after = (model(state, torch.zeros(4), condition) for model in (plain, stemmed))
     assert all(torch.equal(before[name], after[name]) for name in NAMES)
     torch.nn.init.normal_(stemmed.backbone.stem.leave.weight)
-    after = stemmed(state[0], torch.zeros(4), condition)
+    after = stemmed(state, torch.zeros(4), condition)
     assert not any(torch.allclose(before[name], after[name]) for name in NAMES)
 
 
-def test_what_a_stem_sees_in_a_place_it_sees_in_another():
-    """A picture that moves by one patch moves its tokens by one, which no table of positions tells."""
+def test_a_stem_is_translation_equivariant():
+    """A picture that moves by one patch moves its tokens by one, without any table of positions."""
     torch.manual_seed(1)
     stem, fold, grid = Stem(width=12, fold=2, cell_channels=3, stem_width=16, depth=1).eval(), 2, 12
     cells = torch.zeros(2, 3, fold * grid, fold * grid)
@@ -295,8 +272,8 @@ def test_seeds_make_equal_models():
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_what_is_given_takes_its_noisy_versions_place():
-    """With `in_place` the noise under what is known changes nothing; elsewhere it does."""
+def test_in_place_the_noise_under_known_entries_changes_nothing():
+    """With `in_place` the clean encodings stand there; elsewhere noise does change the outputs."""
     model = lively_model(tiny_config(in_place=True))
     known = torch.zeros(4, 1, SIZE, SIZE)
     known[:, :, :, : SIZE // 2] = 1

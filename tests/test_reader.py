@@ -1,4 +1,4 @@
-"""The reader of known pixels: what it sees, what it must not see, and where its answer goes."""
+"""The reader of known pixels: what it sees, what it must not see, and where its features go."""
 
 from dataclasses import replace
 
@@ -8,8 +8,10 @@ from synthetic import SIZE, lively_model, read_shapes, tiny_config, tiny_train_c
 from test_model import NAMES, draw, flags_of, normal, pixels
 
 from mmdiff.config import TaskConfig
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
-from mmdiff.network.reader import Reader
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
+from mmdiff.network.convolutions import Reader
+from mmdiff.schedule import log_snr
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -32,11 +34,23 @@ def half_known() -> torch.Tensor:
 
 
 def given(model: MultiModalDiffusion, photo: torch.Tensor, known: torch.Tensor):
-    """A condition whose encodings say nothing of the photo, so that only the reader can tell."""
+    """Conditioning without encodings of the photo, so that only the reader shows it."""
     return model.condition({}, flags_of(), known, photo)
 
 
-def test_a_reader_begins_by_adding_nothing():
+def features(model: MultiModalDiffusion, photo: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    return model.read(given(model, photo, known)).read
+
+
+def answers_alone_and_together(model: MultiModalDiffusion, conditions, t: int = 400):
+    """Raw outputs of each: from a run of its own, in which the reader is run, too, and from one for all."""
+    schedule, z = model.make_schedule(), normal(4, *model.z_shape)
+    alone = [model(*model.call_at(schedule, z, t, condition)) for condition in conditions]
+    read = [model.read(condition) for condition in conditions]
+    return alone, model.answer([model.call_at(schedule, z, t, condition) for condition in read])
+
+
+def test_a_new_reader_adds_nothing():
     plain = lively_model(tiny_config())
     reading = MultiModalDiffusion(tiny_config(reader_depth=2)).eval()
     lacking, unknown = reading.load_state_dict(plain.state_dict(), strict=False)
@@ -47,7 +61,7 @@ def test_a_reader_begins_by_adding_nothing():
 
 
 @pytest.mark.parametrize("way", ["tokens", "cells", "pooled"])
-def test_each_way_in_reaches_the_outputs(reading, way):
+def test_features_reach_the_outputs_through_tokens_cells_and_condition(reading, way):
     z, known = normal(4, *reading.z_shape), half_known()
     only = MultiModalDiffusion(reading.config).eval()
     only.load_state_dict(reading.state_dict())
@@ -60,42 +74,38 @@ def test_each_way_in_reaches_the_outputs(reading, way):
 
 def test_it_sees_every_known_pixel_and_no_other(reading):
     known, photo = half_known(), draw()["image"]
-    read = reading.read(given(reading, photo, known))
     beside = torch.where(known == 1, photo, draw(seed=1)["image"])
-    assert torch.equal(read, reading.read(given(reading, beside, known)))
+    assert torch.equal(features(reading, photo, known), features(reading, beside, known))
     leaf = photo.clone().requires_grad_()
-    reading.read(given(reading, leaf, known)).square().sum().backward()
+    features(reading, leaf, known).square().sum().backward()
     assert torch.equal(leaf.grad.abs().amax(1, keepdim=True) > 0, known == 1)
 
 
-def test_black_pixels_differ_from_unknown_ones(reading):
+def test_grey_pixels_which_are_zeros_differ_from_unknown_ones(reading):
     grey = torch.zeros(4, 3, SIZE, SIZE)
-    one, two = (reading.read(given(reading, grey, known)) for known in (half_known(), 1 - half_known()))
+    one, two = (features(reading, grey, known) for known in (half_known(), 1 - half_known()))
     assert not torch.allclose(one, two)
 
 
-def test_photos_without_a_known_pixel_read_as_nothing(reading):
+def test_features_of_photos_without_a_known_pixel_are_zero(reading):
     known = half_known()
     known[1] = 0
-    read = reading.read(given(reading, draw()["image"], known))
+    read = features(reading, draw()["image"], known)
     assert read.flatten(1).abs().amax(1).gt(0).tolist() == [True, False, True, True]
-    assert reading.read(reading.condition({}, flags_of(), pixels())) is None
-    nothing = given(reading, draw()["image"], pixels())
+    nothing, hidden = reading.condition({}, flags_of(), pixels()), given(reading, draw()["image"], pixels())
+    assert reading.read(nothing).read is None
     z = normal(4, *reading.z_shape)
-    told, untold = (
-        reading(z, torch.zeros(4), c) for c in (nothing, reading.condition({}, flags_of(), pixels()))
-    )
-    for name in NAMES:
-        torch.testing.assert_close(told[name], untold[name])
+    for name, value in reading(z, torch.zeros(4), hidden).items():
+        torch.testing.assert_close(value, reading(z, torch.zeros(4), nothing)[name])
 
 
-def test_a_reader_without_the_photo_is_an_error(reading):
+def test_known_pixels_without_the_photo_are_refused(reading):
     with pytest.raises(ValueError, match="give condition\\(\\) the photo"):
         reading.condition({}, flags_of(), half_known())
 
 
-def test_what_is_seen_in_a_place_is_seen_in_another():
-    """A picture that moves by two cells moves its features by two: nothing depends on the place."""
+def test_a_reader_is_translation_equivariant():
+    """A picture that moves by two cells moves its features by two: nothing depends on the position."""
     torch.manual_seed(0)
     reader = Reader(cell=4, width=32, depth=1).eval()
     photo = torch.zeros(1, 4, 96, 96)
@@ -117,41 +127,52 @@ def test_a_negative_depth_is_refused():
         tiny_config(reader_depth=-1)
 
 
-def test_sampling_asks_the_reader_once(reading, monkeypatch):
-    asked = []
+def test_sampling_runs_the_reader_once(reading, monkeypatch):
+    runs = []
     forward = Reader.forward
-    monkeypatch.setattr(Reader, "forward", lambda self, seen: asked.append(1) or forward(self, seen))
+    monkeypatch.setattr(Reader, "forward", lambda self, seen: runs.append(1) or forward(self, seen))
     condition = given(reading, draw()["image"], half_known())
     z, schedule = normal(4, *reading.z_shape), reading.make_schedule()
     denoise = reading.denoiser(schedule, condition)
-    predictions = [denoise(z, torch.full((4,), t)) for t in (1000, 500, 1)]
-    assert len(asked) == 1
-    raw = reading(z, denoise.log_snr[torch.full((4,), 500)].float(), condition)  # asks it anew
-    assert len(asked) == 2
-    torch.testing.assert_close(predictions[1].x["label"], reading.modalities["label"].predict(raw["label"]))
+    _, (_, predictions), _ = (denoise(z, t) for t in (1000, 500, 1))
+    assert len(runs) == 1
+    raw = reading(z, log_snr(schedule.log_abar)[500].float().expand(4), condition)  # runs it anew
+    assert len(runs) == 2
+    torch.testing.assert_close(predictions["label"], reading.modalities["label"].predict(raw["label"]))
 
 
-def test_queries_with_and_without_pixels_share_a_call(reading):
-    schedule, z = reading.make_schedule(), normal(4, *reading.z_shape)
-    t = torch.full((4,), 400)
+def test_reading_keeps_the_rest_of_the_conditioning(reading):
+    x, known = draw(), half_known()
+    before = reading.condition(reading.encode(x), flags_of(label=KNOWN), known, x["image"])
+    after = reading.read(before)
+    assert after.pixels is None and after.e is before.e and after.flags is before.flags
+    assert after.known_pixels is known and torch.equal(after.read, reading.reader(before.pixels))
+    assert reading.read(after) is after
+    plain = lively_model(tiny_config())
+    nothing = given(plain, x["image"], known)
+    assert plain.read(nothing) is nothing and nothing.pixels is None
+
+
+def test_calls_with_and_without_pixels_are_answered_together_as_alone(reading):
     conditions = [
         given(reading, draw()["image"], half_known()),
         reading.condition({}, flags_of(), pixels()),
         given(reading, draw(seed=1)["image"], pixels(value=1.0)),
     ]
-    queries = [reading.denoiser(schedule, condition).query(z, t) for condition in conditions]
-    for query, together in zip(queries, reading.answer(queries), strict=True):
-        alone = reading(query.z_t, query.log_snr, query.seen)
+    for alone, together in zip(*answers_alone_and_together(reading, conditions), strict=True):
         for name in NAMES:
             torch.testing.assert_close(together[name], alone[name], atol=1e-5, rtol=1e-4)
 
 
-def test_guidance_takes_other_modalities_away_and_leaves_the_pixels(reading):
+def test_a_guidance_branch_keeps_the_features_unless_it_is_without_the_anchor(reading):
     x, known = draw(), half_known()
     condition = reading.condition(reading.encode(x), flags_of(label=KNOWN), known, x["image"])
-    blind = reading.unconditional_denoiser(reading.make_schedule(), condition)
-    assert torch.equal(blind.seen.read, reading.read(condition))
-    assert (blind.seen.flags[:, 2] == ABSENT).all()
+    condition = reading.read(condition)
+    branch = reading.without(condition, ("label",))
+    assert branch.read is condition.read and torch.equal(branch.known_pixels, known)
+    assert (branch.flags[:, 2] == ABSENT).all()
+    blind = reading.without(condition, ("image",))
+    assert blind.read is None and blind.pixels is None and not blind.known_pixels.any()
 
 
 # -- cells of 8 pixels, of which the reader keeps finer features ------------------------------------------
@@ -182,14 +203,14 @@ def test_finer_features_are_those_of_a_quarter_of_the_size():
 
 
 @pytest.mark.parametrize(("cell", "width"), [(2, 8), (4, 16)])
-def test_small_cells_need_no_finer_features(cell, width):
+def test_cells_of_up_to_four_pixels_have_no_finer_features(cell, width):
     reader = Reader(cell, width, 1)
     read = reader(torch.ones(1, 4, 16, 16))
     assert reader.detail == 0 and read.shape[1] == width
     assert reader.parts(read)[0] is read and reader.parts(read)[1] is None
 
 
-def test_details_begin_by_adding_nothing_and_are_of_what_is_finer_than_cells(coarse):
+def test_new_detail_heads_add_nothing_and_belong_to_modalities_finer_than_cells(coarse):
     assert set(coarse.details) == {"image", "mask"}
     fresh = MultiModalDiffusion(coarse.config).eval()
     z, condition = normal(4, *fresh.z_shape), given(fresh, draw()["image"], pixels(value=1.0))
@@ -199,7 +220,7 @@ def test_details_begin_by_adding_nothing_and_are_of_what_is_finer_than_cells(coa
     assert all(torch.equal(before[n], after) for n, after in fresh(z, torch.zeros(4), condition).items())
 
 
-def test_a_mask_follows_pixels_within_a_cell(coarse):
+def test_a_mask_depends_on_pixels_within_a_cell(coarse):
     """Through the finer features alone; the cells' own are taken away."""
     only = MultiModalDiffusion(coarse.config).eval()
     only.load_state_dict(coarse.state_dict())
@@ -210,24 +231,21 @@ def test_a_mask_follows_pixels_within_a_cell(coarse):
     mirrored[:, :, :8, :8] = photo[:, :, :8, :8].flip(3)
     one, two = (only(z, torch.zeros(4), given(only, x, known))["mask"] for x in (photo, mirrored))
     assert not torch.allclose(one[:, :, :8, :8], two[:, :, :8, :8], atol=1e-3)
-    untold = only(z, torch.zeros(4), only.condition({}, flags_of(), pixels()))["mask"]
-    assert not torch.allclose(one, untold, atol=1e-3)
+    blind = only(z, torch.zeros(4), only.condition({}, flags_of(), pixels()))["mask"]
+    assert not torch.allclose(one, blind, atol=1e-3)
 
 
 def test_without_a_photo_finer_features_are_zeros(coarse):
-    z, schedule, t = normal(4, *coarse.z_shape), coarse.make_schedule(), torch.full((4,), 400)
     conditions = [
         given(coarse, draw()["image"], half_known()),
         coarse.condition({}, flags_of(), pixels()),
         given(coarse, draw()["image"], pixels()),
     ]
-    queries = [coarse.denoiser(schedule, condition).query(z, t) for condition in conditions]
-    answers = coarse.answer(queries)
-    for query, together in zip(queries, answers, strict=True):
-        alone = coarse(query.z_t, query.log_snr, query.seen)
+    alone, together = answers_alone_and_together(coarse, conditions)
+    for one, other in zip(alone, together, strict=True):
         for name in NAMES:
-            torch.testing.assert_close(together[name], alone[name], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(answers[1]["mask"], answers[2]["mask"])
+            torch.testing.assert_close(other[name], one[name], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together[1]["mask"], together[2]["mask"])
 
 
 # -- training --------------------------------------------------------------------------------------------
@@ -237,14 +255,14 @@ def test_without_a_photo_finer_features_are_zeros(coarse):
 def test_training_reaches_every_weight_of_the_reader(examples, model):
     trainer = Trainer(replace(tiny_train_config(), model=model), examples, CPU)
     before = {n: p.clone() for n, p in trainer.model.named_parameters() if "read" in n or "detail" in n}
-    for _ in range(3):  # in the first step only the ways in, which are zero, have a gradient
+    for _ in range(3):  # in the first step only the last layers, which are zero, have a gradient
         trainer.train_step()
     after = dict(trainer.model.named_parameters())
     assert before and not any(torch.equal(value, after[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_examples_that_are_only_read(examples, share):
+def test_a_share_of_examples_has_the_whole_photo_given_and_nothing_else(examples, share):
     tasks = TaskConfig(only_reading=share, joint=1.0, absent=0.0, given=0.0)
     trainer = Trainer(replace(tiny_train_config(), tasks=tasks), examples, CPU)
     rows = torch.arange(24).repeat(40)

@@ -15,7 +15,7 @@ from mmdiff.evaluation.core import Evaluation, Settings
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.repaint import repaint, repainted
 from mmdiff.pipeline import Pipeline
-from mmdiff.samplers import Prediction, SampleNoise
+from mmdiff.samplers import SampleNoise
 from mmdiff.schedule import NoiseSchedule
 
 CORRELATION, GIVEN, COUNT, T = 0.9, 2.0, 600, 100
@@ -23,20 +23,20 @@ COVARIANCE = torch.tensor([[1.0, CORRELATION], [CORRELATION, 1.0]], dtype=torch.
 
 
 class Gaussian:
-    """E[z_0 | z_t] of two correlated numbers, told nothing else; counts its calls."""
+    """E[z_0 | z_t] of two correlated numbers, with nothing given; counts its calls."""
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         self.schedule, self.calls = schedule, 0
 
     def __call__(self, z_t, t):
         self.calls += 1
-        abar = self.schedule.abar[int(t[0])]
+        abar = self.schedule.abar[t]
         gain = (
             abar.sqrt()
             * COVARIANCE
             @ torch.linalg.inv(abar * COVARIANCE + (1 - abar) * torch.eye(2, dtype=torch.float64))
         )
-        return Prediction((z_t.double() @ gain.T).to(z_t), {}, {})
+        return {"image": (z_t.double() @ gain.T).to(z_t)}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_with_enough_resamples_it_draws_from_the_conditional(schedule):
     assert denoiser.calls == T * 8
 
 
-def test_without_going_back_the_two_agree_less(schedule):
+def test_without_resampling_known_and_unknown_agree_less(schedule):
     once, denoiser = filled(schedule, resamples=1)
     often, _ = filled(schedule, resamples=8)
     truth = CORRELATION * GIVEN
@@ -69,7 +69,7 @@ def test_without_going_back_the_two_agree_less(schedule):
     assert denoiser.calls == T
 
 
-def test_what_is_unknown_does_not_matter(schedule):
+def test_values_of_unknown_entries_do_not_matter(schedule):
     known = torch.tensor([[True, False]]).expand(4, -1)
     draws = []
     for hidden in (0.0, 50.0):
@@ -78,13 +78,13 @@ def test_what_is_unknown_does_not_matter(schedule):
     assert torch.equal(*draws)
 
 
-def test_at_least_one_pass_is_needed(schedule):
+def test_less_than_one_resample_is_refused(schedule):
     z0 = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="at least 1"):
         repaint(schedule, Gaussian(schedule), z0, z0 > 0, 5, 0, SampleNoise([0]))
 
 
-def test_the_command_puts_it_beside_ours(tmp_path, shapes):
+def test_the_evaluation_reports_repaint_where_it_is_asked_for(tmp_path, shapes):
     save_checkpoint(lively_model(tiny_config(("image", "mask", "label"))), tmp_path / "tiny")
     arguments = ["--data", str(shapes), "--tasks", "holes", "--steps", "3", "--limit", "5", "--device", "cpu"]
     main([str(tmp_path / "tiny"), *arguments, "--repaint", "2", "--out", str(tmp_path / "out.json")])

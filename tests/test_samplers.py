@@ -12,13 +12,14 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from driving import drive, final
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from mmdiff import forward_process as fp
 from mmdiff.samplers import (
     SAMPLERS,
-    Prediction,
+    Encodings,
     SampleNoise,
     extrapolate,
     implied_noise,
@@ -33,8 +34,8 @@ from mmdiff.schedule import FAMILIES, KINDS, NoiseSchedule
 torch.set_num_threads(1)
 
 
-def long(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.long)
+def at(t: int, count: int = 4) -> Tensor:
+    return torch.full((count,), t)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -47,15 +48,9 @@ def batch_noise(count: int):
     return lambda shape: torch.randn(count, *shape, dtype=torch.float64, generator=generator)
 
 
-def last(trajectory):
-    *_, step = trajectory
-    return step
-
-
-def bounded(z_t: Tensor, t: Tensor) -> Prediction:
+def bounded(z_t: Tensor, t: int) -> Encodings:
     """A made-up nonlinear denoiser of one modality."""
-    z0 = torch.tanh(0.7 * z_t + 0.002 * t.view(-1, *[1] * (z_t.dim() - 1)))
-    return Prediction(z0, {}, {"image": z0})
+    return {"image": torch.tanh(0.7 * z_t + 0.002 * t)}
 
 
 # --- times ----------------------------------------------------------------------------------------
@@ -77,7 +72,7 @@ def test_timesteps_follow_the_parabola_where_there_is_room():
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, True, None])
-def test_bad_step_counts_are_named(steps):
+def test_bad_step_counts_are_refused(steps):
     with pytest.raises(ValueError, match="expected a whole number from 1 to 1000"):
         timesteps(1000, steps)
 
@@ -100,19 +95,19 @@ def test_ddim_equals_diffusers_step_for_step(kind, steps, eta):
     torch.testing.assert_close(reference.alphas_cumprod, schedule.abar[1:].float(), rtol=1e-3, atol=1e-6)
     reference.alphas_cumprod = schedule.abar[1:]  # the same numbers, without their rounding to float32
 
-    z_T = normal(2, 3, 4, 4)
-    ours = list(sample_ddim(schedule, bounded, z_T, steps, SampleNoise([5, 6]), eta))
-    noise, z, times = SampleNoise([5, 6]), z_T, timesteps(1000, steps)
+    z_T, times = normal(2, 3, 4, 4), timesteps(1000, steps)
+    ours = list(drive(sample_ddim(schedule, z_T, times, SampleNoise([5, 6]), eta), bounded))
+    noise, z = SampleNoise([5, 6]), z_T
     assert len(ours) == steps
     for step, (t, s) in zip(ours, pairwise(times), strict=True):
         # diffusers counts times from 0 and derives the next one from the number of steps
         reference.num_inference_steps = Fraction(1000, t - s)
-        z0 = bounded(z, long(t, t)).z0
+        z0 = bounded(z, t)["image"]
         fresh = noise((3, 4, 4)).double() if eta else torch.zeros_like(z)
         z = reference.step(z0, t - 1, z, eta=eta, variance_noise=fresh).prev_sample
         assert step.t == t
         torch.testing.assert_close(step.z, z, rtol=0, atol=1e-9)
-        torch.testing.assert_close(step.x_hat["image"], z0, rtol=0, atol=1e-9)
+        torch.testing.assert_close(step.prediction["image"], z0, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,48 +124,46 @@ def test_dpmpp_2m_equals_diffusers_step_for_step(kind, steps):
         final_sigmas_type="zero",
     )
     reference.alphas_cumprod = schedule.abar[1:].numpy()
-    reference.set_timesteps(timesteps=[t - 1 for t in timesteps(1000, steps)[:-1]])
+    times = timesteps(1000, steps)
+    reference.set_timesteps(timesteps=[t - 1 for t in times[:-1]])
 
-    z_T = normal(2, 3, 4, 4)
-    z = z_T
-    for step, t in zip(sample_dpmpp_2m(schedule, bounded, z_T, steps), reference.timesteps, strict=True):
-        z = reference.step(bounded(z, long(t + 1, t + 1)).z0, t, z).prev_sample.double()
+    z = normal(2, 3, 4, 4)
+    ours = list(drive(sample_dpmpp_2m(schedule, z, times), bounded))
+    for step, t in zip(ours, reference.timesteps, strict=True):
+        z = reference.step(bounded(z, int(t) + 1)["image"], t, z).prev_sample.double()
         torch.testing.assert_close(step.z, z, rtol=0, atol=2e-5)  # diffusers keeps its sigmas in float32
 
 
 # --- the jump -------------------------------------------------------------------------------------
 
 
-def several() -> tuple[NoiseSchedule, Tensor, Prediction]:
+def several() -> tuple[NoiseSchedule, Tensor, Encodings]:
     schedule = NoiseSchedule(
         80, ("image", "mask", "label"), weights={"mask": "ramp", "label": "joint"}, scales={"label": 0.6}
     )
-    prediction = Prediction(
-        normal(80, 2, 3, seed=1), {"mask": normal(80, 2, 3, seed=2), "label": normal(80, 2, 3, seed=3)}, {}
-    )
-    return schedule, normal(80, 2, 3), prediction
+    clean = {name: normal(4, 2, 3, seed=k) for k, name in enumerate(schedule.modalities, start=1)}
+    return schedule, normal(4, 2, 3), clean
 
 
-def test_full_jump_by_one_is_the_posterior():
-    schedule, z_t, prediction = several()
-    t, noise = torch.arange(1, 81), normal(80, 2, 3, seed=4)
-    mean, variance = fp.q_posterior(schedule, z_t, t, prediction.z0, prediction.e)
-    z_s = jump(schedule, z_t, t, t - 1, prediction, noise, eta=1.0)
-    torch.testing.assert_close(z_s, mean + variance.sqrt() * noise, rtol=0, atol=1e-11)
+def test_a_full_jump_by_one_is_the_posterior():
+    schedule, z_t, clean = several()
+    noise = normal(4, 2, 3, seed=4)
+    for t in range(1, 81):
+        mean, variance = fp.q_posterior(schedule, z_t, at(t), clean["image"], clean)
+        z_s = jump(schedule, z_t, t, t - 1, clean, noise, eta=1.0)
+        torch.testing.assert_close(z_s, mean + variance.sqrt() * noise, rtol=0, atol=1e-11)
 
 
-def test_full_jump_is_the_composed_posterior():
+def test_a_full_jump_is_the_composed_posterior():
     """Chaining (4) from t down to s, all with the true z_0, must have the mean and variance of one jump."""
-    schedule, z_t, prediction = several()
-    z_t, z0, e = z_t[:1], prediction.z0[:1], {name: encoding[:1] for name, encoding in prediction.e.items()}
+    schedule, z_t, clean = several()
     mean, variance = z_t, 0.0
     for t in range(70, 40, -1):
         gain = schedule.a[t].sqrt() * (1 - schedule.abar[t - 1]) / (1 - schedule.abar[t])
-        mean, own = fp.q_posterior(schedule, mean, long(t), z0, e)
+        mean, own = fp.q_posterior(schedule, mean, at(t), clean["image"], clean)
         variance = gain**2 * variance + own
-    still = torch.zeros_like(z_t)
-    jumped = jump(schedule, z_t, long(70), long(40), Prediction(z0, e, {}), still, eta=1.0)
-    unit = jump(schedule, z_t, long(70), long(40), Prediction(z0, e, {}), torch.ones_like(z_t), eta=1.0)
+    jumped = jump(schedule, z_t, 70, 40, clean, torch.zeros_like(z_t), eta=1.0)
+    unit = jump(schedule, z_t, 70, 40, clean, torch.ones_like(z_t), eta=1.0)
     torch.testing.assert_close(jumped, mean, rtol=0, atol=1e-11)
     torch.testing.assert_close((unit - jumped) ** 2, variance.expand_as(unit), rtol=1e-9, atol=0)
 
@@ -178,77 +171,94 @@ def test_full_jump_is_the_composed_posterior():
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_every_eta_keeps_the_marginal(eta):
     """With the true clean data, z_s must have the mean and variance of (3), however much noise is new."""
-    schedule, _, prediction = several()
-    t, s = torch.arange(1, 81), torch.arange(1, 81) // 3
-    none, unit = torch.zeros(80, 2, 3, dtype=torch.float64), torch.ones(80, 2, 3, dtype=torch.float64)
+    schedule, z, clean = several()
+    none, unit = torch.zeros_like(z), torch.ones_like(z)
+    for t in range(1, 81):
+        s = t // 3
 
-    def response(eps, noise):
-        z_t = fp.q_sample(schedule, prediction.z0, t, prediction.e, eps)
-        return jump(schedule, z_t, t, s, prediction, noise, eta)
+        def response(eps, noise, t=t, s=s):
+            z_t = fp.q_sample(schedule, clean["image"], at(t), clean, eps)
+            return jump(schedule, z_t, t, s, clean, noise, eta)
 
-    mean = response(none, none)
-    torch.testing.assert_close(mean, fp.signal(schedule, prediction.z0, s, prediction.e), rtol=0, atol=1e-12)
-    variance = (response(unit, none) - mean) ** 2 + (response(none, unit) - mean) ** 2
-    torch.testing.assert_close(
-        variance, (1 - schedule.abar[s]).view(-1, 1, 1).expand_as(mean), rtol=0, atol=1e-12
-    )
+        mean = response(none, none)
+        expected = fp.signal(schedule, clean["image"], at(s), clean)
+        torch.testing.assert_close(mean, expected, rtol=0, atol=1e-12)
+        variance = (response(unit, none) - mean) ** 2 + (response(none, unit) - mean) ** 2
+        torch.testing.assert_close(variance, (1 - schedule.abar[s]).expand_as(mean), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_jump_to_data_is_exactly_the_prediction(dtype):
-    schedule, z_t, prediction = several()
-    prediction = Prediction(
-        prediction.z0.to(dtype), {name: encoding.to(dtype) for name, encoding in prediction.e.items()}, {}
-    )
-    t = torch.arange(1, 81)
-    for noise, eta in ((None, 0.0), (normal(80, 2, 3, seed=4).to(dtype), 1.0)):
-        z_0 = jump(schedule, z_t.to(dtype), t, torch.zeros_like(t), prediction, noise, eta)
-        assert z_0.dtype == dtype and torch.equal(z_0, prediction.z0)
+def test_a_jump_to_data_is_exactly_the_prediction(dtype):
+    schedule, z_t, clean = several()
+    clean = {name: encoding.to(dtype) for name, encoding in clean.items()}
+    for t in range(1, 81):
+        for noise, eta in ((None, 0.0), (normal(4, 2, 3, seed=4).to(dtype), 1.0)):
+            z_0 = jump(schedule, z_t.to(dtype), t, 0, clean, noise, eta)
+            assert z_0.dtype == dtype and torch.equal(z_0, clean["image"])
 
 
-def test_samples_in_a_batch_may_differ_in_time_and_eta():
-    schedule, z_t, prediction = several()
-    noise, t, s = normal(80, 2, 3, seed=4), torch.arange(1, 81), torch.arange(1, 81) // 2
-    eta = torch.linspace(0, 1, 80, dtype=torch.float64)
-    together = jump(schedule, z_t, t, s, prediction, noise, eta)
-    for k in (0, 13, 79):
-        row = slice(k, k + 1)
-        own = Prediction(prediction.z0[row], {name: e[row] for name, e in prediction.e.items()}, {})
-        alone = jump(schedule, z_t[row], t[row], s[row], own, noise[row], eta[k].item())
-        assert torch.equal(together[row], alone)
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
+def test_an_eta_out_of_range_is_refused(eta):
+    schedule, z_t, clean = several()
+    with pytest.raises(ValueError, match=f"eta is {eta}, expected a number from 0"):
+        jump(schedule, z_t, 40, 20, clean, torch.zeros_like(z_t), eta)
+    sampler = sample_ddim(schedule, z_t, timesteps(80, 3), SampleNoise(range(4)), eta)
+    with pytest.raises(ValueError, match=f"eta is {eta}, expected a number from 0"):
+        list(drive(sampler, bounded))
 
 
-def test_noise_that_does_not_fit_is_named():
-    schedule, z_t, prediction = several()
-    t = torch.arange(1, 81)
+def test_noise_that_is_missing_or_of_another_shape_is_refused():
+    schedule, z_t, clean = several()
     with pytest.raises(ValueError, match="eta is 1.0 and no noise was given"):
-        jump(schedule, z_t, t, t - 1, prediction, None, eta=1.0)
-    with pytest.raises(ValueError, match=r"noise has shape \(1, 2, 3\), expected \(80, 2, 3\)"):
-        jump(schedule, z_t, t, t - 1, prediction, z_t[:1], eta=1.0)
-    with pytest.raises(ValueError, match="eta is 1.5, expected a number from 0"):
-        list(sample_ddim(schedule, bounded, z_t, 3, SampleNoise(range(80)), eta=1.5))
+        jump(schedule, z_t, 40, 20, clean, None, eta=1.0)
+    for eta in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"noise has shape \(1, 2, 3\), expected \(4, 2, 3\)"):
+            jump(schedule, z_t, 40, 20, clean, z_t[:1], eta)
+    with pytest.raises(ValueError, match=r"noise has shape \(3, 2, 3\), expected \(4, 2, 3\)"):
+        list(drive(sample_ancestral(schedule, z_t, timesteps(80, 3), SampleNoise(range(3))), bounded))
+
+
+def test_a_sampler_with_eta_and_no_noise_is_refused():
+    schedule, z_t, _ = several()
     with pytest.raises(ValueError, match="eta is 0.5 and no noise was given"):
-        list(sample_ddim(schedule, bounded, z_t, 3, eta=0.5))
+        list(drive(sample_ddim(schedule, z_t, timesteps(80, 3), eta=0.5), bounded))
 
 
 # --- the second-order correction ------------------------------------------------------------------
 
 
-def test_extrapolation_is_first_order_at_both_ends_and_keeps_what_is_given():
-    schedule, _, now = several()
-    before = Prediction(now.z0 + 1, {"mask": now.e["mask"], "label": now.e["label"] - 2}, {})
-    t = torch.full((80,), 40)
-    s, t_previous = torch.full((80,), 20), torch.full((80,), 60)
-    assert extrapolate(schedule, now, None, t, s, None) is now
-    assert torch.equal(extrapolate(schedule, now, before, t, 0 * s, t_previous).z0, now.z0)
-    assert torch.equal(extrapolate(schedule, now, before, t, s, t).z0, now.z0)
-    corrected = extrapolate(schedule, now, before, t, s, t_previous)
-    assert torch.equal(corrected.e["mask"], now.e["mask"])
+def test_extrapolation_is_linear_and_keeps_what_both_share():
+    _, _, now = several()
+    before = {"image": now["image"] + 1, "mask": now["mask"], "label": now["label"] - 2}
+    factor = torch.tensor(0.3, dtype=torch.float64)
+    corrected = extrapolate(now, before, factor)
+    assert torch.equal(corrected["mask"], now["mask"])
+    torch.testing.assert_close(corrected["image"], now["image"] - 0.3)
+    torch.testing.assert_close(corrected["label"], now["label"] + 0.6)
+    still = extrapolate(now, before, 0 * factor)
+    assert all(torch.equal(still[name], now[name]) for name in now)
 
+
+def test_dpmpp_2m_is_first_order_at_both_ends_and_extrapolates_in_half_log_snr_between():
+    schedule, z, shared = several()
     half_log_snr = 0.5 * torch.log(schedule.abar / (1 - schedule.abar))
-    ratio = (half_log_snr[20] - half_log_snr[40]) / (2 * (half_log_snr[40] - half_log_snr[60]))
-    torch.testing.assert_close(corrected.z0, now.z0 - ratio)
-    torch.testing.assert_close(corrected.e["label"], now.e["label"] + 2 * ratio)
+
+    def denoise(z_t, t):
+        return shared | {"image": torch.tanh(z_t), "label": torch.sin(z_t)}
+
+    times = timesteps(80, 7)
+    steps = list(drive(sample_dpmpp_2m(schedule, z, times), denoise))
+    for k, step in enumerate(steps):
+        ratio = 0.0
+        if 0 < k < len(steps) - 1:
+            before, now, after = half_log_snr[times[k - 1 : k + 2]]
+            ratio = (after - now) / (2 * (now - before))
+        for name, predicted in step.prediction.items():
+            expected = predicted + ratio * (predicted - steps[k - 1].prediction[name])
+            torch.testing.assert_close(step.clean[name], expected, rtol=1e-9, atol=1e-9)
+        assert torch.equal(step.clean["mask"], shared["mask"])
+        if k in (0, len(steps) - 1):
+            assert all(torch.equal(step.clean[name], step.prediction[name]) for name in shared)
 
 
 @pytest.mark.parametrize("family", ["joint", "ramp"])
@@ -260,13 +270,14 @@ def test_second_order_converges_faster(family):
     variance = (gains * (covariance @ gains)).sum(0) + 1 - schedule.abar
 
     def denoise(z_t, t):
-        z0, e = (covariance @ gains / variance)[:, t, None] * z_t
-        return Prediction(z0, {"mask": e}, {})
+        z0, e = (covariance @ gains / variance)[:, t, None, None] * z_t
+        return {"image": z0, "mask": e}
 
     def error(sampler, steps):
         """At 7/16 of the time, three quarters of the steps: the last jump is first order for both."""
-        trajectory = list(sampler(schedule, denoise, variance[-1:, None].sqrt(), steps))
-        return abs(trajectory[steps * 3 // 4 - 1].z.item() - variance[1792].sqrt().item())
+        z_T, times = variance[-1:, None].sqrt(), timesteps(4096, steps)
+        step = list(drive(sampler(schedule, z_T, times), denoise))[steps * 3 // 4 - 1]
+        return abs(step.z.item() - variance[1792].sqrt().item())
 
     (first_16, first_32), (second_16, second_32) = (
         [error(sampler, steps) for steps in (16, 32)] for sampler in (sample_ddim, sample_dpmpp_2m)
@@ -312,8 +323,8 @@ class Oracle:
     given: tuple[int, ...] = ()  # channels
     values: Tensor | None = None  # (len(given),)
 
-    def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
-        batch, time = len(z_t), t[0]
+    def __call__(self, z_t: Tensor, t: int) -> Encodings:
+        batch = len(z_t)
         state = MIXING.log().expand(batch, 2), MEANS.expand(batch, 2, 3), COVARIANCES
         identity = torch.eye(3, dtype=torch.float64)
         if self.given:
@@ -321,10 +332,10 @@ class Oracle:
             exact = torch.zeros(len(pick), len(pick), dtype=torch.float64)
             state = observe(*state, pick, exact, self.values.expand(batch, -1))
         free = [channel for channel in range(3) if channel not in self.given]
-        gains = torch.stack([self.schedule.abar[time].sqrt()] * 2 + [self.schedule.wbar["other"][time]])
+        gains = torch.stack([self.schedule.abar[t].sqrt()] * 2 + [self.schedule.wbar["other"][t]])
         pick, noise = (
             (gains[:, None] * identity)[free],
-            (1 - self.schedule.abar[time]) * identity[free][:, free],
+            (1 - self.schedule.abar[t]) * identity[free][:, free],
         )
         log_weights, means, _ = observe(*state, pick, noise, z_t[:, free])
         y = (log_weights.softmax(-1)[..., None] * means).sum(1)
@@ -332,7 +343,7 @@ class Oracle:
             y[:, list(self.given)] = self.values
         image, other = y.clone(), y.clone()
         image[:, OTHER], other[:, IMAGE] = 0, 0
-        return Prediction(image, {"other": other}, {"image": y[:, IMAGE], "other": y[:, OTHER]})
+        return {"image": image, "other": other}
 
 
 def moments(points: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -361,11 +372,11 @@ def mixture_schedule(family: str) -> NoiseSchedule:
 
 
 def sampled(schedule: NoiseSchedule, oracle: Oracle, sampler: str, steps: int) -> Tensor:
-    """(M, 3) image and other modality, both read off the heads of the last step."""
+    """(M, 3) image and other modality, both as predicted in the last step."""
     noise = batch_noise(6000)
-    step = last(SAMPLERS[sampler](schedule, oracle, noise((3,)), steps, noise))
-    torch.testing.assert_close(step.z[:, IMAGE], step.x_hat["image"])
-    return torch.cat([step.x_hat["image"], step.x_hat["other"]], dim=1)
+    *_, last = drive(SAMPLERS[sampler](schedule, noise((3,)), timesteps(1000, steps), noise), oracle)
+    torch.testing.assert_close(last.z, last.prediction["image"])
+    return torch.cat([last.prediction["image"][:, IMAGE], last.prediction["other"][:, OTHER]], dim=1)
 
 
 SUBSETS = {
@@ -389,8 +400,8 @@ def test_joint_diffusion_recovers_all_moments(sampler, subset):
 
 @pytest.mark.parametrize("family", ["ramp", "none"])
 @pytest.mark.parametrize("subset", SUBSETS)
-def test_ramp_and_none_recover_the_image_and_the_head_the_other(family, subset):
-    """At the end z says nothing about the other modality, so its head gives E[ other | image, given ]:
+def test_ramp_and_none_recover_the_image_and_predict_the_other(family, subset):
+    """At the end z says nothing about the other modality, so its prediction is E[ other | image, given ]:
     exact on average and in its covariance with the image, without a spread of its own."""
     given, values = SUBSETS[subset]
     schedule = mixture_schedule(family)
@@ -400,7 +411,7 @@ def test_ramp_and_none_recover_the_image_and_the_head_the_other(family, subset):
     assert covariance[2, 2] <= true_covariance[2, 2] + 0.05
 
 
-def test_trap_of_conditioning_without_seeing():
+def test_only_a_denoiser_that_sees_the_given_modality_samples_the_conditional():
     """Gaussians z_0 and e of unit variance in one channel, correlation 0.9, given e = 2: z_0 ~ N(1.8, 0.19).
 
     Putting the true e into (4') while the network predicts eps unconditionally drives samples the wrong
@@ -416,14 +427,12 @@ def test_trap_of_conditioning_without_seeing():
         variance = (gains * (covariance @ gains)).sum(0) + 1 - schedule.abar  # of z_t, nothing given
 
         def blind(z_t, t, gains=gains, variance=variance):
-            return Prediction((covariance @ gains / variance)[0, t, None] * z_t, {"other": e}, {})
+            return {"image": (covariance @ gains / variance)[0, t] * z_t, "other": e}
 
         def seeing(z_t, t, schedule=schedule):
-            root, noise = schedule.abar[t, None].sqrt(), 1 - schedule.abar[t, None]
+            root, noise = schedule.abar[t].sqrt(), 1 - schedule.abar[t]
             gain = 0.19 * root / (0.19 * root**2 + noise)
-            return Prediction(
-                truth + gain * (z_t - schedule.wbar["other"][t, None] * e - root * truth), {"other": e}, {}
-            )
+            return {"image": truth + gain * (z_t - schedule.wbar["other"][t] * e - root * truth), "other": e}
 
         z = normal(count, 1)
         for t in range(200, 0, -1):  # (4') with eps_hat = E[ eps | z_t ] and the true e in c_t
@@ -434,52 +443,69 @@ def test_trap_of_conditioning_without_seeing():
         assert z.mean() < -1.5
 
         noise = batch_noise(count)
-        z_T = noise((1,))
-        biased = last(sample_ancestral(schedule, blind, z_T, 200, noise)).z
+        z_T, times = noise((1,)), timesteps(200, 200)
+        biased = final(sample_ancestral(schedule, z_T, times, noise), blind)
         assert biased.mean() > 0.5 and abs(biased.mean() - truth) > 0.15
-        right = last(sample_ancestral(schedule, seeing, z_T, 200, noise)).z
+        right = final(sample_ancestral(schedule, z_T, times, noise), seeing)
         assert right.mean().item() == pytest.approx(truth, abs=0.03)
         assert right.var().item() == pytest.approx(0.19, abs=0.02)
 
 
-# --- trajectories and noise -----------------------------------------------------------------------
+# --- what a sampler yields, and noise -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("steps", [1, 2, 13, 50])
-def test_trajectories_report_every_step(sampler, family, steps):
-    schedule = mixture_schedule(family)
+def test_a_sampler_yields_where_it_stands_at_every_time(sampler, family, steps):
+    schedule, times = mixture_schedule(family), timesteps(1000, steps)
     noise = SampleNoise([3, 4, 5])
-    z = noise((3,)).double()
-    oracle = Oracle(schedule)
-    trajectory = list(SAMPLERS[sampler](schedule, oracle, z, steps, noise))
-    assert [step.index for step in trajectory] == list(range(1, steps + 1))
-    assert [step.t for step in trajectory] == timesteps(1000, steps)[:-1]
-    for step in trajectory:
-        assert step.total == steps
-        time = torch.full((3,), step.t)
-        prediction = oracle(z, time)  # made from the state before the jump
-        assert torch.equal(step.x_hat["image"], prediction.x["image"])
-        assert torch.equal(step.eps_hat, implied_noise(schedule, z, time, prediction))
-        rebuilt = fp.q_sample(schedule, prediction.z0, time, prediction.e, step.eps_hat)
-        torch.testing.assert_close(rebuilt, z, rtol=0, atol=1e-12)
-        z = step.z
-    assert torch.equal(trajectory[-1].z, prediction.z0)
+    z_T = noise((3,)).double()
+    driven = list(drive(SAMPLERS[sampler](schedule, z_T, times, noise), Oracle(schedule)))
+    assert [step.t for step in driven] == times[:-1]
+    assert torch.equal(driven[0].before, z_T)
+    for step in driven:
+        eps = implied_noise(schedule, step.before, step.t, step.prediction)
+        time = at(step.t, 3)
+        rebuilt = fp.q_sample(schedule, step.prediction["image"], time, step.prediction, eps)
+        torch.testing.assert_close(rebuilt, step.before, rtol=0, atol=1e-12)
+    assert torch.equal(driven[-1].z, driven[-1].prediction["image"])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_clean_encodings_are_those_of_the_last_jump(sampler):
+    schedule, times = mixture_schedule("joint"), timesteps(1000, 9)
+    noise, replay = SampleNoise([3, 4, 5]), SampleNoise([3, 4, 5])
+    z_T = noise((3,)).double()
+    replay((3,))
+    eta = 1.0 if sampler == "ancestral" else 0.0
+    steps = drive(SAMPLERS[sampler](schedule, z_T, times, noise), Oracle(schedule))
+    for step, (t, s) in zip(steps, pairwise(times), strict=True):
+        fresh = replay((3,)).double() if eta else None
+        assert torch.equal(step.z, jump(schedule, step.before, t, s, step.clean, fresh, eta))
+
+
+def test_a_sampler_can_start_at_any_time():
+    schedule, times, z_T = NoiseSchedule(100), timesteps(100, 8), normal(2, 3)
+    whole = list(drive(sample_ddim(schedule, z_T, times), bounded))
+    rest = list(drive(sample_ddim(schedule, whole[4].before, times[4:]), bounded))
+    assert [step.t for step in rest] == times[4:-1]
+    for one, other in zip(whole[4:], rest, strict=True):
+        assert torch.equal(one.z, other.z)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_do_not_depend_on_their_batch(sampler):
     schedule = NoiseSchedule(100)
 
-    def final(seeds):
+    def sampled(seeds):
         noise = SampleNoise(seeds)
-        return last(SAMPLERS[sampler](schedule, bounded, noise((3, 8, 8)), 10, noise)).z
+        return final(SAMPLERS[sampler](schedule, noise((3, 8, 8)), timesteps(100, 10), noise), bounded)
 
-    together = final([11, 12, 13])
-    assert torch.equal(together, final([11, 12, 13]))
-    assert torch.equal(together[1], final([12])[0])
-    assert torch.equal(together[2], final([13, 7])[0])
+    together = sampled([11, 12, 13])
+    assert torch.equal(together, sampled([11, 12, 13]))
+    assert torch.equal(together[1], sampled([12])[0])
+    assert torch.equal(together[2], sampled([13, 7])[0])
     assert not torch.equal(together[0], together[1])
 
 
@@ -493,7 +519,7 @@ def test_sample_noise_is_standard_normal_and_moves_on():
 
 
 @pytest.mark.parametrize("seeds", [[], [-1], [2**63], [0.5], ["7"]])
-def test_bad_seeds_are_named(seeds):
+def test_bad_seeds_are_refused(seeds):
     with pytest.raises(ValueError, match="expected one whole number from 0"):
         SampleNoise(seeds)
 
@@ -502,5 +528,7 @@ def test_the_global_random_state_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    last(sample_ancestral(NoiseSchedule(10), bounded, torch.zeros(2, 3), 5, SampleNoise([0, 1])))
+    final(
+        sample_ancestral(NoiseSchedule(10), torch.zeros(2, 3), timesteps(10, 5), SampleNoise([0, 1])), bounded
+    )
     assert torch.equal(torch.rand(3), expected)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdiff.config import TaskConfig
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.training.masking import draw_flags, draw_known_patches, draw_known_pixels
 
 COUNT = 20_000

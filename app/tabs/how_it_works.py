@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import gradio as gr
 
-from app import results
-from app.results import TASKS_HEAD, Report, Table
 from app.run.service import Service
 from app.task import TASKS
 from app.theme import html
+from mmdiff.evaluation.report.files import read
+from mmdiff.evaluation.report.table import html_text
 
 TITLE = "How it works"
-KINDS = ("image", "mask", "label", "embedding")  # in the picture
-STATIC = Path(__file__).parents[1] / "static"
+ROOT = Path(__file__).parents[2]
+STATIC = ROOT / "app" / "static"
 PICTURES = [STATIC / name for name in ("architecture.svg", "architecture_narrow.svg")]
-CODE = re.compile(r"`([^`]+)`")
+EQUATIONS = STATIC / "equations.md"  # two columns, with "---" between them
 INSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)")  # a link that the page does not serve
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
@@ -35,95 +33,15 @@ IDEA = (
     "of weights, every direction.",
 )
 
+DRAWN = {"picture": "image", "class_map": "mask", "class": "label", "vector": "embedding"}  # in PICTURES
+# form of a modality -> how the page shows a prediction of it
 SHOWN = {
-    "image": "<b>Image</b>: the clean picture that the model expects at this step, blurred while unsure.",
-    "mask": "<b>Mask</b>: the likeliest class of every pixel, the fainter the less certain.",
-    "label": "<b>Label</b>: the likeliest labels with their probabilities. A run settles on one of them; how "
-    "sure the model was by what is given alone, its first step says.",
-    "embedding": "<b>Embedding</b>: the captions, labels and texts that lie nearest, with their cosines.",
+    "picture": "the clean picture that the model expects at this step, blurred while unsure.",
+    "class_map": "the likeliest class of every pixel, the fainter the less certain.",
+    "class": "the likeliest classes with their probabilities. A run chooses one of them early; its first "
+    "step shows how sure the model was before.",
+    "vector": "the captions, labels and texts that lie nearest, with their cosines.",
 }
-
-
-@dataclass(frozen=True)
-class Equation:
-    """A formula in LaTeX, its name and what it says in plain words."""
-
-    name: str
-    words: str
-    latex: str
-
-
-EQUATIONS = (
-    Equation(
-        "(1) A step",
-        "Each step keeps a little less of what is there, adds a share of every other modality’s encoding, "
-        "and adds noise.",
-        r"\begin{aligned} q(z_t \mid z_{t-1}, X) &= \mathcal N\big( \sqrt{a_t}\, ( z_{t-1} + c_t ),\; "
-        r"(1 - a_t)\, I \big) \\ c_t &= \textstyle\sum_i w_t^{(i)} E_i(x_i) \end{aligned}",
-    ),
-    Equation(
-        "(2) Accumulated weights",
-        "What a modality weighs at time $t$ follows from its shares in all steps so far.",
-        r"\bar w_t^{(i)} = \sqrt{a_t}\, \big( \bar w_{t-1}^{(i)} + w_t^{(i)} \big), "
-        r"\quad \bar w_0^{(i)} = 0",
-    ),
-    Equation(
-        "(3) The marginal",
-        "So training can jump to any time at once, without going through the steps before it.",
-        r"\begin{aligned} q(z_t \mid z_0, X) &= \mathcal N\big( \sqrt{\bar a_t}\, z_0 + m_t,\; "
-        r"(1 - \bar a_t)\, I \big) \\ m_t &= \textstyle\sum_i \bar w_t^{(i)} E_i(x_i), \quad "
-        r"\bar a_t = \prod_{s \le t} a_s \end{aligned}",
-    ),
-    Equation(
-        "(4) The posterior",
-        "If everything clean were known, this is where a step back would lead; the model’s predictions take "
-        "its place.",
-        r"\begin{aligned} q(z_{t-1} \mid z_t, z_0, X) &= \mathcal N\big( \mu_t,\; (1 - \bar a_{t-1})\, B_t\, "
-        r"I \big) \\ \mu_t &= A_t\, ( z_t - \sqrt{a_t}\, c_t ) \\ &\quad + B_t\, ( \sqrt{\bar a_{t-1}}\, z_0 "
-        r"+ m_{t-1} ) \\ A_t &= \sqrt{a_t}\; \tfrac{1 - \bar a_{t-1}}{1 - \bar a_t}, \quad B_t = \tfrac{1 - "
-        r"a_t}{1 - \bar a_t} \end{aligned}",
-    ),
-    Equation(
-        "(5) A jump from $t$ to $s$",
-        "Sampling takes long jumps: keep the predicted clean point, and as much of the noise as belongs to "
-        "the earlier time.",
-        r"\begin{aligned} z_s &= \sqrt{\bar a_s}\, \hat z_0 + \hat m_s + \sqrt{1 - \bar a_s - \sigma^2}\; "
-        r"\hat\varepsilon + \sigma n \\ \hat\varepsilon &= \big( z_t - \sqrt{\bar a_t}\, \hat z_0 - \hat m_t "
-        r"\big) \big/ \sqrt{1 - \bar a_t} \end{aligned}",
-    ),
-)
-
-LOSS = (
-    Equation("The loss", "The negative bound has four parts.", r"L = L_0 + L_1 + L_2 + L_3"),
-    Equation(
-        "$L_0$, the prior",
-        "At the last time nothing but noise is left.",
-        r"L_0 = \mathrm{KL}\big( q(z_T \mid z_0, X) \,\big\|\, \mathcal N(0, I) \big)",
-    ),
-    Equation(
-        "$L_1$, the posteriors",
-        "Every step back should lead where (4) leads.",
-        r"L_1 = \sum_{t > 1} \mathbb E\; \mathrm{KL}\big( q(z_{t-1} \mid z_t, z_0, X) \,\big\|\, p(z_{t-1} "
-        r"\mid z_t) \big)",
-    ),
-    Equation(
-        "$L_2$, the modalities",
-        "Each modality should be read from the noisy point with a likelihood of its own kind: Gaussian for "
-        "pixels, categorical for masks and labels, von Mises-Fisher for embeddings.",
-        r"L_2 = -\sum_i \mathbb E\, \log p(x_i \mid z_t)",
-    ),
-    Equation(
-        "$L_3$, the pixels",
-        "The last step should give the photo itself.",
-        r"L_3 = -\mathbb E\, \log p(x \mid z_1)",
-    ),
-)
-
-TRAINING = (
-    "Training minimises $L_1 + \\sum_i \\lambda_i L_2^{(i)}$, reweighted over $t$ so that the times which "
-    "decide class and colour count enough (`mmdiff/losses.py`); `python -m mmdiff.evaluate` reports the "
-    "exact terms."
-)
 
 
 def build(service: Service) -> None:
@@ -134,8 +52,8 @@ def build(service: Service) -> None:
             html(f"{_idea()}{_picture(specs)}{_page(specs)}")
             html("<h2>In equations</h2>" + _notation())
             with gr.Column(elem_classes="equations"):
-                for part in (EQUATIONS, LOSS):
-                    gr.Markdown(_formulas(part), latex_delimiters=LATEX)
+                for column in EQUATIONS.read_text(encoding="utf-8").split("\n---\n"):
+                    gr.Markdown(column, latex_delimiters=LATEX)
             html(measured(service.name), elem_id="measured")
             with gr.Accordion("Model card", open=False, elem_id="model-card"):
                 gr.Markdown(model_card(service.folder), latex_delimiters=[])
@@ -147,24 +65,28 @@ def _idea() -> str:
 
 
 def _picture(specs: Mapping[str, Any]) -> str:
-    """The architecture, wide and narrow (how.css shows one); what the model lacks is faint."""
-    kinds = {spec.kind: _size(spec) for spec in specs.values()}
-    sizes = {kind: escape(kinds.get(kind, "absent")) for kind in KINDS}
-    pictures = "".join(Template(path.read_text(encoding="utf-8")).substitute(sizes) for path in PICTURES)
-    lacking = "".join(f" without-{kind}" for kind in KINDS if kind not in kinds)
+    """The architecture, wide and narrow (how.css shows one); forms that the model lacks are faint."""
+    sizes: dict[str, str] = {}
+    for spec in specs.values():
+        sizes.setdefault(DRAWN[spec.form], _size(spec))  # the first of a form is drawn
+    texts = {name: html_text(sizes.get(name, "absent")) for name in DRAWN.values()}
+    pictures = "".join(Template(path.read_text(encoding="utf-8")).substitute(texts) for path in PICTURES)
+    lacking = "".join(f" without-{name}" for name in DRAWN.values() if name not in sizes)
     return f'<h2>The model</h2><div class="architecture{lacking}">{pictures}</div>'
 
 
 def _size(spec: Any) -> str:
     """How large a modality is, in words."""
-    if spec.kind == "image":
-        return f"{spec.shape[-1]} × {spec.shape[-2]} px"
-    return f"{spec.shape[0]} numbers" if spec.kind == "embedding" else f"{len(spec.classes)} classes"
+    if spec.classes:
+        return f"{len(spec.classes)} classes"
+    return f"{spec.shape[-1]} × {spec.shape[-2]} px" if spec.form == "picture" else f"{spec.shape[0]} numbers"
 
 
 def _page(specs: Mapping[str, Any]) -> str:
-    kinds = {spec.kind for spec in specs.values()}
-    shown = "".join(f"<li>{words}</li>" for kind, words in SHOWN.items() if kind in kinds)
+    shown = ""
+    for form, words in SHOWN.items():
+        if names := ", ".join(name for name, spec in specs.items() if spec.form == form):
+            shown += f"<li><b>{html_text(names.capitalize())}</b>: {words}</li>"
     tabs = "".join(f"<dt>{t.title}</dt><dd>{t.intro}</dd>" for t in TASKS if t.fits(specs))
     return (
         '<div class="columns"><section><h2>What the page shows</h2>'
@@ -184,63 +106,14 @@ def _notation() -> str:
     )
 
 
-def _formulas(equations: Sequence[Equation]) -> str:
-    """Equations as Markdown; below the loss, what training makes of it."""
-    blocks = [f"**{e.name}.** {e.words}\n\n$${e.latex}$$" for e in equations]
-    return "\n\n".join(blocks + ([TRAINING] if equations is LOSS else []))
-
-
-def measured(checkpoint: str, root: Path = results.ROOT) -> str:
-    """What was measured of the checkpoint of this name, as HTML; says so if that is nothing."""
-    reports, problems = results.read(checkpoint, root)
-    notes = "".join(f'<p class="problem" role="alert">{escape(problem)}</p>' for problem in problems)
+def measured(checkpoint: str, root: Path = ROOT) -> str:
+    """The measured results of a checkpoint as HTML; a sentence if there are none."""
+    reports, problems = read(checkpoint, root)
+    notes = "".join(f'<p class="problem" role="alert">{html_text(problem)}</p>' for problem in problems)
     if not reports and not problems:
-        notes = (
-            f'<p class="hint">There are no measured results for the checkpoint “{escape(checkpoint)}”.</p>'
-        )
-    return f"<h2>What was measured</h2>{notes}{''.join(map(_report, reports))}"
-
-
-def _report(report: Report) -> str:
-    """Its first table open unless it is wide, the others folded; below them how they were measured."""
-    head = f"<h3>{escape(report.title)}</h3><p>{escape(report.about)}</p>" if report.title else ""
-    tables = [_open(t) if k == 0 and len(t.head) <= 4 else _fold(t) for k, t in enumerate(report.tables)]
-    words = CODE.sub(r"<code>\1</code>", escape(report.how))
-    how = f'<p class="hint">{words} From {escape(report.source)}.</p>'
-    return f'<section class="report">{head}{"".join(tables)}{how}{_command(report.command)}</section>'
-
-
-def _command(command: str) -> str:
-    if not command:
-        return ""
-    body = f"<pre>{escape(command)}</pre>"
-    return f"<details><summary>The command that measures this anew</summary>{body}</details>"
-
-
-def _open(table: Table) -> str:
-    return f"<h3>{escape(table.title)}</h3>{_table(table)}"
-
-
-def _fold(table: Table) -> str:
-    return f"<details><summary>{escape(table.title)}</summary>{_table(table)}</details>"
-
-
-def _table(table: Table) -> str:
-    """A table; of tasks if values stand beside what to compare, which how.css stacks on a narrow page."""
-    kind = "tasks" if table.head == TASKS_HEAD else "figures"
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
-    rows = "".join(f"<tr>{_cells(table.head, row)}</tr>" for row in table.rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _cells(head: Sequence[str], row: Sequence[str]) -> str:
-    named = [
-        f'<td data-head="{escape(h)}">{escape(cell)}</td>' for h, cell in zip(head[1:], row[1:], strict=True)
-    ]
-    return f'<th scope="row">{escape(row[0])}</th>{"".join(named)}'
+        words = f"There are no measured results for the checkpoint “{checkpoint}”."
+        notes = f'<p class="hint">{html_text(words)}</p>'
+    return f"<h2>What was measured</h2>{notes}{''.join(report.to_html() for report in reports)}"
 
 
 def model_card(folder: Path | None) -> str:

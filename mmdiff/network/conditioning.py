@@ -40,10 +40,15 @@ Call = tuple[Tensor, Tensor, Conditioning]
 
 
 def joined(calls: Sequence[Call]) -> Call:
-    """Several calls as one batch. What one of them lacks is zero there, which means the same."""
+    """Several calls as one batch. What one of them lacks is zero there, which means the same.
+
+    Raises ValueError for known pixels that were not read: features can be joined, pixels cannot.
+    """
     if len(calls) == 1:
         return calls[0]
     z, log_snr, seen = zip(*calls, strict=True)
+    if any(own.pixels is not None for own in seen):
+        raise ValueError("known pixels were not read yet; pass model.read(conditioning) to the network.")
     names = dict.fromkeys(name for s in seen for name in s.e)
     zeros = [torch.zeros_like(own) for own in z]
     e = {n: torch.cat([s.e.get(n, zero) for s, zero in zip(seen, zeros, strict=True)]) for n in names}

@@ -1,0 +1,1 @@
+"""Tables of measured results, built once from JSON: Markdown for the docs, HTML for the page."""
