@@ -9,15 +9,16 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_pil_to_cache
-from PIL import Image
 
 from app.controls import adapters
 from app.controls.settings import new_seed
 from app.errors import plain_errors
-from app.export import settings_file as recipe
-from app.run.job import Job
-from app.run.service import Preview, Service
+from app.export import settings_file
+from app.run.defaults import ANCHOR
+from app.run.history import Record, picture_of
+from app.run.service import Service
 from app.tabs.run_panel import MAX_RUNS
+from mmdiff.request import Request
 
 Result = tuple[list[str] | None, list[str] | None, dict[str, Any]]  # pictures, masks, everything else
 
@@ -38,12 +39,12 @@ def build(services: Sequence[Service]) -> None:
             gr.Number(1, precision=0, label="num_samples"),
             gr.JSON(
                 None,
-                label="guidance_scale: number, or object of numbers by modality; 1 if left out. A label that "
-                "is named but not given is settled early, and all else follows it; the image counts where it "
-                "has a hole",
+                label="guidance_scale: number, or object of numbers by modality; 1 if left out. The image "
+                "counts where it has a hole, and what is not given where sample_first names it",
             ),
             gr.Textbox("ddim", label="sampler"),
             gr.Textbox(None, label="checkpoint: name; the first one if left out"),
+            gr.JSON(None, label="sample_first: list of modalities, such as the label, that all else follows"),
         ]
         settings = gr.Textbox(label="settings: the text of a settings file")
         outputs = [
@@ -63,7 +64,7 @@ def build(services: Sequence[Service]) -> None:
 
 
 class Endpoints:
-    """What the API can be asked for; `services` are all models, the first is meant where none is named."""
+    """The endpoints; `services` are all models, the first of which is the default."""
 
     def __init__(self, services: Sequence[Service], cache: str) -> None:
         self._services = {service.name: service for service in services}
@@ -84,28 +85,29 @@ class Endpoints:
         guidance_scale: float | dict[str, float] | None = None,
         sampler: str = "ddim",
         checkpoint: str | None = None,
+        sample_first: list[str] | None = None,
     ) -> Result:
-        """Samples what is wanted from what is given: pictures, masks, and the rest of the result."""
+        """Samples the wanted modalities from the given ones: pictures, masks and the rest of the result."""
         with plain_errors():
             service = self._service(checkpoint)
             given, known = _given(service, image, hole, mask, label, text, embedding_image)
-            wanted = tuple(_names(wanted) or (name for name in service.modalities if name not in given))
-            if known is not None and "image" not in wanted:
-                wanted = (*wanted, "image")
+            wanted, first = _names("wanted", wanted), _names("sample_first", sample_first)
+            if known is not None and wanted and ANCHOR not in wanted:
+                wanted = (*wanted, ANCHOR)
             seed = new_seed() if seed is None else seed
             scale = 1.0 if guidance_scale is None else guidance_scale
-            job = Job(given, wanted, known, steps, seed, num_samples, scale, sampler)
-            return self._result(service, job)
+            return self._result(
+                service, Request(given, wanted, known, scale, first, steps, seed, num_samples, sampler)
+            )
 
     def run_settings(self, settings: str) -> Result:
-        """Samples exactly what the text of a settings file says; the results are those of /generate."""
+        """Runs the text of a settings file; the results are as of /generate."""
         with plain_errors():
             service = self._service(_checkpoint_of(settings))
-            job, _, _ = recipe.from_json(settings, service.modalities)
-            return self._result(service, job)
+            return self._result(service, settings_file.from_json(settings, service.modalities).request)
 
     def describe(self) -> dict[str, Any]:
-        """The models that there are: their modalities with classes, sizes and colours."""
+        """All models: their modalities with classes, sizes and colours."""
         return {name: _facts(service) for name, service in self._services.items()}
 
     def _service(self, checkpoint: str | None) -> Service:
@@ -114,13 +116,22 @@ class Endpoints:
             raise ValueError(f"There is no checkpoint “{name}”; there is {', '.join(self._services)}.")
         return self._services[name]
 
-    def _result(self, service: Service, job: Job) -> Result:
-        *_, result = service.stream(job)
-        return *_files(service, job, result, self._cache), _details(service, job, result)
+    def _result(self, service: Service, request: Request) -> Result:
+        record = service.run(request)
+        return self._files(record, "picture"), self._files(record, "class_map"), _details(record)
+
+    def _files(self, record: Record, form: str) -> list[str] | None:
+        """The wanted modalities of a form as PNG files, one per sample; None if there are none."""
+        specs = [spec for spec in record.of_form(form) if spec.name in record.request.wanted]
+        return [
+            save_pil_to_cache(picture_of(record.last, spec, k), self._cache, f"{spec.name}_{k + 1}", "png")
+            for spec in specs
+            for k in range(record.request.num_samples)
+        ] or None
 
 
 def _checkpoint_of(settings: str) -> str | None:
-    """The model that settings name, if they can be read at all; `recipe.from_json` says what is wrong."""
+    """The model that settings name; None if they cannot be read, which `from_json` explains."""
     try:
         name = json.loads(settings)["checkpoint"]
     except (ValueError, TypeError, LookupError):
@@ -128,19 +139,20 @@ def _checkpoint_of(settings: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _names(wanted: Any) -> list[str] | None:
-    if wanted is not None and not (isinstance(wanted, list) and all(isinstance(n, str) for n in wanted)):
-        raise ValueError('wanted is a list of modalities, such as ["image", "mask"].')
-    return wanted
+def _names(what: str, names: Any) -> tuple[str, ...]:
+    """A list of names that a client sent."""
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise ValueError(f'{what} is a list of modalities, such as ["image", "mask"].')
+    return tuple(names or ())
 
 
 def _facts(service: Service) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, spec in service.modalities.items():
         facts[name] = {"kind": spec.kind, "shape": list(spec.shape)}
-        if spec.kind in ("mask", "label"):
+        if spec.classes:
             facts[name]["classes"] = list(spec.classes)
-        if spec.kind == "mask":
+        if spec.form == "class_map":
             facts[name]["palette"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
     return facts
 
@@ -169,55 +181,37 @@ def _given(
             "There is a hole but no photo to fill in. Give the photo too, or leave the hole out."
         )
     if "image" in given:
-        size = specs["image"].shape[-1]
+        size = specs["image"].image_size
         photo = adapters.read_photo(given["image"], size)
         given["image"] = photo.for_model
         known = adapters.known_pixels(adapters.read_hole(hole, size, photo.size).cells) if hole else None
     if "mask" in given:
         spec = specs["mask"]
-        given["mask"] = adapters.mask_from_file(given["mask"], spec.shape[-1], spec.classes, spec.palette)
+        mask = adapters.read_mask(given["mask"], spec.image_size, spec.classes, spec.palette)
+        given["mask"] = mask.cells
     if embedding_image:
         given["embedding"] = adapters.read_reference(embedding_image)
     return given, known
 
 
-def _files(
-    service: Service, job: Job, result: Preview, cache: str
-) -> tuple[list[str] | None, list[str] | None]:
-    """The wanted pictures and masks as PNG files, one per sample."""
-    files: dict[str, list[str] | None] = {"image": None, "mask": None}
-    for name in files:
-        if name in job.wanted:
-            spec, x = service.modalities[name], result.x_hat[name]
-            images = [
-                Image.fromarray(sample)
-                if name == "image"
-                else adapters.colour_mask(sample.argmax(0), spec.palette)
-                for sample in x
-            ]
-            files[name] = [
-                save_pil_to_cache(p, cache, f"{name}_{k + 1}", "png") for k, p in enumerate(images)
-            ]
-    return files["image"], files["mask"]
-
-
-def _details(service: Service, job: Job, result: Preview) -> dict[str, Any]:
-    """Seed, time and everything else that is wanted, one entry per sample."""
+def _details(record: Record) -> dict[str, Any]:
+    """Seed, time and all wanted modalities that are no pictures, one entry per sample."""
+    request = record.request
     details: dict[str, Any] = {
-        "checkpoint": service.name,
-        "seed": job.seed,
-        "steps": result.total,
-        "sampler": job.sampler,
-        "seconds": round(result.seconds, 3),
+        "checkpoint": record.checkpoint,
+        "seed": request.seed,
+        "steps": request.steps,
+        "sampler": request.sampler,
+        "seconds": round(record.seconds, 3),
     }
-    if "label" in job.wanted:
-        classes = service.modalities["label"].classes
-        details["label"] = [
-            {classes[k]: round(float(p[k]), 5) for k in np.argsort(-p)[:5]} for p in result.x_hat["label"]
-        ]
-    if "embedding" in job.wanted:
-        vectors = result.x_hat["embedding"]
-        details["embedding"] = vectors.tolist()
-        if nearest := service.describe(vectors):
-            details["nearest"] = [description.as_dict() for description in nearest]
+    for spec in record.of_form("class", "vector"):
+        if spec.name not in request.wanted:
+            continue
+        if spec.form == "class":
+            details[spec.name] = record.in_words(spec)
+            continue
+        details[spec.name] = record.last.x[spec.name].tolist()
+        nearest = record.in_words(spec)
+        if all(nearest):
+            details["nearest"] = nearest
     return details

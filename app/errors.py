@@ -1,4 +1,4 @@
-"""What goes wrong, said in words for the page."""
+"""Errors in words for the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def explain(error: Exception) -> gr.Error:
-    """A `ValueError` keeps its text; anything else is logged, and the page only hears that it happened."""
+    """A `ValueError` keeps its text; anything else is logged, and the page says only that it happened."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, ValueError):
@@ -28,7 +28,7 @@ def explain(error: Exception) -> gr.Error:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns whatever is raised inside into a `gr.Error` fit for the page."""
+    """Turns any error inside into a `gr.Error` with words for the page."""
     try:
         yield
     except Exception as error:

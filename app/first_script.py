@@ -1,4 +1,4 @@
-"""A script that the page runs before Gradio's own: it stops a clock of Gradio's that nobody sees.
+"""A script that the page runs before Gradio's own: it stops an invisible clock of Gradio's.
 
 The loading indicator of Gradio counts the seconds in every animation frame, and goes on counting when it
 has left the page, which keeps the visitor's browser busy for good. It keeps the `requestAnimationFrame` that

@@ -14,15 +14,17 @@ from app import api, theme
 from app.controls.examples import opening
 from app.controls.inputs import QUIET
 from app.errors import plain_errors
-from app.export import settings_file as recipe
+from app.export import settings_file
 from app.export.link import HOLE, from_query, is_link
+from app.export.settings_file import SavedRun
 from app.first_script import FirstScript
-from app.run.job import Job
+from app.run.defaults import ANCHOR
 from app.run.service import Service
-from app.tabs import how_it_works, task
-from app.tabs.task import Tab
-from app.tabs.tasks import TASKS
+from app.tabs import how_it_works
+from app.tabs.tab import Tab, build_tab
+from app.task import TASKS
 from app.wording import listed
+from mmdiff.request import Request
 
 CACHE_SECONDS = 24 * 3600
 # Pages of other models are below the first one's, wherever that is.
@@ -59,7 +61,7 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
     message = theme.html("", elem_id="message")
     with gr.Tabs() as tabs:
         models = [service, *(other for other in services if other is not service)]
-        built = [task.build(t, models) for t in TASKS if t.fits(service.modalities)]
+        built = [build_tab(t, models) for t in TASKS if t.fits(service.modalities)]
         how_it_works.build(service)
     Restorer(service, built, tabs, message).connect(demo, restore)
 
@@ -70,61 +72,62 @@ class Restorer:
     def __init__(self, service: Service, built: Sequence[Tab], tabs: gr.Tabs, message: gr.HTML) -> None:
         self._service, self._tabs, self._message = service, tabs, message
         self._by_name: Mapping[str, Tab] = {tab.task.name: tab for tab in built}
-        self._job, self._task = gr.State(None), gr.State("")
-        self._outputs = [tabs, message, self._job, self._task]
+        self._request, self._task = gr.State(None), gr.State("")
+        self._outputs = [tabs, message, self._request, self._task]
         for tab in built:
             self._outputs += tab.form.outputs
 
     def connect(self, demo: gr.Blocks, button: gr.UploadButton) -> None:
-        """Restores what is uploaded with `button`, and what the page's own address asks for."""
-        # What is said of an earlier file would seem to be said of the next.
+        """Restores the file that is uploaded with `button`, and the link in the page's own address."""
+        # A message on an earlier file would seem to be on the next.
         button.click(lambda: "", None, self._message, queue=False, **QUIET)
         for event in (
             button.upload(self._from_file, button, self._outputs, **QUIET),
             demo.load(self._from_link, None, self._outputs, **QUIET),
         ):
             for tab in self._by_name.values():
-                tab.stage.after(event.success, [self._task, self._job], _replay(tab))
+                tab.panel.after(event.success, [self._task, self._request], _replay(tab))
 
     def _from_file(self, path: str) -> list[Any]:
         with plain_errors():
             try:
-                job, checkpoint, name = recipe.read(path, self._service.modalities)
-                self._check_checkpoint(checkpoint)
+                saved = settings_file.read(path, self._service.modalities)
+                self._check_checkpoint(saved.checkpoint)
             except (
                 ValueError
-            ) as error:  # said where the last success was, which would seem to be of this file
-                words = escape(str(error), quote=False)
-                return self._unchanged(_note(f"This file cannot be restored. {words}", "problem"))
-            return self._shown(name, job, job, _note("The run is restored and starts again."))
+            ) as error:  # in the place of the last success, which would seem to be of this file
+                note = _note(f"This file cannot be restored. {escape(str(error), quote=False)}", "problem")
+                return self._updates(gr.skip(), note)
+            return self._shown(saved, _note("The run is restored and starts again."))
 
-    def _from_link(self, request: gr.Request) -> list[Any]:
-        params = dict(request.query_params)
+    def _from_link(self, visitor: gr.Request) -> list[Any]:
+        params = dict(visitor.query_params)
         if not is_link(params):
             return self._opened()
         try:
-            linked = from_query(params, self._service.modalities)
-            self._check_checkpoint(linked.checkpoint)
+            saved = from_query(params, self._service.modalities)
+            self._check_checkpoint(saved.checkpoint)
         except ValueError as error:
             note = _note(f"This link cannot be restored. {escape(str(error), quote=False)}", "problem")
             return self._opened(note)
-        job = linked.job if "want" in params else self._within(linked.task, linked.job)
-        if not linked.missing:
-            return self._shown(linked.task, job, job, _note("This run came from a link."))
-        things = listed([f"the {name}" for name in linked.missing])
+        if "want" not in params:
+            saved = replace(saved, request=self._within(saved.task, saved.request))
+        if not saved.missing:
+            return self._shown(saved, _note("This run came from a link."))
+        things = listed([f"the {name}" for name in saved.missing])
         note = _note(
             f"The settings came from a link, but {things} did not fit into it. Add what is missing, then "
             "press Run; Keep is ticked, so the seed is the same.",
             "problem",
         )
-        return self._shown(linked.task, job, None, note, linked.missing)
+        return self._shown(saved, note)
 
-    def _within(self, name: str, job: Job) -> Job:
-        """The job with only those wanted that belong to the task."""
+    def _within(self, name: str, request: Request) -> Request:
+        """The request with only the task's modalities wanted."""
         if name not in self._by_name:
-            return job
+            return request
         own = self._by_name[name].task.modalities(self._service.modalities)
-        return replace(job, wanted=tuple(n for n in job.wanted if n in own) or job.wanted)
+        return replace(request, wanted=tuple(n for n in request.wanted if n in own) or request.wanted)
 
     def _check_checkpoint(self, name: str) -> None:
         if name and name != self._service.name:
@@ -133,48 +136,51 @@ class Restorer:
                 "Choose the other one in the menu above, if it is there, and try again."
             )
 
-    def _shown(self, name: str, job: Job, runs: Any, note: str, missing: tuple[str, ...] = ()) -> list[Any]:
-        """The form of the task filled in, and a run of `runs` to come."""
-        if not self._has_room(name, {*job.given, *job.wanted, *missing} - {HOLE}):
+    def _shown(self, saved: SavedRun, note: str) -> list[Any]:
+        """The form of the task filled in, and, if nothing is missing, its run to come."""
+        name, request = saved.task, saved.request
+        if not self._has_room(name, {*request.given, *request.wanted, *saved.missing} - {HOLE}):
             name = "any_to_any"
-        updates: list[Any] = [gr.update(selected=name), note, runs, name if runs else ""]
-        for other, tab in self._by_name.items():
-            updates += tab.form.show(job, missing=missing) if other == name else _skipped(tab)
-        return updates
+        form = {name: self._by_name[name].form.show(request, missing=saved.missing)}
+        runs = (None, "") if saved.missing else (request, name)
+        return self._updates(gr.update(selected=name), note, *runs, form)
 
     def _has_room(self, name: str, modalities: Set[str]) -> bool:
         """Whether there is a task of this name whose form has a row for each of these."""
         tab = self._by_name.get(name)
         return tab is not None and modalities <= set(tab.task.modalities(self._service.modalities))
 
-    def _unchanged(self, note: str) -> list[Any]:
-        """Everything as it is, but for what is said."""
-        updates: list[Any] = [gr.skip(), note, None, ""]
-        for tab in self._by_name.values():
-            updates += _skipped(tab)
-        return updates
-
     def _opened(self, note: str = "") -> list[Any]:
-        """How the page begins: forms that need something given have something."""
-        updates: list[Any] = [gr.skip(), note, None, ""]
-        for tab in self._by_name.values():
-            job = opening(tab.task, self._service)
-            updates += _skipped(tab) if job is None else tab.form.show(job, False)
+        """The page at first: forms that need something given have something."""
+        forms = {}
+        for name, tab in self._by_name.items():
+            if (request := opening(tab.task, self._service)) is not None:
+                forms[name] = tab.form.show(request, False)
+        return self._updates(gr.skip(), note, None, "", forms)
+
+    def _updates(
+        self,
+        tabs: Any,
+        note: str,
+        request: Request | None = None,
+        task: str = "",
+        forms: Mapping[str, list[Any]] | None = None,
+    ) -> list[Any]:
+        """Updates of all outputs; forms that are not named stay as they are."""
+        updates = [tabs, note, request, task]
+        for name, tab in self._by_name.items():
+            updates += (forms or {}).get(name) or [gr.skip() for _ in tab.form.outputs]
         return updates
-
-
-def _skipped(tab: Tab) -> list[Any]:
-    return [gr.skip() for _ in tab.form.outputs]
 
 
 def _replay(tab: Tab) -> Any:
-    """Runs the job if it is of this tab's task."""
+    """Runs the request if it is of this tab's task."""
 
-    def replay(request: gr.Request, name: str, job: Any) -> Any:
-        if name == tab.task.name and job is not None:
-            yield from tab.stage.replay(request, job)
+    def replay(visitor: gr.Request, name: str, request: Any) -> Any:
+        if name == tab.task.name and request is not None:
+            yield from tab.panel.replay(visitor, request)
         else:
-            yield {tab.stage.status: gr.skip()}
+            yield {tab.panel.status: gr.skip()}
 
     return replay
 
@@ -202,9 +208,11 @@ def launch(
 
 
 def _header(service: Service, services: Sequence[Service]) -> str:
-    facts = [*_sizes(service), service.device]
-    if service.left_out:
-        facts.append(f"{listed(list(service.left_out))} not shown: no controls for this kind")
+    size = service.modalities[ANCHOR].image_size
+    facts = [f"{size} × {size} px"]
+    if service.size_mb:
+        facts.append(f"{service.size_mb:.0f} MB")
+    facts.append(service.device)
     chips = _menu(service, services) + "".join(f"<span>{escape(fact)}</span>" for fact in facts)
     return (
         '<header class="masthead"><div><h1>mmdiff</h1>'
@@ -226,8 +234,3 @@ def _menu(service: Service, services: Sequence[Service]) -> str:
     )
     own = escape(routes[service.name])
     return f'<select aria-label="Checkpoint" data-own="{own}" onchange="{MENU}">{options}</select>'
-
-
-def _sizes(service: Service) -> list[str]:
-    sizes = [f"{s.shape[-1]} × {s.shape[-2]} px" for s in service.modalities.values() if s.kind == "image"]
-    return sizes + ([f"{service.size_mb:.0f} MB"] if service.size_mb else [])

@@ -1,29 +1,11 @@
-"""Small pieces of the page: words for durations and lists, the status line, pictures as data URIs."""
+"""Small pieces of the page in words: durations, lists, the status line."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-
-import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 # groups of words that describe an embedding, and how many of each are shown
 WORDS = {"captions": ("Nearest captions", 3), "labels": ("Nearest labels", 3), "probes": ("Text probes", 4)}
-
-
-def overlay(probabilities: np.ndarray, palette: np.ndarray, over_picture: bool) -> Image.Image:
-    """Class probabilities (K, H, W) -> RGBA picture, the fainter the less certain.
-
-    Over a picture the first class (background or void) is left clear.
-    """
-    best = probabilities.argmax(0)
-    opacity = np.clip(probabilities.max(0), 0, 1)
-    if over_picture:
-        opacity = np.where(best == 0, 0, opacity)
-    return Image.fromarray(np.dstack([palette[best], (255 * opacity).astype(np.uint8)]))
 
 
 def status(text: str, share: float | None = None, kind: str = "calm") -> str:
@@ -47,13 +29,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def steps(count: int) -> str:
+def steps_of(count: int) -> str:
     """So many steps, in words."""
     return "1 step" if count == 1 else f"{count} steps"
-
-
-def png(image: Image.Image, stamp: PngInfo | None = None) -> str:
-    """A picture as a data URI, lossless, with what it is to carry."""
-    data = io.BytesIO()
-    image.save(data, "PNG", compress_level=1, pnginfo=stamp)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from app.run.checkpoints import load_all  # noqa: E402
-from app.run.job import FOLLOWED  # noqa: E402
-from app.tabs.tasks import TASKS  # noqa: E402
+from app.run.defaults import FOLLOWED  # noqa: E402
+from app.task import TASKS  # noqa: E402
 from app.ui import build_demo, launch  # noqa: E402
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
@@ -28,11 +28,11 @@ SEED, STEPS = 18, 20  # so that the pictures are the same every time
 
 
 def run(page: Any, address: str, task: str) -> None:
-    """Opens the page and runs the task, by a link where what is given fits into one."""
+    """Opens the page and runs the task, by a link where the given values fit into one."""
     if task == "fill_in":
         fill_in(page, address)
     else:
-        page.goto(f"{address}?task={task}&seed={SEED}&steps={STEPS}&guide.label={FOLLOWED}")
+        page.goto(f"{address}?task={task}&seed={SEED}&steps={STEPS}&first=label&guide.label={FOLLOWED}")
     page.locator(f"#{task}-status", has_text="Done").wait_for(timeout=60_000)
     page.wait_for_timeout(800)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,23 +14,25 @@ import torch
 from PIL import Image
 
 from mmdiff.clip.vocabulary import Description, Vocabulary, Words
-from mmdiff.modalities.base import Modality
-from mmdiff.pipeline import Change, Stream
+from mmdiff.config import ModalityConfig
+from mmdiff.modalities import Modality, build_modality
+from mmdiff.pipeline import Run
+from mmdiff.request import Limits, Request
+from mmdiff.serving.denoising import Step
 from mmdiff.serving.engine import Engine
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # for the clients in the tests; the page never reports
 
 
-@dataclass(frozen=True)
-class Spec:
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    classes: tuple[str, ...] = ()
-    palette: np.ndarray | None = None
-
-    form = Modality.form
-    dense = property(lambda self: len(self.shape) > 1)
+def make_specs(size: int, labels: Sequence[str], classes: Sequence[str]) -> dict[str, Modality]:
+    """The four kinds of modality that come along."""
+    options = {
+        "image": {},
+        "mask": {"classes": classes},
+        "label": {"classes": labels},
+        "embedding": {"dim": 16},
+    }
+    return {n: build_modality(ModalityConfig(n, n, options=of), size, 8) for n, of in options.items()}
 
 
 LABELS = (
@@ -74,45 +75,23 @@ class FakePipeline:
         modalities: tuple[str, ...] = ("image", "mask", "label"),
         capacity: int = 32,
     ) -> None:
-        palette = np.array([[38, 42, 51], [88, 178, 148]], dtype=np.uint8)
-        specs = (
-            Spec("image", "image", (3, size, size)),
-            Spec("mask", "mask", (size, size), ("background", "fruit"), palette),
-            Spec("label", "label", (), LABELS),
-            Spec("embedding", "embedding", (16,)),
-        )
-        self.modalities = {spec.name: spec for spec in specs if spec.name in modalities}
+        specs = make_specs(size, LABELS, ("background", "fruit"))
+        self.modalities = {name: spec for name, spec in specs.items() if name in modalities}
         self.size, self.step_seconds = size, step_seconds
-        self.device = SimpleNamespace(type="cpu")
+        self.device, self.schedule = SimpleNamespace(type="cpu"), SimpleNamespace(num_steps=1000)
         self.has_text = self.can_describe = "embedding" in self.modalities
         self.words = Words(LetterEmbedder(), VOCABULARY)
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[Request] = []
         self.engine = Engine(self._answer, capacity, background=True)
         self.broken: Exception | None = None
 
     def describe(self, vectors: np.ndarray, count: int = 5) -> list[Description]:
         return self.words.describe(vectors, count)
 
-    def stream(
-        self,
-        given=None,
-        wanted=(),
-        steps=30,
-        seed=0,
-        num_samples=1,
-        known_pixels=None,
-        guidance_scale=1.0,
-        sampler="ddim",
-        eta=0.0,
-        changes=(),
-    ):
-        given = dict(given or {})
-        self.calls.append(
-            {"given": given, "wanted": wanted, "seed": seed, "steps": steps, "guidance_scale": guidance_scale}
-        )
-        first = Change(0, given, wanted, known_pixels, guidance_scale)
-        run = FakeRun(self, [first, *changes], steps, seed, num_samples)
-        return Stream(self.engine, run)
+    def start(self, request: Request, limits: Limits) -> Run:
+        request = request.checked(self.modalities, self.schedule.num_steps, limits)
+        self.calls.append(request)
+        return Run(self.engine, FakeRun(self, request))
 
     def _answer(self, queries):
         time.sleep(self.step_seconds)
@@ -134,6 +113,7 @@ class FakePipeline:
             "mask": mask,
             "label": np.eye(len(LABELS), dtype=np.float32)[label],
             "embedding": _unit(sum(LABELS[label].encode()), 16),
+            "depth": np.where(inside, 0.5, -1.0)[None],
         }
 
     def _blur(
@@ -147,6 +127,7 @@ class FakePipeline:
             "mask": ((1 - noise) * target["mask"] + noise / 2).astype(np.float32),
             "label": (1 - noise) * target["label"] + noise * flat,
             "embedding": (vector / np.linalg.norm(vector)).astype(np.float32),
+            "depth": ((1 - noise) * target["depth"]).astype(np.float32),
         }
 
     def _keep_given(
@@ -166,31 +147,32 @@ class FakePipeline:
 class FakeRun:
     """A member of the engine: every step a little less blurred; what is given may change on the way."""
 
-    def __init__(
-        self, pipe: FakePipeline, conditions: list[Change], steps: int, seed: int, num_samples: int
-    ) -> None:
-        self.pipe, self.conditions, self.steps, self.seed = pipe, conditions, steps, seed
-        self.rows, self.index, self.rng = num_samples, 0, np.random.default_rng(seed)
-        self.shown = {name for c in conditions for name in (*c.given, *c.wanted)}
+    def __init__(self, pipe: FakePipeline, request: Request) -> None:
+        self.pipe, self.request = pipe, request
+        self.began = 0.0
+        self.rows, self.index, self.rng = request.num_samples, 0, np.random.default_rng(request.seed)
 
     @property
     def done(self) -> bool:
-        return self.index == self.steps
+        return self.index == self.request.steps
 
     def queries(self) -> list[int]:
-        return [self.seed + k for k in range(self.rows)]
+        self.began = self.began or time.perf_counter()
+        return [self.request.seed + k for k in range(self.rows)]
 
-    def advance(self, answers: list[int]) -> SimpleNamespace:
-        now = [c for c in self.conditions if c.after <= self.index][-1]
+    def advance(self, answers: list[int]) -> Step:
+        begun = [change for change in self.request.changes if change.after <= self.index]
+        now = begun[-1].request if begun else self.request
         self.index += 1
-        noise = 1 - self.index / self.steps
+        steps = self.request.steps
+        noise = 1 - self.index / steps
         samples = [
             self.pipe._blur(self.pipe._target(seed, dict(now.given)), noise, self.rng) for seed in answers
         ]
-        x_hat = {name: np.stack([sample[name] for sample in samples]) for name in self.shown}
+        x_hat = {name: np.stack([sample[name] for sample in samples]) for name in self.request.shown}
         self.pipe._keep_given(x_hat, dict(now.given), now.known_pixels)
-        t = round(1000 * (1 - ((self.index - 1) / self.steps) ** 2))
-        return SimpleNamespace(index=self.index, total=self.steps, t=t, x_hat=x_hat, output=None)
+        t = round(1000 * (1 - ((self.index - 1) / steps) ** 2))
+        return Step(self.index, steps, t, x_hat, torch.zeros(0), time.perf_counter() - self.began)
 
 
 def _unit(seed: int, dim: int) -> np.ndarray:

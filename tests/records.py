@@ -6,52 +6,57 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fakes import LABELS, Spec, _unit
+import torch
+from fakes import LABELS, _unit, make_specs
 
-from app.run.history import Record
-from app.run.job import Job
+from app.run.history import Frame, Record
 from mmdiff.clip.vocabulary import Description
+from mmdiff.modalities import Modality
+from mmdiff.request import Request
 from mmdiff.samplers import timesteps
+from mmdiff.serving.denoising import Step
 
-PALETTE = np.array([[38, 42, 51], [88, 178, 148], [222, 132, 60]], dtype=np.uint8)
 MASK_CLASSES = ("background", "fruit", "leaf")
 ALL = ("image", "mask", "label", "embedding")
 
 
 def specs(
     size: int, labels: Sequence[str] = LABELS, classes: Sequence[str] = MASK_CLASSES
-) -> dict[str, Spec]:
-    return {
-        "image": Spec("image", "image", (3, size, size)),
-        "mask": Spec("mask", "mask", (size, size), tuple(classes), PALETTE),
-        "label": Spec("label", "label", (), tuple(labels)),
-        "embedding": Spec("embedding", "embedding", (16,)),
-    }
+) -> dict[str, Modality]:
+    return make_specs(size, labels, classes)
 
 
-def make_record(done: int | None = None, size: int = 32, names: Sequence[str] = ALL, **job: Any) -> Record:
-    """The first `done` steps (all, if left out) of a job; `labels` and `classes` are those of `specs`."""
-    given = {key: job.pop(key) for key in ("labels", "classes") if key in job}
+PALETTE = specs(8)["mask"].palette
+
+
+def make_record(done: int | None = None, size: int = 32, names: Sequence[str] = ALL, **fields: Any) -> Record:
+    """The first `done` steps (all, if left out) of a request; `labels` and `classes` are those of `specs`."""
+    given = {key: fields.pop(key) for key in ("labels", "classes") if key in fields}
     modalities = {name: spec for name, spec in specs(size, **given).items() if name in names}
-    asked = Job(**{"wanted": tuple(names), "steps": 10, **job})
-    record, times = Record(asked, "orchard", modalities), timesteps(1000, asked.steps)
-    for index in range(1, (done or asked.steps) + 1):
+    request = Request(**{"wanted": tuple(names), "steps": 10, **fields})
+    record, times = Record(request, "orchard", modalities, describe), timesteps(1000, request.steps)
+    for index in range(1, (done or request.steps) + 1):
         extend(record, times[index - 1])
-    record.stopped = done is not None and done < asked.steps
     return record
+
+
+def add(record: Record, t: int, **x_hat: np.ndarray) -> Frame:
+    """Keeps one more step with these predictions."""
+    index = len(record.frames) + 1
+    return record.add(Step(index, record.request.steps, t, x_hat, torch.zeros(0), 0.1 * index))
 
 
 def extend(record: Record, t: int) -> None:
     """One step more."""
-    index, samples = len(record.frames) + 1, range(record.num_samples)
+    index, samples = len(record.frames) + 1, range(record.request.num_samples)
     makers = {"image": _image, "mask": _mask, "label": _label, "embedding": _embedding}
-    share = index / record.job.steps
+    share = index / record.request.steps
     x_hat = {n: np.stack([makers[n](s, share, k) for k in samples]) for n, s in record.modalities.items()}
-    now = record.job.conditions[-1]
+    now = record.request.conditions[-1]
     if "image" in now.given:
         keep = True if now.known_pixels is None else now.known_pixels[..., None]
         x_hat["image"] = np.where(keep, np.asarray(now.given["image"]), x_hat["image"])
-    record.add(index, t, x_hat)
+    add(record, t, **x_hat)
 
 
 def describe(vectors: np.ndarray) -> list[Description]:
@@ -66,13 +71,13 @@ def describe(vectors: np.ndarray) -> list[Description]:
     ]
 
 
-def _image(spec: Spec, share: float, sample: int) -> np.ndarray:
+def _image(spec: Modality, share: float, sample: int) -> np.ndarray:
     rows, columns = np.mgrid[: spec.shape[1], : spec.shape[2]] / spec.shape[1]
     channels = [255 * share + 0 * rows, 200 * rows, 60 * sample + 60 * columns]
     return np.stack(channels, axis=2).clip(0, 255).astype(np.uint8)
 
 
-def _mask(spec: Spec, share: float, sample: int) -> np.ndarray:
+def _mask(spec: Modality, share: float, sample: int) -> np.ndarray:
     """Fruit in the middle, the larger the later, a leaf in the corner; surer and surer."""
     size = spec.shape[0]
     rows, columns = np.mgrid[:size, :size] / size - 0.5
@@ -83,13 +88,13 @@ def _mask(spec: Spec, share: float, sample: int) -> np.ndarray:
     return sure * hot + (1 - sure) / len(spec.classes)
 
 
-def _label(spec: Spec, share: float, sample: int) -> np.ndarray:
+def _label(spec: Modality, share: float, sample: int) -> np.ndarray:
     """From the first class to one further on."""
     count = len(spec.classes)
     late = (2 + sample) % count
     return np.eye(count, dtype=np.float32)[[0, late]].T @ np.array([1 - share, share], dtype=np.float32)
 
 
-def _embedding(spec: Spec, share: float, sample: int) -> np.ndarray:
+def _embedding(spec: Modality, share: float, sample: int) -> np.ndarray:
     vector = (1 - share) * _unit(11, spec.shape[0]) + share * _unit(12 + sample, spec.shape[0])
     return (vector / np.linalg.norm(vector)).astype(np.float32)

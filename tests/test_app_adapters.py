@@ -1,4 +1,4 @@
-"""What people upload and paint reaches the model aligned to the pixel, and bad files are named."""
+"""Uploads and paintings reach the model aligned to the pixel, and bad files are named."""
 
 import re
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from app.controls import adapters
 from app.controls.painter import from_text, to_text
+from app.pictures import colour_mask
 from mmdiff.images import to_rgb
 
 CLASSES = ("void", "sky", "road")
@@ -34,7 +35,7 @@ def test_a_photo_of_the_models_size_is_not_touched(save):
     assert read.size == (64, 64) and read.notes == ()
 
 
-def test_a_photo_of_another_shape_is_cut_and_the_numbers_are_told(save):
+def test_a_photo_of_another_shape_is_cut_and_a_note_gives_the_sizes(save):
     read = adapters.read_photo(save(photo((400, 300))), 64)
     assert read.size == (400, 300)
     assert read.notes == (
@@ -81,7 +82,7 @@ def test_photo_hole_and_mask_are_cut_alike(save):
     middle[:20, 40:80] = 255  # upper half of the middle square
     hole = adapters.read_hole(save(Image.fromarray(middle)), 20, (120, 40)).cells
     assert hole[:10].all() and not hole[10:].any()
-    mask = adapters.mask_from_file(save(Image.fromarray(middle // 255)), 20, CLASSES, PALETTE)
+    mask = adapters.read_mask(save(Image.fromarray(middle // 255)), 20, CLASSES, PALETTE).cells
     assert np.array_equal(mask == 1, hole)
 
 
@@ -138,7 +139,7 @@ def test_a_hole_of_another_shape_is_refused_with_both_sizes(save, photo_size, re
         read_hole(save(np.zeros((90, 160), np.uint8)), 16, photo_size)
 
 
-def test_grey_is_told_and_parted_at_128(save):
+def test_grey_is_split_at_128_with_a_note(save):
     values = HALF.copy()
     values[0, :4], values[15, :4] = 128, 127
     hole, notes = read_hole(save(values))
@@ -175,7 +176,7 @@ def test_a_hole_of_one_colour_is_refused(save, value, words):
         read_hole(save(np.full((16, 16), value, np.uint8)))
 
 
-def test_what_is_painted_on_a_clear_ground_is_the_hole(save):
+def test_paint_on_a_transparent_ground_is_the_hole(save):
     few = np.zeros((16, 16), np.uint8)
     few[2:6, 3:9] = 255
     for colour in ((255, 0, 0), (0, 0, 0), (255, 255, 255)):
@@ -184,7 +185,7 @@ def test_what_is_painted_on_a_clear_ground_is_the_hole(save):
         assert "kept" in notes and "transparent" in notes
 
 
-def test_what_is_cut_out_of_a_photo_or_a_black_sheet_is_the_hole(save):
+def test_the_transparent_part_of_a_photo_or_a_black_sheet_is_the_hole(save):
     most = np.full((16, 16), 255, np.uint8)
     most[2:6, 3:9] = 0
     cut = np.dstack([np.asarray(photo((16, 16))), most])
@@ -208,7 +209,7 @@ def test_a_hole_that_is_all_clear_is_refused(save):
         read_hole(save(rgba((0, 0, 0), np.zeros((16, 16), np.uint8))))
 
 
-def test_known_pixels_are_those_outside_the_hole():
+def test_pixels_outside_the_hole_are_known():
     hole = np.zeros((4, 4), dtype=bool)
     hole[1, 2] = True
     assert np.array_equal(adapters.known_pixels(hole), ~hole)
@@ -229,16 +230,16 @@ def test_every_form_of_a_mask_means_the_same(save, form):
     mask = expected_mask()
     images = {
         "numbers": Image.fromarray(mask.astype(np.uint8)),
-        "palette": adapters.colour_mask(mask, PALETTE),
+        "palette": colour_mask(mask, PALETTE),
         "colours": Image.fromarray(PALETTE[mask]),
         "antialiased": Image.fromarray((PALETTE[mask].astype(int) + 9).astype(np.uint8)),
         "numbers as colours": Image.fromarray(mask.astype(np.uint8)).convert("RGB"),
     }
-    read = adapters.mask_from_file(save(images[form]), 16, CLASSES, PALETTE)
+    read = adapters.read_mask(save(images[form]), 16, CLASSES, PALETTE).cells
     assert read.dtype == np.int64 and np.array_equal(read, mask)
 
 
-def test_what_was_done_to_a_mask_is_told(save):
+def test_changes_to_a_mask_are_noted(save):
     mask = expected_mask()
 
     def notes(image):
@@ -262,23 +263,23 @@ def test_what_was_done_to_a_mask_is_told(save):
 
 def test_black_and_white_is_a_mask_of_two_classes(save):
     mask = expected_mask() == 1
-    read = adapters.mask_from_file(
+    read = adapters.read_mask(
         save(Image.fromarray((255 * mask).astype(np.uint8))), 16, ("background", "fruit"), PALETTE[:2]
-    )
+    ).cells
     assert np.array_equal(read, mask)
 
 
 def test_a_mask_with_unknown_classes_is_refused(save):
     with pytest.raises(ValueError, match="number 7.*0 = void, 1 = sky, 2 = road"):
         path = save(Image.fromarray(np.full((16, 16), 7, np.uint8)))
-        adapters.mask_from_file(path, 16, CLASSES, PALETTE)
+        adapters.read_mask(path, 16, CLASSES, PALETTE)
     with pytest.raises(ValueError, match="sky = #5aa0dc"):
-        adapters.mask_from_file(save(photo((16, 16))), 16, CLASSES, PALETTE)
+        adapters.read_mask(save(photo((16, 16))), 16, CLASSES, PALETTE)
 
 
 def test_the_saved_mask_is_exact(save):
     mask = expected_mask()
-    saved = Image.open(save(adapters.colour_mask(mask, PALETTE)))
+    saved = Image.open(save(colour_mask(mask, PALETTE)))
     assert np.array_equal(np.asarray(saved), mask)
     assert np.array_equal(np.asarray(saved.convert("RGB")), PALETTE[mask])
 

@@ -16,10 +16,9 @@ from PIL import Image
 from synthetic import lively_model, tiny_config
 
 from app.export.settings_file import to_json
-from app.run.job import Job
 from app.run.service import Service
 from mmdiff.checkpoint import save_checkpoint
-from mmdiff.pipeline import Change
+from mmdiff.request import Change, Request
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,17 +104,17 @@ def test_a_given_mask_and_label_reach_the_model(client, service, tmp_path):
     mask[10:30] = 1
     Image.fromarray(mask).save(tmp_path / "mask.png")
     generate(client, mask=handle_file(tmp_path / "mask.png"), label="Cherry Wax", wanted=["image"])
-    given = service.pipe.calls[-1]["given"]
+    given = service.pipe.calls[-1].given
     assert np.array_equal(given["mask"], mask)
     assert given["label"] == "Cherry Wax"
 
 
 def test_a_text_or_a_photo_gives_the_embedding(client, service, tmp_path):
     generate(client, text="a dark red apple", wanted=["image"])
-    assert service.pipe.calls[-1]["given"] == {"embedding": "a dark red apple"}
+    assert service.pipe.calls[-1].given == {"embedding": "a dark red apple"}
     photo().save(tmp_path / "photo.png")
     generate(client, embedding_image=handle_file(tmp_path / "photo.png"), wanted=["image"])
-    assert isinstance(service.pipe.calls[-1]["given"]["embedding"], Image.Image)
+    assert isinstance(service.pipe.calls[-1].given["embedding"], Image.Image)
 
 
 def no_picture(folder):
@@ -133,14 +132,14 @@ def picture(folder):
     [
         ({"wanted": ["mask"], "steps": 0}, "steps is 0"),
         ({"steps": 10_000}, "steps is 10000"),
-        ({"sampler": "euler"}, "no sampler"),
-        ({"label": "Apple Red", "wanted": ["label"]}, "given and asked for at once"),
+        ({"sampler": "euler"}, "no sampler is called"),
+        ({"label": "Apple Red", "wanted": ["label"]}, "given and wanted at once"),
         ({"image": no_picture}, "“notes.png” cannot be read"),
         ({"mask": no_picture}, "“notes.png” cannot be read"),
         ({"hole": picture}, "no photo to fill in"),
         ({"image": picture, "hole": picture, "mask": picture}, "stand for no class"),
         ({"text": "a", "embedding_image": picture}, "Give one of them"),
-        ({"num_samples": 99}, "number of samples is 99"),
+        ({"num_samples": 99}, "num_samples is 99"),
     ],
 )
 def test_bad_input_is_explained_and_the_server_stays_up(client, tmp_path, arguments, words):
@@ -190,17 +189,17 @@ def content(result):
 
 
 def test_settings_run_again_exactly_forks_included(client, service):
-    job = Job(
+    request = Request(
         {"label": "Apple Golden"},
         ("image", "mask"),
         steps=STEPS,
         seed=5,
-        changes=(Change(3, {"label": "Cherry Wax"}, ("image", "mask")),),
+        changes=(Change(3, Request({"label": "Cherry Wax"}, ("image", "mask"))),),
     )
-    _, masks, result = client.predict(to_json(job, "fake", "image_label"), api_name="/run_settings")
+    _, masks, result = client.predict(to_json(request, "fake", "image_label"), api_name="/run_settings")
     assert result["seed"] == 5 and len(masks) == 1
-    expected = service.run(job).last
-    (picture,), _, _ = client.predict(to_json(job, "fake", "image_label"), api_name="/run_settings")
+    expected = service.run(request).last
+    (picture,), _, _ = client.predict(to_json(request, "fake", "image_label"), api_name="/run_settings")
     assert np.array_equal(np.asarray(Image.open(picture)), expected.x["image"][0])
 
 
@@ -209,7 +208,10 @@ def test_settings_run_again_exactly_forks_included(client, service):
     [
         ("dear diary", "settings"),
         ("{}", "settings"),
-        (to_json(Job(wanted=("image",)), "gone", "any_to_any"), "no checkpoint “gone”; there is fake, small"),
+        (
+            to_json(Request(wanted=("image",)), "gone", "any_to_any"),
+            "no checkpoint “gone”; there is fake, small",
+        ),
     ],
 )
 def test_settings_that_cannot_be_run_are_explained(client, settings, words):
@@ -217,7 +219,7 @@ def test_settings_that_cannot_be_run_are_explained(client, settings, words):
         client.predict(settings, api_name="/run_settings")
 
 
-def test_checkpoints_are_described_and_chosen_by_name(client):
+def test_checkpoints_are_described_and_chosen_by_name(client, service):
     facts = client.predict(api_name="/describe")
     assert list(facts) == ["fake", "small"] and list(facts["small"]) == ["image", "label"]
     assert facts["fake"]["label"]["classes"] == list(LABELS)
@@ -225,23 +227,25 @@ def test_checkpoints_are_described_and_chosen_by_name(client):
         "kind": "mask",
         "shape": [64, 64],
         "classes": ["background", "fruit"],
-        "palette": ["#262a33", "#58b294"],
+        "palette": [f"#{bytes(rgb).hex()}" for rgb in service.modalities["mask"].palette],
     }
     assert generate(client, checkpoint="small")[2]["checkpoint"] == "small"
     with pytest.raises(AppError, match="no checkpoint “gone”"):
         generate(client, checkpoint="gone")
-    with pytest.raises(AppError, match="This model has no mask|does not know “mask”"):
+    with pytest.raises(AppError, match="no modality is called 'mask'"):
         generate(client, checkpoint="small", wanted=["mask"])
 
 
 def test_guidance_is_a_number_or_one_for_each_modality(client, service):
     generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"label": 2.5})
-    assert service.pipe.calls[-1]["guidance_scale"] == {"label": 2.5}
+    assert service.pipe.calls[-1].guidance_scale == {"label": 2.5}
     generate(client, label="Cherry Wax", wanted=["image"], guidance_scale=3)
-    assert service.pipe.calls[-1]["guidance_scale"] == 3
-    with pytest.raises(AppError, match="guidance scale for “image”, which is not given"):
+    assert service.pipe.calls[-1].guidance_scale == 3
+    generate(client, wanted=["image"], guidance_scale={"label": 2}, sample_first=["label"])
+    assert service.pipe.calls[-1].sample_first == ("label",)
+    with pytest.raises(AppError, match="guidance_scale names 'image', which is not given"):
         generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"image": 1.5})
-    with pytest.raises(AppError, match="guidance scale for “mask”, which is not given"):
+    with pytest.raises(AppError, match="guidance_scale names 'mask', which is not given"):
         generate(client, label="Cherry Wax", wanted=["image"], guidance_scale={"mask": 2.5})
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from app.controls.settings import FILLING, PLAIN
 from app.run.service import Service, Timing
-from app.tabs.tasks import TASKS
+from app.task import TASKS
 
 RUNNING = re.compile(r"Step \d+ of")
 RECORD = """([id, selector]) => {
@@ -138,7 +138,7 @@ class Visitor:
         return status
 
     def shown(self):
-        """Which run is on the stage."""
+        """Which run the player shows."""
         track = self.player("[data-run]").last
         return track.get_attribute("data-run") if track.count() else None
 
@@ -237,7 +237,7 @@ def test_every_tab_has_something_to_look_at_and_runs_with_one_click(visit, pipe,
     wanted = next(t for t in TASKS if t.name == task).modalities(pipe.modalities)
     assert shown == set(wanted)
     if task == "fill_in":
-        assert set(pipe.calls[-1]["given"]) == {"image"}
+        assert set(pipe.calls[-1].given) == {"image"}
 
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])
@@ -249,10 +249,10 @@ def test_three_one_click_examples(visit, pipe, task):
         before = len(pipe.calls)
         examples.nth(k).click()
         visitor.done()
-        assert len(pipe.calls) == before + 1 and pipe.calls[-1]["given"]
+        assert len(pipe.calls) == before + 1 and pipe.calls[-1].given
 
 
-def test_what_runs_where_is_said(visit):
+def test_checkpoint_size_and_device_are_shown(visit):
     visitor = visit()
     facts = visitor.page.locator(".facts").inner_text()
     assert all(words in facts for words in ("orchard", "64 × 64 px", "16 MB", "CPU"))
@@ -328,7 +328,7 @@ def test_fill_a_painted_hole_then_stop_a_second_run(visit, pipe, photo_file, mon
     assert visitor.find("run").is_enabled() and visitor.find("stop").is_disabled()
 
 
-def test_before_and_after_of_what_was_filled_in(visit):
+def test_before_and_after_of_inpainting(visit):
     visitor = visit("fill_in")
     visitor.run()
     visitor.done()
@@ -362,7 +362,7 @@ def test_a_painted_and_an_uploaded_mask_are_given(visit, pipe, tmp_path):
     near(lambda: np.array_equal(visitor.cells("mask"), mask == 1))
 
 
-def test_what_cannot_be_run_is_explained_and_the_page_goes_on(visit, tmp_path):
+def test_an_impossible_request_is_explained_and_the_page_goes_on(visit, tmp_path):
     visitor = visit()
     page = visitor.page
     visitor.choose("image", "Given")
@@ -408,7 +408,7 @@ def test_a_text_or_a_photo_gives_the_embedding(visit, pipe, photo_file):
     visitor.record('[data-modality="embedding"]')
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1]["given"] == {"embedding": "a photo of a dark red cherry"}
+    assert pipe.calls[-1].given == {"embedding": "a photo of a dark red cherry"}
     words = visitor.player('figure[data-modality="embedding"]').inner_text()
     assert re.search(r"a photo of a dark red cherry\s+1\.00", words)
 
@@ -418,7 +418,7 @@ def test_a_text_or_a_photo_gives_the_embedding(visit, pipe, photo_file):
     visitor.plan("Generates image from the embedding")
     visitor.run()
     visitor.done()
-    assert np.array_equal(np.asarray(pipe.calls[-1]["given"]["embedding"]), np.asarray(photo((64, 64))))
+    assert np.array_equal(np.asarray(pipe.calls[-1].given["embedding"]), np.asarray(photo((64, 64))))
 
 
 # -- how it is sampled -------------------------------------------------------------------------------
@@ -438,8 +438,8 @@ def test_the_seed_is_kept_on_request_and_gives_the_same_picture(visit):
     near(lambda: visitor.find("seed", "input").input_value() != seed)
 
 
-def test_what_is_typed_wrongly_into_the_settings_is_mended_or_explained(visit, pipe, monkeypatch):
-    monkeypatch.setattr(Timing, "estimate", lambda timing, job: 10.0 * job.steps * job.batch)
+def test_wrong_numbers_in_the_settings_are_corrected_or_explained(visit, pipe, monkeypatch):
+    monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.steps * request.rows())
     visitor = visit("image_mask")
     steps, estimate = visitor.find("steps", "input[type=number]"), visitor.find("estimate")
 
@@ -459,17 +459,17 @@ def test_what_is_typed_wrongly_into_the_settings_is_mended_or_explained(visit, p
         seed.fill(typed)
         seed.press("Tab")
         visitor.run()
-        assert "use a whole number from 0 to 2147483647" in visitor.status(f"The seed is {typed}")
+        assert "give a whole number from 0 to 21474836" in visitor.status(f"seed is {typed}")
     seed.fill("7")
     steps.fill("5")
     steps.press("Tab")
     visitor.run()
     visitor.done()
-    assert (pipe.calls[-1]["seed"], pipe.calls[-1]["steps"]) == (7, 5)
+    assert (pipe.calls[-1].seed, pipe.calls[-1].steps) == (7, 5)
 
 
 def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
-    monkeypatch.setattr(Timing, "estimate", lambda timing, job: 10.0 * job.batch)
+    monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.batch)
     visitor = visit()
     following = visitor.find("estimate").inner_text()
     visitor.choose("label", "Given")
@@ -493,7 +493,7 @@ def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
     near(costs_more)
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1]["guidance_scale"] == {"label": 3}
+    assert pipe.calls[-1].guidance_scale == {"label": 3}
 
 
 def runs_with(visitor, pipe, name, value, scales):
@@ -507,7 +507,7 @@ def runs_with(visitor, pipe, name, value, scales):
         visitor.page.wait_for_timeout(300)
         visitor.run()
         visitor.done()
-        return pipe.calls[-1]["guidance_scale"] == scales
+        return pipe.calls[-1].guidance_scale == scales
 
     near(arrives)
 
@@ -517,7 +517,7 @@ def test_holes_are_guided_by_the_photo_around_them(visit, pipe):
     visitor.run()
     visitor.done()
     asked = pipe.calls[-1]
-    assert asked["steps"] == FILLING.steps and asked["guidance_scale"] == {"image": FILLING.guidance}
+    assert asked.steps == FILLING.steps and asked.guidance_scale == {"image": FILLING.guidance}
     visitor.find("more", "button").first.click()
     runs_with(visitor, pipe, "image-guidance", "2", {"image": 2})
     visitor.find("code", "button").first.click()
@@ -532,13 +532,14 @@ def test_photos_from_nothing_follow_their_label(visit, pipe):
     visitor = visit("image_mask")
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1]["guidance_scale"] == {"label": 2}  # although the label is not shown here
+    assert pipe.calls[-1].guidance_scale == {"label": 2}  # although the label is not shown here
+    assert pipe.calls[-1].sample_first == ("label",)
     visitor.find("more", "button").first.click()
     runs_with(visitor, pipe, "followed", "1", {})
 
 
 @pytest.mark.parametrize("role", ["Given", "Ignore"])
-def test_a_label_that_is_given_or_ignored_is_not_settled(visit, pipe, role):
+def test_a_label_that_is_given_or_ignored_is_not_sampled_first(visit, pipe, role):
     visitor = visit("any_to_any")
     visitor.choose("label", role)
     if role == "Given":
@@ -547,7 +548,7 @@ def test_a_label_that_is_given_or_ignored_is_not_settled(visit, pipe, role):
     visitor.plan("from the label" if role == "Given" else "from noise alone")
     visitor.run()
     visitor.done()
-    assert pipe.calls[-1]["guidance_scale"] in ({}, {"label": 1})
+    assert pipe.calls[-1].guidance_scale in ({}, {"label": 1}) and not pipe.calls[-1].sample_first
 
 
 def test_visitors_run_at_the_same_time(visit, pipe, monkeypatch):
@@ -565,7 +566,7 @@ def test_visitors_run_at_the_same_time(visit, pipe, monkeypatch):
     second.status("Done")
 
 
-def test_who_finds_all_places_taken_is_told(visit, pipe, monkeypatch):
+def test_the_place_in_line_is_shown(visit, pipe, monkeypatch):
     monkeypatch.setattr(pipe.engine, "_capacity", 1)
     monkeypatch.setattr(pipe, "step_seconds", 0.3)
     first, second = visit(), visit()
@@ -670,8 +671,8 @@ def test_the_same_seed_with_two_settings_side_by_side(visit, pipe, size):
     visitor.done()
     assert visitor.player("[data-track]").count() == 2 and visitor.fits()
     one, two = pipe.calls[-2:]
-    assert one["seed"] == two["seed"] and {one["steps"], two["steps"]} == {30, 10}
-    assert one["guidance_scale"] == two["guidance_scale"] == {"label": 2}  # both follow the label
+    assert one.seed == two.seed and {one.steps, two.steps} == {30, 10}
+    assert one.guidance_scale == two.guidance_scale == {"label": 2}  # both follow the label
     words = visitor.find("player").inner_text()
     assert "30 steps" in words and "10 steps" in words
 
@@ -755,12 +756,12 @@ def test_a_link_reproduces_the_run(visit, pipe, size):
     again = visit("image_label", size, query=f"/?{url.query}")
     again.status("Done")
     assert np.array_equal(again.picture(), visitor.picture())
-    assert pipe.calls[-1]["given"] == {"label": "Tomato Heart"}
+    assert pipe.calls[-1].given == {"label": "Tomato Heart"}
     assert "came from a link" in again.page.locator("#message").inner_text()
     assert again.find("seed", "input").input_value() == visitor.find("seed", "input").input_value()
 
 
-def test_a_link_says_what_could_not_travel_and_what_cannot_be_read(visit, photo_file):
+def test_a_link_names_missing_values_and_unreadable_ones(visit, photo_file):
     visitor = visit("fill_in")
     visitor.run()
     visitor.done()
@@ -843,7 +844,7 @@ def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file):
     assert visitor.fits()
 
 
-def test_side_by_side_changes_guidance_only_when_told_to(visit, pipe):
+def test_side_by_side_changes_guidance_only_by_choice(visit, pipe):
     visitor = visit("image_label")
     visitor.page.get_by_role("button", name="Cherry Rainier", exact=True).or_(
         visitor.page.get_by_role("button", name="Apple Golden", exact=True)
@@ -858,11 +859,11 @@ def test_side_by_side_changes_guidance_only_when_told_to(visit, pipe):
             visitor.page.locator(f"li[role=option][aria-label='{text}']").click()
         visitor.find("run-both").click()
         visitor.done()
-        scales = {call["steps"]: call["guidance_scale"] for call in pipe.calls[-2:]}
+        scales = {call.steps: call.guidance_scale for call in pipe.calls[-2:]}
         assert scales == {30: {"label": 1}, 10: {"label": scale}}
 
 
-def test_what_the_server_has_forgotten_is_not_forked(visit, monkeypatch):
+def test_a_run_that_the_server_has_lost_is_not_forked(visit, monkeypatch):
     visitor = visit("image_label")
     keep = SessionState.__setitem__
 

@@ -1,11 +1,11 @@
-"""Side by side: what nobody changes is the same in both runs."""
+"""Side by side: untouched settings are the same in both runs."""
 
 import gradio as gr
 import pytest
 
 from app.controls.compare import SAME, Compare
-from app.run.job import Job
-from app.tabs.tasks import TASKS
+from app.task import TASKS
+from mmdiff.request import Request
 
 UNTOUCHED = (0, SAME, SAME)
 SCALES = [1.0, 3.0, {"label": 4.0, "mask": 0.5}, {}]
@@ -17,8 +17,8 @@ def compare() -> Compare:
         return Compare(TASKS[-1], ["orchard", "scenes"])
 
 
-def given(scales) -> Job:
-    return Job({"label": "Apple Red", "mask": None}, ("image",), guidance_scale=scales)
+def given(scales) -> Request:
+    return Request({"label": "Apple Red", "mask": None}, ("image",), guidance_scale=scales)
 
 
 @pytest.mark.parametrize("scales", SCALES)
@@ -40,33 +40,33 @@ def test_guidance_can_be_changed_for_all_that_is_given(compare, scales):
 
 
 @pytest.mark.parametrize("guidance", [SAME, 1.0, 5.0])
-def test_what_is_followed_is_followed_as_strongly_in_both(compare, guidance):
-    job = Job(wanted=("image", "label"), guidance_scale={"label": 3.5})
-    assert compare.read(job, 0, guidance, SAME, "orchard") == (job, "orchard")
+def test_a_modality_sampled_first_keeps_its_guidance_in_both(compare, guidance):
+    request = Request(wanted=("image", "label"), guidance_scale={"label": 3.5}, sample_first=("label",))
+    assert compare.read(request, 0, guidance, SAME, "orchard") == (request, "orchard")
 
 
 @pytest.mark.parametrize(("wanted", "counted"), [(("mask",), {}), (("image", "mask"), {"image": 2.0})])
 def test_photos_that_are_given_have_guidance_in_their_holes(compare, wanted, counted):
-    job = Job({"image": None, "label": "Apple Red"}, wanted)
-    assert compare.read(job, 0, 2.0, SAME, "orchard")[0].guidance_scale == {"label": 2.0} | counted
+    request = Request({"image": None, "label": "Apple Red"}, wanted)
+    assert compare.read(request, 0, 2.0, SAME, "orchard")[0].guidance_scale == {"label": 2.0} | counted
 
 
 @pytest.mark.parametrize("steps", [0, None])
 def test_no_steps_are_the_same_steps(compare, steps):
-    job = given(1.0)
-    assert compare.read(job, steps, SAME, "ancestral", "orchard")[0].steps == job.steps
+    request = given(1.0)
+    assert compare.read(request, steps, SAME, "ancestral", "orchard")[0].steps == request.steps
 
 
 def test_two_equal_runs_are_refused(compare):
-    job = given({"label": 3.0})
-    other, checkpoint = compare.read(job, *UNTOUCHED, "orchard")
+    request = given({"label": 3.0})
+    other, checkpoint = compare.read(request, *UNTOUCHED, "orchard")
     with pytest.raises(ValueError, match="would be the same"):
-        compare.titles(job, "orchard", other, checkpoint)
+        compare.titles(request, "orchard", other, checkpoint)
 
 
-def test_titles_say_what_differs_and_nothing_else(compare):
-    job = given({"label": 3.0})
-    other, checkpoint = compare.read(job, *UNTOUCHED, "scenes")
-    assert compare.titles(job, "orchard", other, checkpoint) == ("orchard", "scenes")
-    other, checkpoint = compare.read(job, 1, SAME, SAME, "orchard")
-    assert compare.titles(job, "orchard", other, checkpoint) == (f"{job.steps} steps", "1 step")
+def test_titles_name_the_differences_alone(compare):
+    request = given({"label": 3.0})
+    other, checkpoint = compare.read(request, *UNTOUCHED, "scenes")
+    assert compare.titles(request, "orchard", other, checkpoint) == ("orchard", "scenes")
+    other, checkpoint = compare.read(request, 1, SAME, SAME, "orchard")
+    assert compare.titles(request, "orchard", other, checkpoint) == (f"{request.steps} steps", "1 step")

@@ -1,6 +1,7 @@
 """Films have a frame per step that shows the record's own pictures, in files that players open."""
 
 import time
+from dataclasses import replace
 
 import av
 import gradio as gr
@@ -8,14 +9,14 @@ import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline
 from PIL import Image
-from test_app_bundle import record_of
+from test_app_zip_file import record_of
 
-from app.export.download import TakeHome
+from app.export import film
+from app.export.download import Downloads
 from app.export.film import FILM_MS, LAST_MS, MAX_SAMPLES, frames, overlaid, write_gif, write_mp4
-from app.run.history import Record
-from app.run.job import Job
-from app.run.player_data import Track
-from app.tabs.tasks import TASKS
+from app.run.history import Record, Track
+from app.task import TASKS
+from mmdiff.request import Request
 
 SIZE, STEPS = 64, 12
 TILE = 256  # 4 x 64, the multiple nearest to what a single sample is shown at
@@ -26,12 +27,21 @@ EVERYTHING = ("image", "mask", "label", "embedding")
 
 @pytest.fixture(scope="module")
 def record() -> Record:
-    return record_of(Job(wanted=EVERYTHING, steps=STEPS, seed=7, num_samples=5), pipe=PIPE)
+    return record_of(Request(wanted=EVERYTHING, steps=STEPS, seed=7, num_samples=5), pipe=PIPE)
 
 
 @pytest.fixture(scope="module")
 def single() -> Record:
-    return record_of(Job(wanted=EVERYTHING, steps=STEPS, seed=7), pipe=PIPE)
+    return record_of(Request(wanted=EVERYTHING, steps=STEPS, seed=7), pipe=PIPE)
+
+
+def film_of(record: Record) -> list[tuple[str, Record]]:
+    return [("", record)]
+
+
+def silenced(record: Record) -> Record:
+    """The same run of a model without words."""
+    return replace(record, describe=lambda vectors: [])
 
 
 def found(frame: Image.Image, picture: np.ndarray, side: int) -> tuple[float, tuple[int, int]]:
@@ -59,7 +69,7 @@ def decoded(path) -> tuple[list[Image.Image], float]:
 
 
 def test_a_frame_per_step_of_one_even_size(single):
-    pictures = frames(single, PIPE.describe)
+    pictures = frames(film_of(single))
     assert len(pictures) == STEPS
     (size,) = {picture.size for picture in pictures}
     assert size[0] % 2 == size[1] % 2 == 0 and size[0] > 2 * TILE
@@ -67,11 +77,11 @@ def test_a_frame_per_step_of_one_even_size(single):
 
 
 def test_every_frame_shows_its_own_step(single):
-    pictures = frames(single, PIPE.describe)
+    pictures = frames(film_of(single))
     for index in (0, STEPS // 2, STEPS - 1):
         off, corner = found(pictures[index], single.frames[index].x["image"][0], TILE)
         assert off == 0
-        mask = np.asarray(overlaid(single, single.frames[index], "mask", 0, TILE))
+        mask = np.asarray(overlaid(single, single.frames[index], single.modalities["mask"], 0, TILE))
         off, other = found(pictures[index], mask, TILE)
         assert off == 0 and other[1] == corner[1] and other[0] >= corner[0] + TILE
     assert found(pictures[0], single.frames[-1].x["image"][0], TILE)[0] > 10
@@ -79,7 +89,7 @@ def test_every_frame_shows_its_own_step(single):
 
 def test_progress_grows_with_the_steps(single):
     accent = []
-    for picture in frames(single, PIPE.describe):
+    for picture in frames(film_of(single)):
         pixels = np.asarray(picture)[:74]
         accent.append(int((pixels == (58, 105, 85)).all(-1).sum(1).max()))
     assert np.all(np.diff(accent) > 0)
@@ -87,7 +97,7 @@ def test_progress_grows_with_the_steps(single):
 
 
 def test_each_of_up_to_four_samples_is_shown(record):
-    pictures = frames(record, PIPE.describe)
+    pictures = frames([("", record)])
     places = set()
     for k in range(MAX_SAMPLES):
         off, place = found(pictures[-1], record.last.x["image"][k], SMALL_TILE)
@@ -95,13 +105,13 @@ def test_each_of_up_to_four_samples_is_shown(record):
         places.add(place)
     assert len(places) == MAX_SAMPLES
     assert found(pictures[-1], record.last.x["image"][4], SMALL_TILE)[0] > 1
-    (last,) = frames(record, PIPE.describe, [4])[-1:]
-    assert found(last, record.last.x["image"][4], TILE)[0] == 0
 
 
 def test_two_tracks_are_side_by_side_and_the_shorter_one_waits(single):
-    short = record_of(Job({"label": LABELS[1]}, ("image", "mask"), steps=STEPS, seed=7), stop=5, pipe=PIPE)
-    pictures = frames([("Original", single), ("Fork: “label” given", short)], PIPE.describe)
+    short = record_of(
+        Request({"label": LABELS[1]}, ("image", "mask"), steps=STEPS, seed=7), stop=5, pipe=PIPE
+    )
+    pictures = frames([("Original", single), ("Fork: “label” given", short)])
     assert len(pictures) == STEPS
     off, left = found(pictures[-1], single.last.x["image"][0], SMALL_TILE)
     assert off == 0
@@ -114,8 +124,8 @@ def test_two_tracks_are_side_by_side_and_the_shorter_one_waits(single):
     "wanted", [("image",), ("label",), ("mask",), ("embedding",), ("label", "embedding")]
 )
 def test_any_heads_can_be_shown(wanted):
-    run = record_of(Job(wanted=wanted, steps=3), pipe=PIPE)
-    pictures = frames(run, PIPE.describe)
+    run = record_of(Request(wanted=wanted, steps=3), pipe=PIPE)
+    pictures = frames(film_of(run))
     assert len(pictures) == 3
     assert not np.array_equal(np.asarray(pictures[0])[74:], np.asarray(pictures[2])[74:])
 
@@ -123,14 +133,14 @@ def test_any_heads_can_be_shown(wanted):
 def test_the_likeliest_label_is_read_off_its_bar(single):
     """Bars are as long as the probabilities: count accent pixels in the rows of the label's panel."""
     for index in (3, STEPS - 1):
-        pixels = np.asarray(frames(single, PIPE.describe)[index])[100:]
+        pixels = np.asarray(frames(film_of(single))[index])[100:]
         lengths = (pixels == (58, 105, 85)).all(-1).sum(1)
         assert lengths.max() == pytest.approx(236 * single.frames[index].x["label"][0].max(), abs=4)
 
 
-def test_what_the_embedding_says_changes_the_frame(single):
-    silent = np.asarray(frames(single, lambda vectors: [])[-1]).astype(int)
-    spoken = np.asarray(frames(single, PIPE.describe)[-1]).astype(int)
+def test_the_words_of_an_embedding_change_the_frame(single):
+    silent = np.asarray(frames(film_of(silenced(single)))[-1]).astype(int)
+    spoken = np.asarray(frames(film_of(single))[-1]).astype(int)
     assert silent.shape == spoken.shape
     rows = np.flatnonzero((silent != spoken).any((1, 2)))
     assert len(rows) and rows.min() > 74
@@ -138,41 +148,40 @@ def test_what_the_embedding_says_changes_the_frame(single):
 
 def test_each_track_is_described_by_its_own_model(single):
     """The numbers of a track look like nothing to the other's model: words here, a strip there."""
-    tracks, silent = [("a", single), ("b", single)], lambda vectors: []
+    silent = silenced(single)
     both, neither, left, right = (
-        np.asarray(frames(tracks, describes)[-1]).astype(int)
-        for describes in (PIPE.describe, silent, [PIPE.describe, silent], [silent, PIPE.describe])
+        np.asarray(frames([("a", a), ("b", b)])[-1]).astype(int)
+        for a, b in ((single, single), (silent, silent), (single, silent), (silent, single))
     )
     middle = both.shape[1] // 2
     assert not np.array_equal(both[:, :middle], neither[:, :middle])
     assert not np.array_equal(both[:, middle:], neither[:, middle:])
     assert np.array_equal(left, np.hstack([both[:, :middle], neither[:, middle:]]))
     assert np.array_equal(right, np.hstack([neither[:, :middle], both[:, middle:]]))
-    with pytest.raises(ValueError):
-        frames(tracks, [PIPE.describe])
 
 
 @pytest.mark.parametrize("kind", ["gif", "mp4"])
-def test_films_that_are_taken_home_ask_the_model_of_each_track(single, kind, tmp_path):
-    tracks = [Track("a", "one", single, PIPE.describe), Track("b", "other", single, lambda vectors: [])]
+def test_films_to_download_ask_the_model_of_each_track(single, kind, tmp_path, monkeypatch):
+    tracks = [Track("a", "one", single), Track("b", "other", silenced(single))]
     shown = []
 
-    def write(path, *what):
-        shown.extend(frames(*what))
+    def write(path, runs):
+        shown.extend(frames(runs))
         path.touch()
 
+    monkeypatch.setattr(film, f"write_{kind}", write)
     with gr.Blocks():
-        home = TakeHome(TASKS[-1], gr.State(None), tracks[:1])
-    make = home._file_maker(kind, write, str(tmp_path))
+        downloads = Downloads(TASKS[-1], gr.State(None), tracks[:1])
+    make = downloads._file_maker(kind, str(tmp_path))
     make(tracks[0].id, tracks)
     with pytest.raises(gr.Error, match="no longer has the run"):
         make("another", tracks)
-    expected = frames([(t.title, t.record) for t in tracks], [t.describe for t in tracks])
+    expected = frames([(t.title, t.record) for t in tracks])
     assert np.array_equal(shown[-1], expected[-1])
 
 
 def test_the_gif_has_every_step_and_holds_the_last(single, tmp_path):
-    write_gif(tmp_path / "a.gif", single, PIPE.describe)
+    write_gif(tmp_path / "a.gif", film_of(single))
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames == STEPS and gif.info["loop"] == 0
         shown, times = [], []
@@ -181,10 +190,10 @@ def test_the_gif_has_every_step_and_holds_the_last(single, tmp_path):
             shown.append(gif.convert("RGB"))
             times.append(gif.info["duration"])
     assert times == [250] * (STEPS - 1) + [LAST_MS]
-    assert shown[0].size == frames(single, PIPE.describe)[0].size
+    assert shown[0].size == frames(film_of(single))[0].size
     for index in (0, 5, STEPS - 1):
         assert found(shown[index], single.frames[index].x["image"][0], TILE)[0] < 8
-    exact = [np.asarray(picture).astype(int) for picture in frames(single, PIPE.describe)]
+    exact = [np.asarray(picture).astype(int) for picture in frames(film_of(single))]
     paper = (exact[0] == exact[-1]).all(-1)
     first, last = (np.asarray(picture).astype(int) for picture in (shown[0], shown[-1]))
     assert np.array_equal(first[paper], last[paper])  # nothing flickers
@@ -193,9 +202,9 @@ def test_the_gif_has_every_step_and_holds_the_last(single, tmp_path):
 
 
 def test_the_mp4_has_every_step_and_holds_the_last(single, tmp_path):
-    write_mp4(tmp_path / "a.mp4", single, PIPE.describe)
+    write_mp4(tmp_path / "a.mp4", film_of(single))
     shown, seconds = decoded(tmp_path / "a.mp4")
-    expected = frames(single, PIPE.describe)
+    expected = frames(film_of(single))
     held = LAST_MS // 250
     assert len(shown) == STEPS - 1 + held
     assert seconds == pytest.approx((STEPS - 1) * 0.25 + LAST_MS / 1000, abs=0.05)
@@ -206,8 +215,8 @@ def test_the_mp4_has_every_step_and_holds_the_last(single, tmp_path):
     assert np.abs(np.asarray(shown[0], float) - np.asarray(shown[-1], float)).mean() > 5
 
 
-def test_the_mp4_is_what_browsers_play(single, tmp_path):
-    write_mp4(tmp_path / "a.mp4", single, PIPE.describe)
+def test_the_mp4_plays_in_browsers(single, tmp_path):
+    write_mp4(tmp_path / "a.mp4", film_of(single))
     with av.open(str(tmp_path / "a.mp4")) as container:
         (stream,) = container.streams
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
@@ -218,9 +227,9 @@ def test_the_mp4_is_what_browsers_play(single, tmp_path):
 
 @pytest.mark.parametrize("steps", [1, 2, 100])
 def test_short_and_long_runs_make_films(steps, tmp_path):
-    run = record_of(Job(wanted=("label",), steps=steps), pipe=PIPE)
-    write_gif(tmp_path / "a.gif", run, PIPE.describe)
-    write_mp4(tmp_path / "a.mp4", run, PIPE.describe)
+    run = record_of(Request(wanted=("label",), steps=steps), pipe=PIPE)
+    write_gif(tmp_path / "a.gif", film_of(run))
+    write_mp4(tmp_path / "a.mp4", film_of(run))
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.n_frames == steps
         gif.seek(steps - 1)
@@ -231,24 +240,21 @@ def test_short_and_long_runs_make_films(steps, tmp_path):
 
 @pytest.mark.parametrize("text", ["Äpfel, très mûrs — 柿", "x" * 400, "", "un\ndeux"])
 def test_any_text_fits_the_frame(text, single):
-    run = Record(single.job, text, single.modalities, single.frames[-1:])
-    size = frames([(text, run)], PIPE.describe)[0].size
-    assert size == frames([("a", run)], PIPE.describe)[0].size or not text
+    run = replace(single, checkpoint=text, frames=single.frames[-1:])
+    size = frames([(text, run)])[0].size
+    assert size == frames([("a", run)])[0].size or not text
 
 
 def test_nothing_to_show_is_said_in_words(single):
-    empty = Record(single.job, "orchard", single.modalities)
-    for tracks in (empty, [], [("a", single), ("b", empty)]):
+    empty = Record(single.request, "orchard", single.modalities)
+    for tracks in (film_of(empty), [], [("a", single), ("b", empty)]):
         with pytest.raises(ValueError, match="no step to show"):
-            frames(tracks, PIPE.describe)
-    for samples in ([], [1], [-1]):
-        with pytest.raises(ValueError, match="1 sample"):
-            frames(single, PIPE.describe, samples)
+            frames(tracks)
 
 
 def test_a_usual_run_is_filmed_quickly(tmp_path):
-    run = record_of(Job(wanted=EVERYTHING, steps=30), pipe=FakePipeline(96, modalities=EVERYTHING))
+    run = record_of(Request(wanted=EVERYTHING, steps=30), pipe=FakePipeline(96, modalities=EVERYTHING))
     for write in (write_gif, write_mp4):
         started = time.process_time()
-        write(tmp_path / "film", run, PIPE.describe)
+        write(tmp_path / "film", film_of(run))
         assert time.process_time() - started < 6  # of all cores together; half of it is usual

@@ -4,32 +4,35 @@ import base64
 import io
 import time
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
 import pytest
 from chromium import MARKS
-from fakes import Spec, photo
+from fakes import make_specs, photo
 from PIL import Image
 from scipy import ndimage
 
 from app import theme
-from app.controls.inputs import INPUTS, QUIET, Given
+from app.controls.inputs import QUIET, input_class
 from mmdiff.evaluation.holes import BLOCKS_A_SIDE
 
 pytestmark = MARKS
 
 SIZE = 64
-PALETTE = np.array([[38, 42, 51], [90, 160, 220], [150, 90, 140], [70, 150, 80]], dtype=np.uint8)
-SPECS = (
-    Spec("image", "image", (3, SIZE, SIZE)),
-    Spec("mask", "mask", (SIZE, SIZE), ("void", "sky", "road", "tree"), PALETTE),
-    Spec("label", "label", (), ("Apple Red", "Cherry Wax")),
-    Spec("embedding", "embedding", (16,)),
-)
+SPECS = make_specs(SIZE, ("Apple Red", "Cherry Wax"), ("void", "sky", "road", "tree"))
+PALETTE = SPECS["mask"].palette
 DESKTOP = {"viewport": {"width": 1440, "height": 1000}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3, "has_touch": True}
 ZOOMED = {"viewport": {"width": 820, "height": 1100}, "device_scale_factor": 1.5}
+
+
+class Read(NamedTuple):
+    """What the controls of a modality give."""
+
+    value: Any
+    known_pixels: np.ndarray | None = None
 
 
 class Desk:
@@ -45,20 +48,20 @@ class Desk:
             give, restore = gr.Button("Give", elem_id="give"), gr.Button("Restore", elem_id="restore")
             with gr.Column(elem_classes="controls"), gr.Column(elem_classes="card"):
                 with gr.Column(elem_classes="given"):
-                    inputs = {spec.name: INPUTS[spec.kind](spec, "desk") for spec in SPECS}
+                    inputs = {name: input_class(spec)(spec, "desk") for name, spec in SPECS.items()}
 
             def read(*values):
                 values = list(values)
                 for name, control in inputs.items():
                     own = [values.pop(0) for _ in control.components]
                     try:
-                        self.given[name] = control.read(*own)
+                        self.given[name] = Read(control.read(*own), control.known_pixels(*own))
                     except ValueError as error:
                         self.given[name] = str(error)
                 self.times += 1
 
             def bring_back():
-                return [update for name, c in inputs.items() for update in c.restore(self.kept[name])]
+                return [update for name, c in inputs.items() for update in c.show(*self.kept[name])]
 
             give.click(read, [c for i in inputs.values() for c in i.components], None, **QUIET)
             restore.click(bring_back, None, [c for i in inputs.values() for c in i.shown], **QUIET)
@@ -226,7 +229,7 @@ def distance_to_path(*corners):
 
 @pytest.mark.parametrize("screen", [DESKTOP, ZOOMED, PHONE], ids=["desktop", "zoomed", "phone"])
 @pytest.mark.parametrize("diameter", [1, 8, 21])
-def test_a_stroke_covers_what_the_brush_has_passed(browser, desk, photo_file, screen, diameter):
+def test_a_stroke_covers_the_path_of_the_brush(browser, desk, photo_file, screen, diameter):
     corners = [(12.3, 14.6), (50.2, 20.9), (30.5, 52.4)]
     with visiting(browser, desk, **screen) as visitor:
         visitor.with_photo(photo_file).slide("image", "width", diameter)
@@ -240,7 +243,7 @@ def test_a_stroke_covers_what_the_brush_has_passed(browser, desk, photo_file, sc
         assert ndimage.label(hole, np.ones((3, 3)))[1] == 1  # no gaps
 
 
-def test_what_is_seen_does_not_depend_on_opacity_or_size(browser, desk, photo_file, visitor):
+def test_cells_do_not_depend_on_opacity_or_size(browser, desk, photo_file, visitor):
     visitor.with_photo(photo_file).drag("image", (10, 10), (50, 40))
     before = visitor.hole()
     visitor.slide("image", "opacity", 30)
@@ -408,7 +411,7 @@ def test_an_uploaded_hole_is_checked_and_explained(visitor, save):
     assert np.array_equal(visitor.hole(), upper)  # an upload can be undone
 
 
-def test_the_hole_is_kept_for_the_next_photo_unless_told_otherwise(visitor, photo_file, save):
+def test_the_hole_is_kept_for_the_next_photo_unless_unticked(visitor, photo_file, save):
     visitor.with_photo(photo_file).drag("image", (10, 10), (50, 40))
     before, other = visitor.hole(), photo((SIZE, SIZE), seed=9)
     visitor.page.click("#desk-image-other")
@@ -424,7 +427,7 @@ def test_the_hole_is_kept_for_the_next_photo_unless_told_otherwise(visitor, phot
     assert not visitor.seen("image").any()
 
 
-def test_a_file_that_is_no_photo_is_explained_and_the_next_one_taken(visitor, photo_file, tmp_path):
+def test_a_file_that_is_no_photo_is_explained_and_the_next_one_accepted(visitor, photo_file, tmp_path):
     (tmp_path / "diary.png").write_bytes(b"dear diary")
     visitor.upload("image", tmp_path / "diary.png")
     visitor.note("image-note", "“diary.png” cannot be read as a picture")
@@ -453,25 +456,25 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("embedding", ["a dark red apple", photo((50, 30))], ids=["text", "photo"])
-def test_what_was_given_can_be_brought_back(visitor, embedding):
+def test_given_values_can_be_restored(visitor, embedding):
     rng = np.random.default_rng(1)
     kept = {
-        "image": Given(photo((SIZE, SIZE)), rng.random((SIZE, SIZE)) < 0.5),
-        "mask": Given(rng.integers(0, 4, (SIZE, SIZE))),
-        "label": Given("Cherry Wax"),
-        "embedding": Given(embedding),
+        "image": Read(photo((SIZE, SIZE)), rng.random((SIZE, SIZE)) < 0.5),
+        "mask": Read(rng.integers(0, 4, (SIZE, SIZE))),
+        "label": Read("Cherry Wax"),
+        "embedding": Read(embedding),
     }
     visitor.desk.kept = kept
     visitor.page.click("#restore")
     visitor.canvas("image").wait_for()
-    wait_for(lambda: isinstance(visitor.given("embedding"), Given))
+    wait_for(lambda: isinstance(visitor.given("embedding"), Read))
     for name, given in kept.items():
         read = visitor.desk.given[name]
         assert same(read.value, given.value), name
         assert same(read.known_pixels, given.known_pixels), name
     assert np.array_equal(visitor.seen("image") == 0, kept["image"].known_pixels)
 
-    visitor.desk.kept = kept | {"image": Given(kept["image"].value), "embedding": Given("a pear")}
+    visitor.desk.kept = kept | {"image": Read(kept["image"].value), "embedding": Read("a pear")}
     visitor.page.click("#restore")
     wait_for(lambda: same(visitor.given("embedding").value, "a pear"))  # instead of the photo
     assert visitor.desk.given["image"].known_pixels is None

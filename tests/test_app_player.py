@@ -1,4 +1,4 @@
-"""What the player is sent: complete, exact where that is promised, small and quick."""
+"""Messages to the player are complete, exact where that is promised, small and quick."""
 
 import base64
 import gc
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from fakes import photo
 from PIL import Image
-from records import MASK_CLASSES, PALETTE, describe, extend, make_record
+from records import MASK_CLASSES, PALETTE, add, extend, make_record, specs
 
-from app.export import settings_file as recipe
+from app.export import settings_file
 from app.run.player_data import MAX_STAMPS, Player, Track, _strip
 from mmdiff.samplers import timesteps
 
@@ -36,17 +36,17 @@ def sent(player, *tracks):
 
 
 def one(player, record, **options):
-    return sent(player, Track("a", "", record, describe, **options))[0]
+    return sent(player, Track("a", "", record, **options))[0]
 
 
 def test_facts_and_the_frames_since_a_step(player):
     record = make_record(done=6, steps=10, seed=7)
     first, second = sent(
         player,
-        Track("a", "Guidance 1", record, describe, running=True, since=4),
-        Track("b", "Fork", make_record(steps=3), describe, fork_step=2),
+        Track("a", "Guidance 1", record, running=True, since=4),
+        Track("b", "Fork", make_record(steps=3), fork_step=2),
     )
-    facts = {"id": "a", "title": "Guidance 1", "running": True, "stopped": True, "total": 10, "fork": None}
+    facts = {"id": "a", "title": "Guidance 1", "running": True, "stopped": False, "total": 10, "fork": None}
     assert facts.items() <= first.items()
     assert first["file"] == "mmdiff_orchard_7" and first["samples"] == 1
     assert [frame["i"] for frame in first["frames"]] == [5, 6]
@@ -99,8 +99,8 @@ def test_the_last_pictures_restore_the_run(done, tmp_path):
     record = make_record(
         done, 96, wanted=("image", "mask"), given=given, known_pixels=known, num_samples=2, seed=9
     )
-    record.modalities = {n: s for n, s in record.modalities.items() if n in record.job.shown}
-    settings = recipe.to_json(record.job, "orchard", "image_mask")
+    record.modalities = {n: s for n, s in record.modalities.items() if n in record.request.shown}
+    settings = settings_file.to_json(record.request, "orchard", "image_mask")
     before, last = one(player, record)["frames"][-2:]
     for k in range(2):
         for uri in (last["x"]["image"][k], last["x"]["mask"][k]["m"]):
@@ -109,21 +109,20 @@ def test_the_last_pictures_restore_the_run(done, tmp_path):
         with Image.open(saved(before["x"]["mask"][k]["m"], tmp_path)) as picture:
             assert not picture.text
     path = saved(last["x"]["mask"][1]["m"], tmp_path)
-    specs = {name: replace(spec, classes=("apple",)) for name, spec in record.modalities.items()}
-    job, checkpoint, task = recipe.read(path, specs)
-    assert recipe.to_json(job, checkpoint, task) == settings
+    run = settings_file.read(path, specs(96, labels=("apple", "pear")))
+    assert settings_file.to_json(run.request, run.checkpoint, run.task) == settings
 
 
 @pytest.mark.parametrize("side", [1024, 2000])
 def test_a_large_photo_does_not_travel_in_every_picture(player, side, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     record = make_record(steps=2, wanted=("image", "mask"), given={"embedding": Image.fromarray(noise)})
-    text = player.value([Track("a", "", record, describe)])
+    text = player.value([Track("a", "", record)])
     assert len(text) < MAX_STAMPS
     picture = json.loads(text)["tracks"][0]["frames"][-1]["x"]["image"][0]
     assert np.array_equal(decode(picture), record.last.x["image"][0])
     with pytest.raises(ValueError, match="Where a large photo was given, use the zip"):
-        recipe.read(saved(picture, tmp_path), record.modalities)
+        settings_file.read(saved(picture, tmp_path), record.modalities)
 
 
 def test_known_pixels_are_exact_and_the_hole_is_tinted_before(player):
@@ -153,7 +152,7 @@ def test_masks(player, over):
     track = one(player, record)
     head = track["heads"][-1]
     assert head["classes"] == list(MASK_CLASSES)
-    assert head["colours"] == ["#262a33", "#58b294", "#de843c"]
+    assert head["colours"] == [f"#{bytes(rgb).hex()}" for rgb in PALETTE]
     for frame, kept in zip(track["frames"], record.frames, strict=True):
         for k, mask in enumerate(frame["x"]["mask"]):
             classes, sure = kept.classes["mask"][k], kept.x["mask"][k].max(0)
@@ -172,14 +171,12 @@ def test_masks(player, over):
 def test_a_mask_of_many_classes(player):
     record = make_record(names=("mask",))
     classes = np.arange(32 * 32).reshape(32, 32) % 200
-    palette = np.random.default_rng(0).integers(0, 256, (200, 3), dtype=np.uint8)
-    spec = replace(record.modalities["mask"], palette=palette, classes=tuple(map(str, range(200))))
-    record.modalities["mask"] = spec
+    record.modalities["mask"] = spec = specs(32, classes=tuple(map(str, range(200))))["mask"]
     record.frames.clear()
     hot = np.eye(200, dtype=np.float32)[classes].transpose(2, 0, 1)[None]
-    record.add(1, 1000, {"mask": hot})
+    add(record, 1000, mask=hot)
     overlay = np.asarray(decode(one(player, record)["frames"][0]["x"]["mask"][0]["o"]).convert("RGBA"))
-    assert np.array_equal(overlay[..., :3], palette[classes]) and (overlay[..., 3] == 255).all()
+    assert np.array_equal(overlay[..., :3], spec.palette[classes]) and (overlay[..., 3] == 255).all()
 
 
 def test_labels_and_words(player):
@@ -194,9 +191,11 @@ def test_labels_and_words(player):
 
 def test_an_embedding_without_words_is_a_strip(player):
     record = make_record(names=("embedding",))
-    said = sent(player, Track("a", "", record, lambda vectors: []))[0]["frames"][-1]["x"]["embedding"][0]
+    said = sent(player, Track("a", "", replace(record, describe=lambda vectors: [])))[0]["frames"][-1]["x"][
+        "embedding"
+    ][0]
     assert said["size"] == 16 and decode(said["strip"]).size == (16, 1)
-    cold, zero, warm = np.asarray(decode(_strip(np.array([-2.0, 0.0, 2.0]))))[0].astype(int)
+    cold, zero, warm = np.asarray(decode(_strip(np.array([-2.0, 0.0, 2.0]))["strip"]))[0].astype(int)
     assert cold[2] > cold[0] and warm[0] > warm[2] and np.ptp(zero) < 10 and zero.min() > 200
 
 
@@ -208,7 +207,7 @@ def test_how_much_samples_differ(player):
     mask[:, 0] = 1
     mask[1, :, :8] = np.array([0, 1, 0])[:, None, None]
     record.frames.clear()
-    record.add(1, 1000, {"image": image, "mask": mask})
+    add(record, 1000, image=image, mask=mask)
     found = one(player, record)["frames"][0]["u"]
     assert (found["image"]["max"], found["image"]["mean"]) == (1, 0.5)
     entropy = np.log(2) / np.log(3)  # in a quarter of the picture one sample says one class, one another
@@ -222,11 +221,11 @@ def test_how_much_samples_differ(player):
 def test_names_may_hold_anything(player):
     nasty = "</script><img src=x onerror=alert(1)>“”\u2028\\"
     record = make_record(labels=(nasty, "b", "c"), steps=2)
-    track = sent(player, Track("a", nasty, record, describe))[0]
+    track = sent(player, Track("a", nasty, record))[0]
     assert track["title"] == nasty and track["heads"][2]["classes"][0] == nasty
 
 
-def test_what_is_kept_goes_with_the_record(player):
+def test_cached_frames_go_with_the_record(player):
     record = make_record(num_samples=2)
     one(player, record)
     assert len(player._kept) == 1 + len(record.frames)
@@ -242,7 +241,7 @@ def test_quick_and_small(player):
     for frame in frames:
         record.frames.append(frame)
         started = time.perf_counter()
-        player.value([Track("a", "", record, describe, running=True, since=frame.index - 4)])
+        player.value([Track("a", "", record, running=True, since=frame.index - 4)])
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 3e-3
-    assert len(player.value([Track("a", "", record, describe)])) < 500_000
+    assert len(player.value([Track("a", "", record)])) < 500_000

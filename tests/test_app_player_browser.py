@@ -14,8 +14,9 @@ from PIL import Image
 from records import PALETTE, describe, make_record
 
 from app import theme
-from app.export import settings_file as recipe
-from app.run.player_data import Player, Track
+from app.export import settings_file
+from app.run.history import Track
+from app.run.player_data import Player
 
 pytestmark = MARKS
 HOTTEST, COLDEST = (252, 253, 191), (0, 0, 4)  # the ends of magma
@@ -27,7 +28,7 @@ class Table:
     def __init__(self):
         self.value, self.stream, self.brought = "", [], 0
         with gr.Blocks() as self.demo:
-            with gr.Column(elem_classes="stage"):
+            with gr.Column(elem_classes="run-panel"):
                 self.player = Player("player")
             count = gr.HTML("0", elem_id="count")
             bring, flood = gr.Button("Bring", elem_id="bring"), gr.Button("Flood", elem_id="flood")
@@ -74,7 +75,7 @@ class Viewer:
         number = self.table.brought + 1
         self.page.click("#bring")
         self.page.locator("#count", has_text=re.compile(rf"^\s*{number}\s*$")).wait_for()
-        self.wait(total=str(tracks[0].record.job.steps) if tracks else "0")
+        self.wait(total=str(tracks[0].record.request.steps) if tracks else "0")
 
     def wait(self, timeout=10, **wanted):
         """Until the root's data attributes are these."""
@@ -125,13 +126,13 @@ def look(browser, table, address):
 
 
 def track(record, id="a", title="", **options):
-    return Track(id, title, record, describe, **options)
+    return Track(id, title, record, **options)
 
 
 def partial(record, done):
     """The same run, at an earlier time."""
-    now = make_record(names=tuple(record.modalities), steps=record.job.steps)
-    now.job, now.frames, now.modalities = record.job, record.frames[:done], record.modalities
+    now = make_record(names=tuple(record.modalities), steps=record.request.steps)
+    now.request, now.frames, now.modalities = record.request, record.frames[:done], record.modalities
     return now
 
 
@@ -360,7 +361,7 @@ def test_several_samples(look):
     assert near(decode(card), record.frames[3].x["image"][1])
 
 
-def test_what_is_given_is_not_among_what_differs(look):
+def test_given_modalities_have_no_map_of_differences(look):
     viewer = look()
     mask = np.zeros((32, 32), dtype=np.uint8)
     viewer.bring(
@@ -419,7 +420,7 @@ def test_saved_pictures(look):
     with viewer.page.expect_download() as download:
         link.click()
     assert np.array_equal(Image.open(download.value.path()), record.last.x["image"][0])
-    assert recipe.read(download.value.path(), record.modalities)[0] == record.job
+    assert settings_file.read(download.value.path(), record.modalities).request == record.request
     viewer.scrub(4)
     mask = viewer.find('[data-modality="mask"] .save')
     assert mask.get_attribute("download") == "mmdiff_orchard_5_mask_1_step4.png"

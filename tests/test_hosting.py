@@ -224,7 +224,7 @@ def test_spaces_comes_before_torch():
     environment = {"SPACES_ZERO_GPU": "true", "PATH": ""}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     script = (ROOT / "app.py").read_text()
-    places = [script.index(f"{how} app.{name}") for how, name in (("import", "zero_gpu"), ("from", "ui"))]
+    places = [script.index(f"{how} app.{name}") for how, name in (("import", "run.zero_gpu"), ("from", "ui"))]
     assert places == sorted(places)
 
 
@@ -243,11 +243,11 @@ def test_a_service_starts_on_zero_gpu_without_asking_for_a_gpu():
         "fake.GPU = GPU; sys.modules['spaces'] = fake\n"
         "import app.run.zero_gpu\n"
         "from fakes import FakePipeline\n"
-        "from app.run.job import Job\n"
+        "from mmdiff.request import Request\n"
         "from app.run.service import Service\n"
         "service = Service(FakePipeline(64), 'toy')\n"
         "assert not asked, asked\n"
-        "service.run(Job(wanted=('image',), steps=3))\n"
+        "service.run(Request(wanted=('image',), steps=3))\n"
         "assert len(asked) == 1 and 1 <= asked[0] <= app.run.zero_gpu.MAX_SECONDS, asked\n"
     )
     environment = {"SPACES_ZERO_GPU": "true", "PATH": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}

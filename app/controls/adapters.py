@@ -1,8 +1,7 @@
-"""Between what people upload or paint and what the model takes: pictures, holes and class maps.
+"""Uploaded and painted pictures, holes and class maps, as the model takes them.
 
-Everything is turned upright, cut to the central square and resized to the model's size here, photo, hole and
-mask alike, so that they stay aligned to the pixel. What was done to a file is told in notes, whole sentences
-for the page.
+Photo, hole and mask alike are turned upright, cut to the central square and resized to the model's size here,
+so that they stay aligned to the pixel. Notes, whole sentences for the page, say what was done to a file.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from app.export.settings_file import MAX_SIDE
+from app.run.defaults import MAX_SIDE
 from mmdiff.images import nearest_square, square, to_rgb
 
 SHOWN_SIZE = 448  # pixels a side of a photo to paint on
-FAR = 60  # RGB distance beyond which a colour is none of the palette's
+FAR = 60  # RGB distance beyond which a colour is not in the palette
 CLOSE = 8  # levels by which equal colours may differ after lossy saving
 WHITE = 128  # grey levels from here on are white
-NEARLY_ALL = 0.85  # share of the photo from which a hole looks as if it were the wrong way round
+NEARLY_ALL = 0.85  # share of the photo from which a hole may be inverted by mistake
 
 Size = tuple[int, int]  # width, height
 
@@ -63,7 +62,7 @@ def open_picture(path: str | Path, what: str) -> Image.Image:
 
 
 def read_reference(path: str | Path) -> Image.Image:
-    """An uploaded photo to take an embedding from: upright RGB, no larger than settings can hold.
+    """An uploaded photo for the embedding: upright RGB, no larger than settings can hold.
 
     Raises ValueError if the file cannot be read.
     """
@@ -129,11 +128,6 @@ def known_pixels(hole: np.ndarray) -> np.ndarray:
     return ~hole
 
 
-def mask_from_file(path: str | Path, size: int, classes: Sequence[str], palette: np.ndarray) -> np.ndarray:
-    """An uploaded mask, class numbers or palette colours -> (size, size) int64 of class indices."""
-    return read_mask(path, size, classes, palette).cells
-
-
 def read_mask(path: str | Path, size: int, classes: Sequence[str], palette: np.ndarray) -> Cells:
     """An uploaded mask, class numbers or palette colours, checked and explained.
 
@@ -171,15 +165,8 @@ def read_mask(path: str | Path, size: int, classes: Sequence[str], palette: np.n
     return Cells(values.astype(np.int64), tuple(notes))
 
 
-def colour_mask(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """Class map (H, W) -> palette picture whose pixel values are the class numbers."""
-    image = Image.fromarray(mask.astype(np.uint8))  # mode L
-    image.putpalette(np.ascontiguousarray(palette, dtype=np.uint8).tobytes())
-    return image
-
-
 def _place_on_photo(hole: Size, size: int, photo: Size) -> list[str]:
-    """Notes on how a hole is laid on the photo. Raises ValueError if their shapes differ."""
+    """Notes on the hole's place on the photo. Raises ValueError if their shapes differ."""
     if hole[0] == hole[1] and photo[0] != photo[1]:
         return ["It lies on the photo’s central square.", *_cut_and_scaled("hole", hole, size)]
     if not _same_shape(hole, photo):
@@ -209,7 +196,7 @@ def _check_white(hole: np.ndarray) -> None:
 
 
 def _whiteness(image: Image.Image) -> tuple[np.ndarray, list[str]]:
-    """How much each pixel of a hole says "fill in", (H, W) uint8, and a note if that takes some reading."""
+    """How white each pixel of a hole is, (H, W) uint8, and a note if the file had to be interpreted."""
     if not _is_transparent(image):
         return _grey(image)
     rgba = np.asarray(image.convert("RGBA"))
@@ -255,7 +242,7 @@ def _on_ground(image: Image.Image, colour: np.ndarray) -> Image.Image:
 
 
 def _cut_and_scaled(what: str, from_size: Size, size: int) -> list[str]:
-    """Notes on how the central square of a hole or mask came to the model's size."""
+    """Notes on how the central square of a hole or mask was brought to the model's size."""
     short = min(from_size)
     cut = f"The {what} is {_by(from_size)} pixels; its central {_by((short, short))} are used"
     scaled = f"from {_by((short, short))} to {_by((size, size))} pixels, unblended (nearest pixel)"
@@ -271,7 +258,7 @@ def _is_index_map(image: Image.Image, classes: Sequence[str]) -> bool:
 def _classes_of_colours(
     values: np.ndarray, classes: Sequence[str], palette: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Colours (H, W, 3) -> class indices (H, W) int64 and the share that are not exactly the palette's."""
+    """Colours (H, W, 3) -> class indices (H, W) int64 and the share of inexact colours."""
     nearest, distance = _nearest(values.reshape(-1, 3), palette)
     if (distance > FAR).mean() > 0.02:
         colours = ", ".join(
@@ -299,7 +286,7 @@ def _by(size: Size) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share that is more than nothing, in words: never "0%", nor "100%" unless it is all."""
+    """A share above 0 in words: never "0%", and "100%" only for all of it."""
     if share < 0.01:
         return "under 1%"
     return "over 99%" if 0.99 < share < 1 else f"{share:.0%}"

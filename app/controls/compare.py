@@ -8,10 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from app import wording as views
-from app.run.job import MAX_STEPS, SAMPLERS, Job, guidable
-from app.tabs.tasks import Task
+from app.run.defaults import LIMITS, guidable
+from app.task import Task
 from app.theme import html
+from app.wording import steps_of
+from mmdiff.request import SAMPLERS, Request
 
 SAME = "same"
 GUIDANCES = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
@@ -22,7 +23,7 @@ HINT = (
 
 
 class Compare:
-    """Controls made inside the current `gr.Blocks` context; `components` is what `read` takes after the job.
+    """Controls made inside the current `gr.Blocks` context; `read` takes a request, then `components`.
 
     `checkpoints` are the names of all models, this page's first.
     """
@@ -32,7 +33,7 @@ class Compare:
         with gr.Accordion("Side by side", open=False, elem_id=f"{name}-compare"):
             html(HINT)
             self.steps = gr.Slider(
-                0, MAX_STEPS, value=10, step=1, label="Steps (0: the same)", elem_id=f"{name}-other-steps"
+                0, LIMITS.steps, value=10, step=1, label="Steps (0: the same)", elem_id=f"{name}-other-steps"
             )
             self.guidance = gr.Dropdown(  # an empty number would be shown, and sent, as 0
                 [("The same", SAME), *((f"{s:g} (off)" if s == 1 else f"{s:g}", s) for s in GUIDANCES)],
@@ -65,20 +66,22 @@ class Compare:
         return values[:count], values[count:]
 
     def read(
-        self, job: Job, steps: int | None, guidance: float | str, sampler: str, checkpoint: str
-    ) -> tuple[Job, str]:
-        """The other job and the name of its model."""
+        self, request: Request, steps: int | None, guidance: float | str, sampler: str, checkpoint: str
+    ) -> tuple[Request, str]:
+        """The other request and the name of its model."""
         other = replace(
-            job,
-            steps=int(steps or job.steps),
-            guidance_scale=job.guidance_scale if guidance == SAME else _guided(job, float(guidance)),
-            sampler=job.sampler if sampler == SAME else sampler,
+            request,
+            steps=int(steps or request.steps),
+            guidance_scale=request.guidance_scale if guidance == SAME else _guided(request, float(guidance)),
+            sampler=request.sampler if sampler == SAME else sampler,
         )
         return other, checkpoint
 
-    def titles(self, job: Job, checkpoint: str, other: Job, other_checkpoint: str) -> tuple[str, str]:
-        """What tells the two apart, for each. Raises ValueError if nothing does."""
-        one, two = _facts(job, checkpoint), _facts(other, other_checkpoint)
+    def titles(
+        self, request: Request, checkpoint: str, other: Request, other_checkpoint: str
+    ) -> tuple[str, str]:
+        """What differs, as a title for each of the two. Raises ValueError if nothing does."""
+        one, two = _facts(request, checkpoint), _facts(other, other_checkpoint)
         differing = [k for k in range(len(one)) if one[k] != two[k]]
         if not differing:
             raise ValueError(
@@ -88,12 +91,12 @@ class Compare:
         return " · ".join(one[k] for k in differing), " · ".join(two[k] for k in differing)
 
 
-def _guided(job: Job, guidance: float) -> dict[str, float]:
-    """One scale for all that is given; what is followed without being given stays as it is."""
-    followed = {name: scale for name, scale in job.scales.items() if name not in job.given}
-    return followed | dict.fromkeys(guidable(job.given, job.wanted), guidance)
+def _guided(request: Request, guidance: float) -> dict[str, float]:
+    """The same scale for all given modalities; the scale of a modality sampled first stays."""
+    first = {name: scale for name, scale in request.scales().items() if name in request.sample_first}
+    return first | dict.fromkeys(guidable(request.given, request.wanted), guidance)
 
 
-def _facts(job: Job, checkpoint: str) -> list[str]:
-    on = ", ".join(f"{name} {scale:g}" for name, scale in job.scales.items() if scale != 1)
-    return [checkpoint, views.steps(job.steps), f"guidance {on or 'off'}", job.sampler]
+def _facts(request: Request, checkpoint: str) -> list[str]:
+    on = ", ".join(f"{name} {scale:g}" for name, scale in request.scales().items() if scale != 1)
+    return [checkpoint, steps_of(request.steps), f"guidance {on or 'off'}", request.sampler]

@@ -7,72 +7,67 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from app.run.history import Record
-from app.run.job import ANCHOR, Job
+from app.run.defaults import ANCHOR
+from app.run.history import picture_of
 from app.run.service import Service, middle_known
-from app.tabs.tasks import Task
+from app.task import Task
+from mmdiff.modalities import Modality
+from mmdiff.request import Request
 
 
 @dataclass(frozen=True)
 class Example:
-    """The name of a button and what it gives and wants."""
+    """A button and the request that it runs."""
 
     title: str
-    job: Job
+    request: Request
 
 
 def examples(task: Task, service: Service) -> list[Example]:
-    """Those that this model can do, three at least."""
-    specs, made = task.modalities(service.modalities), service.example
-    if task.fixed:
-        return list(_holes(specs, made))
-    found = [Example("Surprise me", Job(wanted=tuple(specs))), *_given(specs, made, service)]
-    if task.kinds:
-        return found
-    return [*found, *list(_holes(specs, made))[:1]]
+    """The examples that this model can do, at least three."""
+    specs = task.modalities(service.modalities)
+    if task.inpaints:
+        return list(_holes(specs, service))
+    found = [Example("Surprise me", Request(wanted=tuple(specs))), *_given(specs, service)]
+    return found if task.forms else [*found, *list(_holes(specs, service))[:1]]
 
 
-def opening(task: Task, service: Service) -> Job | None:
-    """What the form of a task that cannot start from nothing begins with; None for one that can."""
-    return examples(task, service)[0].job if task.fixed else None
+def opening(task: Task, service: Service) -> Request | None:
+    """The request that the form of a task shows at first; None for a task that can start from nothing."""
+    return examples(task, service)[0].request if task.inpaints else None
 
 
-def _given(specs: Mapping[str, Any], made: Record, service: Service) -> Iterator[Example]:
-    """One thing given, all others generated."""
+def _given(specs: Mapping[str, Modality], service: Service) -> Iterator[Example]:
+    """One modality given, all others generated."""
 
     def example(title: str, name: str, value: Any) -> Example:
-        return Example(title, Job({name: value}, tuple(n for n in specs if n != name)))
+        return Example(title, Request({name: value}, tuple(n for n in specs if n != name)))
 
+    made = service.example.last
     for name, spec in specs.items():
-        if spec.kind == "label":
+        if spec.form == "class":
             count = len(spec.classes)
             for chosen in spec.classes[count // 4 :: max(1, count // 2)][:2]:
                 yield example(chosen, name, chosen)
-        elif spec.kind == "embedding" and service.example_text:
+        elif spec.takes_text and service.example_text:
             yield example(f"“{service.example_text}”", name, service.example_text)
-        elif spec.kind == "image" and len(specs) > 1:
-            yield example("Read a photo", name, picture(made))
-        elif spec.kind == "mask" and made.last.classes[name][0].any():
-            yield example("From a mask", name, made.last.classes[name][0].astype(np.int64))
+        elif name == ANCHOR and len(specs) > 1:
+            yield example("Read a photo", name, picture_of(made, spec, 0))
+        elif spec.form == "class_map" and made.classes[name][0].any():
+            yield example("From a mask", name, made.classes[name][0].astype(np.int64))
 
 
-def _holes(specs: Mapping[str, Any], made: Record) -> Iterator[Example]:
+def _holes(specs: Mapping[str, Modality], service: Service) -> Iterator[Example]:
     """A photo of the model's own with several holes, everything else generated."""
-    size = specs[ANCHOR].shape[-1]
+    photo, size = picture_of(service.example.last, specs[ANCHOR], 0), specs[ANCHOR].image_size
     known_pixels = {
         "Fill the middle": middle_known(size),
         "Fill a half": np.arange(size)[None].repeat(size, 0) < size // 2,
         "Fill random blocks": _blocks(size),
     }
     for title, known in known_pixels.items():
-        yield Example(title, Job({ANCHOR: picture(made)}, tuple(specs), known))
-
-
-def picture(made: Record) -> Image.Image:
-    """The photo that the model made while warming up."""
-    return Image.fromarray(made.last.x[ANCHOR][0])
+        yield Example(title, Request({ANCHOR: photo}, tuple(specs), known))
 
 
 def _blocks(size: int) -> np.ndarray:

@@ -1,12 +1,8 @@
-"""What the page offers to give a modality: one class per kind, with its controls and how to read them.
-
-A new kind of modality is one class and one line in `INPUTS`.
-"""
+"""The controls by which a modality is given: one class per form, and how to read them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
 from typing import Any, ClassVar
 
@@ -18,21 +14,15 @@ from PIL import Image
 from app.controls import adapters
 from app.controls.painter import Painter, to_text
 from app.errors import plain_errors
+from app.run.defaults import ANCHOR
 from app.theme import html
 from mmdiff.images import to_rgb
+from mmdiff.modalities import Modality
 
-# For events nobody needs to see. If they had targets to show progress on, every message of any event would
-# have the page go through all of those.
+# For events that show no progress. If they had targets to show it on, every message of any event would have
+# the page go through all of those.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 HOLE_COLOUR = (242, 84, 45, 255)
-
-
-@dataclass(frozen=True)
-class Given:
-    """A modality's value for `mmdiff.Pipeline`, and the known pixels (H, W) bool of a photo with holes."""
-
-    value: Any
-    known_pixels: np.ndarray | None = None
 
 
 class Input:
@@ -41,42 +31,43 @@ class Input:
     Attributes:
         prefix: with which the ids of the controls start, "task-modality".
         components: what `read` takes, in this order.
-        watched: what `missing` takes: those that are to be told of whenever they change.
-        shown: what the updates from `show` and `restore` go to.
+        watched: what `missing` takes when one of them changes.
+        shown: what the updates from `show` go to.
     """
 
-    asks_for: ClassVar[str]  # completes "First …"
+    asks_for: ClassVar[str] = ""  # completes "First …"
 
     components: list[gr.components.Component]
     watched: list[gr.components.Component]
     shown: list[gr.blocks.Block]
 
-    def __init__(self, spec: Any, task: str) -> None:
+    def __init__(self, spec: Modality, task: str) -> None:
         self.spec = spec
         self.prefix = f"{task}-{spec.name}"
+        self.components = self.watched = self.shown = []
 
     def missing(self, *watched: Any) -> str:
-        """What is still needed, or nothing."""
+        """What the visitor still has to do, "" for nothing."""
         return "" if any(value not in (None, "") for value in watched) else self.asks_for
 
-    def generates(self, *watched: Any) -> bool:
+    def has_hole(self, *watched: Any) -> bool:
         """Whether the modality is partly generated although it is given."""
         return False
 
-    def read(self, *values: Any) -> Given:
-        """Raises ValueError, in words for the page, if there is nothing to give."""
+    def read(self, *values: Any) -> Any:
+        """The value for a request. Raises ValueError, in words for the page, if there is nothing to give."""
         raise NotImplementedError
 
-    def show(self, value: Any) -> tuple[Any, ...]:
-        """The updates of `shown` that give this value, as if uploaded, painted, written or chosen."""
-        raise NotImplementedError
+    def known_pixels(self, *values: Any) -> np.ndarray | None:
+        """The part of a photo to keep, (H, W) bool, from the same values; None without a hole."""
+        return None
 
-    def restore(self, given: Given) -> tuple[Any, ...]:
-        """The updates of `shown` after which `read` returns this again."""
-        return self.show(given.value)
+    def show(self, value: Any, known_pixels: np.ndarray | None = None) -> tuple[Any, ...]:
+        """The updates of `shown` after which `read` and `known_pixels` return this."""
+        raise NotImplementedError
 
     def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
-        """The updates of `shown` where the value itself is still to come; ``known_pixels`` are of a photo."""
+        """The updates of `shown` for a value still to be added; ``known_pixels`` of a photo are known."""
         return tuple(gr.skip() for _ in self.shown)
 
     def nothing(self, remedy: str) -> ValueError:
@@ -89,33 +80,15 @@ class ImageInput(Input):
 
     asks_for = "upload a photo"
 
-    def __init__(self, spec: Any, task: str) -> None:
+    def __init__(self, spec: Modality, task: str) -> None:
         super().__init__(spec, task)
-        self.size = spec.shape[-1]
-        self.photo = gr.State(None)  # at the model's size: what the known pixels must come back as
+        self.size = spec.image_size
+        self.photo = gr.State(None)  # at the model's size: known pixels come back exactly so
         self.uploaded_size = gr.State(None)  # (width, height) of the file, which a hole's must match
         self.file = gr.File(label="Photo", file_types=["image"], height=150, elem_id=f"{self.prefix}-file")
         self.about_photo = _note(f"{self.prefix}-note")
         with gr.Column(visible=False, elem_classes="painting") as self.painting:
-            colours = [(0, 0, 0, 0), HOLE_COLOUR]
-            self.hole = Painter(
-                self.size, ["Erase", "Hole"], colours, hole=True, elem_id=f"{self.prefix}-painter"
-            )
-            html('<p class="hint">What you paint is made anew, the rest comes back unchanged.</p>')
-            self.about_hole = _note(f"{self.prefix}-hole-note")
-            with gr.Row(elem_classes="beneath"):
-                upload = _upload("Upload hole", f"{self.prefix}-hole-file")
-                again = gr.Button(
-                    "Other photo", size="sm", scale=0, min_width=104, elem_id=f"{self.prefix}-other"
-                )
-                keep = gr.Checkbox(
-                    True,
-                    label="Keep hole",
-                    container=False,
-                    scale=0,
-                    min_width=96,
-                    elem_id=f"{self.prefix}-keep-hole",
-                )
+            self._paint_area()
         self.components = self.watched = [self.photo, self.hole.component]
         self.shown = [
             self.photo,
@@ -127,21 +100,40 @@ class ImageInput(Input):
             self.about_hole,
         ]
         self.file.upload(self._accept, self.file, self.shown, **QUIET)
-        again.click(self._start_over, keep, self.shown, **QUIET)
-        upload.upload(
+        self._again.click(self._start_over, self._keep, self.shown, **QUIET)
+        self._upload.upload(
             self._accept_hole,
-            [upload, self.uploaded_size],
+            [self._upload, self.uploaded_size],
             [self.hole.component, self.about_hole],
             **QUIET,
         )
         _forget(self.about_hole, self.hole)
 
-    def show(self, photo: Image.Image, hole: np.ndarray | None = None) -> tuple[Any, ...]:
-        """A photo of the model's size, with or without a hole (H, W) bool, as if uploaded and painted."""
-        return self._with_photo(photo, photo.size, "", self.hole.update(hole, photo), "")
+    def _paint_area(self) -> None:
+        colours = [(0, 0, 0, 0), HOLE_COLOUR]
+        self.hole = Painter(
+            self.size, ["Erase", "Hole"], colours, hole=True, elem_id=f"{self.prefix}-painter"
+        )
+        html('<p class="hint">What you paint is made anew, the rest comes back unchanged.</p>')
+        self.about_hole = _note(f"{self.prefix}-hole-note")
+        with gr.Row(elem_classes="beneath"):
+            self._upload = _upload("Upload hole", f"{self.prefix}-hole-file")
+            self._again = gr.Button(
+                "Other photo", size="sm", scale=0, min_width=104, elem_id=f"{self.prefix}-other"
+            )
+            self._keep = gr.Checkbox(
+                True,
+                label="Keep hole",
+                container=False,
+                scale=0,
+                min_width=96,
+                elem_id=f"{self.prefix}-keep-hole",
+            )
 
-    def restore(self, given: Given) -> tuple[Any, ...]:
-        return self.show(given.value, None if given.known_pixels is None else ~given.known_pixels)
+    def show(self, photo: Image.Image, known_pixels: np.ndarray | None = None) -> tuple[Any, ...]:
+        """A photo of the model's size, with or without a hole, as if uploaded and painted."""
+        hole = self.hole.update(None if known_pixels is None else ~known_pixels, photo)
+        return self._with_photo(photo, photo.size, "", hole, "")
 
     def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
         hole = self.hole.update(None if known_pixels is None else ~known_pixels)
@@ -150,14 +142,17 @@ class ImageInput(Input):
     def missing(self, photo: Image.Image | None, hole: str | None) -> str:
         return super().missing(photo)
 
-    def generates(self, photo: Image.Image | None, hole: str | None) -> bool:
+    def has_hole(self, photo: Image.Image | None, hole: str | None) -> bool:
         return bool(hole)
 
-    def read(self, photo: Image.Image | None, hole: str | None) -> Given:
+    def read(self, photo: Image.Image | None, hole: str | None) -> Image.Image:
         if photo is None:
             raise self.nothing("Upload a photo, or choose something else than Given.")
+        return photo
+
+    def known_pixels(self, photo: Image.Image | None, hole: str | None) -> np.ndarray | None:
         cells = self.hole.cells(hole)
-        return Given(photo, adapters.known_pixels(cells > 0) if cells.any() else None)
+        return adapters.known_pixels(cells > 0) if cells.any() else None
 
     def _with_photo(
         self, photo: Image.Image, uploaded_size: adapters.Size, note: str, hole: Any, hole_note: Any
@@ -167,7 +162,7 @@ class ImageInput(Input):
 
     @plain_errors()
     def _accept(self, path: str) -> tuple[Any, ...]:
-        """A new photo below whatever is painted."""
+        """A new photo; the painted hole stays."""
         try:
             photo = adapters.read_photo(path, self.size)
         except ValueError as error:
@@ -196,9 +191,9 @@ class MaskInput(Input):
 
     asks_for = "paint or upload a mask"
 
-    def __init__(self, spec: Any, task: str) -> None:
+    def __init__(self, spec: Modality, task: str) -> None:
         super().__init__(spec, task)
-        self.size = spec.shape[-1]
+        self.size = spec.image_size
         colours = [(*colour, 255) for colour in spec.palette]
         self.mask = Painter(self.size, spec.classes, colours, elem_id=f"{self.prefix}-painter")
         self.about = _note(f"{self.prefix}-note")
@@ -210,17 +205,17 @@ class MaskInput(Input):
         upload.upload(self._accept, upload, self.shown, **QUIET)
         _forget(self.about, self.mask)
 
-    def show(self, mask: np.ndarray) -> tuple[Any, ...]:
+    def show(self, mask: np.ndarray, known_pixels: None = None) -> tuple[Any, ...]:
         """A class map (H, W), as if uploaded."""
         return to_text(mask), ""
 
-    def read(self, cells: str | None) -> Given:
+    def read(self, cells: str | None) -> np.ndarray:
         mask = self.mask.cells(cells)
         if not mask.any():
             raise self.nothing(
                 f"Paint more than {self.spec.classes[0]}, upload a mask, or choose something else than Given."
             )
-        return Given(mask)
+        return mask
 
     @plain_errors()
     def _accept(self, path: str) -> tuple[Any, str]:
@@ -236,7 +231,7 @@ class LabelInput(Input):
 
     asks_for = "choose a label"
 
-    def __init__(self, spec: Any, task: str) -> None:
+    def __init__(self, spec: Modality, task: str) -> None:
         super().__init__(spec, task)
         self.choice = gr.Dropdown(
             list(spec.classes),
@@ -247,14 +242,14 @@ class LabelInput(Input):
         )
         self.components = self.watched = self.shown = [self.choice]
 
-    def show(self, label: str) -> tuple[Any, ...]:
+    def show(self, label: str, known_pixels: None = None) -> tuple[Any, ...]:
         """The name of a class."""
         return (gr.update(value=label),)
 
-    def read(self, label: str | None) -> Given:
+    def read(self, label: str | None) -> str:
         if not label:
             raise self.nothing("Choose a class from the list, or something else than Given.")
-        return Given(label)
+        return label
 
 
 class EmbeddingInput(Input):
@@ -262,7 +257,7 @@ class EmbeddingInput(Input):
 
     asks_for = "write a text or upload a photo to take the embedding from"
 
-    def __init__(self, spec: Any, task: str) -> None:
+    def __init__(self, spec: Modality, task: str) -> None:
         super().__init__(spec, task)
         self.text = gr.Textbox(
             container=False,
@@ -276,29 +271,30 @@ class EmbeddingInput(Input):
         )
         self.components = self.watched = self.shown = [self.text, self.file]
 
-    def show(self, value: str | Image.Image) -> tuple[Any, ...]:
+    def show(self, value: str | Image.Image, known_pixels: None = None) -> tuple[Any, ...]:
         """A text, or a photo, which is kept where uploaded files are."""
         if isinstance(value, str):
             return gr.update(value=value), gr.update(value=None)
         path = save_pil_to_cache(to_rgb(value), self.file.GRADIO_CACHE, "photo", "png")
         return gr.update(value=""), gr.update(value=path)
 
-    def read(self, text: str | None, path: str | None) -> Given:
+    def read(self, text: str | None, path: str | None) -> str | Image.Image:
         if text and text.strip() and path:
             raise ValueError("The embedding has a text and a photo. Keep one of them and clear the other.")
         if path:
-            return Given(adapters.read_reference(path))
+            return adapters.read_reference(path)
         if not text or not text.strip():
             raise self.nothing("Write a text or upload a photo, or choose something else than Given.")
-        return Given(text.strip())
+        return text.strip()
 
 
-INPUTS: dict[str, type[Input]] = {
-    "image": ImageInput,
-    "mask": MaskInput,
-    "label": LabelInput,
-    "embedding": EmbeddingInput,
-}
+def input_class(spec: Modality) -> type[Input]:
+    """The controls for a modality; `Input` itself, which has none, where the page has no way to give it."""
+    if spec.name == ANCHOR:
+        return ImageInput
+    if spec.takes_text:
+        return EmbeddingInput
+    return {"class_map": MaskInput, "class": LabelInput}.get(spec.form, Input)
 
 
 def _upload(title: str, elem_id: str) -> gr.UploadButton:
@@ -306,12 +302,12 @@ def _upload(title: str, elem_id: str) -> gr.UploadButton:
 
 
 def _note(elem_id: str) -> gr.HTML:
-    """Where is said what was done to a file, or what was wrong with it; out of the way while it is empty."""
+    """A place for notes on a file and for errors in it; hidden while it is empty."""
     return html("", elem_id=elem_id, elem_classes="note")
 
 
 def _forget(note: gr.HTML, painter: Painter) -> None:
-    """Clears a note once what it is about is painted over."""
+    """Clears a note when the visitor paints."""
     painter.component.input(None, None, note, js="() => ''", **QUIET)
 
 

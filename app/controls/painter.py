@@ -1,4 +1,4 @@
-"""A paint area on the model's own pixels: what is seen is exactly what the model is given.
+"""A paint area on the model's own pixels: the model is given exactly the cells that are seen.
 
 Its value is text, one character for each pixel, row by row: "0" is unpainted, "1" the first colour, and so on
 through the character codes. None stands for nothing painted.
@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from app.wording import png
+from app.pictures import quick_png
 
 SCRIPT = (Path(__file__).parents[1] / "static" / "painter.js").read_text()
 ZERO = ord("0")
@@ -48,8 +48,8 @@ PRESETS = {
 class Painter:
     """A paint area of size x size cells, made inside the current `gr.Blocks` context.
 
-    The first of the names and RGBA colours is that of unpainted cells. With `hole` the two colours are those
-    of what stays and what is to be filled in, and there are ready-made holes; otherwise areas can be filled.
+    The first of the names and RGBA colours stands for unpainted cells. With `hole` the two colours stand for
+    pixels to keep and to fill in, and there are ready-made holes; otherwise there is a tool to fill areas.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Painter:
         return gr.HTML(to_text(cells), background=_uri(background))
 
     def over(self, background: Image.Image | None) -> gr.HTML:
-        """The update that lays what is painted over another picture, or none."""
+        """The update that changes the picture below the painting, or removes it."""
         return gr.HTML(background=_uri(background))
 
     def cells(self, value: str | None) -> np.ndarray:
@@ -104,7 +104,7 @@ def from_text(value: str | None, size: int, colours: int) -> np.ndarray:
 
 
 def _uri(picture: Image.Image | None) -> str:
-    return "" if picture is None else png(picture)
+    return "" if picture is None else quick_png(picture)
 
 
 def _template(hole: bool) -> str:

@@ -1,6 +1,6 @@
 """A run as a Python program to copy: through the page's endpoints, or with the library itself.
 
-Everything that people typed is written as a literal, so no text can become code; pictures are inside as
+Everything that visitors typed is written as a literal, so no text can become code; pictures are inside as
 base64, so the programs run as they stand.
 """
 
@@ -14,9 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from app.export import settings_file as recipe
-from app.run.job import Job
-from mmdiff.pipeline import Change
+from app.export.settings_file import png_bytes, to_json
+from mmdiff.request import Request
 
 CLIENT = """\
 client = Client({address})
@@ -45,6 +44,14 @@ for k, picture in enumerate(output.image or []):
 for name, value in output.values.items():
     print(name, getattr(value, "shape", value))
 """
+FORK = """\
+        mmdiff.Change(
+            after={after},
+            request=mmdiff.Request(
+{arguments}
+            ),
+        ),
+"""
 PNG = '''
 def png(data):
     """The picture that a text stands for."""
@@ -53,43 +60,46 @@ def png(data):
 '''
 
 
-def python_snippet(job: Job, address: str, checkpoint: str = "", task: str = "") -> str:
-    """A program that asks the page at this address for the same run, with `gradio_client`.
+def client_program(request: Request, address: str, checkpoint: str = "", task: str = "") -> str:
+    """A program that runs the request through the page at this address, with `gradio_client`.
 
     It names the checkpoint, if one is given. Runs with forks go through “/run_settings”, whose only argument
     is the settings as JSON, with the checkpoint's and the task's name in them.
     """
-    if job.changes:
-        constants = {"SETTINGS": f'r"""{recipe.to_json(job, checkpoint, task)}"""'}  # JSON has no """ in it
+    if request.changes:
+        constants = {"SETTINGS": f'r"""{to_json(request, checkpoint, task)}"""'}  # JSON has no """ in it
         return _client(address, "/run_settings", {"settings": "SETTINGS"}, constants)
     constants, arguments = {}, {}
-    for name, value in job.given.items():
+    for name, value in request.given.items():
         argument = _argument(name, value)
         if isinstance(value, str):
             arguments[argument] = _literal(value)
         else:
             constants[argument.upper()] = _data(value)
             arguments[argument] = f'file("{argument}.png", {argument.upper()})'
-    if job.known_pixels is not None:
-        constants["HOLE"] = _data(~job.known_pixels)  # white where the photo is filled in
+    if request.known_pixels is not None:
+        constants["HOLE"] = _data(~request.known_pixels)  # white where the photo is filled in
         arguments["hole"] = 'file("hole.png", HOLE)'
-    arguments |= {"wanted": _literal(list(job.wanted))} | _numbers(job)
+    arguments |= {"wanted": _literal(list(request.wanted))} | _numbers(request) | _guidance(request)
     arguments |= {"checkpoint": _literal(checkpoint)} if checkpoint else {}
     return _client(address, "/generate", arguments, constants)
 
 
-def library_snippet(job: Job, checkpoint: str) -> str:
-    """A program that does the same run with `mmdiff.Pipeline`; `checkpoint` is what it loads."""
+def library_program(request: Request, checkpoint: str) -> str:
+    """A program that does the same run with `mmdiff.Pipeline`; `checkpoint` is the path that it loads."""
     constants: dict[str, str] = {}
-    arguments = _condition(job.conditions[0], "", constants) | _numbers(job)
-    if job.changes:
-        forks = [_change(change, f"FORK_{i}_", constants) for i, change in enumerate(job.changes, 1)]
+    arguments = _condition(request, "", constants) | _numbers(request)
+    if request.changes:
+        forks = [
+            FORK.format(
+                after=change.after, arguments=_lines(_condition(change.request, f"FORK_{i}_", constants), 16)
+            )
+            for i, change in enumerate(request.changes, 1)
+        ]
         arguments["changes"] = "[\n" + "".join(forks) + "    ]"
     imports = "import mmdiff\n"
     if constants:
         imports = "import base64\nimport io\n\nimport numpy as np\nfrom PIL import Image\n\n" + imports
-    if job.changes:
-        imports += "from mmdiff.pipeline import Change\n"
     call = LIBRARY.format(checkpoint=_literal(checkpoint), arguments=_lines(arguments, 4))
     helpers = [PNG] if constants else []
     return _program(
@@ -119,25 +129,26 @@ def _argument(name: str, value: Any) -> str:
     return "text" if isinstance(value, str) else "embedding_image"
 
 
-def _numbers(job: Job) -> dict[str, str]:
-    """Steps and so on; the guidance and the sampler only where they are not as by default."""
-    numbers = {name: _literal(getattr(job, name)) for name in ("steps", "seed", "num_samples")}
-    if (scales := _scales(job.guidance_scale)) != 1:
-        numbers["guidance_scale"] = _literal(scales)
-    return numbers | ({"sampler": _literal(job.sampler)} if job.sampler != Job().sampler else {})
+def _numbers(request: Request) -> dict[str, str]:
+    """Steps and so on; the sampler only where it is not as by default."""
+    numbers = {name: _literal(getattr(request, name)) for name in ("steps", "seed", "num_samples")}
+    return numbers | ({"sampler": _literal(request.sampler)} if request.sampler != Request().sampler else {})
 
 
-def _scales(scales: float | Mapping[str, float]) -> float | dict[str, float]:
-    """Guidance without the scales that do nothing; 1 if none does anything."""
+def _guidance(request: Request) -> dict[str, str]:
+    """The guidance, without scales of 1, and `sample_first`; each only if there is any."""
+    scales = request.guidance_scale
     if isinstance(scales, Mapping):
-        return {name: scale for name, scale in scales.items() if scale != 1} or 1
-    return scales
+        scales = {name: scale for name, scale in scales.items() if scale != 1} or 1
+    guidance = {} if scales == 1 else {"guidance_scale": _literal(scales)}
+    first = list(request.sample_first)
+    return guidance | ({"sample_first": _literal(first)} if first else {})
 
 
-def _condition(condition: Change, prefix: str, constants: dict[str, str]) -> dict[str, str]:
-    """The library's arguments for what is given and wanted; pictures become constants."""
+def _condition(request: Request, prefix: str, constants: dict[str, str]) -> dict[str, str]:
+    """The library's arguments that a change may have, too; pictures become constants."""
     given = []
-    for name, value in condition.given.items():
+    for name, value in request.given.items():
         constant = f"{prefix}{name.upper()}"
         text = _literal(value) if isinstance(value, str) else f"png({constant})"
         if not isinstance(value, str):
@@ -145,18 +156,11 @@ def _condition(condition: Change, prefix: str, constants: dict[str, str]) -> dic
         if not isinstance(value, str | Image.Image):
             text = f"np.asarray({text})"
         given.append(f"{_literal(name)}: {text}")
-    arguments = {"given": f"{{{', '.join(given)}}}", "wanted": _literal(list(condition.wanted))}
-    if condition.known_pixels is not None:
-        constants[f"{prefix}KNOWN_PIXELS"] = _data(condition.known_pixels)
+    arguments = {"given": f"{{{', '.join(given)}}}", "wanted": _literal(list(request.wanted))}
+    if request.known_pixels is not None:
+        constants[f"{prefix}KNOWN_PIXELS"] = _data(request.known_pixels)
         arguments["known_pixels"] = f"np.asarray(png({prefix}KNOWN_PIXELS))"
-    return arguments
-
-
-def _change(change: Change, prefix: str, constants: dict[str, str]) -> str:
-    arguments = {"after": _literal(change.after)} | _condition(change, prefix, constants)
-    if (scales := _scales(change.guidance_scale)) != 1:
-        arguments["guidance_scale"] = _literal(scales)
-    return f"        Change(\n{_lines(arguments, 12)}\n        ),\n"
+    return arguments | _guidance(request)
 
 
 def _literal(value: Any) -> str:
@@ -166,7 +170,7 @@ def _literal(value: Any) -> str:
 
 def _data(value: Any) -> str:
     """A picture as a literal of base64, in lines that can be read past."""
-    lines = textwrap.wrap(base64.b64encode(recipe.png_bytes(value)).decode(), 100)
+    lines = textwrap.wrap(base64.b64encode(png_bytes(value)).decode(), 100)
     return '"""\n' + "\n".join(lines) + '\n"""'
 
 

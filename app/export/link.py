@@ -1,8 +1,8 @@
 """Settings as a short, readable query string, as far as they fit into one.
 
 Numbers, names and texts are written as they are; masks and holes as base64url of their zlib-packed class
-numbers; forks with the prefix “fork1.”, “fork2.” and so on. Photos do not fit: their names travel as
-“missing”, so that the page that opens the link can ask for them.
+numbers; forks with the prefix “fork1.”, “fork2.” and so on. Photos do not fit: the link names them as
+“missing”, so that the page that opens it can ask for them.
 """
 
 from __future__ import annotations
@@ -11,48 +11,40 @@ import base64
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 from urllib.parse import urlencode
 
 import numpy as np
 
-from app.export.settings_file import check_name, checked_classes, embedding, label
-from app.run.job import ANCHOR, Job
-from mmdiff.pipeline import Change
+from app.export.settings_file import SavedRun, Specs, check_name, checked, checked_classes, embedding, label
+from app.run.defaults import ANCHOR
+from mmdiff.modalities import Modality
+from mmdiff.request import Change, Request
 
 MAX_QUERY = 1500  # characters; longer links break in mails and chats
 HOLE = "hole"
-NUMBERS = {"seed": "seed", "steps": "steps", "samples": "num_samples"}  # parameter -> field of a job
+FIRST = "first"  # sample_first
+NUMBERS = {"seed": "seed", "steps": "steps", "samples": "num_samples"}  # parameter -> field of a request
 FORK = re.compile(r"fork([1-9]\d?)\.(.+)")
-FOREIGN = ("__", "utm_", "view", "deep_link", "fbclid", "gclid")  # of Gradio and of those who pass links on
+FOREIGN = (
+    "__",
+    "utm_",
+    "view",
+    "deep_link",
+    "fbclid",
+    "gclid",
+)  # parameters of Gradio and of sites that pass links on
 REMEDY = "Save the settings file instead: it carries everything."
-
-
-@dataclass(frozen=True)
-class Linked:
-    """What a link restores.
-
-    Attributes:
-        job: without what is missing. checkpoint: name of the model, "" if the link does not say.
-        task: "" if the link does not say. missing: names of what was given, and “hole”, but did not fit.
-    """
-
-    job: Job
-    checkpoint: str
-    task: str
-    missing: tuple[str, ...] = ()
 
 
 # -- writing -------------------------------------------------------------------------------------------
 
 
-def to_query(job: Job, checkpoint: str, task: str) -> tuple[str, list[str]]:
-    """The query string, from its “?” on, and what could not travel with it, in words for the page."""
-    first, *later = job.conditions
-    params = {"task": task, "model": checkpoint} | _numbers(job) | _small(first)
+def to_query(request: Request, checkpoint: str, task: str) -> tuple[str, list[str]]:
+    """The query string, from its “?” on, and sentences on everything that does not fit into it."""
+    params = {"task": task, "model": checkpoint} | _numbers(request) | _small(request)
+    bulky = _bulky(request)
     left_out, missing = [], []
-    bulky = _bulky(first)
     room = {"missing": ",".join(bulky)}
     for name, (key, text, what) in sorted(bulky.items(), key=_length):
         if text is not None and len(_query(params | room | {key: text})) <= MAX_QUERY:
@@ -62,7 +54,7 @@ def to_query(job: Job, checkpoint: str, task: str) -> tuple[str, list[str]]:
         left_out.append(f"{what} {'does not fit into a link' if text is None else 'is too long for a link'}.")
     if missing:
         params["missing"] = ",".join(missing)
-    forks = _forks(later)
+    forks = _forks(request)
     if forks is None or len(_query(params | forks)) > MAX_QUERY:
         left_out.append("What was changed on the way does not fit into a link.")
         forks = {}
@@ -73,33 +65,34 @@ def _query(params: Mapping[str, str]) -> str:
     return "?" + urlencode(params, safe=",")
 
 
-def _numbers(job: Job) -> dict[str, str]:
+def _numbers(request: Request) -> dict[str, str]:
     """The seed, and the other settings that are not as they are by default."""
-    default, numbers = Job(), {"seed": str(job.seed)}
-    for key, name in NUMBERS.items():
-        if getattr(job, name) != getattr(default, name):
-            numbers[key] = str(getattr(job, name))
-    return numbers if job.sampler == default.sampler else numbers | {"sampler": job.sampler}
+    default, numbers = Request(), {"seed": str(request.seed)}
+    for key, name in (NUMBERS | {"sampler": "sampler"}).items():
+        if getattr(request, name) != getattr(default, name):
+            numbers[key] = str(getattr(request, name))
+    return numbers
 
 
-def _small(condition: Change) -> dict[str, str]:
-    """What is wanted and how strongly what is given counts."""
-    scales = condition.guidance_scale
+def _small(request: Request) -> dict[str, str]:
+    """The wanted modalities, `sample_first` and the guidance."""
+    scales = request.guidance_scale
     by_name = scales if isinstance(scales, Mapping) else {"": scales}
+    first = {FIRST: ",".join(request.sample_first)} if request.sample_first else {}
     guide = {
         f"guide.{name}".rstrip("."): repr(_plain(scale)) for name, scale in by_name.items() if scale != 1
     }
-    return {"want": ",".join(condition.wanted)} | guide
+    return {"want": ",".join(request.wanted)} | first | guide
 
 
 def _plain(scale: float) -> float:
     return scale if isinstance(scale, int) else float(scale)
 
 
-def _bulky(condition: Change) -> dict[str, tuple[str, str | None, str]]:
-    """Name of what is given -> its parameter, its text (None if it has none) and what it is."""
+def _bulky(request: Request) -> dict[str, tuple[str, str | None, str]]:
+    """Name of a given modality -> its parameter, its text (None for photos) and its name in words."""
     bulky = {}
-    for name, value in condition.given.items():
+    for name, value in request.given.items():
         key = f"give.{name}"
         if isinstance(value, str):
             bulky[name] = (key, value, f"The text for “{name}”")
@@ -107,8 +100,8 @@ def _bulky(condition: Change) -> dict[str, tuple[str, str | None, str]]:
             bulky[name] = (key, _packed(value), f"The {name}")
         else:
             bulky[name] = (key, None, f"The photo for “{name}”")
-    if condition.known_pixels is not None:
-        bulky[HOLE] = (HOLE, _packed(~condition.known_pixels), "The hole")
+    if request.known_pixels is not None:
+        bulky[HOLE] = (HOLE, _packed(~request.known_pixels), "The hole")
     return bulky
 
 
@@ -116,14 +109,14 @@ def _length(item: tuple[str, tuple[str, str | None, str]]) -> int:
     return len(item[1][1] or "")
 
 
-def _forks(changes: list[Change]) -> dict[str, str] | None:
+def _forks(request: Request) -> dict[str, str] | None:
     """The changes as parameters, or None if one gives a photo."""
     params = {}
-    for number, change in enumerate(changes, 1):
-        bulky = _bulky(change).values()
+    for number, change in enumerate(request.changes, 1):
+        bulky = _bulky(change.request).values()
         if any(text is None for _, text, _ in bulky):
             return None
-        values = {"after": str(change.after)} | _small(change) | {key: text for key, text, _ in bulky}
+        values = {"after": str(change.after)} | _small(change.request) | {key: text for key, text, _ in bulky}
         params |= {f"fork{number}.{key}": value for key, value in values.items()}
     return params
 
@@ -142,11 +135,11 @@ def is_link(params: Mapping[str, str]) -> bool:
     return any(_known(key) for key in params)
 
 
-def from_query(params: Mapping[str, str], modalities: Mapping[str, Any]) -> Linked:
-    """The parameters of a link -> what it restores.
+def from_query(params: Mapping[str, str], modalities: Specs) -> SavedRun:
+    """The parameters of a link -> the run that it restores, without missing values.
 
-    What is not said is as in `Job()`, and everything is wanted that is not given. Raises ValueError, in words
-    for the page.
+    Settings that are not there are those of `Request()`, and everything is wanted that is not given. Raises
+    ValueError, in words for the page.
     """
     own = {key: value for key, value in params.items() if not key.startswith(FOREIGN)}
     for key in own:
@@ -157,28 +150,30 @@ def from_query(params: Mapping[str, str], modalities: Mapping[str, Any]) -> Link
         if name not in (*modalities, HOLE):
             raise _wrong("missing", f"names “{name[:40]}”, which this model does not know")
     forks = _split_forks(own)
-    first = _condition(0, own, modalities, missing)
-    job = Job(
-        first.given,
-        first.wanted,
-        first.known_pixels,
+    request = replace(
+        _condition(own, modalities, missing),
         **{name: _whole(key, own[key]) for key, name in NUMBERS.items() if key in own},
-        guidance_scale=first.guidance_scale,
-        sampler=check_name("sampler", own.get("sampler", Job().sampler)),
+        sampler=check_name("sampler", own.get("sampler", Request().sampler)),
         changes=tuple(
-            _condition(_whole("after", fork.get("after", "")), fork, modalities, ()) for fork in forks
+            Change(_whole("after", fork.get("after", "")), _condition(fork, modalities)) for fork in forks
         ),
     )
-    _completed(job, missing).check(modalities)
+    # With stand-ins for missing values the rest can be checked.
+    stand_ins = {name: None for name in missing if name != HOLE}
+    known = request.known_pixels
+    if HOLE in missing:
+        known = np.zeros(modalities[ANCHOR].shape[1:], dtype=bool)
+    whole = checked(replace(request, given=stand_ins | request.given, known_pixels=known), modalities)
+    request = replace(whole, given=request.given, known_pixels=request.known_pixels)
     names = {key: check_name(key, own.get(key, "")) for key in ("model", "task")}
-    return Linked(job, names["model"], names["task"], missing)
+    return SavedRun(request, names["model"], names["task"], missing)
 
 
 def _known(key: str) -> bool:
     if fork := FORK.fullmatch(key):
         key = fork[2]
-        return key in ("after", "want", "guide") or key.startswith(("give.", "guide."))
-    plain = ("task", "model", "missing", "sampler", "want", HOLE, "guide", *NUMBERS)
+        return key in ("after", "want", FIRST, "guide") or key.startswith(("give.", "guide."))
+    plain = ("task", "model", "missing", "sampler", "want", FIRST, HOLE, "guide", *NUMBERS)
     return key in plain or key.startswith(("give.", "guide."))
 
 
@@ -193,31 +188,32 @@ def _split_forks(params: Mapping[str, str]) -> list[dict[str, str]]:
     return [forks[number] for number in sorted(forks)]
 
 
-def _condition(
-    after: int, params: Mapping[str, str], modalities: Mapping[str, Any], missing: tuple[str, ...]
-) -> Change:
+def _condition(params: Mapping[str, str], modalities: Specs, missing: tuple[str, ...] = ()) -> Request:
+    """The request in the parameters of a link, or of a fork in it."""
     given, known = {}, None
     for key, value in params.items():
         if key.startswith("give."):
             name = key.removeprefix("give.")
-            if name not in modalities or modalities[name].kind not in READERS:
+            if name not in modalities or modalities[name].form not in READERS:
                 raise _wrong(
                     key, f"is not possible; this model knows {', '.join(modalities)}, without photos"
                 )
             if name in missing:
                 raise _wrong(key, "is there although it is said to be missing")
-            given[name] = READERS[modalities[name].kind](modalities[name], value)
+            given[name] = READERS[modalities[name].form](modalities[name], value)
     if HOLE in params:
-        if ANCHOR not in modalities:
-            raise _wrong(HOLE, "is not possible, since this model has no pictures")
         known = _unpacked(HOLE, params[HOLE], modalities[ANCHOR].shape[1:]) == 0
-    filled_in = {ANCHOR} if known is not None or HOLE in missing else set()
-    kept = {*given, *missing} - filled_in
-    wanted = params["want"].split(",") if "want" in params else [n for n in modalities if n not in kept]
-    for name in wanted:
-        if name not in modalities or wanted.count(name) > 1:
-            raise _wrong("want", f"names “{name[:40]}”; use some of {','.join(modalities)}, each once")
-    return Change(after, given, tuple(wanted), known, _guidance(params))
+    wanted, first = _names("want", params, modalities), _names(FIRST, params, modalities)
+    return Request(given, wanted, known, _guidance(params), first)
+
+
+def _names(key: str, params: Mapping[str, str], modalities: Specs) -> tuple[str, ...]:
+    """The modalities that a parameter names; none if it is not there."""
+    names = params[key].split(",") if key in params else []
+    for name in names:
+        if name not in modalities or names.count(name) > 1:
+            raise _wrong(key, f"names “{name[:40]}”; use some of {','.join(modalities)}, each once")
+    return tuple(names)
 
 
 def _guidance(params: Mapping[str, str]) -> float | dict[str, float]:
@@ -233,18 +229,11 @@ def _guidance(params: Mapping[str, str]) -> float | dict[str, float]:
     return scales[""]
 
 
-def _completed(job: Job, missing: tuple[str, ...]) -> Job:
-    """The job with something in place of what is missing, so that the rest can be checked."""
-    given = {name: None for name in missing if name != HOLE}
-    known = np.zeros(0) if HOLE in missing else job.known_pixels
-    return replace(job, given={**given, **job.given}, known_pixels=known)
-
-
-def _mask(spec: Any, text: str) -> np.ndarray:
+def _mask(spec: Modality, text: str) -> np.ndarray:
     return checked_classes(spec, _unpacked(f"give.{spec.name}", text, spec.shape))
 
 
-READERS = {"mask": _mask, "label": label, "embedding": embedding}
+READERS = {"class_map": _mask, "class": label, "vector": embedding}
 
 
 def _unpacked(key: str, text: str, shape: tuple[int, int]) -> np.ndarray:
@@ -253,7 +242,7 @@ def _unpacked(key: str, text: str, shape: tuple[int, int]) -> np.ndarray:
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         unpacker = zlib.decompressobj()
-        values = unpacker.decompress(data, size + 1)  # no more, whatever the text would unpack to
+        values = unpacker.decompress(data, size + 1)  # no more, however large the unpacked data would be
         whole = unpacker.eof or len(values) > size
     except (ValueError, zlib.error):
         whole = False

@@ -1,7 +1,7 @@
 """A run's settings as JSON that alone restores it: in a file of its own, in a PNG, or in our zip.
 
-Nothing is ever evaluated: text is parsed as JSON and every entry is checked. Pictures travel inside as data
-URIs of lossless PNG: RGB for photos, class numbers for masks, black and white for known pixels.
+Text is parsed as JSON, every entry is checked, and nothing is evaluated. Pictures are inside as data URIs of
+lossless PNG: RGB for photos, class numbers for masks, black and white for known pixels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,57 +22,76 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from app.run.job import ANCHOR, Job
+from app.pictures import encoded
+from app.run.defaults import ANCHOR, LIMITS, MAX_SIDE
 from mmdiff.images import to_rgb
-from mmdiff.pipeline import Change
+from mmdiff.modalities import Modality
+from mmdiff.request import Change, Request
 
-FORMAT, VERSION = "mmdiff settings", 1
+FORMAT, VERSION = "mmdiff settings", 2  # version 1 had no sample_first
 PNG_KEY = "mmdiff"  # of the text chunk
 ZIP_ENTRY = "settings.json"
 URI = "data:image/png;base64,"
 MAX_SETTINGS = 16 * 2**20  # bytes of JSON
 MAX_FILE = 64 * 2**20  # bytes of a PNG or zip to look into
-MAX_SIDE = 1024  # pixels of a picture inside
 MAX_TEXT, MAX_NAME, MAX_CHANGES = 2000, 200, 100
 
-PLAIN = ("steps", "seed", "num_samples", "sampler")  # fields of a job that are JSON as they are
-CONDITION = ("given", "wanted", "known_pixels", "guidance_scale")
+PLAIN = ("steps", "seed", "num_samples", "sampler")  # fields of a request that are JSON as they are
+CONDITION = ("given", "wanted", "known_pixels", "guidance_scale", "sample_first")  # may change on the way
 HEAD = ("format", "version", "checkpoint", "task")
+
+Specs = Mapping[str, Modality]
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run as a file or a link describes it.
+
+    Attributes:
+        request: complete but for missing values. checkpoint, task: names, "" if there are none.
+        missing: names of given modalities, and “hole”, that did not fit into a link.
+    """
+
+    request: Request
+    checkpoint: str
+    task: str
+    missing: tuple[str, ...] = ()
 
 
 # -- writing -------------------------------------------------------------------------------------------
 
 
-def to_dict(job: Job, checkpoint: str, task: str) -> dict[str, Any]:
+def to_dict(request: Request, checkpoint: str, task: str) -> dict[str, Any]:
     """The settings as JSON values.
 
     Raises ValueError for a value that has no place in them, such as a photo over 1024 pixels a side.
     """
     head = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint, "task": task}
-    first, *changes = (_condition_to_dict(condition) for condition in job.conditions)
-    later = [{"after": c.after} | values for c, values in zip(job.changes, changes, strict=True)]
-    return head | {name: getattr(job, name) for name in PLAIN} | first | {"changes": later}
+    changes = [{"after": change.after} | _condition_to_dict(change.request) for change in request.changes]
+    plain = {name: getattr(request, name) for name in PLAIN}
+    return head | plain | _condition_to_dict(request) | {"changes": changes}
 
 
-def to_json(job: Job, checkpoint: str, task: str) -> str:
+def to_json(request: Request, checkpoint: str, task: str) -> str:
     """The text of a settings file; ASCII."""
-    return json.dumps(to_dict(job, checkpoint, task), indent=1) + "\n"
+    return json.dumps(to_dict(request, checkpoint, task), indent=1) + "\n"
 
 
-def stamp(job: Job, checkpoint: str, task: str) -> PngInfo:
+def stamp(request: Request, checkpoint: str, task: str) -> PngInfo:
     """For `Image.save(path, pnginfo=...)`: a picture that `read` can restore the settings from."""
     info = PngInfo()
-    info.add_itxt(PNG_KEY, to_json(job, checkpoint, task))
+    info.add_itxt(PNG_KEY, to_json(request, checkpoint, task))
     return info
 
 
-def _condition_to_dict(condition: Change) -> dict[str, Any]:
-    known, scales = condition.known_pixels, condition.guidance_scale
+def _condition_to_dict(request: Request) -> dict[str, Any]:
+    known, scales = request.known_pixels, request.guidance_scale
     return {
-        "given": {name: _value(name, value) for name, value in condition.given.items()},
-        "wanted": list(condition.wanted),
-        "known_pixels": None if known is None else {"png": png_uri(known)},
+        "given": {name: _value(name, value) for name, value in request.given.items()},
+        "wanted": list(request.wanted),
+        "known_pixels": None if known is None else _png(known),
         "guidance_scale": dict(scales) if isinstance(scales, Mapping) else scales,
+        "sample_first": list(request.sample_first),
     }
 
 
@@ -84,9 +104,9 @@ def _value(name: str, value: Any) -> str | dict[str, str]:
                 f"The photo for “{name}” is {value.width} × {value.height} px, too large to be kept in the "
                 f"settings. Scale it down to {MAX_SIDE} px or less first."
             )
-        return {"png": png_uri(value)}
+        return _png(value)
     if isinstance(value, np.ndarray) and value.ndim == 2:
-        return {"png": png_uri(value)}
+        return _png(value)
     raise ValueError(f"What is given for “{name}” cannot be kept in the settings.")
 
 
@@ -96,40 +116,61 @@ def png_bytes(value: Image.Image | np.ndarray) -> bytes:
         picture = to_rgb(value)  # as the model reads it
     else:
         picture = Image.fromarray(value if value.dtype == bool else value.astype(np.uint8))
-    data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
-    return data.getvalue()
+    return encoded(picture, optimize=True)
 
 
-def png_uri(value: Image.Image | np.ndarray) -> str:
-    """`png_bytes` as a data URI."""
-    return URI + base64.b64encode(png_bytes(value)).decode()
+def _png(value: Image.Image | np.ndarray) -> dict[str, str]:
+    return {"png": URI + base64.b64encode(png_bytes(value)).decode()}
 
 
 # -- reading -------------------------------------------------------------------------------------------
 
 
-def from_dict(data: Any, modalities: Mapping[str, Any]) -> tuple[Job, str, str]:
-    """The job, the name of its checkpoint and its task. Raises ValueError, in words for the page."""
+def from_dict(data: Any, modalities: Specs) -> SavedRun:
+    """The run that JSON values describe. Raises ValueError, in words for the page."""
     _check_head(data)
-    _check_keys(data, {*HEAD, *PLAIN, *CONDITION, "changes"})
+    condition = CONDITION if data["version"] > 1 else CONDITION[:-1]
+    _check_keys(data, {*HEAD, *PLAIN, *condition, "changes"})
     for name in ("steps", "seed", "num_samples"):
         if type(data[name]) is not int:
             raise _damaged(f"“{name}” is not a whole number")
     changes = data["changes"]
     if not isinstance(changes, list) or len(changes) > MAX_CHANGES:
         raise _damaged(f"“changes” is not a list of at most {MAX_CHANGES} changes")
-    first = _condition_from_dict(0, data, modalities)
-    job = Job(
+    for change in changes:
+        _check_keys(change, {"after", *condition})
+        if type(change["after"]) is not int:
+            raise _damaged("“after” is not a whole number")
+    request = replace(
+        _condition(data, modalities),
         **{name: data[name] for name in PLAIN},
-        **{name: getattr(first, name) for name in CONDITION},
-        changes=tuple(_change_from_dict(change, modalities) for change in changes),
+        changes=tuple(Change(change["after"], _condition(change, modalities)) for change in changes),
     )
-    job.check(modalities)
-    return job, data["checkpoint"], data["task"]
+    return SavedRun(checked(request, modalities), data["checkpoint"], data["task"])
 
 
-def from_json(text: str | bytes, modalities: Mapping[str, Any]) -> tuple[Job, str, str]:
+def checked(request: Request, modalities: Specs) -> Request:
+    """The request with nothing left open. Raises ValueError if the page does not run it.
+
+    In settings and links from before `sample_first`, guidance of a label that is not given has its meaning.
+    """
+    changes = [Change(c.after, _with_sample_first(c.request, modalities)) for c in request.changes]
+    request = replace(_with_sample_first(request, modalities), changes=tuple(changes))
+    return request.checked(modalities, LIMITS.steps, LIMITS)
+
+
+def _with_sample_first(request: Request, modalities: Specs) -> Request:
+    scales = request.guidance_scale
+    if not isinstance(scales, Mapping):
+        return request
+    early = [name for name, spec in modalities.items() if spec.drawable and name not in request.given]
+    implied = [n for n in scales if n in early and scales[n] != 1 and n not in request.sample_first]
+    first = (*request.sample_first, *implied)
+    kept = {name: scale for name, scale in scales.items() if name not in early or name in first}
+    return replace(request, guidance_scale=kept, sample_first=first)
+
+
+def from_json(text: str | bytes, modalities: Specs) -> SavedRun:
     """The text of a settings file, see `from_dict`."""
     if len(text) > MAX_SETTINGS:
         raise ValueError(f"These settings are larger than {MAX_SETTINGS >> 20} MB, so they are not read.")
@@ -140,7 +181,7 @@ def from_json(text: str | bytes, modalities: Mapping[str, Any]) -> tuple[Job, st
     return from_dict(data, modalities)
 
 
-def read(path: str | Path, modalities: Mapping[str, Any]) -> tuple[Job, str, str]:
+def read(path: str | Path, modalities: Specs) -> SavedRun:
     """The settings in a settings file, in a PNG that carries them or in our zip, see `from_dict`."""
     path = Path(path)
     if path.stat().st_size > MAX_FILE:
@@ -176,7 +217,7 @@ def _from_zip(path: Path) -> bytes:
             if archive.getinfo(ZIP_ENTRY).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise NotImplementedError  # other methods can ask for any amount of memory
             with archive.open(ZIP_ENTRY) as entry:
-                return entry.read(MAX_SETTINGS + 1)  # whatever size the archive claims
+                return entry.read(MAX_SETTINGS + 1)  # the size in the archive may be wrong
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error):
         raise ValueError(f"“{path.name}” cannot be read as a zip file; the file is damaged.") from None
 
@@ -195,9 +236,9 @@ def _check_head(data: Any) -> None:
     version = data.get("version")
     if type(version) is not int:
         raise _damaged("they do not say which version they are of")
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         raise ValueError(
-            f"These settings are of version {str(version)[:20]}, but this page reads version {VERSION}. Use "
+            f"These settings are of version {str(version)[:20]}, but this page reads 1 to {VERSION}. Use "
             "a page of the same release as the one that saved them."
         )
     for name in ("checkpoint", "task", "sampler"):
@@ -222,45 +263,44 @@ def _check_keys(data: Any, expected: Collection[str]) -> None:
             raise _damaged(f"the entry “{name}” is missing")
 
 
-def _change_from_dict(data: Any, modalities: Mapping[str, Any]) -> Change:
-    _check_keys(data, {"after", *CONDITION})
-    if type(data["after"]) is not int:
-        raise _damaged("“after” is not a whole number")
-    return _condition_from_dict(data["after"], data, modalities)
-
-
-def _condition_from_dict(after: Any, data: dict[str, Any], modalities: Mapping[str, Any]) -> Change:
-    given, wanted, known, scales = (data[name] for name in CONDITION)
+def _condition(data: dict[str, Any], modalities: Specs) -> Request:
+    """The entries of `CONDITION`, whose keys are there, as a request."""
+    given, known, scales = data["given"], data["known_pixels"], data["guidance_scale"]
     if not isinstance(given, dict):
         raise _damaged("“given” is not an object")
-    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
-        raise _damaged("“wanted” is not a list of names")
-    if len(set(wanted)) < len(wanted):
-        raise _damaged("“wanted” names something twice")
     by_name = scales if isinstance(scales, dict) else {"": scales}
     if not all(isinstance(scale, int | float) for scale in by_name.values()):
         raise _damaged("“guidance_scale” is neither a number nor an object of numbers")
-    for name in (*given, *wanted, *filter(None, by_name)):
+    wanted, first = _names(data, "wanted"), _names(data, "sample_first")
+    for name in (*given, *wanted, *first, *filter(None, by_name)):
         if name not in modalities:
             raise ValueError(f"This model does not know “{name[:40]}”; it knows {', '.join(modalities)}.")
-    values = {name: READERS[modalities[name].kind](modalities[name], v) for name, v in given.items()}
-    if known is not None:
-        known = _known_pixels(known, modalities)
-    return Change(after, values, tuple(wanted), known, scales)
+    values = {name: READERS[modalities[name].form](modalities[name], value) for name, value in given.items()}
+    known = None if known is None else _known_pixels(known, modalities)
+    return Request(values, wanted, known, scales, first)
 
 
-def _image(spec: Any, value: Any) -> Image.Image:
+def _names(data: dict[str, Any], key: str) -> tuple[str, ...]:
+    names = data.get(key, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged(f"“{key}” is not a list of names")
+    if len(set(names)) < len(names):
+        raise _damaged(f"“{key}” names something twice")
+    return tuple(names)
+
+
+def _image(spec: Modality, value: Any) -> Image.Image:
     return _sized(_picture(spec.name, value), f"photo for “{spec.name}”", spec.shape[1:]).convert("RGB")
 
 
-def _mask(spec: Any, value: Any) -> np.ndarray:
+def _mask(spec: Modality, value: Any) -> np.ndarray:
     picture = _sized(_picture(spec.name, value), f"mask for “{spec.name}”", spec.shape)
     if picture.mode != "L":
         raise _damaged(f"the picture for “{spec.name}” is not one of class numbers")
     return checked_classes(spec, np.asarray(picture).astype(np.int64))
 
 
-def checked_classes(spec: Any, mask: np.ndarray) -> np.ndarray:
+def checked_classes(spec: Modality, mask: np.ndarray) -> np.ndarray:
     """The same class map. Raises ValueError if the model has fewer classes."""
     if mask.max() >= len(spec.classes):
         raise ValueError(
@@ -270,7 +310,7 @@ def checked_classes(spec: Any, mask: np.ndarray) -> np.ndarray:
     return mask
 
 
-def label(spec: Any, value: Any) -> str:
+def label(spec: Modality, value: Any) -> str:
     """A class name in this model's spelling. Raises ValueError if there is no such class."""
     if not isinstance(value, str):
         raise _damaged(f"“{spec.name}” is not the name of a class")
@@ -283,8 +323,8 @@ def label(spec: Any, value: Any) -> str:
     )
 
 
-def embedding(spec: Any, value: Any) -> str | Image.Image:
-    """A text, or a photo of any size. Raises ValueError if it is neither, or too long."""
+def embedding(spec: Modality, value: Any) -> str | Image.Image:
+    """A text, or a photo of any size. Raises ValueError for anything else and for a text that is too long."""
     if not isinstance(value, str):
         return _picture(spec.name, value).convert("RGB")
     if not value.strip() or len(value) > MAX_TEXT:
@@ -292,13 +332,12 @@ def embedding(spec: Any, value: Any) -> str | Image.Image:
     return value
 
 
-READERS = {"image": _image, "mask": _mask, "label": label, "embedding": embedding}
+READERS = {"picture": _image, "class_map": _mask, "class": label, "vector": embedding}
 
 
-def _known_pixels(value: Any, modalities: Mapping[str, Any]) -> np.ndarray:
+def _known_pixels(value: Any, modalities: Specs) -> np.ndarray:
     picture = _picture("known_pixels", value)
-    if ANCHOR in modalities:
-        picture = _sized(picture, "map of known pixels", modalities[ANCHOR].shape[1:])
+    picture = _sized(picture, "map of known pixels", modalities[ANCHOR].shape[1:])
     if picture.mode != "1":
         raise _damaged("the map of known pixels is not black and white")
     return np.asarray(picture).copy()
@@ -321,7 +360,7 @@ def _picture(name: str, value: Any) -> Image.Image:
         )
     try:
         picture.load()
-    except Exception:  # whatever a damaged file makes the decoder raise
+    except Exception:  # a damaged file may make the decoder raise anything
         raise _damaged(f"the picture for “{name}” cannot be read") from None
     return picture
 

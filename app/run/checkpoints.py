@@ -13,7 +13,7 @@ MAX_OTHERS = 7  # that are loaded, too; a folder of training runs may have any n
 
 
 def load_all(folder: str | Path, device: str = "auto") -> list[Service]:
-    """The checkpoint in `folder`, then those beside it as far as they can be loaded.
+    """The checkpoint in `folder`, then the others beside it that can be loaded.
 
     Raises ValueError or OSError if `folder` itself cannot be loaded.
     """

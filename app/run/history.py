@@ -1,14 +1,20 @@
-"""What a run has predicted so far, every step of it, kept small: what the page draws and people take home."""
+"""The history of a run: what every head predicted at each step, in few bytes, for player and downloads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from app.run.job import Job
+from app.pictures import colour_mask
+from mmdiff.modalities import Modality
+from mmdiff.request import Request
+from mmdiff.serving.denoising import Step
+
+TOP = 5  # classes that `in_words` names
 
 
 @dataclass(frozen=True)
@@ -17,9 +23,9 @@ class Frame:
 
     Attributes:
         index: 1 ... the number of steps. t: the time the predictions were made at.
-        x: name -> image (B, H, W, 3) uint8, mask (B, K, H, W) uint8 probabilities times 255, label (B, K)
-            float32 probabilities, embedding (B, D) float32.
-        classes: name of a mask -> (B, H, W) uint8, its likeliest classes.
+        x: name -> predictions as in `mmdiff.pipeline`, (B, ...): of the image (B, H, W, 3) uint8; of class
+            maps the probabilities times 255, (B, K, H, W) uint8.
+        classes: name of a class map -> (B, H, W) uint8, its likeliest classes.
     """
 
     index: int
@@ -33,62 +39,126 @@ class Record:
     """A run and its frames.
 
     Attributes:
-        job: what was asked. checkpoint: name of the model. frames: the steps done so far, in order.
+        request: what was asked, complete. checkpoint: name of the model.
         modalities: name -> spec, those given or wanted, in order.
-        seconds: so far. stopped: whether it was ended before its last step.
+        describe: embeddings (B, D) -> a `mmdiff.clip.vocabulary.Description` of each, or [].
+        frames: the steps done so far, in order. seconds: that they took.
     """
 
-    job: Job
+    request: Request
     checkpoint: str
-    modalities: Mapping[str, Any]
+    modalities: Mapping[str, Modality]
+    describe: Callable[[np.ndarray], Sequence[Any]] = lambda vectors: []
     frames: list[Frame] = field(default_factory=list)
     seconds: float = 0.0
-    stopped: bool = False
 
-    def add(self, index: int, t: int, x_hat: Mapping[str, np.ndarray]) -> Frame:
-        """Keeps a step's predictions, as `mmdiff.Pipeline.stream` gives them."""
+    def add(self, step: Step) -> Frame:
+        """Keeps the predictions of a step of `mmdiff.Pipeline.start`."""
+        self.seconds = step.seconds
         x, classes = {}, {}
         for name, spec in self.modalities.items():
-            x[name] = x_hat[name]
-            if spec.kind == "mask":
-                x[name] = np.rint(255 * np.clip(x_hat[name], 0, 1)).astype(np.uint8)
-                classes[name] = x_hat[name].argmax(1).astype(np.uint8)
-        self.frames.append(Frame(index, t, x, classes))
+            x[name] = step.x_hat[name]
+            if spec.form == "class_map":
+                x[name] = np.rint(255 * np.clip(x[name], 0, 1)).astype(np.uint8)
+                classes[name] = step.x_hat[name].argmax(1).astype(np.uint8)
+        self.frames.append(Frame(step.index, step.t, x, classes))
         return self.frames[-1]
 
     @property
     def last(self) -> Frame:
-        """The result, or what there was when the run was stopped."""
+        """The result, or the last step before the run was stopped."""
         return self.frames[-1]
 
     @property
-    def num_samples(self) -> int:
-        return self.job.num_samples
+    def finished(self) -> bool:
+        """Whether all its steps are there."""
+        return bool(self.frames) and self.last.index == self.request.steps
+
+    @property
+    def seconds_left(self) -> float:
+        """An estimate, from the steps so far."""
+        return self.seconds / self.last.index * (self.request.steps - self.last.index)
+
+    @property
+    def dense(self) -> list[Modality]:
+        """The modalities that are shown as pictures, in order."""
+        return [spec for spec in self.modalities.values() if spec.dense]
+
+    def of_form(self, *forms: str) -> list[Modality]:
+        """The modalities of these forms, in order."""
+        return [spec for spec in self.modalities.values() if spec.form in forms]
 
     def role(self, name: str) -> str:
-        """What became of a modality: "given", "generated" or "filled in" (in the end, after all changes)."""
-        now = self.job.conditions[-1]
+        """What a modality is after all changes: "given", "generated", "filled in" or "ignored"."""
+        now = self.request.conditions[-1]
         if name not in now.given:
             return "generated" if name in now.wanted else "ignored"
         return "filled in" if name in now.wanted else "given"
 
+    def in_words(self, spec: Modality) -> list[dict[str, Any] | None]:
+        """The last prediction of each sample as JSON values, None where there is nothing to say.
 
-def uncertainty(frame: Frame, name: str, kind: str) -> np.ndarray:
+        The likeliest classes with their probabilities, the areas of a class map, or the nearest texts.
+        """
+        x = self.last.x[spec.name]
+        if spec.form == "class":
+            likeliest = np.argsort(-x, axis=1, kind="stable")[:, :TOP]
+            return [_rounded(spec, p, order) for p, order in zip(x, likeliest, strict=True)]
+        if spec.form == "class_map":
+            return [_rounded(spec, row, range(len(row))) for row in areas(self.last, spec)]
+        said = self.describe(x) if spec.takes_text else []
+        return [description.as_dict() for description in said] or [None] * len(x)
+
+
+def _rounded(spec: Modality, shares: np.ndarray, order: Sequence[int]) -> dict[str, float]:
+    return {spec.classes[k]: round(float(shares[k]), 5) for k in order}
+
+
+@dataclass(frozen=True)
+class Track:
+    """A run in the player.
+
+    Attributes:
+        id: unique for each run. title: shown when there are two tracks.
+        running: whether frames are still to come. since: only frames with a larger index are sent.
+        fork_step: up to this step the track equals the first one.
+    """
+
+    id: str
+    title: str
+    record: Record
+    running: bool = False
+    since: int = 0
+    fork_step: int | None = None
+
+
+def picture_of(frame: Frame, spec: Modality, sample: int) -> Image.Image:
+    """A sample of a dense modality: RGB, or a palette picture of class numbers."""
+    if spec.form == "class_map":
+        return colour_mask(frame.classes[spec.name][sample], spec.palette)
+    prediction = frame.x[spec.name][sample]
+    if prediction.dtype == np.uint8:  # of the image, which comes as pixels
+        return Image.fromarray(prediction)
+    return spec.preview(prediction).convert("RGB")
+
+
+def uncertainty(frame: Frame, spec: Modality) -> np.ndarray:
     """How much the samples of a frame differ at each pixel: (H, W), 0 where they all agree, at most 1.
 
     Of a picture it is the standard deviation over the samples, root mean square over the colours, as a share
-    of the largest there can be (half black, half white). Of a mask it is the entropy of the mean of the
+    of the largest there can be (half black, half white). Of a class map it is the entropy of the mean of the
     samples' class probabilities, as a share of log K.
     """
-    x = frame.x[name].astype(np.float32) / 255
-    if kind == "image":
-        return np.sqrt(x.var(0).mean(-1)) / 0.5
-    mean = x.mean(0)
+    x = frame.x[spec.name]
+    if spec.form == "picture":
+        pixels = np.stack([np.asarray(picture_of(frame, spec, k), np.float32) for k in range(len(x))])
+        return np.sqrt((pixels / 255).var(0).mean(-1)) / 0.5
+    mean = (x.astype(np.float32) / 255).mean(0)
     mean = mean / mean.sum(0).clip(1e-6)
     return -(mean * np.log(mean.clip(1e-12))).sum(0) / np.log(len(mean))
 
 
-def areas(frame: Frame, name: str) -> np.ndarray:
-    """Share of the picture that each class of a mask has: (B, K), rows sum to 1."""
-    classes, count = frame.classes[name], frame.x[name].shape[1]
-    return np.stack([(classes == k).mean((1, 2)) for k in range(count)], axis=1)
+def areas(frame: Frame, spec: Modality) -> np.ndarray:
+    """Share of the picture that each class of a class map has: (B, K), rows sum to 1."""
+    classes = frame.classes[spec.name]
+    return np.stack([(classes == k).mean((1, 2)) for k in range(len(spec.classes))], axis=1)

@@ -3,20 +3,18 @@
 The server sends frames as they come, as JSON; the scripts keep them and draw everything from them:
 
     {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file",
-                 "heads": [{"name", "kind", "role", ...}],
+                 "heads": [{"name", "form", "role", ...}],
                  "frames": [{"i", "t", "exact", "x": {name: [one for each sample]}, "u": {name: {...}}}]}]}
 
-What a sample of a head is depends on its kind; see `HEADS` and `SAMPLES`.
+What a sample of a head is depends on the form of its modality; see `_head` and `_samples`.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from app.controls.adapters import colour_mask
-from app.export import settings_file as recipe
-from app.run.history import Frame, Record, areas, uncertainty
-from app.run.job import Job
-from app.wording import WORDS, png
+from app.export import settings_file
+from app.pictures import colour_mask, data_uri, quick_png
+from app.run.defaults import ANCHOR
+from app.run.history import Frame, Record, Track, areas, picture_of, uncertainty
+from app.wording import WORDS
+from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parents[1] / "static"
 SCRIPTS = ("player_panels.js", "player_steps.js", "player.js")  # in this order one script
@@ -49,39 +48,19 @@ TEMPLATE = """
 """
 LEVELS = 16  # of certainty that a mask's overlay has
 LABEL_SCALE = 10_000  # probabilities and areas are sent as whole numbers
-MAX_STAMPS = 2**20  # bytes of settings, in all pictures of a step together; they hold what was given
-HOLE, HOLE_SHARE = np.array([217, 123, 41]), 0.6  # tint of what is to be filled in
+MAX_STAMPS = 2**20  # bytes of settings, in all pictures of a step together; they include given pictures
+HOLE, HOLE_SHARE = np.array([217, 123, 41]), 0.6  # tint of the pixels to fill in
 COLD, ZERO, WARM = np.array([[47, 107, 154], [236, 234, 230], [196, 98, 45]])  # of an embedding's numbers
 
 
-@dataclass(frozen=True)
-class Track:
-    """One run on the stage.
-
-    Attributes:
-        id: unique for each run. title: shown when there are two tracks.
-        record: the run. describe: embeddings (B, D) -> a `mmdiff.clip.vocabulary.Description` of each, or [].
-        running: whether frames are still to come. since: only frames with a larger index are sent.
-        fork_step: up to this step the track equals the first one.
-    """
-
-    id: str
-    title: str
-    record: Record
-    describe: Callable[[np.ndarray], Sequence[Any]]
-    running: bool = False
-    since: int = 0
-    fork_step: int | None = None
-
-
 class Player:
-    """The component, made in the current `gr.Blocks` context, and what is sent to it.
+    """The component, made in the current `gr.Blocks` context, and the messages to it.
 
     The browser may skip a message when several come at once, so live messages should repeat the last few
     frames, and the one that ends a run (`running=False`) should have all of them (`since=0`). The last frame
     of a run is sent without loss, the others' pictures nearly so. Tracks that a message leaves out go away.
 
-    `elem_id` is the task's name and “-player”. The last pictures carry it with the settings.
+    `elem_id` is the task's name and “-player”. The settings in the last pictures name the task.
     """
 
     def __init__(self, elem_id: str) -> None:
@@ -107,26 +86,25 @@ class Player:
             "id": track.id,
             "title": track.title,
             "running": track.running,
-            "stopped": record.stopped,
-            "total": record.job.steps,
+            "stopped": not track.running and not record.finished,
+            "total": record.request.steps,
             "fork": track.fork_step,
-            "samples": record.num_samples,
-            "file": f"mmdiff_{record.checkpoint}_{record.job.seed}",
+            "samples": record.request.num_samples,
+            "file": f"mmdiff_{record.checkpoint}_{record.request.seed}",
         }
-        heads = self._once(record.job, tuple(record.modalities), lambda: _json(_heads(record)))
+        heads = self._once(record.request, tuple(record.modalities), lambda: _json(_heads(record)))
         frames = ",".join(self._frame(track, f) for f in record.frames if f.index > track.since)
         return f'{_json(facts)[:-1]},"heads":{heads},"frames":[{frames}]}}'
 
     def _frame(self, track: Track, frame: Frame) -> str:
         record = track.record
-        ended = not track.running or frame.index == record.job.steps
-        exact = frame is record.last and ended
-        what = exact, *record.modalities
-        return self._once(frame, what, lambda: _json(_frame(self._scene(track, frame, exact))))
+        exact = frame is record.last and (record.finished or not track.running)
 
-    def _scene(self, track: Track, frame: Frame, exact: bool) -> _Scene:
-        stamp = _stamp(track.record, self._task) if exact else None
-        return _Scene(track.record, frame, exact, stamp, track.describe)
+        def make() -> str:
+            stamp = _stamp(record, self._task) if exact else None
+            return _json(_frame(record, frame, exact, stamp))
+
+        return self._once(frame, (exact, *record.modalities), make)
 
     def _once(self, owner: Any, what: Hashable, make: Callable[[], str]) -> str:
         """The text that `make` gives, kept for as long as `owner` lives."""
@@ -145,95 +123,80 @@ def _json(value: Any) -> str:
 
 
 def _heads(record: Record) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "kind": spec.kind, "role": record.role(name), **HEADS[spec.kind](spec, record.job)}
-        for name, spec in record.modalities.items()
-    ]
+    return [_head(record, spec) for spec in record.modalities.values()]
 
 
-def _image_head(spec: Any, job: Job) -> dict[str, Any]:
-    """Of a picture with a hole: what it was before, the hole tinted."""
-    now = job.conditions[-1]
-    if now.known_pixels is None or spec.name not in now.given:
-        return {}
-    photo = np.asarray(now.given[spec.name], dtype=np.float32)
-    tinted = (1 - HOLE_SHARE) * photo + HOLE_SHARE * HOLE
-    before = np.where(now.known_pixels[..., None], photo, tinted)
-    return {"before": png(Image.fromarray(np.rint(before).astype(np.uint8)))}
+def _head(record: Record, spec: Modality) -> dict[str, Any]:
+    head: dict[str, Any] = {"name": spec.name, "form": spec.form, "role": record.role(spec.name)}
+    if spec.classes:
+        head["classes"] = list(spec.classes)
+    if spec.form == "class_map":
+        head["colours"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
+    now = record.request.conditions[-1]
+    if spec.name == ANCHOR and now.known_pixels is not None and spec.name in now.given:
+        head["before"] = _tinted(np.asarray(now.given[spec.name], dtype=np.float32), now.known_pixels)
+    return head
 
 
-def _mask_head(spec: Any, job: Job) -> dict[str, Any]:
-    return {"classes": list(spec.classes), "colours": [f"#{bytes(rgb).hex()}" for rgb in spec.palette]}
+def _tinted(photo: np.ndarray, known: np.ndarray) -> str:
+    """The photo with its holes tinted."""
+    before = np.where(known[..., None], photo, (1 - HOLE_SHARE) * photo + HOLE_SHARE * HOLE)
+    return quick_png(Image.fromarray(np.rint(before).astype(np.uint8)))
 
-
-HEADS: dict[str, Callable[[Any, Job], dict[str, Any]]] = {
-    "image": _image_head,
-    "mask": _mask_head,
-    "label": lambda spec, job: {"classes": list(spec.classes)},
-    "embedding": lambda spec, job: {},
-}
 
 # -- frames ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """What the samples of a head are drawn from. `exact`: without loss. `stamp`: for pictures to carry."""
-
-    record: Record
-    frame: Frame
-    exact: bool
-    stamp: PngInfo | None
-    describe: Callable[[np.ndarray], Sequence[Any]]
-
-
-def _frame(scene: _Scene) -> dict[str, Any]:
-    record, frame = scene.record, scene.frame
-    x = {name: SAMPLES[spec.kind](scene, spec) for name, spec in record.modalities.items()}
-    sent = {"i": frame.index, "t": frame.t, "exact": scene.exact, "x": x}
-    if record.num_samples > 1:
-        visual = {n: s.kind for n, s in record.modalities.items() if s.kind in ("image", "mask")}
-        sent["u"] = {name: _heat(uncertainty(frame, name, kind)) for name, kind in visual.items()}
+def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> dict[str, Any]:
+    """`exact`: pictures without loss. `stamp`: the settings, for pictures to carry."""
+    draw = partial(quick_png, pnginfo=stamp) if exact else _webp
+    x = {name: _samples(record, frame, spec, draw, stamp) for name, spec in record.modalities.items()}
+    sent = {"i": frame.index, "t": frame.t, "exact": exact, "x": x}
+    if record.request.num_samples > 1:
+        sent["u"] = {spec.name: _heat(uncertainty(frame, spec)) for spec in record.dense}
     return sent
 
 
 def _stamp(record: Record, task: str) -> PngInfo | None:
-    """The settings, for the last pictures to carry as those in the zip do; None if they are too large."""
-    pictures = sum(spec.kind in ("image", "mask") for spec in record.modalities.values())
+    """The settings, which the last pictures contain as those in the zip do; None if they are too large."""
     try:
-        stamp = recipe.stamp(record.job, record.checkpoint, task)
-    except ValueError:  # of a photo that settings cannot hold, which must not keep the result from sight
+        stamp = settings_file.stamp(record.request, record.checkpoint, task)
+    except ValueError:  # a photo is too large for settings; the result is shown all the same
         return None
     size = sum(len(data) for _, data, *_ in stamp.chunks)
-    return stamp if size * pictures * record.num_samples <= MAX_STAMPS else None
+    return stamp if size * len(record.dense) * record.request.num_samples <= MAX_STAMPS else None
 
 
-def _images(scene: _Scene, spec: Any) -> list[str]:
-    """Data URIs, PNG or, where a little loss does not matter, WebP."""
-    pictures = map(Image.fromarray, scene.frame.x[spec.name])
-    return [png(picture, scene.stamp) if scene.exact else _webp(picture) for picture in pictures]
+def _samples(
+    record: Record, frame: Frame, spec: Modality, draw: Callable[[Image.Image], str], stamp: PngInfo | None
+) -> list[Any]:
+    """What the scripts draw a modality's panel from, for each sample."""
+    x = frame.x[spec.name]
+    if spec.form == "picture":
+        return [draw(picture_of(frame, spec, k)) for k in range(len(x))]
+    if spec.form == "class_map":
+        return _masks(frame, spec, bool(record.of_form("picture")), stamp)
+    if spec.form == "class":
+        return np.rint(LABEL_SCALE * x).astype(int).tolist()
+    said = record.describe(x) if spec.takes_text else []
+    return [_words(description) for description in said] or [_strip(vector.ravel()) for vector in x]
 
 
-def _webp(picture: Image.Image) -> str:
-    data = io.BytesIO()
-    picture.save(data, "WEBP", quality=90, method=0)
-    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+def _webp(image: Image.Image) -> str:
+    return data_uri(image, "WEBP", quality=90, method=0)
 
 
-def _masks(scene: _Scene, spec: Any) -> list[dict[str, Any]]:
+def _masks(frame: Frame, spec: Modality, over: bool, stamp: PngInfo | None) -> list[dict[str, Any]]:
     """o: overlay. m: the exact class numbers as a palette picture. a: areas of the classes."""
-    frame = scene.frame
-    over = any(other.kind == "image" for other in scene.record.modalities.values())
-    shares = np.rint(LABEL_SCALE * areas(frame, spec.name)).astype(int).tolist()
+    shares = np.rint(LABEL_SCALE * areas(frame, spec)).astype(int).tolist()
+    certainty = frame.x[spec.name].max(1)
     return [
         {
-            "o": _overlay(classes, probabilities.max(0), spec.palette, over),
-            "m": png(colour_mask(classes, spec.palette), scene.stamp),
+            "o": _overlay(frame.classes[spec.name][k], certainty[k], spec.palette, over),
+            "m": quick_png(picture_of(frame, spec, k), pnginfo=stamp),
             "a": share,
         }
-        for classes, probabilities, share in zip(
-            frame.classes[spec.name], frame.x[spec.name], shares, strict=True
-        )
+        for k, share in enumerate(shares)
     ]
 
 
@@ -251,32 +214,22 @@ def _overlay(classes: np.ndarray, certainty: np.ndarray, palette: np.ndarray, ov
         alphas[0] = 0
     image = colour_mask(classes * np.uint8(levels) + level, palette.repeat(levels, 0))
     image.info["transparency"] = alphas.tobytes()
-    return png(image)
-
-
-def _labels(scene: _Scene, spec: Any) -> list[list[int]]:
-    return np.rint(LABEL_SCALE * scene.frame.x[spec.name]).astype(int).tolist()
-
-
-def _embeddings(scene: _Scene, spec: Any) -> list[dict[str, Any]]:
-    """The nearest texts with their cosines, or the numbers as a strip of colours."""
-    vectors = scene.frame.x[spec.name]
-    if descriptions := scene.describe(vectors):
-        return [_words(description) for description in descriptions]
-    return [{"strip": _strip(vector), "size": len(vector)} for vector in vectors]
+    return quick_png(image)
 
 
 def _words(description: Any) -> dict[str, list[list[Any]]]:
+    """The nearest texts with their cosines."""
     return {
         name: [[text, round(float(cosine), 4)] for text, cosine in getattr(description, name)[:count]]
         for name, (_, count) in WORDS.items()
     }
 
 
-def _strip(vector: np.ndarray) -> str:
+def _strip(vector: np.ndarray) -> dict[str, Any]:
+    """The numbers (D,) as a strip of colours."""
     share = (vector / (np.abs(vector).max() + 1e-9))[:, None]
     colours = ZERO + np.abs(share) * (np.where(share < 0, COLD, WARM) - ZERO)
-    return png(Image.fromarray(np.rint(colours).astype(np.uint8)[None]))
+    return {"strip": quick_png(Image.fromarray(np.rint(colours).astype(np.uint8)[None])), "size": len(vector)}
 
 
 def _heat(values: np.ndarray) -> dict[str, Any]:
@@ -287,11 +240,3 @@ def _heat(values: np.ndarray) -> dict[str, Any]:
         "max": round(float(values.max()), 4),
         "mean": round(float(values.mean()), 4),
     }
-
-
-SAMPLES: dict[str, Callable[[_Scene, Any], list[Any]]] = {
-    "image": _images,
-    "mask": _masks,
-    "label": _labels,
-    "embedding": _embeddings,
-}

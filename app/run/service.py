@@ -18,13 +18,15 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+import torch
 
-from app.run.history import Record
-from app.run.job import ANCHOR, FOLLOWED, Job, settled
+from app.run.defaults import ANCHOR, LIMITS, from_nothing
+from app.run.history import Frame, Record, picture_of
 from app.run.zero_gpu import ON_ZERO_GPU, gpu
-from app.tabs.tasks import KINDS
+from mmdiff.modalities import Modality
 from mmdiff.pipeline import Pipeline
+from mmdiff.request import Request
+from mmdiff.serving.denoising import Step
 
 if TYPE_CHECKING:
     from mmdiff.clip.vocabulary import Description
@@ -36,48 +38,34 @@ WARM_UP_STEPS, WARM_UP_SECONDS = 8, 2.0
 
 @dataclass(frozen=True)
 class Waiting:
-    """All places are taken; `place` in line, 1 is next."""
+    """The model is busy with others; `place` in line, 1 is next."""
 
     place: int
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What every head predicts at a step (arrays of the whole batch, see `mmdiff.Pipeline.stream`)."""
-
-    index: int
-    total: int
-    t: int
-    x_hat: Mapping[str, np.ndarray]
-    seconds: float
-    seconds_left: float
-    stopped: bool = False
-
-    @property
-    def last(self) -> bool:
-        return self.stopped or self.index == self.total
 
 
 class Timing:
     """Seconds per step here, the middle one of the last three runs; the warm-up is the first.
 
-    Holes have times of their own: every preview of a filling is blended into what surrounds it.
+    Inpainting has times of its own: every preview of it is blended into what surrounds the hole.
     """
 
     def __init__(self) -> None:
         self._recent: dict[tuple[bool, int], deque[float]] = {}
 
-    def learn(self, job: Job, seconds_per_step: float) -> None:
-        self._recent.setdefault((job.fills, job.batch), deque(maxlen=3)).append(seconds_per_step)
+    def learn(self, request: Request, seconds_per_step: float) -> None:
+        """Keeps what a run took."""
+        kind = request.inpaints(), request.rows()
+        self._recent.setdefault(kind, deque(maxlen=3)).append(seconds_per_step)
 
-    def estimate(self, job: Job) -> float:
+    def estimate(self, request: Request) -> float:
         """Seconds for a run; a batch never seen is priced in proportion to the nearest one that was."""
-        nearest = min(self._recent, key=lambda seen: (seen[0] != job.fills, abs(seen[1] - job.batch)))
-        return job.steps * median(self._recent[nearest]) * job.batch / nearest[1]
+        inpaints, rows = request.inpaints(), request.rows()
+        nearest = min(self._recent, key=lambda seen: (seen[0] != inpaints, abs(seen[1] - rows)))
+        return request.steps * median(self._recent[nearest]) * rows / nearest[1]
 
 
 class Stops:
-    """Which runs of which visitor have been asked to end."""
+    """The runs of each visitor, and which of them are to end."""
 
     def __init__(self) -> None:
         self._events: dict[str, set[threading.Event]] = {}
@@ -98,7 +86,7 @@ class Stops:
                     del self._events[session]
 
     def stop(self, session: str) -> bool:
-        """Asks all runs of this session to end within a step. False if none is going on."""
+        """Has all runs of this session end within a step. False if there are none."""
         with self._lock:
             events = self._events.get(session, set())
             for event in events:
@@ -112,7 +100,7 @@ class Service:
     Attributes:
         pipe: the pipeline. folder: of the checkpoint, None if it came from elsewhere.
         name: of the checkpoint, for the page. size_mb: of its weights on disk, None if unknown.
-        stops: who has been asked to end; may be shared by several services.
+        stops: ends runs; may be shared by several services.
         example: the record of a warm-up with nothing given, something to look at before the first run.
         filled: the record of filling a hole in the example's picture.
     """
@@ -128,11 +116,11 @@ class Service:
         self.pipe, self.name, self.size_mb, self.folder = pipe, name, size_mb, folder
         self.stops = stops or Stops()
         self.timing = Timing()
-        self._sampled = self._sample  # nobody is there yet for whom a GPU could be lent
+        self._sampled = self._sample  # ZeroGPU lends a GPU to visitors only, and none is here yet
         with ThreadPoolExecutor(1) as worker:  # like real runs not in the main thread, which differs in speed
             self.example, self.filled = worker.submit(self._warm_up).result()
         # Wrapped here, because what a GPU process is called with must be picklable, which `self` is not.
-        self._sampled = gpu(lambda job: 10 + self.timing.estimate(job))(self._sample)
+        self._sampled = gpu(lambda request: 10 + self.timing.estimate(request))(self._sample)
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str = "auto", stops: Stops | None = None) -> Service:
@@ -150,89 +138,74 @@ class Service:
         """`example` and `filled`; before that something short that touches all code and memory."""
         wanted = tuple(self.modalities)
         started = time.perf_counter()
-        for _ in self.stream(Job(wanted=wanted, steps=2)):
-            pass
+        self.run(Request(wanted=wanted, steps=2))
         affordable = 2 * WARM_UP_SECONDS / (time.perf_counter() - started)
         self.timing = Timing()
-        steps = int(min(WARM_UP_STEPS, max(4, affordable)))
-        name = settled(self.modalities)
-        scales = {name: FOLLOWED} if name else {}
-        example = self.run(Job(wanted=wanted, steps=steps, guidance_scale=scales, sampler="dpmpp_2m"))
-        picture = Image.fromarray(example.last.x[ANCHOR][0])
-        known = middle_known(picture.width)
-        return example, self.run(Job({ANCHOR: picture}, wanted, known, steps, sampler="dpmpp_2m"))
+        how = {"steps": int(min(WARM_UP_STEPS, max(4, affordable))), "sampler": "dpmpp_2m"}
+        example = self.run(Request(wanted=wanted, **from_nothing(self.modalities), **how))
+        photo = picture_of(example.last, self.modalities[ANCHOR], 0)
+        hole = middle_known(photo.width)
+        return example, self.run(Request({ANCHOR: photo}, wanted, hole, **how))
 
     @property
-    def modalities(self) -> dict[str, Any]:
-        """name -> spec of what the page can show; other kinds take no part, as if the model had none."""
-        return {name: spec for name, spec in self.pipe.modalities.items() if spec.kind in KINDS}
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names of the model's modalities that the page cannot show."""
-        return tuple(name for name in self.pipe.modalities if name not in self.modalities)
+    def modalities(self) -> Mapping[str, Modality]:
+        """name -> spec, the image first."""
+        return self.pipe.modalities
 
     @property
     def device(self) -> str:
         """Where the model runs, in words for the page."""
         device = self.pipe.device
         if device.type == "cuda":
-            import torch
-
             return f"GPU ({torch.cuda.get_device_name(device)})"
         return "CPU" if device.type == "cpu" else f"GPU ({device.type})"
 
-    def record(self, job: Job) -> Record:
-        """An empty record for the run of `job`."""
-        modalities = {n: spec for n, spec in self.modalities.items() if n in job.shown}
-        return Record(job, self.name, modalities)
+    def record(self, request: Request) -> Record:
+        """An empty record of a run. Raises ValueError for a request that cannot be run."""
+        request = request.checked(self.modalities, self.pipe.schedule.num_steps, LIMITS)
+        modalities = {n: spec for n, spec in self.modalities.items() if n in request.shown}
+        return Record(request, self.name, modalities, self.describe)
 
-    def run(self, job: Job) -> Record:
-        """Runs `job` to its end. Raises ValueError for a job that cannot be run."""
-        record = self.record(job)
-        for event in self.stream(job):
-            if isinstance(event, Preview):
-                record.add(event.index, event.t, event.x_hat)
-                record.seconds = event.seconds
+    def run(self, request: Request) -> Record:
+        """The record of a whole run. Raises ValueError for a request that cannot be run."""
+        record = self.record(request)
+        for _ in self.stream(record):
+            pass
         return record
 
-    def stream(self, job: Job, session: str = "") -> Iterator[Waiting | Preview]:
-        """Runs `job`; the last `Preview` is the result, or what there was when it was stopped.
+    def stream(self, record: Record, session: str = "") -> Iterator[Waiting | Frame]:
+        """Runs what the record asks for, and adds each step to it before it yields the frame.
 
         `session` is the name by which `stop` finds this run. Closing the generator ends the run, too.
 
         Raises:
-            ValueError: for a job that cannot be run, and if too many are waiting already.
+            ValueError: for values that the model does not take, and if too many are waiting already.
         """
-        job.check(self.modalities)
         if self.pipe.engine.waiting >= MAX_WAITING:
             raise ValueError(f"{MAX_WAITING} runs are waiting already. Please try again in a minute.")
-        with self.stops.watched(session) as stop, closing(self._sampled(job)) as events:
+        with self.stops.watched(session) as stop, closing(self._sampled(record.request)) as events:
             for event in events:
                 stopped = stop.is_set()
-                if isinstance(event, Preview):
-                    if event.last:
-                        self.timing.learn(job, event.seconds / event.total)
-                    yield replace(event, stopped=stopped and not event.last)
-                elif not stopped:
-                    yield event
+                if not isinstance(event, Waiting):
+                    event = record.add(event)
+                    if record.finished:
+                        self.timing.learn(record.request, record.seconds / event.index)
+                elif stopped:
+                    return
+                yield event
                 if stopped:
                     return
 
-    def _sample(self, job: Job) -> Iterator[Waiting | Preview]:
+    def _sample(self, request: Request) -> Iterator[Waiting | Step]:
         """Everything that happens in a run, in the process that has the accelerator."""
-        started = time.perf_counter()
-        with closing(self.pipe.stream(**vars(job))) as steps:
+        with closing(self.pipe.start(request, LIMITS)) as steps:
             while place := steps.wait(PATIENCE):
                 yield Waiting(place)
-                started = time.perf_counter()
             for step in steps:
-                seconds = time.perf_counter() - started
-                left = seconds / step.index * (step.total - step.index)
-                yield Preview(step.index, step.total, step.t, step.x_hat, seconds, left)
+                yield replace(step, z=None, output=None)  # which would have to go to the other process, too
 
     def stop(self, session: str) -> bool:
-        """Ends the runs of this session within a step, keeping what there is. False if none is going on."""
+        """Ends the runs of this session within a step, keeping what there is. False if there are none."""
         return self.stops.stop(session)
 
     def describe(self, vectors: np.ndarray) -> list[Description]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MAX_SECONDS = 120  # what a visitor who has not signed in may use in a day
+MAX_SECONDS = 120  # a day's quota of a visitor who has not signed in
 
 ON_ZERO_GPU = (
     os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")

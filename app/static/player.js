@@ -1,5 +1,5 @@
-// Keeps the frames of one or two runs and shows the step looked at; see player.py for the messages.
-// `element`, `props` and `watch` come from gr.HTML, `WORDS` from player.py; player_panels.js and player_steps.js
+// Keeps the frames of one or two runs and shows the step looked at; see player_data.py for the messages.
+// `element`, `props` and `watch` come from gr.HTML, `WORDS` from player_data.py; player_panels.js and player_steps.js
 // stand before this in the same script. A part of the page is {node, fill, show}: `fill` is called when there is
 // more to draw (frames, another sample, another width), `show` when another step is looked at.
 const SCALE = 10000; // of probabilities and areas
@@ -43,9 +43,9 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const least = (items, cost) => items.reduce((best, item) => (cost(item) < cost(best) ? item : best), items[0]);
 const largest = (shares, count) => shares.map((share, k) => [k, share]).sort((a, b) => b[1] - a[1]).slice(0, count);
 
-const ofKind = (track, ...kinds) => track.heads.filter((head) => kinds.includes(head.kind));
-// Those that a run changes: what is given does not, unless a fork has given it on the way.
-const changing = (track, ...kinds) => ofKind(track, ...kinds).filter((head) => head.role !== 'given' || track.fork !== null);
+const ofForm = (track, ...forms) => track.heads.filter((head) => forms.includes(head.form));
+// Those that a run changes: not what is given, unless a fork gave it on the way.
+const changing = (track, ...forms) => ofForm(track, ...forms).filter((head) => head.role !== 'given' || track.fork !== null);
 const sampleOf = (track) => Math.min(view.sample, track.samples - 1);
 const newest = (track) => track.frames.at(-1);
 

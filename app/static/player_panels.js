@@ -2,12 +2,12 @@
 const LEGEND = 12; // classes
 const MAGMA = '#000004 #140e36 #3b0f70 #641a80 #8c2981 #b73779 #de4968 #f7705c #fe9f6d #fecf92 #fcfdbf';
 const HEAT = MAGMA.split(' '); // of how much samples differ, from not at all on
-const PANELS = { image: imagePanel, mask: maskPanel, label: labelPanel, embedding: embeddingPanel };
+const PANELS = { picture: picturePanel, class_map: classMapPanel, class: classPanel, vector: vectorPanel };
 
 function panels(track) {
-  const parts = track.heads.map((head) => PANELS[head.kind](track, head));
+  const parts = track.heads.map((head) => PANELS[head.form](track, head));
   const node = make('div', 'heads', {}, ...parts.map((part) => part.node));
-  node.dataset.columns = track.heads.length - ofKind(track, 'embedding').length;
+  node.dataset.columns = track.heads.length - ofForm(track, 'vector').length;
   node.style.setProperty('--columns', Math.max(1, node.dataset.columns));
   return { node, fill() {}, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
 }
@@ -42,7 +42,7 @@ const percentOf = (property, otherwise) => parseFloat(root.style.getPropertyValu
 
 // -- pictures and masks ----------------------------------------------------------------------------------
 
-function imagePanel(track, head) {
+function picturePanel(track, head) {
   const result = make('img', '', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', 'frame', {}, ...(head.before ? beforeAfter(head) : []), result);
   frame.classList.toggle('before-after', Boolean(head.before));
@@ -60,8 +60,8 @@ function beforeAfter(head) {
   const label = 'Compare before and after, percent of before';
   return [before, make('span', 'divider'), ...tags, slider('compare', label, '--split', percentOf('--split', 0))];
 }
-function maskPanel(track, head) {
-  const picture = ofKind(track, 'image')[0]?.name, save = saveLink(track, head);
+function classMapPanel(track, head) {
+  const picture = ofForm(track, 'picture')[0]?.name, save = saveLink(track, head);
   const under = make('img', '', { alt: '', hidden: true });
   const over = make('img', 'overlay', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', picture ? 'frame see-through' : 'frame', {}, ...(picture ? [under] : []), over);
@@ -101,14 +101,14 @@ function bars(count) {
   });
   return { node: make('ul', 'bars', {}, ...rows.map((row) => row.node)), show };
 }
-function labelPanel(track, head) {
+function classPanel(track, head) {
   const list = bars(head.role === 'given' ? 1 : TOP), before = make('p', 'hint first');
   const likely = (step, sample) => largest(step.x[head.name][sample], TOP).filter(([, v], k) => !k || v >= FAINT);
   const row = ([k, value]) => [head.classes[k], value / SCALE, percent(value / SCALE)];
   const show = (step, sample) => {
     list.show(likely(step, sample).map(row));
     const [first] = track.frames;
-    before.hidden = head.role !== 'generated' || !isTold(track) || first.i !== 1 || step === first;
+    before.hidden = head.role !== 'generated' || !hasGiven(track) || first.i !== 1 || step === first;
     if (before.hidden) return;
     const said = likely(first, sample).slice(0, 3).map(row);
     set(before, 'textContent', `At step 1, by what is given alone: ${said.map(([name, , p]) => `${name} ${p}`).join(', ')}`);
@@ -116,8 +116,8 @@ function labelPanel(track, head) {
   return { node: panel(head, 'list', [list.node, before]), show };
 }
 // Whether something is given, and was from the first step on.
-const isTold = (track) => track.fork === null && track.heads.some((head) => ['given', 'filled in'].includes(head.role));
-function embeddingPanel(track, head) {
+const hasGiven = (track) => track.fork === null && track.heads.some((head) => ['given', 'filled in'].includes(head.role));
+function vectorPanel(track, head) {
   const groups = WORDS.map(wordGroup), unit = say('span', 'unit', 'by cosine');
   const wordy = make('div', 'groups', {}, ...groups.map((group) => group.node));
   const strip = make('img', 'strip', { alt: '' }), hint = make('p', 'hint');
@@ -153,8 +153,8 @@ function cards(track) {
   };
 }
 function card(track, sample) {
-  const visual = ofKind(track, 'image')[0] ?? ofKind(track, 'mask')[0];
-  const told = ofKind(track, 'label')[0] ?? ofKind(track, 'embedding')[0];
+  const visual = ofForm(track, 'picture')[0] ?? ofForm(track, 'class_map')[0];
+  const said = ofForm(track, 'class')[0] ?? ofForm(track, 'vector')[0];
   const image = make('img', '', { alt: '' }), text = make('span', 'said');
   const node = make('button', 'sample-card', {}, ...(visual ? [image] : []), say('b', '', sample + 1), text);
   node.setAttribute('aria-label', `Sample ${sample + 1} of ${track.samples}`);
@@ -164,16 +164,16 @@ function card(track, sample) {
   };
   const show = (step) => {
     if (visual) set(image, 'src', thumbnail(visual, step, sample));
-    if (told) set(text, 'textContent', saying(told, step, sample)?.text ?? '');
+    if (said) set(text, 'textContent', saying(said, step, sample)?.text ?? '');
   };
   return { node, show };
 }
 function thumbnail(head, step, sample) {
   const found = step.x[head.name][sample];
-  return head.kind === 'mask' ? found.m : found;
+  return head.form === 'class_map' ? found.m : found;
 }
 function heat(track) {
-  const maps = changing(track, 'image', 'mask').map((head, k) => heatMap(track, head, k));
+  const maps = changing(track, 'picture', 'class_map').map((head, k) => heatMap(track, head, k));
   const row = make('div', 'maps', {}, ...maps.map((map) => map.node));
   const heading = say('h3', '', `Where the ${track.samples} samples differ`);
   return {
@@ -207,9 +207,9 @@ function heatScale(head) {
   gradient.style.background = `linear-gradient(90deg, ${HEAT.join(', ')})`;
   const ends = make('div', 'ends', {}, say('span', '', '0, all alike'), most);
   const meaning = {
-    image: 'Spread of the colours; 1 would be half black, half white.',
-    mask: 'Doubt about the class; 1 would be all classes equally likely.',
-  }[head.kind];
+    picture: 'Spread of the colours; 1 would be half black, half white.',
+    class_map: 'Doubt about the class; 1 would be all classes equally likely.',
+  }[head.form];
   const scale = make('div', 'scale', {}, gradient, ends);
   return {
     node: make('div', 'about', {}, say('b', '', capital(head.name)), scale, now, say('p', 'hint', meaning)),

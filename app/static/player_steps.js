@@ -54,7 +54,7 @@ function forkLine(track, steps) {
 }
 function timelineRow(head, row, count) {
   const cells = Array.from({ length: count }, (_, k) => placed(make('span', 'cell'), row, k + 2));
-  const own = ['image', 'mask'].includes(head.kind) ? pictureRow(head, cells) : textRow(head, cells, row);
+  const own = ['picture', 'class_map'].includes(head.form) ? pictureRow(head, cells) : textRow(head, cells, row);
   return { nodes: [placed(say('span', 'name', capital(head.name)), row, 1), ...cells, ...own.nodes], fill: own.fill };
 }
 function pictureRow(head, cells) {
@@ -88,7 +88,7 @@ function textRow(head, cells, row) { // a band of colours; equal neighbours shar
 function saying(head, step, sample) { // of a label or an embedding: in short, and how sure
   const found = step.x[head.name][sample];
   if (found.strip) return { background: `center / 100% 100% url(${found.strip})` };
-  if (head.kind === 'label') {
+  if (head.form === 'class') {
     const [[k, value]] = largest(found, 1);
     return { text: head.classes[k], background: faded(colourOf(head.classes[k]), value / SCALE) };
   }
@@ -106,7 +106,7 @@ const colourOf = (name) => (slots.has(name) ? `var(--series-${slots.get(name)})`
 function chooseClasses() { // the labels that were likeliest at any step of any track
   const most = new Map();
   const note = (name, value) => most.set(name, Math.max(value, most.get(name) ?? 0));
-  for (const track of tracks) for (const head of ofKind(track, 'label')) for (const step of track.frames) {
+  for (const track of tracks) for (const head of ofForm(track, 'class')) for (const step of track.frames) {
     step.x[head.name][sampleOf(track)].forEach((value, k) => note(head.classes[k], value));
   }
   const likely = [...most].filter(([, value]) => value >= FAINT).sort((a, b) => b[1] - a[1]);
@@ -132,7 +132,7 @@ function areaSeries(track, head) { // without the first class, the ground: it is
   return all.slice(all.length > 1 ? 1 : 0).sort((a, b) => b.most - a.most).slice(0, TOP);
 }
 function curves(track) {
-  const charts = changing(track, 'label', 'mask').map((head) => (head.kind === 'label'
+  const charts = changing(track, 'class', 'class_map').map((head) => (head.form === 'class'
     ? chart(track, `${capital(head.name)}: probability`, () => labelSeries(track, head))
     : chart(track, `${capital(head.name)}: share of the picture`, () => areaSeries(track, head))));
   return {

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from app.run.service import Service
-from app.tabs.tasks import TASKS
+from app.task import TASKS
 from app.theme import html
 from mmdiff.evaluation.report.files import read
 from mmdiff.evaluation.report.table import html_text

@@ -1,4 +1,4 @@
-"""The tab of a task: examples, controls on the left, the stage on the right."""
+"""The tab of a task: examples, controls on the left, the player on the right."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from app.controls.examples import Example, examples
 from app.controls.form import Form
 from app.controls.inputs import QUIET
 from app.run.service import Service
-from app.tabs.run_panel import Stage
-from app.tabs.tasks import Task
+from app.tabs.run_panel import RunPanel
+from app.task import Task
 from app.theme import html
 
 
 @dataclass(frozen=True)
 class Tab:
-    """What the rest of the page may need of it."""
+    """The parts of a tab that the rest of the page needs."""
 
     task: Task
     form: Form
-    stage: Stage
+    panel: RunPanel
 
 
-def build(task: Task, services: Sequence[Service]) -> Tab:
+def build_tab(task: Task, services: Sequence[Service]) -> Tab:
     """Adds the tab to the current `gr.Tabs`; `services` are all models, this page's first."""
-    service, stage = services[0], Stage(task, services)
+    service, panel = services[0], RunPanel(task, services)
     with gr.Tab(task.title, id=task.name, elem_id=f"{task.name}-tab"):
         html(f'<p class="intro">{task.intro}</p>')
         with gr.Row(elem_classes="workbench"):
@@ -38,23 +38,23 @@ def build(task: Task, services: Sequence[Service]) -> Tab:
                 form = Form(service, task)
                 with gr.Column(elem_classes="card"):
                     compare = Compare(task, [s.name for s in services])
-                stage.buttons()
-            with gr.Column(elem_classes="stage-column"):
-                stage.view()
-        stage.connect(form, compare)
+                panel.buttons()
+            with gr.Column(elem_classes="run-column"):
+                panel.view()
+        panel.connect(form, compare)
         with example_row:
             html('<span class="hint">Try</span>')
             for example in examples(task, service):
                 done = _example_button(example, form)
-                stage.after(done.success, [form.settings.every, *form.components], stage.run_form)
-    return Tab(task, form, stage)
+                panel.after(done.success, [form.sampling.every, *form.components], panel.run_form)
+    return Tab(task, form, panel)
 
 
 def _example_button(example: Example, form: Form) -> Any:
     """A button that fills in the form; returns the event after which to run."""
 
     def fill_in() -> list[Any]:
-        return form.show(example.job, settings=False)
+        return form.show(example.request, settings=False)
 
     button = gr.Button(example.title, size="sm", scale=0, min_width=60)
     return button.click(fill_in, None, form.outputs, **QUIET)

@@ -1,24 +1,24 @@
-"""Records keep what the model says; uncertainty and areas against closed forms."""
+"""Records keep the predictions; uncertainty and areas against closed forms."""
 
 import numpy as np
 import pytest
 from fakes import FakePipeline
+from records import add
 from scipy.stats import entropy
 
 from app.run.history import Record, areas, uncertainty
-from app.run.job import Job
-from mmdiff.pipeline import Change
+from mmdiff.request import Change, Request
 
 PIPE = FakePipeline(modalities=("image", "mask", "label", "embedding"))
 
 
-def record(job, samples=2):
-    return Record(job, "fake", {n: s for n, s in PIPE.modalities.items() if n in job.shown})
+def record(request):
+    return Record(request, "fake", {n: s for n, s in PIPE.modalities.items() if n in request.shown})
 
 
 def added(image, mask):
-    kept = record(Job(wanted=("image", "mask")))
-    return kept.add(1, 1000, {"image": image, "mask": mask})
+    kept = record(Request(wanted=("image", "mask")))
+    return add(kept, 1000, image=image, mask=mask)
 
 
 def test_a_frame_keeps_classes_exactly_and_probabilities_nearly():
@@ -41,8 +41,8 @@ def test_samples_that_agree_are_certain_and_black_against_white_is_the_least():
     frame = added(image, mask)
     expected = np.zeros((4, 4))
     expected[0] = 1
-    np.testing.assert_allclose(uncertainty(frame, "image", "image"), expected, atol=1e-6)
-    np.testing.assert_allclose(uncertainty(frame, "mask", "mask"), expected, atol=1e-5)
+    np.testing.assert_allclose(uncertainty(frame, PIPE.modalities["image"]), expected, atol=1e-6)
+    np.testing.assert_allclose(uncertainty(frame, PIPE.modalities["mask"]), expected, atol=1e-5)
 
 
 def test_uncertainty_is_the_entropy_of_the_mean_and_the_standard_deviation():
@@ -51,20 +51,20 @@ def test_uncertainty_is_the_entropy_of_the_mean_and_the_standard_deviation():
     image = rng.integers(0, 256, (5, 6, 6, 3), dtype=np.uint8)
     frame = added(image, mask)
     reference = entropy(mask.mean(0), base=2, axis=0)
-    np.testing.assert_allclose(uncertainty(frame, "mask", "mask"), reference, atol=0.01)
+    np.testing.assert_allclose(uncertainty(frame, PIPE.modalities["mask"]), reference, atol=0.01)
     spread = np.sqrt((np.std(image / 255.0, axis=0) ** 2).mean(-1)) * 2
-    np.testing.assert_allclose(uncertainty(frame, "image", "image"), spread, atol=1e-5)
+    np.testing.assert_allclose(uncertainty(frame, PIPE.modalities["image"]), spread, atol=1e-5)
 
 
 def test_areas_are_shares_of_the_picture():
     mask = np.zeros((1, 2, 4, 4), dtype=np.float32)
     mask[0, 0], mask[0, 1, :, 0] = 0.5, 0.9
     frame = added(np.zeros((1, 4, 4, 3), dtype=np.uint8), mask)
-    assert areas(frame, "mask") == pytest.approx(np.array([[0.75, 0.25]]))
+    assert areas(frame, PIPE.modalities["mask"]) == pytest.approx(np.array([[0.75, 0.25]]))
 
 
-def test_roles_are_those_of_the_end():
+def test_roles_are_as_after_the_last_change():
     known = np.eye(64, dtype=bool)
-    fork = Change(3, {"image": None, "label": "x"}, ("image",), known)
-    kept = record(Job(wanted=("image", "label", "mask"), changes=(fork,)))
+    fork = Change(3, Request({"image": None, "label": "x"}, ("image",), known))
+    kept = record(Request(wanted=("image", "label", "mask"), changes=(fork,)))
     assert [kept.role(n) for n in ("image", "label", "mask")] == ["filled in", "given", "ignored"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-KINDS = ("image", "mask", "label", "embedding")  # that the page can take and show
+from app.run.defaults import ANCHOR
+from mmdiff.modalities import Modality
+
 GIVEN, GENERATE, IGNORE = "Given", "Generate", "Ignore"  # what may become of a modality
 
 
@@ -16,25 +17,25 @@ class Task:
 
     Attributes:
         name: in links, settings and element ids. title: of the tab. intro: what can be done, one sentence.
-        needs: kinds without which there is no tab. kinds: kinds that take part; none named means all.
-        choices: what may become of a modality. fixed: kinds that are always given.
+        forms: of the modalities that take part beside the photo, and without which there is no tab; none
+            named means all.
+        choices: what may become of a modality. inpaints: whether the photo is always given, with a hole.
     """
 
     name: str
     title: str
     intro: str
-    needs: tuple[str, ...]
-    kinds: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
     choices: tuple[str, ...] = (GIVEN, GENERATE)
-    fixed: tuple[str, ...] = ()
+    inpaints: bool = False
 
-    def modalities(self, every: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of a model's modalities that take part: name -> spec."""
-        return {name: spec for name, spec in every.items() if not self.kinds or spec.kind in self.kinds}
+    def modalities(self, every: Mapping[str, Modality]) -> dict[str, Modality]:
+        """The modalities of a model that take part: name -> spec."""
+        return {n: s for n, s in every.items() if n == ANCHOR or not self.forms or s.form in self.forms}
 
-    def fits(self, every: Mapping[str, Any]) -> bool:
+    def fits(self, every: Mapping[str, Modality]) -> bool:
         """Whether a model has what the task needs."""
-        return set(self.needs) <= {spec.kind for spec in every.values()}
+        return set(self.forms) <= {spec.form for spec in every.values()}
 
 
 TASKS = (
@@ -42,36 +43,31 @@ TASKS = (
         "image_mask",
         "Image + mask",
         "Make a photo and its mask together, cut out what a photo shows, or paint a mask and get the photo.",
-        ("image", "mask"),
-        ("image", "mask"),
+        ("class_map",),
     ),
     Task(
         "fill_in",
         "Fill in",
         "Paint over a part of a photo and have it made anew. Everything else comes back bit for bit.",
-        ("image",),
         choices=(GIVEN, GENERATE, IGNORE),
-        fixed=("image",),
+        inpaints=True,
     ),
     Task(
         "image_label",
         "Image + label",
         "Make a photo with its name, name what a photo shows, or choose a name and get the photo.",
-        ("image", "label"),
-        ("image", "label"),
+        ("class",),
     ),
     Task(
         "image_embedding",
         "Image + embedding",
         "Write a sentence and get the photo, or show a photo and see what it means in words.",
-        ("image", "embedding"),
-        ("image", "embedding"),
+        ("vector",),
     ),
     Task(
         "any_to_any",
         "Any to any",
         "Decide for every modality whether it is given, generated or left out.",
-        ("image",),
         choices=(GIVEN, GENERATE, IGNORE),
     ),
 )

@@ -1,4 +1,4 @@
-"""The stage, Fork and what can be taken home are of the same runs, whatever happens to them."""
+"""Player, fork and downloads are of the same runs, whatever happens to them."""
 
 import datetime
 import json
@@ -13,12 +13,12 @@ from gradio.state_holder import StateHolder
 
 from app.controls.compare import Compare
 from app.controls.form import Form
-from app.export import settings_file as recipe
+from app.export import settings_file
 from app.export.link import from_query, to_query
-from app.run.job import Job
 from app.run.service import Service, Stops
-from app.tabs.run_panel import Stage
-from app.tabs.tasks import TASKS
+from app.tabs.run_panel import RunPanel
+from app.task import TASKS
+from mmdiff.request import Request
 
 EVERYTHING = ("image", "mask", "label", "embedding")
 REQUEST = SimpleNamespace(session_hash="somebody", headers={"referer": "http://127.0.0.1:7860/"})
@@ -28,10 +28,10 @@ STEPS = 6
 class NoApples(FakePipeline):
     """A model without a class that the other one has."""
 
-    def stream(self, given=None, **options):
-        if (given or {}).get("label") == "Apple Red":
+    def start(self, request, limits):
+        if request.given.get("label") == "Apple Red":
             raise ValueError("label: no class is called 'Apple Red'.")
-        return super().stream(given, **options)
+        return super().start(request, limits)
 
 
 class Page:
@@ -39,44 +39,44 @@ class Page:
 
     def __init__(self, services, task="any_to_any"):
         task = next(t for t in TASKS if t.name == task)
-        self.stage = Stage(task, services)
+        self.panel = RunPanel(task, services)
         with gr.Blocks() as self.demo:
             self.form = Form(services[0], task)
             self.compare = Compare(task, [service.name for service in services])
-            self.stage.buttons()
-            self.stage.view()
-            self.stage.connect(self.form, self.compare)
-        self.now = {self.stage.shown: None}
+            self.panel.buttons()
+            self.panel.view()
+            self.panel.connect(self.form, self.compare)
+        self.now = {self.panel.shown: None}
         self.sent = []  # messages to the player
 
-    def run(self, job, meanwhile=lambda: None):
-        """The run of a job, to its end."""
-        self._follow(lambda request: self.stage.replay(request, job), meanwhile)
+    def run(self, request, meanwhile=lambda: None):
+        """The run of a request, to its end."""
+        self._follow(lambda visitor: self.panel.replay(visitor, request), meanwhile)
 
-    def run_both(self, job, meanwhile=lambda: None, **other):
-        """The run of a job and of another one side by side."""
-        self.form.read = lambda: job
+    def run_both(self, request, meanwhile=lambda: None, **other):
+        """The run of a request and of another one side by side."""
+        self.form.read = lambda: request
         own = {"steps": 0, "guidance": "same", "sampler": "same", "checkpoint": "other"} | other
-        self._follow(lambda request: self.stage._run_both(request, 1, *own.values()), meanwhile)
+        self._follow(lambda visitor: self.panel._run_both(visitor, 1, *own.values()), meanwhile)
 
-    def fork(self, step, run, job):
-        self.form.read = lambda: job
-        self._follow(lambda request: self.stage._fork(request, step, run, self.now[self.stage.shown], 1))
+    def fork(self, step, run, request):
+        self.form.read = lambda: request
+        self._follow(lambda visitor: self.panel._fork(visitor, step, run, self.now[self.panel.shown], 1))
 
     def _follow(self, start, meanwhile=lambda: None):
-        for updates in self.stage._guarded(start)(REQUEST):
+        for updates in self.panel._guarded(start)(REQUEST):
             self.now |= updates
-            if self.stage.player.component in updates:
-                self.sent.append(json.loads(updates[self.stage.player.component])["tracks"])
+            if self.panel.player.component in updates:
+                self.sent.append(json.loads(updates[self.panel.player.component])["tracks"])
                 meanwhile()
 
     @property
     def status(self):
-        return self.now[self.stage.status]
+        return self.now[self.panel.status]
 
     @property
     def shown(self):
-        return self.now[self.stage.shown]
+        return self.now[self.panel.shown]
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +95,14 @@ def page(services):
     return Page(services)
 
 
-def job(label="Tomato Heart", seed=5) -> Job:
-    return Job({"label": label}, ("image", "mask"), steps=STEPS, seed=seed)
+def asked(label="Tomato Heart", seed=5) -> Request:
+    return Request({"label": label}, ("image", "mask"), steps=STEPS, seed=seed)
 
 
-def test_what_is_shown_is_kept_while_the_page_is_open_and_no_longer(page):
+def test_shown_runs_are_kept_while_the_page_is_open_and_no_longer(page):
     holder = StateHolder()
     holder.set_blocks(page.demo)
-    session, key = holder["somebody"], page.stage.shown._id
+    session, key = holder["somebody"], page.panel.shown._id
     session[key] = "a run"
     time_to_live, _ = session._state_ttl[key]
     session._state_ttl[key] = time_to_live, datetime.datetime.now() - datetime.timedelta(days=1)
@@ -114,70 +114,70 @@ def test_what_is_shown_is_kept_while_the_page_is_open_and_no_longer(page):
 
 
 def test_a_fork_of_a_run_that_the_server_has_forgotten_is_refused(page):
-    page.run(job())
+    page.run(asked())
     run = page.shown[0].id
-    page.now[page.stage.shown] = None
+    page.now[page.panel.shown] = None
     with pytest.raises(gr.Error, match="no longer has the run"):
-        page.fork(3, run, job("Cherry Wax"))
+        page.fork(3, run, asked("Cherry Wax"))
     assert len(page.sent[-1]) == 1 and "no longer has the run" in page.status
 
 
 def test_a_fork_of_the_example_and_of_a_run(page):
-    example = page.stage._opening[0]
-    page.fork(2, example.id, job("Cherry Wax"))
+    example = page.panel._opening[0]
+    page.fork(2, example.id, asked("Cherry Wax"))
     assert page.shown[0].id == example.id and page.shown[1].fork_step == 2
-    page.run(job())
+    page.run(asked())
     run = page.shown[0].id
-    page.fork(3, run, job("Cherry Wax"))
+    page.fork(3, run, asked("Cherry Wax"))
     assert [track.id == run for track in page.shown] == [True, False]
 
 
 def test_a_comparison_that_one_checkpoint_cannot_do_changes_nothing(page):
-    page.run(job())
+    page.run(asked())
     before, sent = page.now.copy(), len(page.sent)
     with pytest.raises(gr.Error, match=r"Checkpoint “other”: label: no class is called 'Apple Red'"):
-        page.run_both(job("Apple Red", seed=9))
+        page.run_both(asked("Apple Red", seed=9))
     changed = {key for key, value in page.now.items() if before.get(key) != value}
-    assert len(page.sent) == sent and changed <= {page.stage.status}
+    assert len(page.sent) == sent and changed <= {page.panel.status}
     assert "Checkpoint “other”" in page.status and "problem" in page.status
-    assert page.now[page.form.settings.seed] == 5
-    page.run_both(job())  # and nothing is left in the way
+    assert page.now[page.form.sampling.seed] == 5
+    page.run_both(asked())  # and nothing is left in the way
     assert [track.record.checkpoint for track in page.shown] == ["orchard", "other"]
 
 
 def test_two_lengths_side_by_side_are_both_said(page):
-    page.run_both(job(), steps=4, checkpoint="orchard")
+    page.run_both(asked(), steps=4, checkpoint="orchard")
     assert f"{STEPS} and 4 steps" in page.status
-    page.run(job())
+    page.run(asked())
     assert f"· {STEPS} steps" in page.status
 
 
 def test_the_example_shows_its_first_and_its_last_step(page, services):
-    shown, whole = page.stage._opening[0].record, services[0].example
+    shown, whole = page.panel._opening[0].record, services[0].example
     assert shown.frames[0] is whole.frames[0] and shown.last is whole.last
     assert len(shown.frames) == 1 + len(whole.frames) // 2
 
 
 def test_no_checkpoint_is_named_where_there_is_one(page):
-    with pytest.raises(gr.Error, match=r"^.The number of samples is 99"):
-        page.run(Job(wanted=("image",), num_samples=99))
+    with pytest.raises(gr.Error, match=r"^.num_samples is 99"):
+        page.run(Request(wanted=("image",), num_samples=99))
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_comparison_that_breaks_off_shows_what_there_is(page, services, broken):
+def test_a_comparison_that_breaks_off_shows_its_steps_so_far(page, services, broken):
     def meanwhile():
         if len(page.sent) == 4:
             services[broken].pipe.broken = RuntimeError("out of memory")
 
     with pytest.raises(gr.Error, match="unexpected"):
-        page.run_both(job(), meanwhile)
+        page.run_both(asked(), meanwhile)
     services[broken].pipe.broken = None
     last = page.sent[-1]
     assert [track["id"] for track in last] == [track.id for track in page.shown]
     assert not any(track["running"] for track in last) and all(track["stopped"] for track in last)
     assert all(0 < len(track.record.frames) < STEPS for track in page.shown)
-    assert "problem" in page.status and page.now[page.stage.run]["interactive"]
-    assert f"seed={page.shown[-1].record.job.seed}" in page.now[page.stage.take_home.link]
+    assert "problem" in page.status and page.now[page.panel.run]["interactive"]
+    assert f"seed={page.shown[-1].record.request.seed}" in page.now[page.panel.downloads.link]
 
 
 def test_a_run_that_is_over_when_the_other_breaks_off_is_not_called_stopped(page, services):
@@ -186,8 +186,8 @@ def test_a_run_that_is_over_when_the_other_breaks_off_is_not_called_stopped(page
             services[1].pipe.broken = RuntimeError("out of memory")
 
     with pytest.raises(gr.Error, match="unexpected"):
-        page.run_both(job(), meanwhile, steps=30)
-    assert [track.record.stopped for track in page.shown] == [False, True]
+        page.run_both(asked(), meanwhile, steps=30)
+    assert [track.record.finished for track in page.shown] == [True, False]
     assert STEPS <= len(page.shown[1].record.frames) < 30
 
 
@@ -196,11 +196,11 @@ def test_a_run_beside_one_that_never_began_stays_when_stopped(orchard):
     stops = Stops()
     full = Service(small, "other", stops=stops)
     page = Page((Service(orchard, "orchard", stops=stops), full))
-    earlier = full.stream(Job(wanted=("image",), steps=100), "somebody else")
+    earlier = full.stream(full.record(Request(wanted=("image",), steps=100)), "somebody else")
     next(earlier)
     reader = threading.Thread(target=list, args=(earlier,))
     reader.start()
-    page.run_both(job(), lambda: page.stage._stop(REQUEST))
+    page.run_both(asked(), lambda: page.panel._stop(REQUEST))
     stops.stop("somebody else")
     reader.join()
     assert [track.record.checkpoint for track in page.shown] == ["orchard"]
@@ -211,25 +211,27 @@ def test_a_run_beside_one_that_never_began_stays_when_stopped(orchard):
 def test_the_settings_of_the_example_give_it_again(services, task):
     service = services[0]
     page = Page(services, task)
-    (track,) = page.stage._opening
+    (track,) = page.panel._opening
     example = service.filled if task == "fill_in" else service.example
-    text = recipe.to_json(track.record.job, track.record.checkpoint, task)
-    restored, checkpoint, _ = recipe.from_json(text, service.modalities)
-    assert checkpoint == service.name and set(restored.wanted) == set(example.job.wanted)
-    again = service.run(restored)
-    assert set(track.record.modalities) == set(page.stage._task.modalities(service.modalities))
+    text = settings_file.to_json(track.record.request, track.record.checkpoint, task)
+    saved = settings_file.from_json(text, service.modalities)
+    assert saved.checkpoint == service.name and set(saved.request.wanted) == set(example.request.wanted)
+    again = service.run(saved.request)
+    assert set(track.record.modalities) == set(page.panel._task.modalities(service.modalities))
     for name in track.record.modalities:
         assert np.array_equal(again.last.x[name], track.record.last.x[name])
     if task != "fill_in":
-        query, left_out = to_query(track.record.job, service.name, task)
+        query, left_out = to_query(track.record.request, service.name, task)
         params = dict(pair.split("=") for pair in query.removeprefix("?").split("&"))
-        assert not left_out and from_query(params, service.modalities).job.wanted == example.job.wanted
+        assert (
+            not left_out and from_query(params, service.modalities).request.wanted == example.request.wanted
+        )
 
 
 def test_a_fork_of_the_example_begins_as_the_example_and_shows_the_same(services):
     page = Page(services, "image_mask")
-    (example,) = page.stage._opening
-    page.fork(4, example.id, Job(wanted=("image", "mask")))
+    (example,) = page.panel._opening
+    page.fork(4, example.id, Request(wanted=("image", "mask")))
     branch = page.shown[1].record
-    assert branch.job.wanted == services[0].example.job.wanted
+    assert branch.request.wanted == services[0].example.request.wanted
     assert list(branch.modalities) == list(example.record.modalities) == ["image", "mask"]

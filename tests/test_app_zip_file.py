@@ -3,18 +3,18 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fakes import LABELS, FakePipeline, FakeRun, photo
 from PIL import Image
-from test_app_recipe import same
+from test_app_settings_file import same
 
-from app.export import settings_file as recipe
+from app.export import settings_file
 from app.export.zip_file import write_zip
 from app.run.history import Record
-from app.run.job import Job
-from mmdiff.pipeline import Change
+from mmdiff.request import Change, Request
 
 SIZE, STEPS = 32, 4
 PIPE = FakePipeline(SIZE, modalities=("image", "mask", "label", "embedding"))
@@ -23,34 +23,33 @@ KNOWN = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 5 > 0
 MASK = (np.arange(SIZE * SIZE).reshape(SIZE, SIZE) // 7 % 2).astype(np.int64)
 
 
-def record_of(job: Job, stop: int = 10**6, pipe: FakePipeline = PIPE) -> Record:
+def record_of(request: Request, stop: int = 10**6, pipe: FakePipeline = PIPE) -> Record:
     """The record of a run, ended after step `stop`."""
-    specs = {name: spec for name, spec in pipe.modalities.items() if name in job.shown}
-    record = Record(job, "orchard", specs, seconds=1.23456)
-    run = FakeRun(pipe, list(job.conditions), job.steps, job.seed, job.num_samples)
+    request = request.checked(pipe.modalities, 1000)
+    specs = {name: spec for name, spec in pipe.modalities.items() if name in request.shown}
+    record = Record(request, "orchard", specs, pipe.describe)
+    run = FakeRun(pipe, request)
     while not run.done and run.index < stop:
-        step = run.advance(run.queries())
-        record.add(step.index, step.t, step.x_hat)
-    record.stopped = not run.done
+        record.add(replace(run.advance(run.queries()), seconds=1.23456))
     return record
 
 
-JOINT = Job(wanted=("image", "mask", "label", "embedding"), steps=STEPS, seed=11, num_samples=3)
-FORKED = Job(
+JOINT = Request(wanted=("image", "mask", "label", "embedding"), steps=STEPS, seed=11, num_samples=3)
+FORKED = Request(
     {"image": PHOTO, "label": LABELS[1]},
     ("image", "mask"),
     KNOWN,
     steps=STEPS,
-    changes=(Change(2, {"mask": MASK, "embedding": "a red apple"}, ("image",)),),
+    changes=(Change(2, Request({"mask": MASK, "embedding": "a red apple"}, ("image",))),),
 )
 
 
 class Opened:
     """A zip as other programs see it."""
 
-    def __init__(self, record: Record, folder, describe=PIPE.describe):
+    def __init__(self, record: Record, folder):
         self.path = folder / "run.zip"
-        write_zip(record, describe, self.path, "any-to-any")
+        write_zip(record, self.path, "any-to-any")
         archive = zipfile.ZipFile(self.path)
         assert archive.testzip() is None
         self.names = archive.namelist()
@@ -112,7 +111,7 @@ def test_the_overlay_tints_the_mask_and_leaves_the_background(tmp_path):
     assert np.abs(overlay[inside] - (opacity * tint + (1 - opacity) * image[inside])).max() < 3
 
 
-def test_the_results_say_what_came_out(tmp_path):
+def test_the_results_in_words_and_numbers(tmp_path):
     record = record_of(JOINT)
     result = Opened(record, tmp_path).json("result.json")
     samples = result.pop("samples")
@@ -148,7 +147,7 @@ def test_a_stopped_run_is_kept_as_far_as_it_got(tmp_path):
     assert np.array_equal(np.asarray(opened.picture("sample_3/image.png")), record.frames[1].x["image"][2])
 
 
-def test_what_was_given_is_there_with_its_forks(tmp_path):
+def test_inputs_are_there_with_those_of_forks(tmp_path):
     opened = Opened(record_of(FORKED), tmp_path)
     assert {name for name in opened.names if name.startswith("inputs/")} == {
         "inputs/image.png",
@@ -169,15 +168,17 @@ def test_what_was_given_is_there_with_its_forks(tmp_path):
     }
 
 
-@pytest.mark.parametrize("job", [JOINT, FORKED])
-def test_zip_settings_and_pictures_restore_the_run(job, tmp_path):
-    opened = Opened(record_of(job), tmp_path)
+@pytest.mark.parametrize("asked", [JOINT, FORKED])
+def test_zip_settings_and_pictures_restore_the_run(asked, tmp_path):
+    record = record_of(asked)
+    opened = Opened(record, tmp_path)
     (tmp_path / "settings.json").write_bytes(opened.data["settings.json"])
     (tmp_path / "image.png").write_bytes(opened.data["sample_1/image.png"])
     (tmp_path / "mask.png").write_bytes(opened.data["sample_1/mask.png"])
     for path in (opened.path, *(tmp_path / name for name in ("settings.json", "image.png", "mask.png"))):
-        again, checkpoint, task = recipe.read(path, PIPE.modalities)
-        assert same(again, job) and (checkpoint, task) == ("orchard", "any-to-any")
+        saved = settings_file.read(path, PIPE.modalities)
+        assert same(saved.request, record.request)
+        assert (saved.checkpoint, saved.task) == ("orchard", "any-to-any")
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):
@@ -194,12 +195,12 @@ def test_the_timeline_is_a_film_of_all_steps(tmp_path):
 
 
 def test_embeddings_without_words_are_left_to_their_numbers(tmp_path):
-    opened = Opened(record_of(JOINT), tmp_path, describe=lambda vectors: [])
+    opened = Opened(replace(record_of(JOINT), describe=lambda vectors: []), tmp_path)
     assert "embedding" not in opened.json("result.json")["samples"][0]
     assert "sample_1/embedding.npy" in opened.names
 
 
 def test_a_run_without_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no step to save"):
-        write_zip(Record(JOINT, "orchard", PIPE.modalities), PIPE.describe, tmp_path / "a.zip", "any")
+        write_zip(Record(JOINT, "orchard", PIPE.modalities), tmp_path / "a.zip", "any")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,34 @@
+"""Pictures as bytes, as data URIs and as colours of classes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """The picture as a file of this form; the options are those of `Image.save`."""
+    data = io.BytesIO()
+    picture.save(data, form, **options)
+    return data.getvalue()
+
+
+def data_uri(picture: Image.Image, form: str = "PNG", **options: Any) -> str:
+    """`encoded` as text that a browser takes for an address."""
+    return f"data:image/{form.lower()};base64,{base64.b64encode(encoded(picture, form, **options)).decode()}"
+
+
+def quick_png(picture: Image.Image, **options: Any) -> str:
+    """The data URI of a PNG that is made quickly, not as small as it could be."""
+    return data_uri(picture, compress_level=1, **options)
+
+
+def colour_mask(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """Class map (H, W) -> palette picture whose pixel values are the class numbers."""
+    image = Image.fromarray(mask.astype(np.uint8))  # mode L
+    image.putpalette(np.ascontiguousarray(palette, dtype=np.uint8).tobytes())
+    return image
