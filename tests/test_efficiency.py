@@ -13,7 +13,7 @@ from benchmarks.efficiency import Pass, passes
 from benchmarks.report import table
 from benchmarks.study import only
 from mmdiff.checkpoint import save_checkpoint
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.samplers import SAMPLERS
 
@@ -59,7 +59,7 @@ def test_a_pass_asks_for_everything():
 
 def test_the_command(shapes, tmp_path, monkeypatch):
     save_checkpoint(lively_model(tiny_config(("image", "label"))), tmp_path / "tiny")
-    Judge(CLASSES, 16).save(tmp_path / "judge")
+    Classifier(CLASSES, 16).save(tmp_path / "judge")
     seen = []
     evaluate = efficiency.evaluate
     monkeypatch.setattr(

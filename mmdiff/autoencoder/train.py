@@ -26,7 +26,7 @@ from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder, read_config
 from mmdiff.config import DataConfig
 from mmdiff.data.examples import read_parquet
 from mmdiff.device import choose_device
-from mmdiff.evaluation.core import Skip
+from mmdiff.evaluation.skip import Skip
 from mmdiff.evaluation.metrics import psnr
 from mmdiff.evaluation.perceptual import load_lpips, lpips_network
 from mmdiff.files import write_text
