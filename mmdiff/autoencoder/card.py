@@ -35,8 +35,8 @@ in the weights of every checkpoint that uses it.
   weights averaged over the training.{_adversary(recipe)}
 - {minutes:.0f} minutes on {facts["device"]}.
 - {measured}
-- Limits: detail finer than about two pixels, small lettering and faces are invented or smoothed; photos unlike
-  its training photos lose more.
+- Limits: detail finer than about two pixels, small lettering and faces are invented or smoothed; photos
+  unlike its training photos lose more.
 - The weights derive from the training photos, so their licence and attribution apply.
 """
 
@@ -45,10 +45,10 @@ def _adversary(recipe: dict) -> str:
     """About the discriminator, if there was one; recipes from before it lack these keys."""
     if not recipe.get("adversarial"):
         return ""
+    after, share = recipe["adversarial_after"], recipe["adversarial"]
     return (
-        f"\n- After {recipe['adversarial_after']:.0%} of it also against a patch discriminator, whose gradient "
-        f"at the pixels had\n  {recipe['adversarial']:g} times the norm of the other losses' gradient; so fine "
-        "detail looks real, but may be invented."
+        f"\n- After {after:.0%} of it also against a patch discriminator, whose gradient at the pixels had\n"
+        f"  {share:g} times the norm of the other losses' gradient: fine detail may be invented."
     )
 
 
