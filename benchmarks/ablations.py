@@ -40,9 +40,9 @@ from benchmarks.study import (
 )
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
-from mmdiff.evaluation.core import Settings
 from mmdiff.evaluation.report.files import build
 from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure
 
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         optim = optim_with(images=args.images, warmup_images=args.images // 10, lr=args.lr)
         base = optim(load_train_config(args.config))
         base = base if args.study == "scenes" else model_with(**SIZE)(base)
-        settings = Settings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
+        settings = EvaluationSettings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
         embedder = make_embedder(base, args.embedder, CPU)
         bench = load_bench(base, args.train, args.val, args.judge, embedder, settings)
         names = {"train": Path(args.train).name, "val": Path(args.val).name, "judge": Path(args.judge).name}

@@ -28,10 +28,11 @@ from benchmarks.study import only
 from mmdiff.checkpoint import load_config
 from mmdiff.config import ModelConfig
 from mmdiff.evaluate import evaluate, read_examples
-from mmdiff.evaluation.core import Evaluation, Settings
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.evaluation import Evaluation
+from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.report.cost import FIGURES, GUIDED
 from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
@@ -148,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "passes": passes(load_config(Path(args.checkpoint)), args.batch, args.rounds),
         }
         pipe = Pipeline.from_pretrained(args.checkpoint, device="cpu")
-        settings = Settings(samples=args.samples, guidance=args.guidance, classical=False)
-        judge = Judge.from_pretrained(args.judge)
+        settings = EvaluationSettings(samples=args.samples, guidance=args.guidance, classical=False)
+        judge = Classifier.from_pretrained(args.judge)
         ev = Evaluation(pipe, read_examples(args.data, pipe), settings, judge)
         report["settings"] = dataclasses.asdict(settings)
         report["filling_guidance"] = args.filling_guidance

@@ -44,13 +44,12 @@ from benchmarks.study import (
 from benchmarks.systems import MaskedAutoencoder, OneCall
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
-from mmdiff.evaluation.core import Settings
-from mmdiff.evaluation.fillings import FILLINGS
-from mmdiff.evaluation.hole_figures import interval
-from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS
+from mmdiff.evaluation.holes import HOLES, interval
 from mmdiff.evaluation.report.evidence import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
 from mmdiff.evaluation.report.files import build
 from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.settings import EvaluationSettings
 
 RESAMPLES = 10  # of every jump of RePaint; with half as many jumps, as the others' steps, it is worse
 PHOTOS = {"joint": 0.0, "given": 1.0, "holes": 1.0}  # every photo is given, with holes
@@ -174,7 +173,9 @@ FLOORS = {"precision", "recall", "frechet", "kernel"}  # also measured of traini
 def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
     """Train a system and measure it."""
 
-    def describe(results: dict[str, Any], each: dict[str, Tensor], settings: Settings) -> dict[str, Any]:
+    def describe(
+        results: dict[str, Any], each: dict[str, Tensor], settings: EvaluationSettings
+    ) -> dict[str, Any]:
         filled = {kind: each.get(f"holes/{kind}/{system.fills}") for kind in settings.holes}
         return {
             "figures": figures(results, system),
@@ -186,7 +187,7 @@ def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
     return trained_and_measured(system, config, bench, ALL_TASKS, describe)
 
 
-def calls(system: System, settings: Settings) -> int:
+def calls(system: System, settings: EvaluationSettings) -> int:
     """Calls of the network that fill a hole; guidance doubles them."""
     if system.fills == "repaint":
         return settings.steps * settings.repaint
@@ -210,8 +211,8 @@ def classical(results: Mapping[str, Any], each: Mapping[str, Tensor]) -> dict[st
     """LPIPS of every photo by classical fillings, where they were measured: kind -> filling -> values."""
     found: dict[str, Any] = {}
     for kind in results.get("holes", {}):
-        if all(f"holes/{kind}/{name}" in each for name in FILLINGS):
-            found[kind] = {name: thousandths(each[f"holes/{kind}/{name}"]) for name in FILLINGS}
+        if all(f"holes/{kind}/{name}" in each for name in CLASSICAL_METHODS):
+            found[kind] = {name: thousandths(each[f"holes/{kind}/{name}"]) for name in CLASSICAL_METHODS}
     return found
 
 
@@ -235,7 +236,7 @@ def compare(variants: Mapping[str, Any], name_of_ours: str = OURS) -> dict[str, 
         if name != name_of_ours
     }
     fixed = next(iter(variants[OURS]["runs"].values()))["classical"]
-    for filling in FILLINGS:
+    for filling in CLASSICAL_METHODS:
         others[filling] = over_seeds([{kind: values[filling] for kind, values in fixed.items()}])
     return {
         name: {kind: _pair(ours[kind], theirs) for kind, theirs in by_kind.items() if kind in ours}
@@ -305,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = load_train_config(args.config)
         if args.images:
             base = optim_with(images=args.images)(base)
-        settings = Settings(
+        settings = EvaluationSettings(
             steps=args.steps,
             filling_steps=args.filling_steps,
             filling_guidance=args.filling_guidance,

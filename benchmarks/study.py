@@ -24,8 +24,10 @@ from mmdiff.config import ModelConfig, TrainConfig, to_dict
 from mmdiff.data.batches import load_examples
 from mmdiff.data.examples import Examples
 from mmdiff.evaluate import evaluate
-from mmdiff.evaluation.core import Evaluation, Settings, mean
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.evaluation import Evaluation
+from mmdiff.evaluation.metrics import mean
+from mmdiff.evaluation.observers.classifier import Classifier
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.training.dry_run import count
@@ -87,9 +89,9 @@ class Bench:
 
     train: Examples
     val: Examples
-    judge: Judge
+    judge: Classifier
     embedder: Any
-    settings: Settings
+    settings: EvaluationSettings
     kept: Path | None = None
 
     def evaluation(self, trainer: Trainer, variant: Variant) -> Evaluation:
@@ -105,13 +107,13 @@ def load_bench(
     val: str,
     judge: str,
     embedder: Any,
-    settings: Settings,
+    settings: EvaluationSettings,
     kept: Path | None = None,
 ) -> Bench:
     """Bench of Parquet files, with the modalities of ``base``. Raises ValueError where something lacks."""
     blueprint = MultiModalDiffusion(base.model)
     examples = (load_examples(path, blueprint, base, embedder) for path in (train, val))
-    return Bench(*examples, Judge.from_pretrained(judge), embedder, settings, kept)
+    return Bench(*examples, Classifier.from_pretrained(judge), embedder, settings, kept)
 
 
 def fingerprint(trainer: type[Trainer], config: TrainConfig, examples: Examples) -> str:
@@ -129,8 +131,8 @@ def photos_judged(base: TrainConfig, bench: Bench) -> float:
     """Share of the real photos, at the models' size, that the judge names correctly."""
     pipe = Pipeline(MultiModalDiffusion(base.model), CPU, bench.embedder)
     ev = Evaluation(pipe, bench.val, bench.settings, bench.judge)
-    real = ev.read(ev.having("image", "label"))
-    return round(mean(ev.judged(real["image"]) == real["label"]), 4)
+    real = ev.read(ev.rows_with("image", "label"))
+    return round(mean(ev.classify(real["image"]) == real["label"]), 4)
 
 
 # -- changes ---------------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def trained_and_measured(
     config: TrainConfig,
     bench: Bench,
     tasks: Sequence[str],
-    describe: Callable[[dict[str, Any], dict[str, Tensor], Settings], dict[str, Any]],
+    describe: Callable[[dict[str, Any], dict[str, Tensor], EvaluationSettings], dict[str, Any]],
 ) -> dict[str, Any]:
     """A run as a study keeps it; seconds are CPU time, as other work may share the machine.
 

@@ -1,4 +1,4 @@
-"""Pipelines whose scores are known: one that looks the truth up, and one that guesses."""
+"""Pipelines with known scores: one that looks the truth up, and one that guesses."""
 
 from typing import ClassVar
 
@@ -68,7 +68,7 @@ def make_examples(count=60, embedder=None):
 
 
 def object_colours(images):
-    """Mean colour of what is not white: (B, 3) in [0, 1]."""
+    """Mean colour of all that is not white: (B, 3) in [0, 1]."""
     inside = metrics.white_background_mask(images)[:, None]
     return ((images + 1) / 2 * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
 
@@ -92,7 +92,7 @@ class ColourEmbedder:
 
 
 class Fake:
-    """The part of `Pipeline` that evaluation uses; subclasses make up x_hat."""
+    """The part of `Pipeline` that evaluation uses; subclasses define x_hat."""
 
     device = torch.device("cpu")
 
@@ -108,7 +108,7 @@ class Fake:
 
 
 class Oracle(Fake):
-    """Knows every photo, and paints what it is asked for."""
+    """Knows every photo, and paints objects of the given label and mask."""
 
     def __init__(self, modalities, examples, embedder=None):
         super().__init__(modalities, embedder)
@@ -146,8 +146,8 @@ class Guess(Fake):
         return x | {"image": 2 * x["image"] - 1, "embedding": normalize(vectors, dim=1)}
 
 
-class ColourJudge:
-    """Names the nearest class colour of what is not white; its classes are in another order."""
+class ColourClassifier:
+    """A classifier by the nearest class colour of the object; its classes are in another order."""
 
     classes = tuple(reversed(CLASSES))
     facts: ClassVar = {"val_top1": 1.0}

@@ -8,9 +8,9 @@ from synthetic import CLASSES, read_shapes, tiny_train_config
 
 from benchmarks import ablations, study
 from mmdiff.config import load_train_config
-from mmdiff.evaluation.core import Settings
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.report.files import build
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure
 from mmdiff.training.trainer import Trainer
@@ -25,8 +25,8 @@ def base():
 
 @pytest.fixture(scope="module")
 def bench(base, shapes, embedder):
-    examples, judge = read_shapes(shapes, base, embedder), Judge(CLASSES, 16).eval()
-    settings = Settings(steps=2, samples=4, limit=12, batch=8)
+    examples, judge = read_shapes(shapes, base, embedder), Classifier(CLASSES, 16).eval()
+    settings = EvaluationSettings(steps=2, samples=4, limit=12, batch=8)
     return study.Bench(examples, examples, judge, embedder, settings)
 
 
@@ -140,7 +140,7 @@ def test_numbers_of_a_list_share_a_line(tmp_path):
 
 def test_the_command(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ablations.STUDIES, "choices", {"weights none": CHOICES["weights none"]})
-    Judge(CLASSES, 16).save(tmp_path / "judge")
+    Classifier(CLASSES, 16).save(tmp_path / "judge")
     config = tmp_path / "tiny.toml"
     entry = '[[model.modalities]]\nname = "{0}"\nkind = "{0}"\n'
     classes = f"options = {{ classes = {list(CLASSES)} }}\n"

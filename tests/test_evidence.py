@@ -15,11 +15,11 @@ from benchmarks.evidence import REMEDIES, SYSTEMS, compare, run
 from benchmarks.study import Bench, fingerprint, optim_with, study
 from benchmarks.systems import MaskedAutoencoder, OneCall, draw_known_patches
 from mmdiff.config import load_train_config
-from mmdiff.evaluation.core import Settings
 from mmdiff.evaluation.holes import HOLES
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.report.evidence import CLAIMS, LONGER
 from mmdiff.evaluation.report.files import FOLDER, build
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import KNOWN, UNKNOWN
 from mmdiff.training.trainer import Trainer
 
@@ -34,8 +34,8 @@ def base():
 
 @pytest.fixture(scope="module")
 def bench(base, shapes, embedder):
-    examples, judge = read_shapes(shapes, base, embedder), Judge(CLASSES, 16).eval()
-    settings = Settings(
+    examples, judge = read_shapes(shapes, base, embedder), Classifier(CLASSES, 16).eval()
+    settings = EvaluationSettings(
         steps=2,
         filling_steps=3,
         filling_guidance=1.5,
@@ -255,7 +255,7 @@ def test_shipped_sizes_can_be_built(name):
 
 
 def test_the_command(shapes, tmp_path, monkeypatch, capsys):
-    Judge(CLASSES, 16).save(tmp_path / "judge")
+    Classifier(CLASSES, 16).save(tmp_path / "judge")
     config = tmp_path / "tiny.toml"
     entry = '[[model.modalities]]\nname = "{0}"\nkind = "{0}"\n'
     classes = f"options = {{ classes = {list(CLASSES)} }}\n"
