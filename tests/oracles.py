@@ -11,7 +11,7 @@ from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples, add_embeddings
 from mmdiff.evaluation import metrics
 from mmdiff.modalities import build_modality
-from mmdiff.samplers import Step
+from mmdiff.serving.denoising import Step
 
 SIZE = 32
 COLOURS = torch.tensor(
@@ -100,11 +100,11 @@ class Fake:
         self.modalities, self.embedder = modalities, embedder
         self.calls = []
 
-    def run(self, condition, wanted, seeds, steps, sampler, guidance_scale, eta):
-        self.calls.append((sorted(condition.given), tuple(wanted), guidance_scale))
-        x_hat = self.predict(condition, seeds)
+    def run_batch(self, request, seeds):
+        self.calls.append((sorted(request.given), tuple(request.wanted), request.guidance_scale))
+        x_hat = self.predict(request, seeds)
         for index in (1, 2):
-            yield Step(index, 2, 2 - index, torch.zeros(1), torch.zeros(1), x_hat if index == 2 else {})
+            yield Step(index, 2, 2 - index, x_hat if index == 2 else {}, torch.zeros(1), 0.0)
 
 
 class Oracle(Fake):
@@ -114,10 +114,10 @@ class Oracle(Fake):
         super().__init__(modalities, embedder)
         self.known = draw_batch(examples, modalities, torch.arange(len(examples)), None, flip=False)[0]
 
-    def predict(self, condition, seeds):
-        given = condition.given
+    def predict(self, request, seeds):
+        given = request.given
         if "image" in given:
-            visible = condition.known_pixels
+            visible = request.known_pixels
             visible = torch.ones(len(seeds), SIZE, SIZE, dtype=torch.bool) if visible is None else visible
             differs = (self.known["image"][None] - given["image"][:, None]).abs() * visible[:, None, None]
             x = {n: v[differs.flatten(2).sum(2).argmin(1)] for n, v in self.known.items()}
@@ -138,7 +138,7 @@ class Oracle(Fake):
 class Guess(Fake):
     """Uniform noise for everything."""
 
-    def predict(self, condition, seeds):
+    def predict(self, request, seeds):
         rng = torch.Generator().manual_seed(seeds[0])
         shapes = {"image": (3, SIZE, SIZE), "mask": (2, SIZE, SIZE), "label": (len(CLASSES),)}
         x = {n: torch.rand(len(seeds), *shape, generator=rng) for n, shape in shapes.items()}
