@@ -25,9 +25,6 @@ TURNS = {
 }
 
 
-# -- opening -----------------------------------------------------------------------------------------
-
-
 def open_image(value: Any, what: str) -> Image.Image:
     """PIL image, uint8 array, path or file -> loaded PIL image.
 
@@ -76,9 +73,6 @@ def read_known_pixels(path: str | Path, size: int) -> np.ndarray:
     return np.asarray(nearest_square(picture, size)) > 127
 
 
-# -- colour, orientation, shape ----------------------------------------------------------------------
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB of 8 bits a channel; transparency becomes white, 16 bits become 8.
 
@@ -120,9 +114,6 @@ def square(image: Image.Image, size: int) -> Image.Image:
 def nearest_square(image: Image.Image, size: int) -> Image.Image:
     """The central square, resized to size x size by the nearest pixel: class numbers have no mean."""
     return ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)
-
-
-# -- tensors -----------------------------------------------------------------------------------------
 
 
 def to_tensor(image: Image.Image) -> Tensor:

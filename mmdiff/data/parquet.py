@@ -149,8 +149,10 @@ def _decode_table(
         yield from pool.map(one, range(len(table)))
 
 
-def cells_of(column: pa.ChunkedArray) -> Sequence[Any]:
+def cells_of(column: pa.ChunkedArray | Sequence[Any]) -> Sequence[Any]:
     """The cells of a column; vectors of equal length as arrays, fifty times as fast as lists."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
     array = column.combine_chunks()
     shape = [len(array)]
     while pa.types.is_list(array.type) and not array.null_count:

@@ -123,30 +123,26 @@ def write_shard(
 
     Raises ValueError if values of a modality fit into no column.
     """
-    from datasets import Features, Value
+    from datasets import Features
+    from datasets import Image as ImageFeature
 
-    columns: dict[str, pa.Array] = {}
-    features: dict[str, Any] = {}
-    for name, modality in modalities.items():
-        if name in examples.stored:
-            make = COLUMNS[modality.form]
-            columns[name], features[name] = make(name, examples.stored[name], examples.present[name])
-    columns[CAPTION], features[CAPTION] = pa.array(examples.captions, pa.string()), Value("string")
-    schema = Features(features).arrow_schema  # says which columns are pictures
+    makers = {name: COLUMNS[m.form] for name, m in modalities.items() if name in examples.stored}
+    columns = {n: make(n, examples.stored[n], examples.present[n]) for n, make in makers.items()}
+    table = pa.table(columns | {CAPTION: pa.array(examples.captions, pa.string())})
+    features = Features.from_arrow_schema(table.schema)
+    features |= {name: ImageFeature() for name, make in makers.items() if make is _pictures}
+    schema = features.arrow_schema  # says which columns are pictures
     schema = schema.with_metadata({**(schema.metadata or {}), METADATA: json.dumps(dict(metadata))})
-    table = pa.table(columns).cast(schema)
     unfinished = path.with_suffix(".unfinished")
-    pq.write_table(table, unfinished, row_group_size=256)
+    pq.write_table(table.cast(schema), unfinished, row_group_size=256)
     os.replace(unfinished, path)
 
 
-def _pictures(name: str, values: Tensor, present: Tensor) -> tuple[pa.Array, Any]:
+def _pictures(name: str, values: Tensor, present: Tensor) -> pa.Array:
     """(n, H, W) or (n, C, H, W) -> PNGs."""
-    from datasets import Image as ImageFeature
-
     there = zip(values.numpy(), present.tolist(), strict=True)
     cells = [{"bytes": _png(name, value), "path": None} if has else None for value, has in there]
-    return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ImageFeature()
+    return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 
 
 def _png(name: str, value: np.ndarray) -> bytes:
@@ -166,17 +162,13 @@ def _png(name: str, value: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _classes(name: str, values: Tensor, present: Tensor) -> tuple[pa.Array, Any]:
+def _classes(name: str, values: Tensor, present: Tensor) -> pa.Array:
     """(n,) -> class numbers, -1 where there is none."""
-    from datasets import Value
-
-    return pa.array(values.masked_fill(~present, UNKNOWN_CLASS).tolist(), pa.int64()), Value("int64")
+    return pa.array(values.masked_fill(~present, UNKNOWN_CLASS).tolist(), pa.int64())
 
 
-def _vectors(name: str, values: Tensor, present: Tensor) -> tuple[pa.Array, Any]:
+def _vectors(name: str, values: Tensor, present: Tensor) -> pa.Array:
     """(n, V, D), or (n, D) as if V were 1 -> lists of V lists of D numbers."""
-    from datasets import List, Value
-
     array = values.numpy()
     if array.ndim not in (2, 3):
         raise ValueError(
@@ -186,12 +178,11 @@ def _vectors(name: str, values: Tensor, present: Tensor) -> tuple[pa.Array, Any]
     count, variants, dim = array.shape
     inner = pa.ListArray.from_arrays(np.arange(count * variants + 1, dtype=np.int32) * dim, array.ravel())
     outer = pa.array(np.arange(count + 1, dtype=np.int32) * variants)
-    lists = pa.ListArray.from_arrays(outer, inner, mask=pa.array((~present).tolist()))
-    return lists, List(List(Value(str(array.dtype))))
+    return pa.ListArray.from_arrays(outer, inner, mask=pa.array((~present).tolist()))
 
 
-# Form of a modality's values -> the column, and its feature, of (name, stored values, which are present).
-COLUMNS: dict[str, Callable[[str, Tensor, Tensor], tuple[pa.Array, Any]]] = {
+# Form of a modality's values -> the column made of its name, stored values (n, ...) and their presence (n,).
+COLUMNS: dict[str, Callable[[str, Tensor, Tensor], pa.Array]] = {
     "picture": _pictures,
     "class_map": _pictures,
     "class": _classes,

@@ -16,8 +16,6 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from mmdiff.config import DataConfig
 from mmdiff.data.parquet import cells_of
 
@@ -79,7 +77,7 @@ class Source:
         place = self._place(shard)
         number = start * parts + part
         for batch in data.iter(READ_ROWS):
-            columns = {name: _cells(batch[column]) for name, column in self.columns.items()}
+            columns = {name: cells_of(batch[column]) for name, column in self.columns.items()}
             for row in zip(*columns.values(), strict=True):
                 yield f"{place}, row {number}", dict(zip(columns, row, strict=True))
                 number += parts
@@ -88,10 +86,6 @@ class Source:
         if len(self.files) == self.num_shards:
             return self.files[shard]
         return self.where if self.num_shards == 1 else f"{self.where}, shard {shard}"
-
-
-def _cells(column: pa.ChunkedArray | Sequence[Any]) -> Sequence[Any]:
-    return cells_of(column) if isinstance(column, pa.ChunkedArray) else column
 
 
 def open_source(where: str, root: str) -> tuple[IterableDataset, list[str]]:
