@@ -195,12 +195,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _argument(field: dataclasses.Field) -> dict:
     """Arguments of `add_argument` for a field of `EvaluationSettings`."""
     kind = type(field.default)
-    how: dict = {"type": kind}
+    how: dict = {"type": kind, "default": field.default}
     if kind is bool:
-        how = {"action": argparse.BooleanOptionalAction}
+        how = {"action": argparse.BooleanOptionalAction, "default": field.default}
     elif kind is tuple:
-        how = {"nargs": "+"}
-    return how | {"default": field.default} | field.metadata
+        how = {"nargs": "+", "default": list(field.default)}
+    return how | field.metadata
 
 
 if __name__ == "__main__":

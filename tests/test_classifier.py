@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from mmdiff.evaluation.observers import classifier as module
 from mmdiff.evaluation.observers.augmentation import blur
 from mmdiff.evaluation.observers.classifier import Classifier
+from mmdiff.evaluation.observers.photos import Photos
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 190)}
 
@@ -99,12 +100,12 @@ def test_weak_classes_are_named():
         def forward(self, images):
             return torch.tensor([1.0, 0.0, 0.0]).expand(len(images), -1)
 
-    photos = module.Photos(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1, 2]))
+    photos = Photos(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1, 2]))
     found = module.measure(Constant(["a", "b", "c"], size=8), photos)
     assert found["val_top1"] == 0.5 and found["val_weak_classes"] == {"b": 0, "c": 0}
 
 
-def test_the_shipped_judge_is_small_and_knows_its_classes():
+def test_the_shipped_classifier_is_small_and_knows_its_classes():
     folder = Path(__file__).parent.parent / "benchmarks" / "judges" / "orchard"
     classifier = Classifier.from_pretrained(folder)
     assert sum(f.stat().st_size for f in folder.iterdir()) < 2.5e6
@@ -112,7 +113,7 @@ def test_the_shipped_judge_is_small_and_knows_its_classes():
     assert classifier.probabilities(torch.zeros(2, 3, 96, 96)).shape == (2, 49)
 
 
-def test_a_folder_that_holds_no_judge_is_refused(tmp_path):
+def test_a_folder_without_a_classifier_is_refused(tmp_path):
     with pytest.raises(ValueError, match="config.json is missing"):
         Classifier.from_pretrained(tmp_path)
     Classifier(["a", "b"]).save(tmp_path)

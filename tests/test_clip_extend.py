@@ -78,7 +78,7 @@ def test_new_texts_are_of_the_rare_combinations_only(checkpoint, fruit):
     torch.testing.assert_close(new.targets.norm(dim=1), torch.ones(len(texts)))
 
 
-def test_targets_are_the_means_of_what_the_texts_say(checkpoint, fruit):
+def test_targets_are_mean_embeddings_of_matching_photos(checkpoint, fruit):
     """Against embeddings of photos whose objects are painted over by hand."""
     embedder, photos, new, _ = texts_of(checkpoint, fruit)
     texts = read(embedder, new.tokens)
@@ -95,7 +95,7 @@ def test_targets_are_the_means_of_what_the_texts_say(checkpoint, fruit):
                 assert target @ mean > 0.97
 
 
-def test_new_texts_arrive_and_others_stay(checkpoint, fruit):
+def test_new_texts_reach_their_targets_and_others_stay(checkpoint, fruit):
     embedder, photos, new, rare = texts_of(checkpoint, fruit)
     kept = kept_texts(embedder, photos.captions, rare, random.Random(1))
     model = embedder.model
@@ -116,7 +116,7 @@ def test_kept_texts_leave_out_the_rare(checkpoint):
     assert any("apple" in text for text in texts) and not any("cherry" in text for text in texts)
 
 
-def test_the_command_writes_a_model_that_loads_and_says_what_it_learned(checkpoint, fruit, tmp_path):
+def test_the_command_writes_a_model_that_loads_and_its_facts(checkpoint, fruit, tmp_path):
     out = tmp_path / "new"
     run = [str(checkpoint), "--data", str(fruit), "--keep", str(fruit), "--out", str(out)]
     module.main([*run, "--steps", "20", "--device", "cpu"])
@@ -130,7 +130,7 @@ def test_the_command_writes_a_model_that_loads_and_says_what_it_learned(checkpoi
     assert found["after"] > found["before"]
 
 
-def test_the_card_tells_of_the_extension():
+def test_the_card_describes_the_extension():
     found = {
         "combinations": ["red cherry"],
         "new_cosine": {"before": 0.4, "after": 0.99},
@@ -141,7 +141,7 @@ def test_the_card_tells_of_the_extension():
     assert _extension(None) == ""
 
 
-def test_what_cannot_be_extended_is_refused(checkpoint, tmp_path, fruit, capsys):
+def test_captions_without_missing_combinations_are_refused(checkpoint, tmp_path, fruit, capsys):
     rows = [{"image": png(np.zeros((8, 8, 3), np.uint8)), "mask": None, "caption": "the sea"}] * 3
     for data, message in (
         (write_parquet(tmp_path / "sea.parquet", rows), "so there is nothing to add"),

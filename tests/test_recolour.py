@@ -26,7 +26,7 @@ def test_pictures_have_the_same_hsv_as_their_pixels():
         assert torch.equal(part[0].flatten(), flat)
 
 
-def test_a_flat_object_takes_exactly_the_colour_asked_for():
+def test_a_flat_object_takes_exactly_the_given_colour():
     examples = make_examples(6)
     images, inside = examples.stored["image"].float() / 127.5 - 1, examples.stored["mask"] == 1
     wanted = COLOURS[[1, 2, 3, 4, 0, 1]] / 255
@@ -56,7 +56,7 @@ def test_captions_are_rewritten_with_their_article():
     assert parse(with_colour("a photo of a pale yellow wide tomato", "grey")) == Said("grey", "tomato")
 
 
-def test_copies_show_every_kind_in_every_colour_and_say_so():
+def test_copies_show_every_kind_in_every_colour_with_its_caption():
     examples = make_examples(96)
     before = examples.stored["image"].clone()
     copies = recoloured_copies(examples, 96, "image", "mask", seed=0)
@@ -89,7 +89,7 @@ def test_the_seed_decides():
     assert not torch.equal(first.stored["image"], other.stored["image"])
 
 
-def test_grey_photos_lend_their_colour_but_are_not_recoloured():
+def test_grey_photos_are_used_for_their_colour_but_not_recoloured():
     examples = make_examples(60)
     black = torch.tensor([c.split()[4] == "black" for c in examples.captions])
     examples.captions = [
@@ -99,7 +99,7 @@ def test_grey_photos_lend_their_colour_but_are_not_recoloured():
     assert not any("plum" in caption for caption in copies) and any("black" in caption for caption in copies)
 
 
-def test_data_that_cannot_be_recoloured_is_refused():
+def test_data_without_masks_or_colours_is_refused():
     examples = make_examples(12)
     examples.captions = ["the sea"] * 12
     with pytest.raises(ValueError, match="captions such as"):

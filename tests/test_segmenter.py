@@ -1,4 +1,4 @@
-"""The segmenter: learns, is saved and loaded as it was, and its photos and masks move together."""
+"""The segmenter learns, is saved and loaded unchanged, and its photos and masks move together."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from PIL import Image as PIL
 
 from mmdiff.evaluation.observers import segmenter as segmenting
 from mmdiff.evaluation.observers.augmentation import draw_moves, moved
-from mmdiff.evaluation.observers.segmenter import MaskedPhotos, Segmenter
+from mmdiff.evaluation.observers.photos import Photos
+from mmdiff.evaluation.observers.segmenter import Segmenter
 
 CLASSES = ("void", "sky", "ground")
 
@@ -46,7 +47,7 @@ def test_training_learns_and_records_what_it_measured(trained):
     assert segmenter.facts["val_miou"] >= 0.95 and set(segmenter.facts["val_iou"]) == {"sky", "ground"}
     assert (segmenter.facts["train_examples"], segmenter.facts["val_examples"]) == (80, 24)
     assert f"{segmenter.facts['val_miou']:.3f}" in (trained / "out" / "README.md").read_text()
-    photos = segmenting.read_masked_photos(trained / "val.parquet", CLASSES, 32)
+    photos = segmenting.read_photos(trained / "val.parquet", CLASSES, 32)
     images, masks = photos.batch(torch.arange(24), torch.device("cpu"))
     seen = segmenter.read(images)
     counted = masks != 0
@@ -56,7 +57,7 @@ def test_training_learns_and_records_what_it_measured(trained):
 
 def test_pictures_of_another_size_are_read_at_their_own(trained):
     segmenter = Segmenter.from_pretrained(trained / "out")
-    photos = segmenting.read_masked_photos(trained / "val.parquet", CLASSES, 32)
+    photos = segmenting.read_photos(trained / "val.parquet", CLASSES, 32)
     images, _ = photos.batch(torch.arange(2), torch.device("cpu"))
     large = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     seen = segmenter.read(large)
@@ -78,7 +79,7 @@ def test_a_mask_moves_with_its_photo():
 
 def test_void_has_no_part_in_training():
     images = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
-    void_only = MaskedPhotos(images, torch.zeros(16, 32, 32, dtype=torch.uint8))
+    void_only = Photos(images, torch.zeros(16, 32, 32, dtype=torch.uint8))
     torch.manual_seed(0)
     segmenter = Segmenter(CLASSES, 32)
     logits = segmenter(void_only.batch(torch.arange(16), torch.device("cpu"))[0])
@@ -88,7 +89,7 @@ def test_void_has_no_part_in_training():
 @pytest.mark.parametrize(
     ("columns", "said"), [({"image": Image()}, "no photo with a mask"), ({"mask": Image()}, "no photo with")]
 )
-def test_data_that_cannot_be_used_is_refused(tmp_path, capsys, columns, said):
+def test_unsuitable_data_is_refused(tmp_path, capsys, columns, said):
     path = tmp_path / "data.parquet"
     picture = PIL.fromarray(np.ones((32, 32), np.uint8))
     row = {name: picture.convert("RGB") if name == "image" else picture for name in columns}

@@ -8,19 +8,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdiff.config import DataConfig
-from mmdiff.data.parquet import read_parquet
 from mmdiff.evaluation.observers.augmentation import blur, draw_moves, moved, roughened
 from mmdiff.evaluation.observers.command import Command
 from mmdiff.evaluation.observers.observer import WIDTHS, Observer, ResidualBlock, fit, stem
-from mmdiff.modalities.image import ImageModality
+from mmdiff.evaluation.observers.photos import Photos, read_annotated
 from mmdiff.modalities.label import LabelModality
 
 WEAK_RECALL = 0.9
@@ -57,35 +54,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 # -- training ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Photos:
-    """N labelled photos: images (N, 3, H, W) uint8, labels (N,) long."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) float32 in [-1, 1] and labels (B,)."""
-        return self.images[index].to(device).float() / 127.5 - 1, self.labels[index].to(device)
-
-
 def read_photos(path: str | Path, classes: Sequence[str], size: int) -> Photos:
-    """The labelled photos of a Parquet file with the columns image and label."""
-    image = ImageModality("image", size, patch_size=2)
-    label = LabelModality("label", size, patch_size=2, classes=classes)
-    examples = read_parquet(path, [image, label], DataConfig())
-    missing = [name for name in ("image", "label") if name not in examples.stored]
-    if missing:
-        raise ValueError(
-            f"{path} has nothing in the column {missing[0]!r}; a classifier needs photos and labels."
-        )
-    rows = (examples.present["image"] & examples.present["label"]).nonzero()[:, 0]
-    if not len(rows):
-        raise ValueError(f"{path} has no row with both a photo and a label.")
-    return Photos(examples.stored["image"][rows], examples.stored["label"][rows].long())
+    """The labelled photos of a Parquet file. Raises ValueError if there are none."""
+    return read_annotated(path, LabelModality("label", size, patch_size=2, classes=classes))
 
 
 def train(classifier: Classifier, photos: Photos, epochs: int, seed: int) -> None:
@@ -116,7 +87,7 @@ def measure(classifier: Classifier, photos: Photos) -> dict:
     """Accuracy on photos, sharp and blurred, and the recall of the classes below `WEAK_RECALL`."""
     hits = right(classifier, photos)
     recall = {
-        name: hits[photos.labels == k].double().mean().item() for k, name in enumerate(classifier.classes)
+        name: hits[photos.targets == k].double().mean().item() for k, name in enumerate(classifier.classes)
     }
     return {
         "val_examples": len(photos),

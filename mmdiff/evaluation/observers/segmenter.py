@@ -8,20 +8,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdiff.config import DataConfig
-from mmdiff.data.parquet import read_parquet
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.observers.augmentation import draw_moves, moved, roughened
 from mmdiff.evaluation.observers.command import Command
 from mmdiff.evaluation.observers.observer import WIDTHS, Observer, ResidualBlock, fit, stem
-from mmdiff.modalities.image import ImageModality
+from mmdiff.evaluation.observers.photos import Photos, read_annotated
 from mmdiff.modalities.mask import VOID, MaskModality
 
 COLOUR = 3.0  # times that of a classifier: light and weather differ more outdoors than in a studio
@@ -63,35 +60,12 @@ def _twice(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-@dataclass(frozen=True)
-class MaskedPhotos:
-    """N photos with masks: images (N, 3, H, W) uint8, masks (N, H, W) uint8."""
-
-    images: Tensor
-    masks: Tensor
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) float32 in [-1, 1] and masks (B, H, W) long."""
-        return self.images[rows].to(device).float() / 127.5 - 1, self.masks[rows].to(device).long()
+def read_photos(path: str | Path, classes: Sequence[str], size: int) -> Photos:
+    """The photos with masks of a Parquet file. Raises ValueError if there are none."""
+    return read_annotated(path, MaskModality("mask", size, patch_size=2, classes=classes))
 
 
-def read_masked_photos(path: str | Path, classes: Sequence[str], size: int) -> MaskedPhotos:
-    """The photos with masks of a Parquet file. Raises ValueError if it has none."""
-    image = ImageModality("image", size, patch_size=2)
-    mask = MaskModality("mask", size, patch_size=2, classes=classes)
-    examples = read_parquet(path, [image, mask], DataConfig())
-    if not {"image", "mask"} <= set(examples.stored):
-        raise ValueError(f"{path} has no photo with a mask; a segmenter needs the columns image and mask.")
-    rows = (examples.present["image"] & examples.present["mask"]).nonzero()[:, 0]
-    if not len(rows):
-        raise ValueError(f"{path} has no row with both a photo and a mask.")
-    return MaskedPhotos(examples.stored["image"][rows], examples.stored["mask"][rows])
-
-
-def train(segmenter: Segmenter, photos: MaskedPhotos, epochs: int, seed: int) -> None:
+def train(segmenter: Segmenter, photos: Photos, epochs: int, seed: int) -> None:
     """Train in place on photos that are moved, blurred and tinted at random; void pixels do not count."""
     device = segmenter.head.weight.device
     void = segmenter.classes.index(VOID) if VOID in segmenter.classes else -100
@@ -107,7 +81,7 @@ def train(segmenter: Segmenter, photos: MaskedPhotos, epochs: int, seed: int) ->
     fit(segmenter, len(photos), loss_of, epochs, seed, batch_size=16, lr=3e-3)
 
 
-def measure(segmenter: Segmenter, photos: MaskedPhotos) -> dict:
+def measure(segmenter: Segmenter, photos: Photos) -> dict:
     """IoU of every class over all pixels of the photos, and their mean."""
     images, masks = photos.batch(torch.arange(len(photos)), segmenter.head.weight.device)
     void = segmenter.classes.index(VOID) if VOID in segmenter.classes else None
@@ -150,7 +124,7 @@ main = Command(
     class_file="mask_classes.txt",
     epochs=30,
     size=96,
-    read=read_masked_photos,
+    read=read_photos,
     train=train,
     measure=measure,
     card=card,
