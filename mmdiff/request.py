@@ -183,6 +183,8 @@ class Request:
                 why = "is no modality of this checkpoint"
                 if name in modalities:
                     why = "is kept as it is given" if name in self.given else "is not given"
+                    if modalities[name].drawable and name not in self.given:
+                        why += " and is not in sample_first"
                 others = ", ".join(guidable) or "other modalities, once they are given"
                 raise ValueError(
                     f"guidance_scale names {name!r}, which {why}; leave it out, and guide {others}."
