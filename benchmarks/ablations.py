@@ -40,9 +40,9 @@ from benchmarks.study import (
 )
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
-from mmdiff.evaluation.core import Settings
 from mmdiff.evaluation.report.files import build
 from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure
 
@@ -92,14 +92,13 @@ def _fine(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "stride"}
 
 
+# Commit 279370b is the last that can also make "no flags" and "self-conditioning" of docs/results.
 STUDIES: dict[str, dict[str, Variant]] = {
     "choices": {
         "baseline": Variant(),
         "weights ramp": Variant(weights("ramp")),
         "weights none": Variant(weights("none")),
         "shared channels": Variant(model_with(channels="shared")),
-        "no flags": Variant(model_with(flags=False)),
-        "self-conditioning": Variant(model_with(self_conditioning=True)),
         "image + mask": Variant(pair("mask")),
         "image + label": Variant(pair("label")),
         "image + embedding": Variant(pair("embedding")),
@@ -139,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         optim = optim_with(images=args.images, warmup_images=args.images // 10, lr=args.lr)
         base = optim(load_train_config(args.config))
         base = base if args.study == "scenes" else model_with(**SIZE)(base)
-        settings = Settings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
+        settings = EvaluationSettings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
         embedder = make_embedder(base, args.embedder, CPU)
         bench = load_bench(base, args.train, args.val, args.judge, embedder, settings)
         names = {"train": Path(args.train).name, "val": Path(args.val).name, "judge": Path(args.judge).name}

@@ -1,4 +1,4 @@
-"""How what a model can do grows with the training images seen, from the checkpoints that a run kept.
+"""Figures of a model by the number of training images, from the checkpoints that a run kept.
 
     python benchmarks/curves.py runs/scenes-cpu --data data/scenes/val.parquet \
         --out docs/results/scenes-curve.json --plot docs/scenes_curve.png
@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 from mmdiff.evaluate import evaluate, read_examples
-from mmdiff.evaluation.core import Evaluation, Settings
+from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
 
 TASKS = ("mask_from_image", "label_from_image", "embedding_from_image")
@@ -36,9 +37,9 @@ FIGURES = {
 
 
 def measure(folder: Path, data: str, device: str) -> dict[str, float]:
-    """The figures of one checkpoint, as far as it has the modalities."""
+    """The figures of one checkpoint, of the modalities that it has."""
     pipe = Pipeline.from_pretrained(folder, device=device)
-    results = evaluate(Evaluation(pipe, read_examples(data, pipe), Settings()), TASKS)
+    results = evaluate(Evaluation(pipe, read_examples(data, pipe), EvaluationSettings()), TASKS)
     found = {name: look_up(results, path) for name, (path, _) in FIGURES.items()}
     return {name: round(value, 4) for name, value in found.items() if value is not None}
 
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = curve(args.run, args.data, args.device)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    report["settings"] = dataclasses.asdict(Settings())
+    report["settings"] = dataclasses.asdict(EvaluationSettings())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.plot:

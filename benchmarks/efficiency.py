@@ -1,12 +1,11 @@
-"""What many in one saves, and how quality grows with the number of steps.
+"""The cost of one model for all modalities, and quality by the number of steps.
 
     python benchmarks/efficiency.py checkpoints/orchard --data data/orchard/val.parquet \
         --judge benchmarks/judges/orchard --out docs/results/orchard-efficiency.json \
         --plot docs/orchard_efficiency.png
 
-One pass of the network that generates all modalities is timed against a pass of the same network for photos
-alone, and against a pass of each of the models for one thing that would stand in its place, in pairs, one
-after the other in turn.
+One pass of the network for all modalities is timed against a pass of the same network for photos alone, and
+against a pass of each of the models for one task that it replaces, in pairs, in turn.
 """
 
 from __future__ import annotations
@@ -29,10 +28,11 @@ from benchmarks.study import only
 from mmdiff.checkpoint import load_config
 from mmdiff.config import ModelConfig
 from mmdiff.evaluate import evaluate, read_examples
-from mmdiff.evaluation.core import Evaluation, Settings
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.evaluation import Evaluation
+from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.report.cost import FIGURES, GUIDED
 from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
@@ -50,7 +50,7 @@ PATHS = {
 
 
 class Pass:
-    """One call of a network for a batch, with nothing given, and what it costs."""
+    """One call of a network for a batch with nothing given, and its cost."""
 
     def __init__(self, config: ModelConfig, batch: int) -> None:
         self.model = MultiModalDiffusion(config).eval()
@@ -95,9 +95,9 @@ def passes(config: ModelConfig, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def quality(ev: Evaluation, filling_guidance: float, steps: Sequence[int]) -> list[dict[str, Any]]:
-    """The figures of every sampler after every number of steps, on the same examples and noise.
+    """The figures of every sampler at every number of steps, on the same examples and noise.
 
-    The page's sampler of holes is measured with guidance, too.
+    The page's default sampler for holes is also measured with guidance.
     """
     ways = [(name, name, 1.0, TASKS) for name in SAMPLERS]
     ways.append((GUIDED, FILLING_SAMPLER, filling_guidance, ("holes",)))
@@ -149,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "passes": passes(load_config(Path(args.checkpoint)), args.batch, args.rounds),
         }
         pipe = Pipeline.from_pretrained(args.checkpoint, device="cpu")
-        settings = Settings(samples=args.samples, guidance=args.guidance, classical=False)
-        judge = Judge.from_pretrained(args.judge)
+        settings = EvaluationSettings(samples=args.samples, guidance=args.guidance, classical=False)
+        judge = Classifier.from_pretrained(args.judge)
         ev = Evaluation(pipe, read_examples(args.data, pipe), settings, judge)
         report["settings"] = dataclasses.asdict(settings)
         report["filling_guidance"] = args.filling_guidance

@@ -5,10 +5,9 @@
         --out docs/results/evidence-orchard.json --plot docs/evidence_orchard.png
 
 Every system has the same backbone, sees as many training images and is measured on the same photos with the
-same holes and noise; one more of ours sees as many as the four models for one thing that it replaces.
-Finished runs are kept: started again, the study goes on where it was cut off. With `--keep FOLDER` trained
-models are, too, and can be measured anew without training them again.
-With `--remedies` it compares changes to ours instead that might mend what ours does worse.
+same holes and noise. A second model of ours sees as many images as the four models for one task together.
+Finished runs are kept, so that a study that was cut off continues. `--keep FOLDER` also keeps the trained
+models, which can then be measured again without training. `--remedies` compares changes to ours instead.
 """
 
 from __future__ import annotations
@@ -42,38 +41,39 @@ from benchmarks.study import (
     trained_and_measured,
     write,
 )
+from benchmarks.systems import MaskedAutoencoder, OneCall
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
-from mmdiff.evaluation.core import Settings
-from mmdiff.evaluation.fillings import FILLINGS
-from mmdiff.evaluation.hole_figures import interval
-from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS
+from mmdiff.evaluation.holes import HOLES, interval
 from mmdiff.evaluation.report.evidence import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
 from mmdiff.evaluation.report.files import build
 from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.settings import EvaluationSettings
 
 RESAMPLES = 10  # of every jump of RePaint; with half as many jumps, as the others' steps, it is worse
-PHOTOS = {"always": ("image",), "holes": 1.0}  # every photo is given, with holes
+PHOTOS = {"joint": 0.0, "given": 1.0, "holes": 1.0}  # every photo is given, with holes
 
 
 @dataclass(frozen=True)
 class System(Variant):
-    """A variant with what it fills holes with.
+    """A variant with its method to fill holes.
 
-    fills: "ours", as the model is told what is known; "repaint", untold; "": not at all.
+    Attributes:
+        fills: "ours": the known pixels are conditioning; "repaint": RePaint without conditioning; "": none.
     """
 
     fills: str = "ours"
 
 
 OTHER = {"classical": False}  # classical fillings are the same beside every system
-UNGUIDED = OTHER | {"filling_guidance": 1.0}  # guidance asks for photos given with holes and without any
+UNGUIDED = OTHER | {"filling_guidance": 1.0}  # guidance needs training with and without known pixels
 ONE_CALL = UNGUIDED | {"steps": 1, "filling_steps": 1}
 
 
 def reader(name: str) -> System:
     """Trained to read one modality off whole photos, in one call."""
-    change = alone(name, never=(name,), always=("image",), holes=0.0, absent=0.0, one_call=True)
+    change = alone(name, only_reading=1.0, absent=0.0)
     return System(change, settings=ONE_CALL, tasks=(f"{name}_from_image",), fills="")
 
 
@@ -106,15 +106,16 @@ def longer(config: TrainConfig) -> TrainConfig:
 MORE_HOLES = {"joint": 0.1, "given": 0.8, "holes": 0.9, "only_reading": 0.2}
 
 
+# Commit 279370b is the last that can also make "a time of its own for each modality" of docs/results.
 SYSTEMS: dict[str, System] = {
     OURS: System(),
     LONGER: System(longer, settings=OTHER),
-    "reconstruction only": System(alone(**PHOTOS, one_call=True), settings=ONE_CALL, tasks=("holes",)),
+    "reconstruction only": System(alone(**PHOTOS), settings=ONE_CALL, tasks=("holes",), trainer=OneCall),
     "masked autoencoder": System(
-        alone(**PHOTOS, one_call=True, masking="patches"), settings=ONE_CALL, tasks=("holes",)
+        alone(**PHOTOS), settings=ONE_CALL, tasks=("holes",), trainer=MaskedAutoencoder
     ),
     "diffusion of photos, RePaint": System(
-        alone(never=("image",)),
+        alone(given=0.0),
         settings=UNGUIDED | {"repaint": RESAMPLES},
         tasks=("holes", "likeness"),
         fills="repaint",
@@ -123,7 +124,6 @@ SYSTEMS: dict[str, System] = {
     "diffusion of photos, holes as augmentation": System(
         alone(), settings=OTHER, tasks=("holes", "likeness")
     ),
-    "a time of its own for each modality": System(model_with(separate_times=True), settings=OTHER),
     "segmenter": reader("mask"),
     "classifier": reader("label"),
     "embedding regression": reader("embedding"),
@@ -173,7 +173,9 @@ FLOORS = {"precision", "recall", "frechet", "kernel"}  # also measured of traini
 def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
     """Train a system and measure it."""
 
-    def describe(results: dict[str, Any], each: dict[str, Tensor], settings: Settings) -> dict[str, Any]:
+    def describe(
+        results: dict[str, Any], each: dict[str, Tensor], settings: EvaluationSettings
+    ) -> dict[str, Any]:
         filled = {kind: each.get(f"holes/{kind}/{system.fills}") for kind in settings.holes}
         return {
             "figures": figures(results, system),
@@ -185,7 +187,7 @@ def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
     return trained_and_measured(system, config, bench, ALL_TASKS, describe)
 
 
-def calls(system: System, settings: Settings) -> int:
+def calls(system: System, settings: EvaluationSettings) -> int:
     """Calls of the network that fill a hole; guidance doubles them."""
     if system.fills == "repaint":
         return settings.steps * settings.repaint
@@ -209,8 +211,8 @@ def classical(results: Mapping[str, Any], each: Mapping[str, Tensor]) -> dict[st
     """LPIPS of every photo by classical fillings, where they were measured: kind -> filling -> values."""
     found: dict[str, Any] = {}
     for kind in results.get("holes", {}):
-        if all(f"holes/{kind}/{name}" in each for name in FILLINGS):
-            found[kind] = {name: thousandths(each[f"holes/{kind}/{name}"]) for name in FILLINGS}
+        if all(f"holes/{kind}/{name}" in each for name in CLASSICAL_METHODS):
+            found[kind] = {name: thousandths(each[f"holes/{kind}/{name}"]) for name in CLASSICAL_METHODS}
     return found
 
 
@@ -234,7 +236,7 @@ def compare(variants: Mapping[str, Any], name_of_ours: str = OURS) -> dict[str, 
         if name != name_of_ours
     }
     fixed = next(iter(variants[OURS]["runs"].values()))["classical"]
-    for filling in FILLINGS:
+    for filling in CLASSICAL_METHODS:
         others[filling] = over_seeds([{kind: values[filling] for kind, values in fixed.items()}])
     return {
         name: {kind: _pair(ours[kind], theirs) for kind, theirs in by_kind.items() if kind in ours}
@@ -304,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = load_train_config(args.config)
         if args.images:
             base = optim_with(images=args.images)(base)
-        settings = Settings(
+        settings = EvaluationSettings(
             steps=args.steps,
             filling_steps=args.filling_steps,
             filling_guidance=args.filling_guidance,

@@ -3,10 +3,10 @@
     python benchmarks/gradients.py configs/evidence-scenes.toml --train data/scenes/train.parquet \
         --out docs/results/scenes-gradients.json
 
-While a model is trained from scratch, the gradients of its loss terms are taken apart now and then: the norm
-of each one, with its weight, in the parameters that all modalities share, and its cosine with the photos'
-own. A term whose norm is far above the photos' takes the optimiser's step for itself (Adam divides by the
-size of the sum); a cosine below zero undoes what the photos need.
+While a model is trained from scratch, the gradient of each weighted loss term is measured now and then: its
+norm in the parameters that all modalities share, and its cosine with the gradient of the photos' terms. A
+term with a far larger norm than the photos' dominates the optimiser's step (Adam divides by the size of the
+sum); a negative cosine works against the photos.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from mmdiff.data.batches import load_examples, make_embedder
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.trainer import Trainer
 
-SHARES = (0.1, 0.3, 0.6, 0.95)  # of the training, after which gradients are taken apart
+SHARES = (0.1, 0.3, 0.6, 0.95)  # of the training, after which gradients are measured
 
 
 def term_gradients(trainer: Trainer) -> dict[str, Tensor]:
-    """Gradients in the shared backbone of the next batch's terms, each with its weight: name -> (P,).
+    """Gradients of the next batch's weighted loss terms in the shared backbone: modality -> (P,).
 
-    "image" is of all terms of the anchor together, the other modalities go by their names.
+    The anchor's is that of all its terms together. Nothing is stepped.
     """
-    model = trainer.model
-    terms = trainer.terms_of_next_batch()
+    model = trainer.model.train()
+    draw = trainer.next_draw()
+    trainer.seed_dropout(0)
+    terms = trainer.losses(model, draw)
     shared = list(model.backbone.parameters())
     found = {}
     for modality in model.config.modalities:
@@ -55,7 +57,7 @@ def term_gradients(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def pulls(trainer: Trainer, batches: int) -> dict[str, dict[str, float]]:
-    """Of every modality the root mean square norm over batches, and the mean cosine with the anchor's."""
+    """For every modality the root mean square norm over batches, and the mean cosine with the anchor's."""
     norms: dict[str, list[float]] = {}
     cosines: dict[str, list[float]] = {}
     for _ in range(batches):
@@ -74,7 +76,7 @@ def pulls(trainer: Trainer, batches: int) -> dict[str, dict[str, float]]:
 
 
 def follow(trainer: Trainer, batches: int) -> list[dict[str, Any]]:
-    """Train to the end, and take the gradients apart after each of `SHARES`."""
+    """Train to the end, and measure the gradients after each of `SHARES`."""
     total = trainer.config.optim.images
     marks = [share * total for share in SHARES]
     points = []

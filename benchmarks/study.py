@@ -1,7 +1,7 @@
 """A study: variants of one training run, each repeated with several seeds, kept in one JSON file.
 
-What `benchmarks/ablations.py` and `benchmarks/evidence.py` share. Every finished run is stored at once:
-started again, a study goes on where it was cut off.
+`benchmarks/ablations.py` and `benchmarks/evidence.py` share it. Every finished run is stored immediately, so
+that a study that was cut off continues when it is started again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from mmdiff.config import ModelConfig, TrainConfig, to_dict
 from mmdiff.data.batches import load_examples
 from mmdiff.data.examples import Examples
 from mmdiff.evaluate import evaluate
-from mmdiff.evaluation.core import Evaluation, Settings, mean
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.evaluation import Evaluation
+from mmdiff.evaluation.metrics import mean
+from mmdiff.evaluation.observers.classifier import Classifier
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.training.dry_run import count
+from mmdiff.training.state import load_state, save_state
 from mmdiff.training.trainer import Trainer
 
 Change = Callable[[TrainConfig], TrainConfig]
@@ -39,17 +42,20 @@ NUMBERS = re.compile(r"\[\s+(-?\d[-\d.,\s]*)\]")
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration that differs from the baseline's by ``change``, and what it is trained on.
+    """A configuration that differs from the baseline's by ``change``, how it is trained and measured.
 
-    annotated: name of the modality that every training example must have, if any.
-    settings: of the evaluation, where they differ from the baseline's.
-    tasks: what it can be measured on; None: on everything.
+    Attributes:
+        annotated: name of the modality that every training example must have, if any.
+        settings: of the evaluation, where they differ from the baseline's.
+        tasks: of the evaluation; None: all.
+        trainer: class of the trainer.
     """
 
     change: Change = lambda config: config
     annotated: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] | None = None
+    trainer: type[Trainer] = Trainer
 
     def train(
         self, config: TrainConfig, examples: Examples, kept: Path | None = None
@@ -57,15 +63,15 @@ class Variant:
         """The trained model of ``config``, which `change` has made, and the CPU seconds of its training.
 
         Args:
-            kept: folder of trained models. One that is there is not trained again.
+            kept: folder of trained models. A model that is there is not trained again.
         """
         if self.annotated:
             examples = examples.take(examples.present[self.annotated].nonzero()[:, 0])
-        trainer = Trainer(config, examples, CPU)
+        trainer = self.trainer(config, examples, CPU)
         trainer.load_pretrained("checkpoints")
-        state = kept and kept / f"{fingerprint(config, examples)}.safetensors"
+        state = kept and kept / f"{fingerprint(self.trainer, config, examples)}.safetensors"
         if state and state.exists():
-            trainer.load_state(state)
+            load_state(trainer, state)
             return trainer, json.loads(state.with_suffix(".json").read_text(encoding="utf-8"))["cpu_seconds"]
         start = time.process_time()
         while trainer.images < config.optim.images:
@@ -73,7 +79,7 @@ class Variant:
         seconds = round(time.process_time() - start, 1)
         if state:
             write({"cpu_seconds": seconds, "config": to_dict(config)}, state.with_suffix(".json"))
-            trainer.save_state(state)
+            save_state(trainer, state)
         return trainer, seconds
 
 
@@ -83,13 +89,13 @@ class Bench:
 
     train: Examples
     val: Examples
-    judge: Judge
+    judge: Classifier
     embedder: Any
-    settings: Settings
+    settings: EvaluationSettings
     kept: Path | None = None
 
     def evaluation(self, trainer: Trainer, variant: Variant) -> Evaluation:
-        """Of the averaged model, as the variant asks for it."""
+        """The evaluation of the averaged model, with the variant's settings."""
         pipe = Pipeline(trainer.ema.model, CPU, self.embedder)
         settings = dataclasses.replace(self.settings, **variant.settings)
         return Evaluation(pipe, self.val, settings, self.judge, train_photos=self.train.stored["image"])
@@ -101,18 +107,19 @@ def load_bench(
     val: str,
     judge: str,
     embedder: Any,
-    settings: Settings,
+    settings: EvaluationSettings,
     kept: Path | None = None,
 ) -> Bench:
     """Bench of Parquet files, with the modalities of ``base``. Raises ValueError where something lacks."""
     blueprint = MultiModalDiffusion(base.model)
     examples = (load_examples(path, blueprint, base, embedder) for path in (train, val))
-    return Bench(*examples, Judge.from_pretrained(judge), embedder, settings, kept)
+    return Bench(*examples, Classifier.from_pretrained(judge), embedder, settings, kept)
 
 
-def fingerprint(config: TrainConfig, examples: Examples) -> str:
-    """Name of what training makes of these examples: it differs where configuration, seed or data do."""
-    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode())
+def fingerprint(trainer: type[Trainer], config: TrainConfig, examples: Examples) -> str:
+    """Name of a trained model: it differs where trainer, configuration, seed or data do."""
+    digest = hashlib.sha256(trainer.__name__.encode())
+    digest.update(json.dumps(to_dict(config), sort_keys=True).encode())
     for name in sorted(examples.stored):
         digest.update(name.encode())
         digest.update(examples.stored[name].contiguous().numpy().data)
@@ -124,8 +131,8 @@ def photos_judged(base: TrainConfig, bench: Bench) -> float:
     """Share of the real photos, at the models' size, that the judge names correctly."""
     pipe = Pipeline(MultiModalDiffusion(base.model), CPU, bench.embedder)
     ev = Evaluation(pipe, bench.val, bench.settings, bench.judge)
-    real = ev.read(ev.having("image", "label"))
-    return round(mean(ev.judged(real["image"]) == real["label"]), 4)
+    real = ev.read(ev.rows_with("image", "label"))
+    return round(mean(ev.classify(real["image"]) == real["label"]), 4)
 
 
 # -- changes ---------------------------------------------------------------------------------------------
@@ -157,9 +164,9 @@ def pair(name: str) -> Change:
     return lambda config: dataclasses.replace(config, model=only(config.model, name))
 
 
-def alone(name: str | None = None, **tasks: Any) -> Change:
-    """The anchor, and one other modality if ``name`` is given, in other shares of the tasks."""
-    return lambda config: tasks_with(**tasks)(pair(name or "")(config))
+def alone(name: str = "", **tasks: Any) -> Change:
+    """The anchor, and one other modality if it is named, in other shares of the tasks."""
+    return lambda config: tasks_with(**tasks)(pair(name)(config))
 
 
 # -- the file --------------------------------------------------------------------------------------------
@@ -201,7 +208,7 @@ def study(
             shown = ", ".join(f"{n} {v:.4g}" for n, v in found["figures"].items())
             print(f"{name}, seed {seed}, {found['cpu_seconds']:.0f} s of CPU: {shown}", flush=True)
     made = report["variants"]
-    report["variants"] = {name: made[name] for name in variants} | made  # in the order asked for
+    report["variants"] = {name: made[name] for name in variants} | made  # in the order of `variants`
     return report
 
 
@@ -233,7 +240,7 @@ def trained_and_measured(
     config: TrainConfig,
     bench: Bench,
     tasks: Sequence[str],
-    describe: Callable[[dict[str, Any], dict[str, Tensor], Settings], dict[str, Any]],
+    describe: Callable[[dict[str, Any], dict[str, Tensor], EvaluationSettings], dict[str, Any]],
 ) -> dict[str, Any]:
     """A run as a study keeps it; seconds are CPU time, as other work may share the machine.
 

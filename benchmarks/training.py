@@ -1,11 +1,11 @@
-"""How fast training is, and against what: the machine's own matmuls, and the loading of data.
+"""The speed of training, compared with matrix products on the same machine and with the loading of data.
 
     python benchmarks/training.py configs/orchard.toml --out docs/results/training-speed.json
 
-Measures, on random examples of the configuration's shapes, the whole step of `python -m mmdiff.train`, matrix
-products in the same precision, and the drawing of batches. All are taken in turn, round after round, so that
-whatever else the machine does meets all of them. Figures are medians over the rounds, with the lowest and the
-highest; a share is the median of the rounds' ratios.
+Measures the whole step of `python -m mmdiff.train` on random examples of the configuration's shapes, matrix
+products in the same precision, and the drawing of batches. All are measured in turn, round after round, so
+that other load on the machine affects all of them. Figures are medians over the rounds, with the lowest and
+the highest; a share is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mmdiff.config import TrainConfig, load_train_config  # noqa: E402
-from mmdiff.data.examples import Examples, batch_rows, draw_batch, read_parquet  # noqa: E402
+from mmdiff.data.augment import draw_batch  # noqa: E402
+from mmdiff.data.examples import Examples, batch_rows  # noqa: E402
+from mmdiff.data.parquet import read_parquet  # noqa: E402
 from mmdiff.device import choose_device  # noqa: E402
 from mmdiff.modalities import Modality  # noqa: E402
 from mmdiff.model import MultiModalDiffusion  # noqa: E402
@@ -49,7 +51,7 @@ COLUMNS = {"image": PICTURE, "mask": PICTURE, "label": pa.int64(), "embedding": 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long is measured. square: side of the largest product. rows: of the data file."""
+    """How much is measured. square: side of the largest product. rows: of the data file."""
 
     rounds: int = 7
     seconds: float = 2.0  # of each measurement in a round
@@ -65,7 +67,7 @@ ON_GPU = Effort(square=8192, rows=4096)
 
 
 def random_cell(modality: Modality, rng: np.random.Generator, side: int) -> Any:
-    """A cell of a data file with something random: photos are smooth, as WebP; masks are blocks, as PNG."""
+    """A random cell of a data file: photos are smooth, as WebP; masks are blocks, as PNG."""
     if modality.kind == "label":
         return int(rng.integers(len(modality.classes)))
     if modality.kind == "embedding":
@@ -87,7 +89,7 @@ def write_random(path: Path, modalities: list[Modality], rows: int) -> None:
     pq.write_table(pa.table({n: pa.array(cells, types[n]) for n, cells in columns.items()}), path)
 
 
-# -- what there is to compute --------------------------------------------------------------------------
+# -- operations of a step ------------------------------------------------------------------------------
 
 
 def count_flops(trainer: Trainer) -> dict[str, float]:
@@ -117,7 +119,7 @@ def model_products(trainer: Trainer) -> dict[Shape, int]:
 
 
 class Products:
-    """Matrix products of given shapes to run, in the precision that training computes in."""
+    """Matrix products of given shapes to run, in the precision of the training."""
 
     def __init__(self, shapes: dict[Shape, int], device: torch.device) -> None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -155,7 +157,7 @@ def seconds_per_call(action: Callable[[], Any], calls: int, device: torch.device
 def in_turn(
     actions: dict[str, Callable[[], Any]], effort: Effort, device: torch.device
 ) -> list[dict[str, float]]:
-    """Seconds per call of every action, one after the other in each round; each is called once before."""
+    """Seconds per call of every action, in turn in each round, after one call to warm up."""
     calls = {}
     for name, action in actions.items():
         action()
@@ -167,13 +169,13 @@ def in_turn(
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Of the rounds, to four digits."""
+    """Median, lowest and highest of the rounds, to four digits."""
     found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory so far: of the GPU's allocator, or of this process with all libraries."""
+    """Peak memory so far: of the GPU's allocator, or of this process with all libraries."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -193,7 +195,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def read_random(config: TrainConfig, modalities: list[Modality], rows: int) -> tuple[Examples, float]:
-    """Random examples from a file, and the rows read in a second."""
+    """Random examples read from a file, and the rows read in a second."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.parquet"
         write_random(path, modalities, rows)
@@ -211,13 +213,12 @@ def measure(config: TrainConfig, device: torch.device, effort: Effort) -> dict[s
     trainer = Trainer(config, examples, device, compile_model=on_gpu)
     for _ in range(3):
         trainer.train_step()
-    memory = peak_memory_mb(device)  # before anything else that would need some
-    plain = Trainer(config, examples, device)  # what is compiled cannot be looked into
+    memory = peak_memory_mb(device)  # before anything else needs memory
+    plain = Trainer(config, examples, device)  # hooks and counters do not see into a compiled model
     flops, shapes = count_flops(plain), model_products(plain)
     del plain
-    side = effort.square
     products = {
-        "square": Products({(side, side, side): 1}, device),
+        "square": Products({(effort.square,) * 3: 1}, device),
         "model": Products(shapes, device),
     }
     resident, generator = examples.to(device), torch.Generator(device)
@@ -237,7 +238,7 @@ def measure(config: TrainConfig, device: torch.device, effort: Effort) -> dict[s
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "batch_size": batch,
         "rounds": effort.rounds,
-        "square_side": side,
+        "square_side": effort.square,
         "images_per_second": summary([batch / r["step"] for r in rounds]),
         "mflop_per_image": {name: round(count / 1e6, 3) for name, count in flops.items()},
         "training_gflops": summary([rate / 1e9 for rate in trained]),

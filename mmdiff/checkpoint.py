@@ -28,7 +28,7 @@ def save_checkpoint(model: MultiModalDiffusion, folder: str | Path, card: str | 
 def write_checkpoint(
     config: ModelConfig, weights: Mapping[str, torch.Tensor], folder: str | Path, card: str | None = None
 ) -> None:
-    """The same of a configuration and the state dict ``weights``, whole tensors on any device."""
+    """The same from a configuration and the state dict ``weights``, whole tensors on any device."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(weights, folder / WEIGHTS_FILE)
@@ -63,7 +63,7 @@ def resolve(name: str | Path) -> Path:
 
 
 def load_config(folder: Path) -> ModelConfig:
-    """The model configuration of a checkpoint folder. Raises ValueError if there is none or it is damaged."""
+    """The model configuration of a checkpoint folder. Raises ValueError if it is missing or unusable."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}.")
@@ -71,16 +71,20 @@ def load_config(folder: Path) -> ModelConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != "mmdiff":
             raise ValueError("it was not written by mmdiff")
-        return from_dict(ModelConfig, values["model"])
-    except (ValueError, KeyError, TypeError) as error:
+        model = values["model"]
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be used: {error}. Download the checkpoint again.") from error
+    try:
+        return from_dict(ModelConfig, model)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
 
 
 def load_checkpoint(name: str | Path, device: torch.device | str = "cpu") -> MultiModalDiffusion:
     """The model of a checkpoint folder or Hub id, in float32, in evaluation mode.
 
     Raises:
-        ValueError: missing, damaged or pickled weights, or weights of another architecture.
+        ValueError: the weights are missing, damaged, pickled or of another architecture.
     """
     folder = resolve(name)
     model = MultiModalDiffusion(load_config(folder))

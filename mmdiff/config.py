@@ -1,6 +1,7 @@
 """Configuration: frozen dataclasses, read from TOML for training and from JSON inside a checkpoint.
 
-Unknown keys raise, so that a misspelt option never silently does nothing.
+Unknown keys raise, so that a misspelt option never silently does nothing. Retired options are still accepted
+where they have their default value, as checkpoints and training states from before name them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# options that no longer exist, with the only value that is still accepted
+RETIRED = {
+    "ModelConfig.flags": True,
+    "ModelConfig.self_conditioning": False,
+    "ModelConfig.separate_times": False,
+    "TaskConfig.one_call": False,
+    "TaskConfig.masking": "mixed",
+    "TaskConfig.always": [],
+    "TaskConfig.never": [],
+}
+LAST_WITH_RETIRED = "279370b"  # the last commit that has them
 
 TABLES = {"dict[str, str]": "str", "dict[str, int]": "int", "dict[str, dict[str, int]]": "dict[str, int]"}
 
@@ -40,12 +53,12 @@ class ModalityConfig:
     weights: str = "joint"  # family of w_t; ignored for the anchor (the first modality)
     scale: float = 1.0  # c_i, the constant in front of the family
     loss_weight: float = 1.0  # lambda_i of this modality's L2 term
-    options: dict[str, Any] = field(default_factory=dict)  # what the kind's constructor takes
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the kind's constructor
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that is needed to rebuild the model around its weights."""
+    """Everything needed to rebuild the model around its weights."""
 
     modalities: tuple[ModalityConfig, ...]
     image_size: int = 64  # pixels, height and width
@@ -62,18 +75,13 @@ class ModelConfig:
     dropout: float = 0.0
     embedder: str = ""  # folder of the CLIP-style embedder beside the checkpoint, or an open_clip tag
     channels: str = "own"  # "own": every modality has channels of Z to itself; "shared": all overlap
-    flags: bool = True  # tell the denoiser which modalities are unknown, known and absent
-    in_place: bool = False  # what is given replaces its noisy version in what the denoiser sees
-    self_conditioning: bool = False  # show the denoiser its previous clean prediction
-    separate_times: bool = False  # every modality is diffused to a time of its own (UniDiffuser)
+    in_place: bool = False  # known entries of z_t are clean in the denoiser's input, otherwise noisy
 
     def __post_init__(self) -> None:
         if self.channels not in ("own", "shared"):
             raise ValueError(f"model.channels is {self.channels!r}; use 'own' or 'shared'.")
         if self.in_place and self.channels == "shared":
             raise ValueError("model.in_place needs channels of their own; leave model.channels at 'own'.")
-        if self.separate_times and not self.in_place:
-            raise ValueError("model.separate_times puts what is given at time 0; set model.in_place, too.")
         if not self.modalities:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")
@@ -99,7 +107,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the examples are and how they are cut; `mmdiff.data.sources` says what a source may be."""
+    """Where the examples are and how they are cut; `mmdiff.data.sources` lists the kinds of sources."""
 
     train: str = ""  # Parquet file or a glob of such files; with `stream` any source
     val: str = ""
@@ -114,7 +122,7 @@ class DataConfig:
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
     zoom: float = 1.0  # smallest share of a stored photo's side that a random crop shows, enlarged
     flip: bool = True
-    light: float = 0.0  # share by which contrast and brightness of a photo change; captions may speak of them
+    light: float = 0.0  # contrast and brightness change by up to this share; captions may mention them
     balance: float = 1.0  # a source's share grows with its examples to this power: 0 is equal, 1 as they are
 
     def __post_init__(self) -> None:
@@ -128,7 +136,7 @@ class DataConfig:
         _check_positive(self, ("shuffle_rows", "workers"))
 
     def ready(self) -> DataConfig:
-        """What training reads: the prepared shards if there are to be any, else the sources themselves."""
+        """The data that training reads: the prepared shards if `prepared` is set, else the sources."""
         if not self.prepared:
             return self
         shards = {
@@ -143,32 +151,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """How often training shows which task."""
+    """The mixture of tasks in training: shares and probabilities, 0 to 1."""
 
     joint: float = 0.3  # share of examples with nothing given
-    given: float = 0.4  # otherwise, the probability that a modality is given
-    absent: float = 0.15  # probability that a modality that could be predicted is left out
+    given: float = 0.4  # in the others, probability that a modality is given
+    absent: float = 0.15  # probability that a modality that is not given is left out
     holes: float = 0.5  # share of the given images that have holes
-    # What an example lacks is asked for as often as what it has, though without a loss of its own. Otherwise
-    # it is always absent, and to ask for it says that the photo is from a source that annotates it.
+    # True: a modality that an example lacks is predicted as often as one that it has, but without a loss.
+    # False: it is always absent, so predicting it tells the model that the source annotates it.
     ask_for_lacking: bool = False
-    # Share of the examples with the whole photo given that stand at t = T, where nothing else tells.
-    reading: float = 0.0
-    # Share of all examples that show the whole photo, nothing else, and stand at t = T: to be read, no more.
-    only_reading: float = 0.0
-    always: tuple[str, ...] = ()  # modalities that are given wherever they are there, maybe with holes
-    never: tuple[str, ...] = ()  # modalities that are never given
-    one_call: bool = False  # all examples stand at t = T: nothing is diffused, and one call answers
-    # "mixed": holes of many shapes and sizes; "patches": three quarters of the patches, as in MAE.
-    masking: str = "mixed"
+    reading: float = 0.0  # share of the examples with a complete image given that have t = T
+    only_reading: float = 0.0  # share of all examples with the complete image given, nothing else, and t = T
 
     def __post_init__(self) -> None:
         _check_shares(self, "tasks", ("joint", "given", "absent", "holes", "reading", "only_reading"))
-        if self.masking not in ("mixed", "patches"):
-            raise ValueError(f"tasks.masking is {self.masking!r}; use 'mixed' or 'patches'.")
-        both = sorted(set(self.always) & set(self.never))
-        if both:
-            raise ValueError(f"tasks.always and tasks.never both name {', '.join(both)}; choose one of them.")
 
 
 @dataclass(frozen=True)
@@ -186,7 +182,7 @@ class OptimConfig:
     snr_cap: float = 5.0  # gamma of the weight min(SNR + 1, gamma)
     save_every_images: int = 200_000
     sample_every_images: int = 400_000
-    keep_checkpoints: bool = False  # also keep every saved one, in history/<images>
+    keep_checkpoints: bool = False  # keep every saved checkpoint in history/<images>
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -200,14 +196,6 @@ class TrainConfig:
     tasks: TaskConfig = TaskConfig()
     optim: OptimConfig = OptimConfig()
 
-    def __post_init__(self) -> None:
-        names = [m.name for m in self.model.modalities]
-        unknown = [n for n in (*self.tasks.always, *self.tasks.never) if n not in names]
-        if unknown:
-            raise ValueError(
-                f"tasks names {', '.join(unknown)}, but the model's modalities are {', '.join(names)}."
-            )
-
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A JSON-ready dictionary of a configuration dataclass."""
@@ -218,10 +206,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build the dataclass ``cls`` from nested dictionaries.
 
     Raises:
-        ValueError: for an unknown or a missing key or a value of the wrong type, by name.
+        ValueError: names a key that is unknown, missing or retired, or whose value has the wrong type.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{cls.__name__} is {values!r}; give a table of its options.")
+    values = _without_retired(cls.__name__, values)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -235,6 +224,18 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
         raise ValueError(f"{cls.__name__}: {error}.") from None
 
 
+def _without_retired(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without `RETIRED` options. Raises ValueError if one of them has another value."""
+    for name, value in values.items():
+        key = f"{section}.{name}"
+        if key in RETIRED and value != RETIRED[key]:
+            raise ValueError(
+                f"{key} is {value!r}, but this option was retired and only {RETIRED[key]!r} is accepted; "
+                f"leave it out, or use commit {LAST_WITH_RETIRED}, the last that has it."
+            )
+    return {name: value for name, value in values.items() if f"{section}.{name}" not in RETIRED}
+
+
 def _convert(annotation: str, value: Any, name: str) -> Any:
     nested = {c.__name__: c for c in (ModelConfig, DataConfig, TaskConfig, OptimConfig)}
     if annotation in nested:
@@ -243,8 +244,6 @@ def _convert(annotation: str, value: Any, name: str) -> Any:
         return tuple(from_dict(ModalityConfig, v) for v in value)
     if annotation in TABLES and isinstance(value, Mapping):
         return {k: _convert(TABLES[annotation], v, f"{name}.{k}") for k, v in value.items()}
-    if annotation == "tuple[str, ...]" and isinstance(value, (list, tuple)):
-        return tuple(_convert("str", v, name) for v in value)
     if annotation == "tuple[float, float]" and isinstance(value, (list, tuple)) and len(value) == 2:
         return tuple(_convert("float", v, name) for v in value)
     scalar = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict[str, Any]": dict}

@@ -1,4 +1,4 @@
-"""Choice of the device that everything runs on."""
+"""The device that everything runs on, and its fast precision."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used ({error}); try 'auto' or 'cpu'.") from None
     return torch.device(name)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster there than float32: on GPUs, and on processors with AMX or AVX512_BF16."""
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed, then moved into it."""
+"""Atomic writes: a file is written under a temporary name, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-# the files of a folder with trained weights
+# files of a folder with trained weights
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 
 
 def write_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    """`write_tensors` in half precision, for weights that are only to be used."""
+    """`write_tensors` in half precision, for inference."""
     write_tensors({n: t.half() if t.is_floating_point() else t for n, t in weights.items()}, path)
 
 
@@ -28,10 +28,10 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file so that ``path`` holds either the old or the new content, never a part.
 
-    The old file is kept as ``backup`` if one is named; killed between the two moves, only that is there.
+    The old file is renamed to ``backup``, if given. A kill between the two renames leaves only the backup.
 
     Raises:
-        OSError: it cannot be written, as on a full disk; the old file stands as it was.
+        OSError: it cannot be written, as on a full disk; the old file stays as it was.
     """
     with _replacing(path, backup) as temporary:
         whole = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
@@ -42,14 +42,14 @@ def write_tensors(
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same for a text file. Raises OSError as `write_tensors` does."""
+    """Write a text file likewise. Raises OSError as `write_tensors` does."""
     with _replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def _replacing(path: Path, backup: Path | None = None) -> Iterator[Path]:
-    """The name of a file to write, which takes the place of ``path`` once it is whole and on the disk."""
+    """The temporary name of a file to write; it replaces ``path`` once it is complete and on the disk."""
     temporary = path.with_suffix(path.suffix + ".part")
     try:
         yield temporary
@@ -64,7 +64,7 @@ def _replacing(path: Path, backup: Path | None = None) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk and outlast a loss of power."""
+    """Wait until a file, or the names in a folder, are on the disk and survive a power failure."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folders
         return
     file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

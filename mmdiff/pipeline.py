@@ -16,8 +16,8 @@ from torch import Tensor
 from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.clip.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
 from mmdiff.device import choose_device
+from mmdiff.images import to_uint8
 from mmdiff.modalities import KINDS, Modality
-from mmdiff.modalities.image import to_uint8
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.request import NO_LIMITS, Change, Limits, Request
 from mmdiff.serving.denoising import Denoising, Step
@@ -62,9 +62,9 @@ class Run(Iterator[Step]):
         return 0 if ticket.wait(seconds) else ticket.ahead
 
     def close(self) -> None:
-        """Ends sampling within a step."""
-        if self._ticket is not None:
-            self._ticket.close()
+        """Ends sampling within a step, or before it has begun."""
+        self._ticket = self._ticket or Ticket(self._engine, self._member)
+        self._ticket.close()
 
     def __del__(self) -> None:
         self.close()
@@ -185,7 +185,7 @@ class Pipeline:
         Raises ValueError at once for a request that cannot be run.
         """
         request = request.checked(self.modalities, self.schedule.num_steps, limits)
-        seeds = [int(request.seed) + k for k in range(request.num_samples)]
+        seeds = [request.seed + k for k in range(request.num_samples)]
         present = partial(self._present, shown=request.shown, seed=seeds[0])
         return self._run(lambda: self._parsed(request), seeds, present)
 
@@ -200,7 +200,8 @@ class Pipeline:
         Yields steps whose x_hat are tensors in the modalities' own ranges; given modalities come back as they
         are (classes one-hot).
         """
-        request.check_guidance(self.modalities, NO_LIMITS)
+        request.check_sampling(self.schedule.num_steps)
+        request.check_guidance(self.modalities)
         return self._run(lambda: request, seeds, lambda step: step)
 
     def _run(self, make: Callable[[], Request], seeds: Sequence[int], present: Callable[[Step], Step]) -> Run:

@@ -51,8 +51,8 @@ class Request:
             and runs every sample through the network twice a step. A mapping from names to numbers counts for
             each modality by itself and costs once more for each number other than 1; names that are left out
             have 1. The image can be named where it has `known_pixels`: its holes then follow them.
-        sample_first: names of wanted modalities that are sampled early, while the image is still noise; all
-            others then follow the sample as if it had been given, with its guidance scale.
+        sample_first: names of modalities, wanted or not, that are sampled early, while the image is still
+            noise; all others then follow the sample as if it had been given, with its guidance scale.
         steps: calls of the network for a sample, 1 to T. seed: of the first sample; the next ones count up.
         num_samples: samples that are generated at once. sampler: a key of `SAMPLERS`.
         eta: share of fresh noise in each step of "ddim", 0 to 1.
@@ -108,7 +108,7 @@ class Request:
     def checked(
         self, modalities: Mapping[str, Modality], num_steps: int, limits: Limits = NO_LIMITS
     ) -> Request:
-        """The same request with nothing left open: `wanted` named, changes complete.
+        """The same request with nothing left open: `wanted` named, changes complete, whole numbers of Python.
 
         Args:
             modalities: of the model, the anchor first. num_steps: T of its noise schedule.
@@ -117,18 +117,20 @@ class Request:
             ValueError: it cannot be run, with what was given, what was expected and how to mend it. Values in
                 `given` are checked when they are parsed.
         """
-        self._check_sampling(min(num_steps, limits.steps), limits)
-        first = self._with_conditions_checked(modalities, limits)
+        self.check_sampling(num_steps, limits)
+        whole = {name: int(getattr(self, name)) for name in ("steps", "seed", "num_samples")}
+        first = dataclasses.replace(self, **whole)._with_conditions_checked(modalities, limits)
         changes, earliest = [], 1
         for change in self.changes:
-            changes.append(change.checked(self, earliest, modalities, limits))
-            earliest = change.after + 1
+            changes.append(change.checked(first, earliest, modalities, limits))
+            earliest = changes[-1].after + 1
         return dataclasses.replace(first, changes=tuple(changes))
 
-    def _check_sampling(self, most_steps: int, limits: Limits) -> None:
-        _check_whole("steps", self.steps, 1, most_steps)
+    def check_sampling(self, num_steps: int, limits: Limits = NO_LIMITS) -> None:
+        """Raises ValueError if a number is out of range or there is no such sampler."""
+        _check_whole("steps", self.steps, 1, min(num_steps, limits.steps))
         _check_whole("num_samples", self.num_samples, 1, limits.num_samples)
-        _check_whole("seed", self.seed, 0, limits.seed - self.num_samples)
+        _check_whole("seed", self.seed, 0, limits.seed - int(self.num_samples))
         if self.sampler not in SAMPLERS:
             raise ValueError(f"no sampler is called {self.sampler!r}; choose among {', '.join(SAMPLERS)}.")
         if not is_number(self.eta) or not 0 <= self.eta <= 1:
@@ -142,7 +144,6 @@ class Request:
         anchor = next(iter(modalities))
         holes = _checked_known_pixels(self.known_pixels, self.given, anchor, modalities[anchor].image_size)
         wanted = self._checked_wanted(modalities, anchor, holes)
-        self._check_first(modalities, wanted)
         self.check_guidance(modalities, limits)
         return dataclasses.replace(self, wanted=wanted)
 
@@ -163,32 +164,33 @@ class Request:
             raise ValueError("everything is given, so nothing is left to generate; leave something out.")
         return wanted
 
-    def _check_first(self, modalities: Mapping[str, Modality], wanted: Sequence[str]) -> None:
-        possible = [n for n, m in modalities.items() if m.drawable and n not in self.given]
-        for name in self.sample_first:
-            if name not in possible:
-                others = ", ".join(possible) or "nothing of this request"
-                raise ValueError(f"sample_first names {name!r}; only {others} can be sampled first.")
-
-    def check_guidance(self, modalities: Mapping[str, Modality], limits: Limits) -> None:
-        """Raises ValueError if `guidance_scale` is out of range or names what cannot be guided."""
+    def check_guidance(self, modalities: Mapping[str, Modality], limits: Limits = NO_LIMITS) -> None:
+        """Raises ValueError if a scale is out of range, or a name cannot be guided or sampled first."""
         anchor = next(iter(modalities))
+        drawable = [n for n, m in modalities.items() if m.drawable and n not in self.given]
+        for name in self.sample_first:
+            if name not in drawable:
+                why = self._why_not(name, modalities, "is given", "cannot be drawn from its prediction")
+                others = f", and name {', '.join(drawable)}" if drawable else ""
+                raise ValueError(f"sample_first names {name!r}, which {why}; leave it out{others}.")
         if not isinstance(self.guidance_scale, Mapping):
             return _check_scale("guidance_scale", self.guidance_scale, limits.guidance_scale)
         guidable = [n for n in self.given if n != anchor or self.known_pixels is not None]
-        guidable += [n for n in self.sample_first if n not in guidable]
+        guidable += self.sample_first
         for name, scale in self.guidance_scale.items():
             _check_scale(f"guidance_scale of {name!r}", scale, limits.guidance_scale)
             if name not in guidable:
-                why = "is no modality of this checkpoint"
-                if name in modalities:
-                    why = "is kept as it is given" if name in self.given else "is not given"
-                    if modalities[name].drawable and name not in self.given:
-                        why += " and is not in sample_first"
+                why = self._why_not(name, modalities, "is kept as it is given", "is not given")
                 others = ", ".join(guidable) or "other modalities, once they are given"
+                first = ", or name it in sample_first" if name in drawable else ""
                 raise ValueError(
-                    f"guidance_scale names {name!r}, which {why}; leave it out, and guide {others}."
+                    f"guidance_scale names {name!r}, which {why}; leave it out, and guide {others}{first}."
                 )
+
+    def _why_not(self, name: str, modalities: Mapping[str, Modality], given: str, otherwise: str) -> str:
+        if name not in modalities:
+            return "is no modality of this checkpoint"
+        return given if name in self.given else otherwise
 
 
 @dataclass(frozen=True)
@@ -209,12 +211,12 @@ class Change:
         """The same with nothing left open, see `Request.checked`."""
         if not is_whole(self.after) or not earliest <= self.after < run.steps:
             raise ValueError(
-                f"a change comes after step {self.after!r}; give whole numbers from {earliest} to "
-                f"{run.steps - 1}, each larger than the one before."
+                f"a change comes after step {self.after!r} of {run.steps}; give whole numbers from 1 to "
+                f"{run.steps - 1}, each larger than the one before, or take more steps."
             )
         own = {name: getattr(run, name) for name in INHERITED if name != "changes"}
         request = dataclasses.replace(self.request, **own, changes=())
-        return Change(self.after, request._with_conditions_checked(modalities, limits))
+        return Change(int(self.after), request._with_conditions_checked(modalities, limits))
 
 
 def is_whole(number: object) -> bool:

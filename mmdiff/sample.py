@@ -1,6 +1,6 @@
-"""Generation from the command line: `python -m mmdiff.sample CHECKPOINT --given label="Apple Golden 2"`.
+"""Generate from the command line: `python -m mmdiff.sample CHECKPOINT --given label="Apple Golden 2"`.
 
-Writes each sample's modalities as files and the settings as JSON beside them.
+Writes each sample's modalities as files, and numbers and settings as JSON beside them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mmdiff.request import SAMPLERS, Request
 
 if TYPE_CHECKING:
     from mmdiff.pipeline import Output, Pipeline
@@ -27,7 +29,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="image=FILE, mask=FILE (class numbers), label=NAME or its number, embedding=TEXT",
     )
     parser.add_argument(
-        "--wanted", nargs="*", default=[], metavar="NAME", help="default: all that is not given"
+        "--wanted", nargs="*", default=[], metavar="NAME", help="default: everything not given"
     )
     parser.add_argument("--known-pixels", help="black and white picture, white where the given image is kept")
     parser.add_argument("--out", default="samples", help="folder for the results (default: %(default)s)")
@@ -39,11 +41,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=["1"],
         metavar="[NAME=]NUMBER",
-        help="how strongly what is given counts, all of it or each by name, as in mask=1.5; 1 is off",
+        help="guidance scale, of all given modalities or by name, as in mask=1.5; 1 is off",
     )
     parser.add_argument(
-        "--sampler", default="ddim", help="ddim, ancestral or dpmpp_2m (default: %(default)s)"
+        "--sample-first",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="sample these early, while the image is still noise; the others follow them as if given",
     )
+    parser.add_argument("--sampler", default="ddim", help=f"{', '.join(SAMPLERS)} (default: %(default)s)")
     parser.add_argument(
         "--eta", type=float, default=0.0, help="fresh noise of ddim, 0 to 1 (default: %(default)s)"
     )
@@ -63,7 +70,7 @@ def parse_given(pairs: list[str]) -> dict[str, str]:
 
 
 def as_class(text: str, classes: Sequence[str]) -> str | int:
-    """The name of a class as it is, even if that is a number; otherwise a number is that of a class."""
+    """A class by name or by number; where names are numbers, too, the name comes first."""
     named = text.strip().casefold() in (name.casefold() for name in classes)
     return int(text) if text.isdecimal() and not named else text
 
@@ -82,20 +89,8 @@ def parse_guidance(words: list[str]) -> float | dict[str, float]:
     return scales[""] if "" in scales else scales
 
 
-def read_known_pixels(path: str, size: int) -> Any:
-    """A black and white picture -> (size, size) bool, True where it is white; cut like the photo."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    from mmdiff.images import to_rgb
-    from mmdiff.modalities.base import open_image
-
-    picture = to_rgb(open_image(path, "known-pixels picture")).convert("L")
-    return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.NEAREST)) > 127
-
-
 def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]) -> list[Path]:
-    """Pictures as PNG, numbers and what an embedding means in words in results.json; returns the paths."""
+    """Write pictures as PNG, numbers and the texts nearest to embeddings as JSON; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     results: dict[str, Any] = {"settings": settings, "seconds": output.seconds}
@@ -108,10 +103,33 @@ def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]
         numbers = [number for _, number in exported if number is not None]
         if numbers:
             results[name] = numbers
-        if pipe.modalities[name].kind == "embedding" and pipe.can_describe:
+        if pipe.modalities[name].takes_text and pipe.can_describe:
             results["nearest"] = [description.as_dict() for description in pipe.describe(values)]
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return [*written, folder / "results.json"]
+
+
+def make_request(args: argparse.Namespace, pipe: Pipeline) -> Request:
+    """The request that the arguments describe. Raises ValueError for values of the wrong form."""
+    from mmdiff.images import read_known_pixels
+
+    given: dict[str, Any] = dict(parse_given(args.given))
+    for name in given.keys() & pipe.modalities.keys():
+        if pipe.modalities[name].form == "class":
+            given[name] = as_class(given[name], pipe.modalities[name].classes)
+    size = pipe.model.config.image_size
+    return Request(
+        given=given,
+        wanted=args.wanted,
+        known_pixels=read_known_pixels(args.known_pixels, size) if args.known_pixels else None,
+        guidance_scale=parse_guidance(args.guidance),
+        sample_first=args.sample_first,
+        steps=args.steps,
+        seed=args.seed,
+        num_samples=args.num_samples,
+        sampler=args.sampler,
+        eta=args.eta,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -121,25 +139,9 @@ def main(arguments: list[str] | None = None) -> None:
     from mmdiff.pipeline import Pipeline
 
     try:
-        given: dict[str, Any] = dict(parse_given(args.given))
         pipe = Pipeline.from_pretrained(args.checkpoint, args.device)
-        for name in given.keys() & pipe.modalities.keys():
-            if pipe.modalities[name].kind == "label":
-                given[name] = as_class(given[name], pipe.modalities[name].classes)
-        size = pipe.model.config.image_size
-        known = read_known_pixels(args.known_pixels, size) if args.known_pixels else None
-        stream = pipe.stream(
-            given,
-            args.wanted,
-            args.steps,
-            args.seed,
-            args.num_samples,
-            known,
-            parse_guidance(args.guidance),
-            args.sampler,
-            args.eta,
-        )
-        for step in tqdm(stream, total=args.steps, unit="step"):
+        request = make_request(args, pipe)
+        for step in tqdm(pipe.start(request), total=request.steps, unit="step"):
             output = step.output
         written = write(output, pipe, Path(args.out), vars(args))
     except (ValueError, OSError) as error:

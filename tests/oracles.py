@@ -1,4 +1,4 @@
-"""Pipelines whose scores are known: one that looks the truth up, and one that guesses."""
+"""Pipelines with known scores: one that looks the truth up, and one that guesses."""
 
 from typing import ClassVar
 
@@ -7,10 +7,11 @@ import torch
 from torch.nn.functional import normalize
 
 from mmdiff.config import ModalityConfig
-from mmdiff.data.examples import Examples, add_embeddings, draw_batch
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples, add_embeddings
 from mmdiff.evaluation import metrics
 from mmdiff.modalities import build_modality
-from mmdiff.samplers import Step
+from mmdiff.serving.denoising import Step
 
 SIZE = 32
 COLOURS = torch.tensor(
@@ -67,7 +68,7 @@ def make_examples(count=60, embedder=None):
 
 
 def object_colours(images):
-    """Mean colour of what is not white: (B, 3) in [0, 1]."""
+    """Mean colour of all that is not white: (B, 3) in [0, 1]."""
     inside = metrics.white_background_mask(images)[:, None]
     return ((images + 1) / 2 * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
 
@@ -91,7 +92,7 @@ class ColourEmbedder:
 
 
 class Fake:
-    """The part of `Pipeline` that evaluation uses; subclasses make up x_hat."""
+    """The part of `Pipeline` that evaluation uses; subclasses define x_hat."""
 
     device = torch.device("cpu")
 
@@ -99,24 +100,24 @@ class Fake:
         self.modalities, self.embedder = modalities, embedder
         self.calls = []
 
-    def run(self, condition, wanted, seeds, steps, sampler, guidance_scale, eta):
-        self.calls.append((sorted(condition.given), tuple(wanted), guidance_scale))
-        x_hat = self.predict(condition, seeds)
+    def run_batch(self, request, seeds):
+        self.calls.append((sorted(request.given), tuple(request.wanted), request.guidance_scale))
+        x_hat = self.predict(request, seeds)
         for index in (1, 2):
-            yield Step(index, 2, 2 - index, torch.zeros(1), torch.zeros(1), x_hat if index == 2 else {})
+            yield Step(index, 2, 2 - index, x_hat if index == 2 else {}, torch.zeros(1), 0.0)
 
 
 class Oracle(Fake):
-    """Knows every photo, and paints what it is asked for."""
+    """Knows every photo, and paints objects of the given label and mask."""
 
     def __init__(self, modalities, examples, embedder=None):
         super().__init__(modalities, embedder)
         self.known = draw_batch(examples, modalities, torch.arange(len(examples)), None, flip=False)[0]
 
-    def predict(self, condition, seeds):
-        given = condition.given
+    def predict(self, request, seeds):
+        given = request.given
         if "image" in given:
-            visible = condition.known_pixels
+            visible = request.known_pixels
             visible = torch.ones(len(seeds), SIZE, SIZE, dtype=torch.bool) if visible is None else visible
             differs = (self.known["image"][None] - given["image"][:, None]).abs() * visible[:, None, None]
             x = {n: v[differs.flatten(2).sum(2).argmin(1)] for n, v in self.known.items()}
@@ -137,7 +138,7 @@ class Oracle(Fake):
 class Guess(Fake):
     """Uniform noise for everything."""
 
-    def predict(self, condition, seeds):
+    def predict(self, request, seeds):
         rng = torch.Generator().manual_seed(seeds[0])
         shapes = {"image": (3, SIZE, SIZE), "mask": (2, SIZE, SIZE), "label": (len(CLASSES),)}
         x = {n: torch.rand(len(seeds), *shape, generator=rng) for n, shape in shapes.items()}
@@ -145,8 +146,8 @@ class Guess(Fake):
         return x | {"image": 2 * x["image"] - 1, "embedding": normalize(vectors, dim=1)}
 
 
-class ColourJudge:
-    """Names the nearest class colour of what is not white; its classes are in another order."""
+class ColourClassifier:
+    """A classifier by the nearest class colour of the object; its classes are in another order."""
 
     classes = tuple(reversed(CLASSES))
     facts: ClassVar = {"val_top1": 1.0}

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, TrainConfig
-from mmdiff.data.examples import Examples, add_embeddings, read_parquet
+from mmdiff.data.examples import Examples, add_embeddings
+from mmdiff.data.parquet import read_parquet
 from mmdiff.model import MultiModalDiffusion
 
 SIZE = 16

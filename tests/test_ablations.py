@@ -8,9 +8,9 @@ from synthetic import CLASSES, read_shapes, tiny_train_config
 
 from benchmarks import ablations, study
 from mmdiff.config import load_train_config
-from mmdiff.evaluation.core import Settings
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.report.files import build
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure
 from mmdiff.training.trainer import Trainer
@@ -25,8 +25,8 @@ def base():
 
 @pytest.fixture(scope="module")
 def bench(base, shapes, embedder):
-    examples, judge = read_shapes(shapes, base, embedder), Judge(CLASSES, 16).eval()
-    settings = Settings(steps=2, samples=4, limit=12, batch=8)
+    examples, judge = read_shapes(shapes, base, embedder), Classifier(CLASSES, 16).eval()
+    settings = EvaluationSettings(steps=2, samples=4, limit=12, batch=8)
     return study.Bench(examples, examples, judge, embedder, settings)
 
 
@@ -54,16 +54,16 @@ def test_every_variant_is_trained_and_measured(base, bench, tmp_path):
     assert set(variants["image + mask"]["figures"]) == {"mask_iou", "hole_gain", "hole_ssim"}
     assert {"L1", "L2/image", "L2/mask", "total"} == set(variants["image + mask"]["validation"])
     sizes = {name: variant["runs"]["0"]["parameters"] for name, variant in variants.items()}
-    assert sizes["no flags"] == sizes["weights ramp"] == sizes["weights none"] == sizes["baseline"]
+    assert sizes["weights ramp"] == sizes["weights none"] == sizes["baseline"]
     assert build(report).to_markdown().count("| baseline |") == 1 and "–" in build(report).to_markdown()
 
 
 def test_variants_differ_from_the_baseline_in_one_choice(base):
     changed = {name: variant.change(base).model for name, variant in CHOICES.items()}
     assert changed["baseline"] == base.model
-    for name, choice in (("shared channels", "channels"), ("no flags", "flags")):
-        options = vars(base.model).keys()
-        assert [o for o in options if getattr(changed[name], o) != getattr(base.model, o)] == [choice]
+    shared = changed["shared channels"]
+    options = vars(base.model).keys()
+    assert [o for o in options if getattr(shared, o) != getattr(base.model, o)] == ["channels"]
     assert {m.weights for m in changed["weights ramp"].modalities} == {"ramp"}
     assert [m.name for m in changed["image + label"].modalities] == ["image", "label"]
 
@@ -107,7 +107,7 @@ def test_a_study_goes_on_where_it_was_cut_off(base, bench, counted, tmp_path):
     assert report["variants"]["baseline"]["figures"]["mask_iou"] == {"mean": 1.0, "std": 1.0}
 
 
-def test_variants_stand_in_the_order_asked_for_whenever_they_were_run(base, bench, counted, tmp_path):
+def test_variants_keep_their_order_whenever_they_were_run(base, bench, counted, tmp_path):
     out, run, names = tmp_path / "out.json", counted[1], list(CHOICES)
     study.study({names[2]: CHOICES[names[2]]}, base, bench, 1, out, {}, run)
     assert list(study.study(CHOICES, base, bench, 1, out, {}, run)["variants"]) == names
@@ -121,7 +121,7 @@ def test_runs_that_were_made_otherwise_are_not_mixed_in(base, bench, counted, tm
 
 
 def test_one_seed_has_no_spread(base, bench, counted, tmp_path):
-    some = {name: CHOICES[name] for name in ("baseline", "no flags")}
+    some = {name: CHOICES[name] for name in ("baseline", "weights none")}
     for seeds, shown in ((1, "| 0.000 |"), (2, "| 0.500 ± 0.707 |")):
         report = study.study(
             some, base, bench, seeds, tmp_path / "out.json", {"photos_judged": 1.0}, counted[1]
@@ -139,8 +139,8 @@ def test_numbers_of_a_list_share_a_line(tmp_path):
 
 
 def test_the_command(shapes, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(ablations.STUDIES, "choices", {"no flags": CHOICES["no flags"]})
-    Judge(CLASSES, 16).save(tmp_path / "judge")
+    monkeypatch.setitem(ablations.STUDIES, "choices", {"weights none": CHOICES["weights none"]})
+    Classifier(CLASSES, 16).save(tmp_path / "judge")
     config = tmp_path / "tiny.toml"
     entry = '[[model.modalities]]\nname = "{0}"\nkind = "{0}"\n'
     classes = f"options = {{ classes = {list(CLASSES)} }}\n"
@@ -152,7 +152,7 @@ def test_the_command(shapes, tmp_path, monkeypatch, capsys):
         *("--images", "32", "--examples", "4", "--steps", "2", "--seeds", "2", "--threads", str(threads)),
     ]
     ablations.main(arguments)
-    assert "| no flags |" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "out.json").read_text())["variants"]["no flags"]["runs"]) == 2
+    assert "| weights none |" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out.json").read_text())["variants"]["weights none"]["runs"]) == 2
     with pytest.raises(SystemExit, match="error: .*nowhere"):
         ablations.main([*arguments, "--val", str(tmp_path / "nowhere.parquet")])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from app.controls.inputs import EmbeddingInput
 from app.export import settings_file
-from mmdiff.modalities.image import square
+from mmdiff.images import square
 from mmdiff.request import SAMPLERS, Change, Request
 
 SIZE = 64

@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from mmdiff.clip import ClipEmbedder
-from mmdiff.clip.captions import CaptionTexts, vary
-from mmdiff.clip.data import SIDE, read_pairs
+from mmdiff.clip.captions import vary
+from mmdiff.clip.data import SIDE, CaptionTexts, read_pairs
 from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, resize_square
 from mmdiff.clip.evaluate import caption_prompts, evaluate, retrieval
 from mmdiff.clip.loss import PairLoss
@@ -275,3 +275,8 @@ def test_training_input_is_checked(trained, tmp_path):
     pairs = read_pairs([trained[1] / "val.parquet"])
     with pytest.raises(ValueError, match="lower --batch"):
         train(pairs, None, CONFIG, tmp_path, Recipe(images=10), torch.device("cpu"))
+
+
+def test_loading_the_pipeline_does_not_load_open_clip():
+    code = "import sys, mmdiff.pipeline, mmdiff.clip.vocabulary; assert 'open_clip' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

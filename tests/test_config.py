@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from synthetic import tiny_config
 
-from mmdiff.config import DataConfig, ModelConfig, TrainConfig, from_dict, load_train_config, to_dict
+from mmdiff.config import RETIRED, DataConfig, ModelConfig, TrainConfig, from_dict, load_train_config, to_dict
 from mmdiff.model import MultiModalDiffusion
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
@@ -178,16 +178,31 @@ def test_the_anchor_must_be_an_image():
         MultiModalDiffusion(tiny_config(("label", "image")))
 
 
-def test_tasks_name_modalities_of_the_model(tmp_path):
-    model = '[[model.modalities]]\nname = "image"\nkind = "image"\n'
-    path = tmp_path / "run.toml"
-    path.write_text(model + '[tasks]\nalways = ["image"]\n')
-    assert load_train_config(path).tasks.always == ("image",)
-    for tasks, said in (
-        ('always = ["mask"]', "tasks names mask"),
-        ('always = ["image"]\nnever = ["image"]', "both name image"),
-        ("never = [3]", "expected str"),
-    ):
-        path.write_text(f"{model}[tasks]\n{tasks}\n")
-        with pytest.raises(ValueError, match=said):
-            load_train_config(path)
+def test_retired_options_are_accepted_at_their_defaults(tmp_path):
+    model = "[model]\nflags = true\nself_conditioning = false\nseparate_times = false"
+    tasks = '[tasks]\none_call = false\nmasking = "mixed"\nalways = []\nnever = []\n\n[data]'
+    text = MINIMAL.replace("[model]", model).replace("[data]", tasks)
+    config = load_train_config(write(tmp_path, text))
+    assert config == load_train_config(write(tmp_path, MINIMAL))
+    written = to_dict(config)
+    for key in RETIRED:
+        section, name = key.split(".")
+        assert name not in written["model" if section == "ModelConfig" else "tasks"]
+
+
+@pytest.mark.parametrize(
+    "section, line, said",
+    [
+        ("model", "flags = false", "ModelConfig.flags is False"),
+        ("model", "self_conditioning = true", "ModelConfig.self_conditioning is True"),
+        ("model", "separate_times = true", "ModelConfig.separate_times is True"),
+        ("tasks", "one_call = true", "TaskConfig.one_call is True"),
+        ("tasks", 'masking = "patches"', "TaskConfig.masking is 'patches'"),
+        ("tasks", 'always = ["image"]', r"TaskConfig.always is \['image'\]"),
+        ("tasks", 'never = ["label"]', r"TaskConfig.never is \['label'\]"),
+    ],
+)
+def test_retired_options_with_other_values_are_refused(tmp_path, section, line, said):
+    text = MINIMAL.replace("[data]", "[tasks]\n\n[data]").replace(f"[{section}]", f"[{section}]\n{line}")
+    with pytest.raises(ValueError, match=f"{said}, but this option was retired .* use commit 279370b"):
+        load_train_config(write(tmp_path, text))

@@ -13,8 +13,8 @@ from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.evaluate import read_examples
 from mmdiff.evaluation.metrics import top_k_hits
 from mmdiff.pipeline import Pipeline
-from mmdiff.train import run as train
-from mmdiff.training.masking import Condition
+from mmdiff.request import Request
+from mmdiff.training.loop import run as train
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_points_are_what_the_checkpoints_can_do(tmp_path, shapes):
         rows = examples.present["label"].nonzero()[:, 0]
         photos = examples.stored["image"][rows].float() / 127.5 - 1
         seeds = list(range(len(rows)))
-        *_, step = pipe.run(Condition({"image": photos}), ("label",), seeds, steps=1)
+        *_, step = pipe.run_batch(Request({"image": photos}, ("label",), steps=1), seeds)
         hits = top_k_hits(step.x_hat["label"], examples.stored["label"][rows].long(), 1)
         assert point["label_top1"] == pytest.approx(hits.double().mean().item(), abs=1e-4)
 

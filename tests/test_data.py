@@ -1,4 +1,4 @@
-"""Examples are read, cut and ordered: what goes in comes out, and annotations stay with their photo."""
+"""Examples are read, cut and ordered without a change, and annotations stay aligned with their photo."""
 
 import warnings
 
@@ -22,8 +22,10 @@ from synthetic import (
 )
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows, draw_batch, read_parquet
-from mmdiff.modalities.base import decode_cell
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows
+from mmdiff.data.parquet import read_parquet
+from mmdiff.images import decode_cell
 from mmdiff.model import MultiModalDiffusion
 
 NAMES = ("image", "mask", "label")
@@ -68,7 +70,7 @@ def test_every_row_comes_back(shapes, modalities):
         assert examples.captions[i] == ("" if i % 5 == 4 else f"a {CLASSES[label]}")
 
 
-def test_what_is_missing_is_zero(shapes, modalities):
+def test_missing_values_are_zero(shapes, modalities):
     examples = read(shapes, modalities)
     for name in ("mask", "label"):
         assert (examples.stored[name][~examples.present[name]] == 0).all()
@@ -84,13 +86,13 @@ def test_a_missing_column_is_absent_everywhere(tmp_path, modalities):
     assert not present[:, 1].any() and present[:, 0].all()
 
 
-def test_a_column_of_nothing_is_absent_everywhere(tmp_path, modalities):
+def test_a_column_of_missing_values_is_absent_everywhere(tmp_path, modalities):
     rows = [row | {"mask": None, "label": -1} for row in make_rows(3)]
     examples = read(write_parquet(tmp_path / "a.parquet", rows), modalities)
     assert set(examples.stored) == {"image"}
 
 
-def test_files_written_by_datasets_are_read_alike(tmp_path, shapes, modalities):
+def test_files_written_by_datasets_are_read_the_same(tmp_path, shapes, modalities):
     """`datasets` marks its image columns, which changes how the cells arrive."""
     plain = {"label": Value("int64"), "caption": Value("string")}
     features = Features({"image": Image(), "mask": Image()} | plain)
@@ -225,7 +227,7 @@ def test_columns_and_classes_can_be_mapped(tmp_path, modalities):
         ({"mask": {"0": 0, "1": 9}}, r"column 'mask': mask: found class number 9"),
     ],
 )
-def test_a_class_without_a_place_in_the_map_is_named(shapes, modalities, class_map, message):
+def test_a_class_missing_from_the_map_is_named(shapes, modalities, class_map, message):
     with pytest.raises(ValueError, match=message):
         read(shapes, modalities, class_map=class_map)
 
@@ -251,7 +253,7 @@ def test_embeddings_can_be_columns(tmp_path, form):
     torch.testing.assert_close(x["embedding"][there].norm(dim=1), torch.ones(int(there.sum())))
 
 
-def test_captions_that_are_no_texts_are_named(tmp_path, modalities):
+def test_captions_that_are_no_text_are_named(tmp_path, modalities):
     table = pq.read_table(write_parquet(tmp_path / "texts.parquet", make_rows(3)))
     lists = pa.array([["a disc", "a round thing"]] * 3)
     table = table.set_column(table.column_names.index("caption"), "caption", lists)
@@ -401,7 +403,7 @@ def test_balance_sets_the_share_of_every_source(power, shares):
     assert all(not torch.equal(a, b) for a, b in zip(epochs, epochs[1:], strict=False))
 
 
-def test_batches_of_a_balanced_order_can_be_asked_for_again():
+def test_a_balanced_order_depends_on_seed_and_step_alone():
     weights = balanced(["a"] * 20 + ["b"] * 4, 0.0)
     assert torch.equal(
         batch_rows(24, 17, 7, seed=3, weights=weights), batch_rows(24, 17, 7, seed=3, weights=weights)
@@ -409,7 +411,7 @@ def test_batches_of_a_balanced_order_can_be_asked_for_again():
 
 
 @pytest.mark.parametrize("options", [{"balance": -0.1}, {"balance": 1.5}, {"balance": 0.5, "stream": True}])
-def test_a_balance_that_cannot_be_is_refused(options):
+def test_invalid_balance_is_refused(options):
     with pytest.raises(ValueError, match="balance"):
         DataConfig(**options)
 
@@ -487,6 +489,6 @@ def test_without_a_generator_nothing_is_zoomed(ramps, modalities):
 
 
 @pytest.mark.parametrize("zoom", [0.0, -1.0, 1.5])
-def test_a_zoom_that_cannot_be_is_refused(zoom):
+def test_invalid_zoom_is_refused(zoom):
     with pytest.raises(ValueError, match="zoom"):
         DataConfig(zoom=zoom)

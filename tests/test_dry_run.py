@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
-from synthetic import CLASSES, SIZE, make_rows, tiny_config, tiny_train_config, write_parquet
+from synthetic import SIZE, make_rows, tiny_config, tiny_train_config, write_parquet
 
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig, load_train_config
-from mmdiff.data.precompute import prepare
 from mmdiff.modalities import KINDS
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training import dry_run as module
@@ -96,12 +95,6 @@ def test_a_plain_transformer_costs_six_operations_a_weight_and_token():
     assert 6 * blocks * 17 < work < 1.25 * 6 * count(model) * 17
 
 
-def test_self_conditioning_costs_another_forward_pass():
-    config = tiny_config(self_conditioning=True)
-    work = measure(MultiModalDiffusion(config))
-    assert 3.6 * work.forward < work.total <= 4 * work.forward
-
-
 @pytest.mark.parametrize("options", [{}, {"reader_depth": 1, "stem_depth": 1}])
 def test_parts_add_up(options):
     model = MultiModalDiffusion(tiny_config(**options))
@@ -140,7 +133,7 @@ def test_the_report_states_time_and_memory():
 @pytest.mark.parametrize(
     ("hours", "words"), [(0.01, "36.0 seconds"), (0.5, "30.0 minutes"), (2.04, "2.0 hours")]
 )
-def test_durations_are_in_units_that_say_something(hours, words):
+def test_durations_are_in_readable_units(hours, words):
     assert module._duration(hours) == words
 
 
@@ -151,7 +144,7 @@ def config_of(data: DataConfig, names=NAMES) -> TrainConfig:
     return dataclasses.replace(tiny_train_config(), model=tiny_config(names), data=data)
 
 
-def test_a_set_that_is_not_known_is_named(tmp_path):
+def test_an_unknown_torchvision_set_is_named(tmp_path):
     modalities = MultiModalDiffusion(tiny_config(NAMES)).modalities
     with pytest.raises(ValueError, match="torchvision:CIFAR10 is not known here; known: OxfordIIITPet"):
         write_fake(DataConfig("torchvision:CIFAR10"), modalities, set(), tmp_path)
@@ -173,7 +166,7 @@ def test_made_up_files_have_the_layout_of_the_source(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["photos/*.tar", "photos/*.parquet", "hub:some/set", "photos"])
-def test_every_layout_comes_through(where):
+def test_every_file_layout_is_made_up_and_read(where):
     columns = {"image": "jpg", "mask": "seg.png", "label": "cls", "caption": "txt"}
     data = DataConfig(where, columns=columns, class_map={"mask": {"0": 1, "*": 0}})
     assert "image, mask, label come through" in dry_run(config_of(data))
@@ -187,12 +180,12 @@ def test_every_layout_comes_through(where):
         ({"label": {"0": 0, "1": 9}}, "rows cannot be read; the warnings"),
     ],
 )
-def test_a_class_that_does_not_exist_is_found(class_map, message):
+def test_a_mapped_class_that_does_not_exist_is_found(class_map, message):
     with pytest.raises(ValueError, match=message):
         dry_run(config_of(DataConfig("photos/*.parquet", class_map=class_map)))
 
 
-def test_the_real_source_is_read_if_asked_for(tmp_path):
+def test_real_rows_are_read_on_request(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", make_rows(12))
     assert f"first rows of {path}: image, mask, label come through" in dry_run(
         config_of(DataConfig(str(path))), real=True
@@ -207,20 +200,16 @@ def test_the_real_source_is_read_if_asked_for(tmp_path):
         dry_run(config_of(DataConfig(str(path))), real=True)
 
 
-def test_a_kind_from_elsewhere_is_read_but_not_made_up(tmp_path, monkeypatch):
-    class Sound(KINDS["label"]):
-        kind = "sound"
-
-    monkeypatch.setitem(KINDS, "sound", Sound)
-    label = ModalityConfig("label", "sound", options={"classes": list(CLASSES)})
-    path = write_parquet(tmp_path / "a.parquet", make_rows(12))
-    config = config_of(DataConfig(str(path)), ("image",))
-    model = dataclasses.replace(config.model, modalities=(*config.model.modalities, label))
-    config = dataclasses.replace(config, model=model)
-    assert "rows of the kind 'sound' cannot be made up" in dry_run(config)
-    assert f"first rows of {path}: image, label come through" in dry_run(config, real=True)
-    with pytest.raises(ValueError, match="'label' is of a kind that cannot be prepared"):
-        prepare(config, "train", tmp_path / "out")
+@pytest.mark.parametrize("like", ["mask", "label", "embedding"])
+def test_a_registered_kind_is_made_up_and_prepared(tmp_path, monkeypatch, like):
+    monkeypatch.setitem(KINDS, "sound", type("Sound", (KINDS[like],), {"kind": "sound", "takes_text": False}))
+    modalities = tiny_config(("image", like)).modalities
+    modalities = (modalities[0], dataclasses.replace(modalities[1], name="sound", kind="sound"))
+    config = config_of(DataConfig("photos/*.parquet", prepared="shards"), ("image",))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
+    report = dry_run(config)
+    assert "made-up rows like photos/*.parquet: image, sound come through" in report
+    assert "prepared shards of them: image, sound come through" in report
 
 
 def test_an_embedder_of_another_size_is_found():

@@ -12,7 +12,7 @@ from benchmarks import efficiency
 from benchmarks.efficiency import Pass, passes
 from benchmarks.study import only
 from mmdiff.checkpoint import save_checkpoint
-from mmdiff.evaluation.observers.classifier import Judge
+from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.report.files import FOLDER, build
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.samplers import SAMPLERS
@@ -56,7 +56,7 @@ def test_holes_are_filled_as_on_the_page():
     assert settings.FILLING.guidance == efficiency.FILLING_GUIDANCE
 
 
-def test_a_pass_asks_for_everything():
+def test_a_pass_predicts_everything():
     one = Pass(tiny_config(), 3)
     out = one.model(one.z, one.log_snr, one.condition)
     assert set(out) == {"image", "mask", "label", "embedding"} and all(len(v) == 3 for v in out.values())
@@ -64,7 +64,7 @@ def test_a_pass_asks_for_everything():
 
 def test_the_command(shapes, tmp_path, monkeypatch):
     save_checkpoint(lively_model(tiny_config(("image", "label"))), tmp_path / "tiny")
-    Judge(CLASSES, 16).save(tmp_path / "judge")
+    Classifier(CLASSES, 16).save(tmp_path / "judge")
     seen = []
     evaluate = efficiency.evaluate
     monkeypatch.setattr(

@@ -65,6 +65,6 @@ def test_the_average_is_a_frozen_copy():
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
-def test_a_decay_that_is_none(decay):
+def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), but is"):
         EMA(make(), decay)

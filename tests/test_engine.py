@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from synthetic import lively_model, tiny_config
 
-from mmdiff.pipeline import Change, Pipeline
+from mmdiff.pipeline import Pipeline
+from mmdiff.request import Change, Request
 from mmdiff.serving import engine as engine_module
 from mmdiff.serving.engine import AHEAD, Engine
 
@@ -253,7 +254,13 @@ REQUESTS = [
     {"given": {"image": "photo"}, "known_pixels": "hole", "steps": 6, "seed": 5, "sampler": "ancestral"},
     {"given": {"label": 2}, "steps": 6, "seed": 6, "num_samples": 3, "guidance_scale": 2.0},
     {"given": {"embedding": "a red disc"}, "steps": 8, "seed": 7},
-    {"wanted": ("mask",), "steps": 5, "seed": 8, "changes": [Change(2, {"label": 1}, ("mask", "image"))]},
+    {
+        "wanted": ("mask",),
+        "steps": 5,
+        "seed": 8,
+        "changes": [Change(2, Request({"label": 1}, ("mask", "image")))],
+    },
+    {"steps": 5, "seed": 9, "guidance_scale": {"label": 1.5}, "sample_first": ("label",)},
 ]
 
 
@@ -272,18 +279,17 @@ def arguments(request, size):
 
 
 @pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize("self_conditioning", [False, True])
-def test_alone_or_among_eight_is_the_same(embedder, self_conditioning, background):
+def test_alone_or_among_eight_is_the_same(embedder, background):
     import torch
 
-    model = lively_model(tiny_config(self_conditioning=self_conditioning), seed=1)
+    model = lively_model(tiny_config(), seed=1)
     pipe = Pipeline(model, torch.device("cpu"), embedder, background=background)
     requests = [arguments(request, model.config.image_size) for request in REQUESTS]
     alone = [list(pipe.stream(**request)) for request in requests]
 
     batches, answer = [], pipe.engine._answer
     pipe.engine._answer = lambda queries: batches.append(len(queries)) or answer(queries)
-    with ThreadPoolExecutor(8) as people:
+    with ThreadPoolExecutor(len(requests)) as people:
         among = list(people.map(lambda request: list(pipe.stream(**request)), requests))
     assert max(batches) >= 3  # they did share
     for one, other in zip(alone, among, strict=True):
@@ -296,22 +302,43 @@ def test_alone_or_among_eight_is_the_same(embedder, self_conditioning, backgroun
                     np.testing.assert_allclose(a.x_hat[name], b.x_hat[name], rtol=0, atol=1e-5)
 
 
-def test_a_stream_that_is_closed_or_forgotten_leaves(pipe):
-    for leave in (lambda stream: stream.close(), lambda stream: None):
-        stream = pipe.stream(steps=50)
-        next(stream)
-        leave(stream)
-        del stream
-        gc.collect()
-        assert not pipe.engine._running
+@pytest.mark.parametrize("leave", [lambda run: run.close(), lambda run: None], ids=["closed", "forgotten"])
+def test_a_run_that_is_closed_or_forgotten_leaves_the_engine(pipe, leave):
+    run = pipe.stream(steps=50)
+    next(run)
+    leave(run)
+    del run
+    gc.collect()
+    assert not pipe.engine._running
 
 
-def test_sampling_begins_when_the_first_step_is_asked_for(pipe):
-    stream = pipe.stream(steps=3)
+@pytest.mark.parametrize("leave", [lambda run: run.close(), lambda run: None], ids=["closed", "forgotten"])
+def test_a_run_that_never_began_leaves_no_trace(pipe, leave, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipe.engine, "_answer", calls.append)
+    run = pipe.stream(steps=3)
+    member = weakref.ref(run._member)
+    leave(run)
+    assert not pipe.engine._running and not pipe.engine.waiting and not calls
+    del run
+    gc.collect()
+    assert member() is None
+
+
+def test_a_run_closed_before_its_first_step_makes_none(pipe):
+    run = pipe.stream(steps=3)
+    run.close()
+    run.close()
+    assert list(run) == [] and run.wait(5) == 0
+    assert not pipe.engine._running and not pipe.engine.waiting
+
+
+def test_sampling_begins_with_the_first_step(pipe):
+    run = pipe.stream(steps=3)
     time.sleep(0.05)
     assert not pipe.engine._running and not pipe.engine.waiting
-    assert stream.wait(5) == 0 and next(stream).index == 1
-    assert [step.index for step in stream] == [2, 3]
+    assert run.wait(5) == 0 and next(run).index == 1
+    assert [step.index for step in run] == [2, 3]
 
 
 def test_output_counts_the_seconds_of_sampling(pipe):

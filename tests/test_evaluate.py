@@ -8,13 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
-from oracles import CLASSES, SIZE, ColourJudge, Guess, Oracle, draw_objects, make_examples, specs
+from oracles import CLASSES, SIZE, ColourClassifier, Guess, Oracle, draw_objects, make_examples, specs
 from PIL import Image as PIL
 
 from mmdiff import evaluate as evaluation
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig
-from mmdiff.data.examples import read_parquet
-from mmdiff.evaluate import TASKS, Evaluation, Settings, evaluate
+from mmdiff.data.parquet import read_parquet
+from mmdiff.evaluate import TASKS, Evaluation, evaluate
+from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
 
 WITHOUT_BOUND = tuple(name for name in TASKS if name != "bound")
@@ -27,11 +29,13 @@ def examples():
 
 
 def settings(**changes):
-    return Settings(**{"steps": 2, "batch": 16, "samples": 30} | changes)
+    return EvaluationSettings(**{"steps": 2, "batch": 16, "samples": 30} | changes)
 
 
 def test_an_oracle_scores_perfectly(examples):
-    ev = Evaluation(Oracle(specs(), examples), examples, settings(holes=("blocks", "lines")), ColourJudge())
+    ev = Evaluation(
+        Oracle(specs(), examples), examples, settings(holes=("blocks", "lines")), ColourClassifier()
+    )
     got = evaluate(ev, WITHOUT_BOUND)
     assert got["mask_from_image"]["iou"] == {"background": 1, "object": 1}
     assert got["mask_from_image"]["miou"] == got["mask_from_image"]["pixel_accuracy"] == 1
@@ -50,7 +54,7 @@ def test_an_oracle_scores_perfectly(examples):
 
 def test_guesses_score_at_chance():
     examples = make_examples(240)
-    ev = Evaluation(Guess(specs()), examples, settings(samples=300), ColourJudge())
+    ev = Evaluation(Guess(specs()), examples, settings(samples=300), ColourClassifier())
     got = evaluate(ev, WITHOUT_BOUND)
     area = draw_objects(range(240)).double().mean((1, 2))
     by_chance = (area / (1 + area)).mean().item()  # IoU of a coin toss for every pixel
@@ -64,7 +68,7 @@ def test_guesses_score_at_chance():
 
 
 @pytest.mark.parametrize(("filling_steps", "expected"), [(None, 2), (5, 5)])
-def test_holes_are_filled_in_steps_of_their_own(examples, filling_steps, expected):
+def test_holes_have_a_number_of_steps_of_their_own(examples, filling_steps, expected):
     steps = {}
 
     class Counting(Oracle):
@@ -78,7 +82,7 @@ def test_holes_are_filled_in_steps_of_their_own(examples, filling_steps, expecte
     assert steps == {"holes": expected, ("image", "mask", "label"): 2, ("mask",): 3}
 
 
-def test_holes_are_guided_by_what_surrounds_them(examples):
+def test_holes_have_a_guidance_scale_of_their_own(examples):
     scales = {}
 
     class Listening(Oracle):
@@ -96,7 +100,7 @@ def test_mean_fill_matches_a_direct_computation(examples):
     ev = Evaluation(Oracle(specs(), examples), examples, settings(samples=60))
     found = evaluate(ev, ["holes"])["holes"]["blocks"]
     real = ev.read(ev.rows)["image"].numpy()
-    hidden = ~evaluation.HOLES["blocks"](60, SIZE, 0).numpy()
+    hidden = ~HOLES["blocks"](60, SIZE, 0).numpy()
     errors = []
     for image, hole in zip(real, hidden, strict=True):
         mean = image[:, ~hole].mean(1, keepdims=True)
@@ -105,7 +109,7 @@ def test_mean_fill_matches_a_direct_computation(examples):
     assert found["psnr_mean_fill_pooled"] == pytest.approx(-10 * np.log10(np.mean(errors)), abs=1e-4)
 
 
-def test_what_cannot_be_measured_is_skipped_with_the_reason(examples):
+def test_impossible_measurements_are_skipped_with_the_reason(examples):
     got = evaluate(Evaluation(Oracle(specs(), examples), examples, settings()), WITHOUT_BOUND)
     assert "--judge" in got["image_from_label"]["skipped"]
     assert "--judge" in got["joint"]["judge_agreement"]["skipped"] and got["joint"]["mask_rule_iou"] == 1
@@ -127,9 +131,9 @@ def test_what_cannot_be_measured_is_skipped_with_the_reason(examples):
     assert evaluate(ev, ["image_from_mask"])["image_from_mask"] == {"skipped": "the data has no mask"}
 
 
-def test_the_white_rule_is_not_applied_where_it_does_not_describe_the_photos(examples):
+def test_the_white_rule_is_only_used_where_it_agrees_with_the_masks(examples):
     examples.stored["mask"] = 1 - examples.stored["mask"]
-    ev = Evaluation(Oracle(specs(), examples), examples, settings(), ColourJudge())
+    ev = Evaluation(Oracle(specs(), examples), examples, settings(), ColourClassifier())
     got = evaluate(ev, ["joint", "image_from_mask"])
     assert "reaches only" in got["joint"]["mask_rule_iou"]["skipped"]
     assert "reaches only" in got["image_from_mask"]["skipped"]
@@ -147,7 +151,7 @@ def test_examples_without_an_annotation_are_left_out(examples):
     assert got["label_from_image"]["n"] == int(examples.present["label"][ev.rows].sum()) < 15
 
 
-def test_void_is_neither_counted_nor_named(examples):
+def test_void_is_not_counted(examples):
     modalities = specs(mask_classes=("void", "object", "rest"))
     truth = examples.stored["mask"] * 1 + 2 * (1 - examples.stored["mask"])
     examples.stored["mask"] = truth.clone()
@@ -157,18 +161,18 @@ def test_void_is_neither_counted_nor_named(examples):
     assert got["iou"] == {"object": 1, "rest": 1} and got["miou_pooled"] == got["pixel_accuracy"] == 1
 
 
-def test_the_batch_size_changes_nothing(examples):
+def test_the_batch_size_changes_no_figure(examples):
     figures = []
     for batch in (7, 64):
-        ev = Evaluation(Oracle(specs(), examples), examples, settings(batch=batch), ColourJudge())
+        ev = Evaluation(Oracle(specs(), examples), examples, settings(batch=batch), ColourClassifier())
         got = evaluate(ev, WITHOUT_BOUND)
         figures.append({task: {k: v for k, v in f.items() if k != "seconds"} for task, f in got.items()})
     assert figures[0] == figures[1]
 
 
-def test_each_task_gives_and_wants_what_it_says(examples):
+def test_what_each_task_gives_and_generates(examples):
     pipe = Oracle(specs(), examples)
-    evaluate(Evaluation(pipe, examples, settings(batch=100, guidance=2.0), ColourJudge()), WITHOUT_BOUND)
+    evaluate(Evaluation(pipe, examples, settings(batch=100, guidance=2.0), ColourClassifier()), WITHOUT_BOUND)
     assert pipe.calls == [
         (["image"], ("mask",), 1.0),
         (["image"], ("label",), 1.0),
@@ -217,7 +221,7 @@ def test_a_real_pipeline_goes_through_every_task(examples):
     pipe = Pipeline(tiny_model(), torch.device("cpu"))
     photos = examples.stored["image"]
     ev = Evaluation(
-        pipe, examples, settings(limit=5, samples=6, guidance=2.0), ColourJudge(), train_photos=photos
+        pipe, examples, settings(limit=5, samples=6, guidance=2.0), ColourClassifier(), train_photos=photos
     )
     got = evaluate(ev)
     assert [name for name, figures in got.items() if "skipped" not in figures] == list(WITHOUT_EMBEDDING)
@@ -245,7 +249,7 @@ def test_the_command_writes_json_grids_and_a_table(parquet, tmp_path, monkeypatc
     modalities = specs()
     pipe = Oracle(modalities, read_parquet(parquet, modalities.values(), DataConfig()))
     monkeypatch.setattr(evaluation.Pipeline, "from_pretrained", lambda name, device: pipe)
-    monkeypatch.setattr(evaluation.Judge, "from_pretrained", lambda folder, device: ColourJudge())
+    monkeypatch.setattr(evaluation.Classifier, "from_pretrained", lambda folder, device: ColourClassifier())
     out = tmp_path / "results" / "toy.json"
     evaluation.main(
         [
@@ -272,7 +276,7 @@ def test_the_command_writes_json_grids_and_a_table(parquet, tmp_path, monkeypatc
     report = json.loads(text, parse_constant=pytest.fail)
     assert text == json.dumps(report, indent=2, sort_keys=True) + "\n"
     assert (report["checkpoint"], report["data"], report["examples"]) == ("toy", "val.parquet", 50)
-    assert report["settings"]["steps"] == 2 and report["judge"] == ColourJudge.facts
+    assert report["settings"]["steps"] == 2 and report["judge"] == ColourClassifier.facts
     assert report["white_rule_iou_on_photos"] == 1 and report["tasks"]["joint"]["n"] == 70
     assert str(tmp_path) not in text
     shown = capsys.readouterr().out
@@ -298,7 +302,7 @@ def test_mistakes_end_with_a_plain_message(tmp_path, parquet, monkeypatch):
     base = ["toy", "--out", str(tmp_path / "o.json")]
     for arguments, message in (
         (["--data", "nowhere.parquet"], "no data at nowhere.parquet"),
-        (["--data", str(parquet), "--judge", str(tmp_path)], "no judge in"),
+        (["--data", str(parquet), "--judge", str(tmp_path)], "no classifier in"),
         (["--data", str(parquet), "--steps", "0"], "steps is 0"),
         (["--data", str(parquet), "--limit", "0"], "limit is 0"),
         (["--data", str(parquet), "--filling-steps", "0"], "filling_steps is 0"),

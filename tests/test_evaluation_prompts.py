@@ -1,11 +1,21 @@
-"""Colour names against PIL and the words people use, and whether prompts are obeyed, on known painters."""
+"""Colour names against PIL and common words, and whether pictures match their prompts, on fake models."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from oracles import COLOURS, WORDS, ColourEmbedder, ColourJudge, Guess, Oracle, caption, make_examples, specs
+from oracles import (
+    COLOURS,
+    WORDS,
+    ColourClassifier,
+    ColourEmbedder,
+    Guess,
+    Oracle,
+    caption,
+    make_examples,
+    specs,
+)
 from PIL import Image
 
 from mmdiff.clip.colours import (
@@ -18,8 +28,9 @@ from mmdiff.clip.colours import (
     median_colour,
     parse,
 )
-from mmdiff.evaluate import Evaluation, Settings, evaluate
+from mmdiff.evaluate import Evaluation, evaluate
 from mmdiff.evaluation.prompts import write_prompts
+from mmdiff.evaluation.settings import EvaluationSettings
 
 EMBEDDER = ColourEmbedder()
 COMMON = [caption(label) for label in range(6)] * 200  # each colour with its own kind
@@ -32,7 +43,7 @@ def examples():
 
 
 def run(pipe, examples, *tasks, judge=None, train=(*COMMON, *RARE), **changes):
-    settings = Settings(**{"steps": 2, "batch": 16, "seed": 1, "prompts": 60} | changes)
+    settings = EvaluationSettings(**{"steps": 2, "batch": 16, "seed": 1, "prompts": 60} | changes)
     return evaluate(Evaluation(pipe, examples, settings, judge, train), tasks)
 
 
@@ -86,7 +97,7 @@ def test_the_median_is_that_of_the_object():
     assert colours[1].isnan().all() and colour_names(colours)[1] == ""  # nothing there has no colour
 
 
-def test_shades_are_told_from_hues():
+def test_a_shade_is_no_hue():
     assert hue_word("dark yellow-green") == "yellow-green" and hue_word("red") == "red"
     assert is_colour("pale orange") and not is_colour("round") and not is_colour("dark")
 
@@ -108,7 +119,7 @@ def test_rare_combinations_are_all_others():
     assert Said("red", "pear") in rare and counts[Said("red", "pear")] == 1
 
 
-def test_prompts_go_round_the_combinations_in_other_words():
+def test_prompts_cycle_through_the_combinations_in_other_words():
     pairs = [Said("orange", "cherry"), Said("dark red", "apple")]
     texts, said = write_prompts(pairs, 5)
     assert said == [*pairs, *pairs, pairs[0]] and len(set(texts)) == 5
@@ -116,9 +127,9 @@ def test_prompts_go_round_the_combinations_in_other_words():
     assert all(s.colour in text and s.kind in text for text, s in zip(texts, said, strict=True))
 
 
-def test_a_painter_that_obeys_scores_perfectly(examples):
+def test_an_oracle_scores_perfectly(examples):
     pipe = Oracle(specs(embedding=True), examples, EMBEDDER)
-    got = run(pipe, examples, "prompts", judge=ColourJudge())["prompts"]
+    got = run(pipe, examples, "prompts", judge=ColourClassifier())["prompts"]
     assert got["combinations"] == {"common": 6, "rare": 6}
     for part, n in (("overall", 60), ("common", 30), ("rare", 30)):
         assert (got[part]["n"], got[part]["colour"], got[part]["colour_and_shade"]) == (n, 1, 1)
@@ -133,7 +144,7 @@ def test_a_painter_that_obeys_scores_perfectly(examples):
     json.dumps(got, allow_nan=False)
 
 
-def test_shade_and_hue_count_apart(examples):
+def test_shade_and_hue_are_measured_separately(examples):
     dark = [text.replace(" red ", " dark red ") for text in COMMON]
     pipe = Oracle(specs(embedding=True), examples, EMBEDDER)
     got = run(pipe, examples, "prompts", train=(*dark, *RARE), prompts=24)["prompts"]
@@ -141,12 +152,12 @@ def test_shade_and_hue_count_apart(examples):
     assert "--judge" in got["overall"]["kind"]["skipped"]
 
 
-def test_a_painter_that_guesses_does_not(examples):
+def test_a_guess_scores_at_chance(examples):
     got = run(Guess(specs(embedding=True), EMBEDDER), examples, "prompts")["prompts"]
     assert got["overall"]["colour"] < 0.2 and got["photos"]["colour"] == 1
 
 
-def test_pictures_from_captions_stand_beside_their_photos(examples):
+def test_pictures_from_captions_are_compared_with_their_photos(examples):
     pipe = Oracle(specs(embedding=True), examples, EMBEDDER)
     got = run(pipe, examples, "image_from_text")["image_from_text"]
     assert (got["n"], got["distinct_captions"]) == (60, 6)
@@ -158,7 +169,7 @@ def test_pictures_from_captions_stand_beside_their_photos(examples):
     assert guess["generated"]["recall@1"] < 0.5 and guess["photos"] == got["photos"]
 
 
-def test_embeddings_of_photos_are_found_again(examples):
+def test_embeddings_of_photos_are_retrieved(examples):
     pipe = Oracle(specs(embedding=True), examples, EMBEDDER)
     got = run(pipe, examples, "embedding_from_image")["embedding_from_image"]
     assert got["cosine"] == pytest.approx(1) and got["recall@1"] == 1 and got["gallery"] == 60
@@ -168,7 +179,7 @@ def test_embeddings_of_photos_are_found_again(examples):
     assert guess["embedding_from_image"]["chance@10"] == pytest.approx(10 / 60)
 
 
-def test_what_cannot_be_measured_is_skipped_with_the_reason(examples):
+def test_impossible_measurements_are_skipped_with_the_reason(examples):
     pipe = Oracle(specs(embedding=True), examples, EMBEDDER)
     assert "--train" in run(pipe, examples, "prompts", train=())["prompts"]["skipped"]
     assert "some rarely" in run(pipe, examples, "prompts", train=["the sea"])["prompts"]["skipped"]

@@ -1,16 +1,28 @@
-"""Every subset given: what is tried, what is measured, and whether more given is found to be worse."""
+"""Every subset given: which are tried, what is measured, and whether decreases are found."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from oracles import CLASSES, ColourEmbedder, ColourJudge, Guess, Oracle, make_examples, specs
+from oracles import CLASSES, ColourClassifier, ColourEmbedder, Guess, Oracle, make_examples, specs
 
 from mmdiff import evaluate as evaluation
 from mmdiff.evaluation import metrics
-from mmdiff.evaluation.core import Evaluation, Settings, Skip
-from mmdiff.evaluation.subsets import HOLED, NONE, WHOLE, all_subsets, describe, subsets, summary, table
+from mmdiff.evaluation.evaluation import Evaluation
+from mmdiff.evaluation.settings import EvaluationSettings
+from mmdiff.evaluation.skip import Skip
+from mmdiff.evaluation.subsets import (
+    HOLED,
+    METRICS,
+    NONE,
+    WHOLE,
+    all_subsets,
+    describe,
+    subsets,
+    summary,
+    table,
+)
 
 EMBEDDER = ColourEmbedder()
 NAMES = ("image", "mask", "label", "embedding")
@@ -32,7 +44,8 @@ def no_lpips(monkeypatch):
 
 
 def build(pipe, examples, judge=None, **changes):
-    return Evaluation(pipe, examples, Settings(**{"steps": 2, "batch": 16, "seed": 1} | changes), judge)
+    settings = EvaluationSettings(**{"steps": 2, "batch": 16, "seed": 1} | changes)
+    return Evaluation(pipe, examples, settings, judge)
 
 
 def oracle(examples, kind=Oracle):
@@ -44,7 +57,7 @@ def row(report, *given):
     return next(r["metrics"] for r in report["subsets"] if r["given"] == (" + ".join(given) or "nothing"))
 
 
-def test_every_subset_that_leaves_something_to_want_is_tried_once():
+def test_every_subset_that_leaves_something_to_generate_is_tried_once():
     tried = list(subsets(NAMES))
     assert len(tried) == 3 * 2 * 2 * 2 - 1 == len({describe(given) for given in tried})
     assert {"image": HOLED, "mask": WHOLE, "label": WHOLE, "embedding": WHOLE} in tried
@@ -53,7 +66,7 @@ def test_every_subset_that_leaves_something_to_want_is_tried_once():
     assert describe(dict.fromkeys(NAMES, NONE)) == "nothing"
 
 
-def test_what_is_not_given_is_wanted(examples):
+def test_everything_not_given_is_generated(examples):
     pipe = oracle(examples)
     all_subsets(build(pipe, examples, limit=10))
     for given, wanted, guidance in pipe.calls:
@@ -63,8 +76,8 @@ def test_what_is_not_given_is_wanted(examples):
     assert sum("image" in given and "image" in wanted for given, wanted, _ in pipe.calls) == 8  # with holes
 
 
-def test_an_oracle_is_right_and_never_worse_for_knowing_more(examples):
-    report = all_subsets(build(oracle(examples), examples, ColourJudge()))
+def test_an_oracle_is_never_worse_with_more_given(examples):
+    report = all_subsets(build(oracle(examples), examples, ColourClassifier()))
     assert report["monotonicity"]["worse"] == [] and report["examples"] == 60
     seen = row(report, "image with holes")
     for name in ("image.judge", "mask.miou", "mask.iou_object", "label.top1", "embedding.recall@5"):
@@ -104,8 +117,8 @@ class Contrary(Oracle):
         return SimpleNamespace(given=condition.given | {"label": wrong}, known_pixels=None)
 
 
-def test_what_gets_worse_is_found_and_shown(examples):
-    report = all_subsets(build(oracle(examples, Contrary), examples, ColourJudge()))
+def test_decreases_are_found_and_shown(examples):
+    report = all_subsets(build(oracle(examples, Contrary), examples, ColourClassifier()))
     found = {(p["metric"], p["subset"], p["superset"]) for p in report["monotonicity"]["worse"]}
     assert ("image.judge", "label", "mask + label") in found
     assert ("image.caption", "label", "mask + label") in found
@@ -116,7 +129,7 @@ def test_what_gets_worse_is_found_and_shown(examples):
     assert len(text.splitlines()) > 24
 
 
-def test_a_picture_cannot_be_better_than_its_photo(examples):
+def test_scores_are_capped_at_those_of_the_photo(examples):
     """Holes that bring in the photo's own flaws are no loss."""
     flawed = make_examples(60, EMBEDDER)
     flawed.stored["mask"][:, 10, 10] ^= 1  # no longer what the rule reads off the photo
@@ -126,10 +139,19 @@ def test_a_picture_cannot_be_better_than_its_photo(examples):
     assert not [p for p in report["monotonicity"]["worse"] if p["metric"] == "image.mask_rule_iou"]
 
 
-def test_guesses_do_not_depend_on_what_is_given(examples):
+def test_guesses_do_not_depend_on_the_given_subset(examples):
     report = all_subsets(build(Guess(specs(embedding=True), EMBEDDER), examples, batch=60))
     assert report["monotonicity"]["worse"] == []
     assert row(report)["embedding.recall@5"]["mean"] == pytest.approx(5 / 60, abs=0.1)
+
+
+def test_other_modalities_are_measured_by_their_error(examples, monkeypatch):
+    for name in ("mask", "label", "embedding"):
+        monkeypatch.delitem(METRICS, name)
+    report = all_subsets(build(oracle(examples), examples))
+    for name in ("mask", "label", "embedding"):
+        assert row(report, "image")[f"{name}.negative_error"]["mean"] == pytest.approx(0, abs=1e-6)
+        assert row(report)[f"{name}.negative_error"]["mean"] < -0.05
 
 
 def test_standard_errors_are_those_of_the_mean():
@@ -139,7 +161,7 @@ def test_standard_errors_are_those_of_the_mean():
     assert found["se"] == pytest.approx(values.std().item() / 50**0.5)
 
 
-def test_subsets_that_cannot_be_compared_are_refused(examples):
+def test_too_few_examples_are_refused(examples):
     with pytest.raises(Skip, match="two examples"):
         all_subsets(build(oracle(examples), examples, limit=1))
     without = make_examples(6)
@@ -166,7 +188,7 @@ class WhiteSegmenter:
         return metrics.white_background_mask(images).logical_not().long()
 
 
-def test_pictures_are_read_by_the_segmenter_where_there_is_one(examples):
+def test_the_segmenter_is_used_where_there_is_one(examples):
     ev = build(oracle(examples), examples)
     ev.segmenter = WhiteSegmenter()
     report = all_subsets(ev)
@@ -201,6 +223,6 @@ def test_ranks_in_a_gallery_equal_a_sort():
 
 def test_galleries_are_full_and_hold_the_own_example(examples, monkeypatch):
     ev = build(oracle(examples), examples, limit=30)
-    monkeypatch.setattr("mmdiff.evaluation.core.GALLERY", 25)
-    ranks, size = ev.retrieved(ev.read(ev.rows)["embedding"], ev.rows)
+    monkeypatch.setattr("mmdiff.evaluation.evaluation.GALLERY", 25)
+    ranks, size = ev.embedding_ranks(ev.read(ev.rows)["embedding"], ev.rows)
     assert size == 25 and ranks.shape == (30,) and (ranks <= 1.5).all()

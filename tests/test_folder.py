@@ -1,4 +1,4 @@
-"""A folder becomes training data that says what the folder says, and every flaw of a folder is named."""
+"""A folder becomes training data with the same content, and every flaw of a folder is named."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ from synthetic import CLASSES, draw_shape, mask_of
 
 from mmdiff import train
 from mmdiff.config import load_train_config
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.parquet import read_parquet
 from mmdiff.folder import __main__ as folder
 from mmdiff.folder.classes import read_classes
-from mmdiff.folder.configuration import Settings, render
+from mmdiff.folder.configuration import render
 from mmdiff.model import MultiModalDiffusion
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +95,7 @@ def convert(capsys, root: Path, out: Path, *words) -> dict[str, dict]:
 # -- what is written ---------------------------------------------------------------------------------
 
 
-def test_written_files_say_what_the_folder_says(tmp_path, capsys):
+def test_written_files_hold_what_the_folder_holds(tmp_path, capsys):
     """Read in two ways that know nothing of the writer."""
     root, out = shapes_folder(tmp_path / "mine"), tmp_path / "out"
     written = convert(capsys, root, out)
@@ -175,7 +175,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path, capsys, make, expected):
     assert pixels.shape == (18, 18, 3) and abs(pixels - np.array(expected)).max() <= 6
 
 
-def test_of_an_animation_the_first_frame_counts(tmp_path, capsys):
+def test_animations_give_their_first_frame(tmp_path, capsys):
     root = fill(tmp_path / "in", "a", "b")
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
     save(root / "a" / "film.gif", frames[0], save_all=True, append_images=frames[1:])
@@ -215,7 +215,7 @@ def test_masks_without_a_list_of_classes(tmp_path, capsys, values, classes, tabl
 
 
 @pytest.mark.parametrize("listing", ["txt", "json-table", "json-list"])
-def test_colours_and_numbers_say_the_same(tmp_path, capsys, listing):
+def test_masks_of_colours_and_of_numbers_agree(tmp_path, capsys, listing):
     """Void in the middle of the list becomes number 0, and so does 255."""
     colours = {"sky": (70, 130, 180), "Void": (0, 0, 0), "road": (128, 64, 128), "tree": (0, 255, 0)}
     root = fill(tmp_path / "in", "a", "b")
@@ -621,7 +621,7 @@ def test_without_several_classes_there_are_no_labels_to_train(tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_little_is_not_usable(tmp_path, capsys, count):
+def test_too_few_photos_are_not_usable(tmp_path, capsys, count):
     root = tmp_path / "in"
     root.mkdir()
     fill(root, "a", count=count)
@@ -651,7 +651,7 @@ def test_names_that_are_no_unicode(tmp_path, capsys):
         (["{in}", "--out", "{in}/../file"], "exists"),
     ],
 )
-def test_a_mistake_is_said_in_one_line(tmp_path, capsys, words, message):
+def test_errors_are_one_line(tmp_path, capsys, words, message):
     fill(tmp_path / "in", "a", "b")
     (tmp_path / "file").touch()
     status, said = run(capsys, *(word.replace("{in}", str(tmp_path / "in")) for word in words))
@@ -662,9 +662,8 @@ def test_a_mistake_is_said_in_one_line(tmp_path, capsys, words, message):
 
 
 def test_the_documented_configuration_is_what_is_written():
-    settings = Settings(
+    expected = render(
         size=96,
-        margin=12,
         train="data/mine/train.parquet",
         val="data/mine/val.parquet",
         photos=2000,
@@ -672,12 +671,12 @@ def test_the_documented_configuration_is_what_is_written():
         mask_classes=("void", "background", "animal"),
         captions=True,
     )
-    assert (ROOT / "configs" / "your-folder.toml").read_text() == render(settings)
+    assert (ROOT / "configs" / "your-folder.toml").read_text() == expected
 
 
 def test_class_names_survive_the_configuration(tmp_path):
     names = ('say "so"', "back\\slash", "new\nline", "\x7f\x01", "猫")
-    (tmp_path / "config.toml").write_text(render(Settings(64, 8, "a", "b", 1, names)), encoding="utf-8")
+    (tmp_path / "config.toml").write_text(render(64, "a", "b", 1, names), encoding="utf-8")
     assert load_train_config(tmp_path / "config.toml").model.modalities[1].options["classes"] == list(names)
 
 
@@ -689,7 +688,7 @@ def page_commands() -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_what_the_page_says_works(tmp_path, monkeypatch, capsys):
+def test_commands_of_the_page_work(tmp_path, monkeypatch, capsys):
     """Check, convert and train as the page says, at a size and length that take seconds."""
     check, convert, training = page_commands()[:3]
     shapes_folder(tmp_path / "my-photos")

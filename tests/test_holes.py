@@ -1,4 +1,4 @@
-"""Hole masks: the share they hide, their shape, and that each depends on its seed and number alone."""
+"""Inpainting masks: hidden share, shape, and that each depends on its seed and number alone."""
 
 import pytest
 import torch

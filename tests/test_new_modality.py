@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -10,17 +11,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from synthetic import CLASSES, draw_shape, lively_model
+from synthetic import CLASSES, draw_shape, lively_model, png
 
-from mmdiff.config import ModalityConfig, ModelConfig
+from mmdiff import evaluate, sample, train
+from mmdiff.config import ModalityConfig, ModelConfig, load_train_config
+from mmdiff.data import precompute
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.parquet import read_parquet
 from mmdiff.losses import training_losses
 from mmdiff.modalities import IMPORTS, KINDS, Modality, build_modality, register
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN
+from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
-from mmdiff.training.masking import Condition
+from mmdiff.request import Request
+from mmdiff.training import dry_run
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs/examples/depth.py"
@@ -39,6 +47,14 @@ SMALLER = {  # what the page's configuration becomes, so that it trains in secon
 def blocks(language: str) -> list[str]:
     """The page's fenced code of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def shrunk(config: str) -> str:
+    """The page's configuration as it trains in seconds."""
+    for page, smaller in SMALLER.items():
+        assert config.count(f"\n{page}\n") == 1
+        config = config.replace(f"\n{page}\n", f"\n{smaller}\n")
+    return config
 
 
 def photos(first: int, count: int) -> np.ndarray:
@@ -118,7 +134,7 @@ def test_files_come_back_to_the_last_bit(depth, tmp_path):
     torch.testing.assert_close(modality.parse(str(tmp_path / "again.png")), x, rtol=0, atol=0)
 
 
-def test_what_lies_beyond_far_is_far(depth):
+def test_depths_beyond_far_become_far(depth):
     levels = np.full((SIZE, SIZE), 5000, np.uint16)
     levels[0, 0] = 2500
     x = build(far=3000).parse(Image.fromarray(levels))
@@ -184,19 +200,19 @@ def test_every_subset_can_be_given(depth):
                 assert picture.size == (SIZE, SIZE) and same == ("depth" in subset)
 
 
-def test_what_is_given_comes_back_and_counts(depth):
+def test_a_given_depth_comes_back_and_changes_the_photo(depth):
     pipe = Pipeline(lively_model(with_depth()), CPU)
     levels = depth_of(photos(0, 1)[0])
     value = pipe.modalities["depth"].parse(Image.fromarray(levels))[None]
-    *_, step = pipe.run(Condition({"depth": value}), ("image",), [0], 3)
+    *_, step = pipe.run_batch(Request({"depth": value}, ("image",), steps=3), [0])
     assert torch.equal(step.x_hat["depth"], value)
     np.testing.assert_array_equal(pipe.modalities["depth"].present(step.x_hat["depth"].numpy())[0], levels)
-    *_, other = pipe.run(Condition({"depth": -value}), ("image",), [0], 3)
+    *_, other = pipe.run_batch(Request({"depth": -value}, ("image",), steps=3), [0])
     assert (other.x_hat["image"] - step.x_hat["image"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("flag", "counts"), [(UNKNOWN, True), (KNOWN, False), (ABSENT, False)])
-def test_it_has_a_loss_only_where_it_is_to_be_found(depth, flag, counts):
+def test_it_has_a_loss_only_where_it_is_unknown(depth, flag, counts):
     model = lively_model(with_depth())
     x = {"image": torch.zeros(2, 3, SIZE, SIZE), "depth": torch.rand(2, 1, SIZE, SIZE)}
     x["label"] = torch.zeros(2, dtype=torch.long)
@@ -225,24 +241,66 @@ def trained(tmp_path_factory) -> Path:
     before, rows, after = re.split(r"^(rows = .*)$", blocks("python")[1], flags=re.MULTILINE)
     assert "None" in rows
     (folder / "data.py").write_text(f"{before}rows = {cells!r}{after}")
-    config = blocks("toml")[0]
-    for page, smaller in SMALLER.items():
-        assert config.count(f"\n{page}\n") == 1
-        config = config.replace(f"\n{page}\n", f"\n{smaller}\n")
-    (folder / "depth.toml").write_text(config)
+    (folder / "depth.toml").write_text(shrunk(blocks("toml")[0]))
     for arguments in (["data.py"], "-m mmdiff.train depth.toml --out runs/depth --device cpu".split()):
         done = python(folder, *arguments)
         assert done.returncode == 0, done.stderr
     return folder
 
 
+def write_rows(folder: Path, count: int) -> np.ndarray:
+    """Rows of photo and depth as `train.parquet`, every third without a depth; returns the depths."""
+    pixels = photos(0, count)
+    levels = depth_of(pixels)
+    rows = [{"image": png(pixels[i]), "depth": png(levels[i]) if i % 3 < 2 else None} for i in range(count)]
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", picture), ("depth", picture)])
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "train.parquet")
+    return levels
+
+
+def test_every_command_works_with_it(depth, tmp_path, monkeypatch, capsys):
+    """Tried out, prepared to the last bit, trained from the shards, sampled into files and evaluated."""
+    monkeypatch.chdir(tmp_path)
+    levels = write_rows(tmp_path, 12)
+    text = shrunk(blocks("toml")[0]).replace("[data]", '[data]\nprepared = "shards"\nmargin = 2')
+    (tmp_path / "depth.toml").write_text(text)
+    config = load_train_config("depth.toml")
+
+    dry_run.main(["depth.toml", "--real"])
+    said = capsys.readouterr().out
+    for rows in ("made-up rows like train.parquet", "prepared shards of them", "first rows of train.parquet"):
+        assert f"{rows}: image, depth come through" in said
+
+    precompute.main(["depth.toml", "--rows", "5"])
+    data = config.data.ready()
+    modalities = MultiModalDiffusion(config.model).modalities
+    examples = read_parquet(data.train, modalities.values(), data)
+    there = torch.arange(12) % 3 < 2
+    assert torch.equal(examples.present["depth"], there) and examples.present["image"].all()
+    x, _ = draw_batch(examples, modalities, torch.arange(12), None, flip=False)
+    truth = torch.stack([modalities["depth"].parse(Image.fromarray(level)) for level in levels])
+    assert torch.equal(x["depth"][there], truth[there])
+
+    train.main("depth.toml --out run --images 8 --batch-size 4 --device cpu".split())
+    photo = Image.fromarray(photos(0, 1)[0])
+    photo.save("photo.png")
+    sample.main("run --given image=photo.png --wanted depth --steps 2 --num-samples 1 --out made".split())
+    assert Image.open("made/00_depth.png").mode == "I;16"
+
+    evaluate.main("run --data train.parquet --out report.json --steps 2 --bound-draws 1".split())
+    tasks = json.loads(Path("report.json").read_text())["tasks"]
+    assert tasks["bound"]["nats"]["L2/depth"] > 0
+    assert all("skipped" in figures or "seconds" in figures for figures in tasks.values())
+
+
 @pytest.mark.slow
-def test_depth_is_read_off_a_photo_far_better_than_its_mean(trained, depth):
+def test_depth_from_a_photo_is_far_better_than_the_mean(trained, depth):
     pipe = Pipeline.from_pretrained(trained / "runs/depth", "cpu")
     modality, unseen = pipe.modalities["depth"], photos(400, 40)
     truth = torch.stack([modality.parse(Image.fromarray(d)) for d in depth_of(unseen)])
     image = torch.stack([pipe.modalities["image"].parse(photo) for photo in unseen])
-    *_, step = pipe.run(Condition({"image": image}), ("depth",), list(range(40)), 5)
+    *_, step = pipe.run_batch(Request({"image": image}, ("depth",), steps=5), list(range(40)))
     seen = torch.stack([modality.parse(Image.fromarray(d)) for d in depth_of(photos(0, 400))])
     error = (step.x_hat["depth"] - truth).square().mean().sqrt()
     of_mean = (seen.mean(0) - truth).square().mean().sqrt()  # the best that knows no photo
@@ -263,7 +321,7 @@ def test_the_commands_of_the_page_run(trained, depth, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_the_module_the_checkpoint_is_refused_in_words(trained):
+def test_without_the_module_the_checkpoint_is_refused(trained):
     done = python(trained, "-m", "mmdiff.sample", "runs/depth", "--out", "none", imported="")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "unknown kind 'depth'" in done.stderr and IMPORTS in done.stderr

@@ -1,4 +1,4 @@
-"""LPIPS from what is installed: conversion of weights, what is refused or missing, the true weights."""
+"""LPIPS from installed packages: conversion of weights, refused and missing files, the true weights."""
 
 import os
 import pickle
@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from mmdiff.evaluation import perceptual
-from mmdiff.evaluation.core import Skip
 from mmdiff.evaluation.perceptual import LAYERS, REMEDY, SMALLEST, WEIGHTS, load_lpips, read_arrays
+from mmdiff.evaluation.skip import Skip
 
 CPU = torch.device("cpu")
 SHAPES = ((11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256))
@@ -130,7 +130,7 @@ def test_the_weights_in_the_hub_folder_come_first(hub, package):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_are_read_as_they_were_written(tmp_path, order):
+def test_arrays_are_read_unchanged(tmp_path, order):
     array = np.arange(24, dtype="f4").reshape(2, 3, 4, order=order)
     (tmp_path / "arrays").write_bytes(pickle.dumps({"a": {"b": array}, "c": array[0]}, protocol=4))
     with (tmp_path / "arrays").open("rb") as file:
@@ -164,7 +164,7 @@ class Mkdir:
         ("text", "str where an array belongs"),
     ],
 )
-def test_what_is_no_array_is_refused(hub, package, value, reason):
+def test_anything_but_arrays_is_refused(hub, package, value, reason):
     package.write_bytes(pickle.dumps({"AlexNet_0": made_up(0) | {"more": value}}, protocol=3))
     with pytest.raises(pickle.UnpicklingError, match=reason):
         perceptual.alexnet()
@@ -187,7 +187,7 @@ def test_pickled_code_is_not_run(hub, package, tmp_path):
 # -- what is missing ---------------------------------------------------------------------------------
 
 
-def test_what_is_not_installed_is_named_with_the_remedy(hub, monkeypatch):
+def test_a_missing_package_is_named_with_the_remedy(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(Skip, match="the package lpips is not installed") as skip:
         load_lpips(CPU)
@@ -198,7 +198,7 @@ def test_what_is_not_installed_is_named_with_the_remedy(hub, monkeypatch):
     assert REMEDY in str(skip.value)
 
 
-def test_a_package_without_the_weights_is_as_good_as_none(hub, package):
+def test_a_package_without_the_weights_is_skipped(hub, package):
     with pytest.raises(Skip, match="AlexNet"):
         perceptual.alexnet()
 

@@ -1,7 +1,6 @@
 """The pipeline: what comes out, what must be exact, what must not matter, and what is refused and how."""
 
 import copy
-import inspect
 import pickle
 from itertools import chain, combinations
 from pathlib import Path
@@ -17,8 +16,8 @@ from mmdiff.checkpoint import save_checkpoint
 from mmdiff.device import choose_device
 from mmdiff.evaluation.holes import random_blocks
 from mmdiff.pipeline import Output, Pipeline
+from mmdiff.request import Change, Limits, Request
 from mmdiff.samplers import SAMPLERS
-from mmdiff.training.masking import Condition
 
 NAMES = ("image", "mask", "label", "embedding")
 PHOTO = Image.fromarray(draw_shape(0, 0))
@@ -113,12 +112,13 @@ def test_every_step_is_streamed(pipe, sampler):
     assert_same(last.output, pipe(given("label"), ("image", "mask"), steps=5, num_samples=2, sampler=sampler))
 
 
-def test_a_call_takes_the_arguments_of_a_stream():
-    parameters = inspect.signature(Pipeline.stream).parameters
-    assert list(parameters)[1:3] == ["given", "wanted"]
-    defaults = {name: p.default for name, p in parameters.items()}
-    expected = {"steps": 30, "seed": 0, "num_samples": 1, "known_pixels": None, "sampler": "ddim", "eta": 0.0}
-    assert expected.items() <= defaults.items() and defaults["guidance_scale"] == 1
+def test_a_stream_takes_the_fields_of_a_request(pipe):
+    request = Request(given("label"), ("image", "mask"), steps=3, seed=5, guidance_scale=2.0)
+    options = {"steps": 3, "seed": 5, "guidance_scale": 2.0}
+    *_, last = pipe.start(request)
+    assert_same(last.output, pipe(given("label"), ("image", "mask"), **options))
+    with pytest.raises(TypeError, match="there is no option step; a request has given, wanted, .* changes"):
+        pipe.stream(given("label"), step=3)
 
 
 def test_what_is_given_matters(pipe):
@@ -309,12 +309,13 @@ def test_devices():
 # -- the interface on tensors ----------------------------------------------------------------------------
 
 
-def test_run_agrees_with_a_call(pipe):
+def test_a_batch_agrees_with_a_call(pipe):
     values = {name: pipe.modalities[name].parse(GIVEN[name]) for name in ("image", "label")}
     batch = {name: torch.stack([value] * 3) for name, value in values.items()}
     known = torch.from_numpy(KNOWN).expand(3, -1, -1)
-    steps = list(pipe.run(Condition(batch, known), ("image", "mask"), seeds=[5, 6, 7], steps=3))
-    out = pipe(given("image", "label"), ("image", "mask"), 3, 5, 3, known_pixels=KNOWN)
+    steps = list(pipe.run_batch(Request(batch, ("image", "mask"), known, steps=3), seeds=[5, 6, 7]))
+    options = {"known_pixels": KNOWN, "steps": 3, "seed": 5, "num_samples": 3}
+    out = pipe(given("image", "label"), ("image", "mask"), **options)
     assert [step.index for step in steps] == [1, 2, 3]
     last = steps[-1].x_hat
     assert np.array_equal(last["mask"].argmax(1), out.mask)
@@ -322,29 +323,22 @@ def test_run_agrees_with_a_call(pipe):
     assert torch.equal(last["label"], torch.nn.functional.one_hot(batch["label"], len(CLASSES)).float())
 
 
-def test_run_takes_a_value_of_its_own_for_every_sample(pipe):
+def test_every_sample_of_a_batch_has_values_of_its_own(pipe):
     labels = torch.tensor([0, 1, 2])
     known = random_blocks(3, SIZE, seed=1)
     photos = torch.stack([pipe.modalities["image"].parse(draw_shape(k, k)) for k in range(3)])
-    *_, last = pipe.run(Condition({"label": labels, "image": photos}, known), ("mask",), [4, 4, 4], steps=3)
+    whole = Request({"label": labels, "image": photos}, ("mask",), known, steps=3)
+    *_, last = pipe.run_batch(whole, [4, 4, 4])
     for k in range(3):
-        one = Condition({"label": labels[k : k + 1], "image": photos[k : k + 1]}, known[k : k + 1])
-        *_, alone = pipe.run(one, ("mask",), [4], steps=3)
+        own = {"label": labels[k : k + 1], "image": photos[k : k + 1]}
+        *_, alone = pipe.run_batch(Request(own, ("mask",), known[k : k + 1], steps=3), [4])
         torch.testing.assert_close(alone.x_hat["mask"][0], last.x_hat["mask"][k], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone.x_hat["image"][0], last.x_hat["image"][k], atol=1e-5, rtol=0)
 
 
-# -- what is refused -------------------------------------------------------------------------------------
+# -- what is refused: values here, all else in test_request.py ---------------------------------------------
 
-HOLE = np.zeros((SIZE, SIZE), dtype=bool)
 REFUSED = [
-    ({"given": {"sound": 1}}, "no modality is called 'sound'; this checkpoint has image, mask, label, emb"),
-    ({"wanted": ("image", "depth")}, "no modality is called 'depth'"),
-    ({"wanted": "photo"}, "no modality is called 'photo'"),
-    ({"given": given("label"), "wanted": ("label",)}, "label: given and wanted at once"),
-    ({"given": given("image"), "wanted": NAMES}, "image: given and wanted at once"),
-    ({"given": GIVEN}, "everything is given, so nothing is left to generate"),
-    ({"given": GIVEN, "wanted": ()}, "nothing is left to generate"),
     ({"given": {"mask": np.ones((8, 6), int)}}, "6 x 8 pixels; give a square one"),
     ({"given": {"mask": np.full((8, 8), 2)}}, "class number 2, but the classes are 0 = backgr"),
     ({"given": {"label": 4}}, "class 4 does not exist; the 4 classes are numbered 0 to 3"),
@@ -353,32 +347,35 @@ REFUSED = [
     ({"given": {"image": ""}}, "no file at ''"),
     ({"given": {"image": __file__}}, "could not be read as a photo; give a PNG, JPEG or WebP file"),
     ({"given": {"embedding": "  "}}, "the text is empty"),
-    ({"steps": 0}, "steps is 0, expected a whole number from 1 to 1000"),
-    ({"steps": 10_000}, "steps is 10000, expected a whole number from 1 to 1000"),
-    ({"steps": 2.5}, "steps is 2.5"),
-    ({"seed": -1}, "seed is -1; give a whole number from 0"),
-    ({"seed": 2**63}, "seed is 9223372036854775808"),
-    ({"seed": "lucky"}, "seed is 'lucky'"),
-    ({"num_samples": 0}, "num_samples is 0; give a whole number of at least 1"),
-    ({"num_samples": 1.5}, "num_samples is 1.5"),
-    ({"sampler": "euler"}, "no sampler is called 'euler'; choose among ddim, ancestral, dpmpp_2m"),
-    ({"eta": 1.5}, "eta is 1.5; give a number from 0"),
-    ({"eta": -0.1}, "eta is -0.1"),
-    ({"eta": None}, "eta is None"),
-    ({"eta": 0.5, "sampler": "dpmpp_2m"}, "eta is an option of the sampler 'ddim', not of 'dpmpp_2m'"),
-    ({"guidance_scale": -1}, "guidance_scale is -1; give a number from 0 to 100"),
-    ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-    ({"guidance_scale": "strong"}, "guidance_scale is 'strong'"),
-    ({"known_pixels": HOLE}, "known_pixels says which part of a photo to keep, but no image is given"),
-    ({"given": given("image"), "known_pixels": HOLE[:8]}, r"shape \(8, 16\); give bool of shape \(16, 16\)"),
-    ({"given": given("image"), "known_pixels": HOLE.astype(int)}, r"is int64 of shape \(16, 16\)"),
-    ({"given": given("image"), "known_pixels": ~HOLE, "wanted": ("image",)}, "image: given and wanted"),
+    ({"steps": 2, "changes": [Change(1, Request({"label": "pear"}))]}, "no class is called 'pear'"),
+    ({"given": {"sound": 1}}, "no modality is called 'sound'; this checkpoint has image, mask, label, emb"),
+    ({"steps": 1001}, "steps is 1001; give a whole number from 1 to 1000"),
+    ({"wanted": ("image",), "guidance_scale": {"mask": 2.0}}, "'mask', which is not given"),
 ]
 
 
 @pytest.mark.parametrize("arguments, message", REFUSED, ids=[message for _, message in REFUSED])
 @pytest.mark.parametrize("method", ["stream", "__call__"])
-def test_refused(pipe, method, arguments, message):
-    """At once, that is before the first step is asked for."""
+def test_mistakes_raise_before_the_first_step(pipe, method, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(pipe, method)(**arguments)
+
+
+def test_limits_hold_for_a_run(pipe):
+    with pytest.raises(ValueError, match="steps is 5; give a whole number from 1 to 4"):
+        pipe.start(Request(steps=5), Limits(steps=4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "euler"}, "no sampler is called 'euler'; choose among ddim"),
+        ({"sampler": "ancestral", "eta": 0.5}, "eta is an option of the sampler 'ddim'"),
+        ({"steps": 1001}, "steps is 1001"),
+        ({"guidance_scale": {"mask": 2.0}}, "'mask', which is not given"),
+        ({"sample_first": ("mask",)}, "sample_first names 'mask'"),
+    ],
+)
+def test_mistakes_in_a_batch_raise_before_the_first_step(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.run_batch(Request(wanted=("image",), **options), [0])

@@ -25,9 +25,10 @@ from synthetic import (
 
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig
 from mmdiff.data import precompute
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.examples import Examples
+from mmdiff.data.parquet import read_parquet
 from mmdiff.data.precompute import prepare
-from mmdiff.data.stream import Stream
+from mmdiff.data.stream import StreamedBatches
 from mmdiff.model import MultiModalDiffusion
 
 BREEDS = ("Abyssinian", "american_bulldog", "Bengal")
@@ -87,7 +88,7 @@ def test_datasets_and_pyarrow_read_the_shards(source):
 def test_training_streams_the_shards_without_an_embedder(source):
     config = config_of(source, stream=True)
     prepare(config, "train", source / "out", WordEmbedder(), rows_per_shard=5)
-    stream = Stream(config.data, MultiModalDiffusion(config.model).modalities, batch=24)
+    stream = StreamedBatches(config.data, MultiModalDiffusion(config.model).modalities, batch=24)
     batch = stream.next_batch()
     stream.close()
     expected = read_prepared(config)
@@ -112,7 +113,7 @@ def test_a_rerun_writes_what_is_missing_and_nothing_else(source, missing):
     assert prepare(config, "train", out, WordEmbedder(), rows_per_shard=7) == 0
 
 
-def test_a_run_that_is_cut_off_leaves_whole_shards(source, monkeypatch):
+def test_an_interrupted_run_leaves_whole_shards(source, monkeypatch):
     config, out, calls = config_of(source), source / "out", itertools.count()
     write = precompute.pq.write_table
 
@@ -149,7 +150,7 @@ def test_broken_rows_do_not_shift_the_shards(source):
     assert read_prepared(config).captions == expected
 
 
-def test_shards_of_something_else_are_not_mixed(source):
+def test_shards_of_other_settings_are_refused(source):
     config, out = config_of(source), source / "out"
     prepare(config, "train", out, WordEmbedder(), rows_per_shard=7)
     with pytest.raises(
@@ -158,6 +159,23 @@ def test_shards_of_something_else_are_not_mixed(source):
         prepare(config, "train", out, WordEmbedder(), rows_per_shard=8)
     with pytest.raises(ValueError, match="needs model.embedder"):
         prepare(config, "train", source / "new", None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(1, 2, 4, 4, dtype=torch.uint8), r"'map' has values of shape \(2, 4, 4\) and type uint8"),
+        (torch.zeros(1, 4, 4), "type float32, which no PNG holds; store whole numbers"),
+        (torch.full((1, 4, 4), 2**16), "type int64"),
+        (torch.full((1, 1, 4, 4), -1), "type int64"),
+    ],
+)
+def test_pictures_that_fit_into_no_png_are_refused(tmp_path, values, message):
+    modality = MultiModalDiffusion(tiny_config(("image", "mask"))).modalities["mask"]
+    examples = Examples({"map": values}, {"map": torch.ones(1, dtype=torch.bool)}, [""])
+    with pytest.raises(ValueError, match=message):
+        precompute.write_shard(examples, {"map": modality}, tmp_path / "a.parquet", {})
+    assert not list(tmp_path.iterdir())
 
 
 # -- torchvision ----------------------------------------------------------------------------------------

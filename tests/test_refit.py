@@ -36,7 +36,7 @@ def test_only_the_head_changes(shapes, embedder):
     assert all(t.isfinite().all() for t in after.values())
 
 
-def test_what_cannot_be_fitted_is_said(tmp_path, shapes, embedder):
+def test_errors_say_what_cannot_be_fitted(tmp_path, shapes, embedder):
     from mmdiff.checkpoint import save_checkpoint
 
     config = tiny_train_config()

@@ -11,9 +11,10 @@ from mmdiff.checkpoint import save_checkpoint
 from mmdiff.config import ModalityConfig, ModelConfig
 from mmdiff.data.examples import collate
 from mmdiff.evaluate import main
-from mmdiff.evaluation.core import Evaluation, Settings
+from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.repaint import repaint, repainted
+from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SampleNoise
 from mmdiff.schedule import NoiseSchedule
@@ -23,7 +24,7 @@ COVARIANCE = torch.tensor([[1.0, CORRELATION], [CORRELATION, 1.0]], dtype=torch.
 
 
 class Gaussian:
-    """E[z_0 | z_t] of two correlated numbers, with nothing given; counts its calls."""
+    """E[z_0 | z_t] of two correlated numbers, without conditioning; counts its calls."""
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         self.schedule, self.calls = schedule, 0
@@ -61,7 +62,7 @@ def test_with_enough_resamples_it_draws_from_the_conditional(schedule):
     assert denoiser.calls == T * 8
 
 
-def test_without_resampling_known_and_unknown_agree_less(schedule):
+def test_without_resampling_known_and_filled_agree_less(schedule):
     once, denoiser = filled(schedule, resamples=1)
     often, _ = filled(schedule, resamples=8)
     truth = CORRELATION * GIVEN
@@ -69,7 +70,7 @@ def test_without_resampling_known_and_unknown_agree_less(schedule):
     assert denoiser.calls == T
 
 
-def test_values_of_unknown_entries_do_not_matter(schedule):
+def test_unknown_entries_do_not_matter(schedule):
     known = torch.tensor([[True, False]]).expand(4, -1)
     draws = []
     for hidden in (0.0, 50.0):
@@ -84,7 +85,7 @@ def test_less_than_one_resample_is_refused(schedule):
         repaint(schedule, Gaussian(schedule), z0, z0 > 0, 5, 0, SampleNoise([0]))
 
 
-def test_the_evaluation_reports_repaint_where_it_is_asked_for(tmp_path, shapes):
+def test_the_command_reports_it_beside_ours(tmp_path, shapes):
     save_checkpoint(lively_model(tiny_config(("image", "mask", "label"))), tmp_path / "tiny")
     arguments = ["--data", str(shapes), "--tasks", "holes", "--steps", "3", "--limit", "5", "--device", "cpu"]
     main([str(tmp_path / "tiny"), *arguments, "--repaint", "2", "--out", str(tmp_path / "out.json")])
@@ -103,9 +104,9 @@ def test_known_pixels_are_kept_and_the_model_fills_the_rest(kind):
     fills = []
     for seed in (0, 1):
         pipe = Pipeline(lively_model(config, seed), torch.device("cpu"))
-        ev = Evaluation(pipe, collate([{}] * 3, [""] * 3, 0), Settings(steps=3, repaint=2, batch=2))
+        ev = Evaluation(pipe, collate([{}] * 3, [""] * 3, 0), EvaluationSettings(steps=3, repaint=2, batch=2))
         fills.append(repainted(ev, photos, known))
         assert torch.equal(fills[-1].where(known[:, None], 0), photos.where(known[:, None], 0))
         hidden = torch.where(known[:, None], photos, 0)
-        assert torch.equal(repainted(ev, hidden, known), fills[-1])  # what is hidden is not looked at
+        assert torch.equal(repainted(ev, hidden, known), fills[-1])  # hidden pixels do not matter
     assert (fills[0] - fills[1]).abs().mean() > 0.01

@@ -1,4 +1,4 @@
-"""The sampling command: its files hold what the pipeline makes, and a mistake is said in one line."""
+"""The sampling command: its files hold the samples of the pipeline, and a mistake is reported in one line."""
 
 import json
 
@@ -9,8 +9,9 @@ from PIL import Image
 from mmdiff import sample
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.clip.vocabulary import Vocabulary
-from mmdiff.modalities.image import square
+from mmdiff.images import read_known_pixels, square
 from mmdiff.pipeline import Pipeline
+from mmdiff.request import Request
 from tests.synthetic import CLASSES, WordEmbedder, draw_shape, lively_model, tiny_config
 
 
@@ -28,7 +29,7 @@ def run(checkpoint, *words):
     return out, json.loads((out / "results.json").read_text())
 
 
-def test_files_hold_what_the_pipeline_makes(checkpoint):
+def test_files_hold_the_samples_of_the_pipeline(checkpoint):
     out, results = run(checkpoint, "--given", "label=blue disc", "--num-samples", "2", "--seed", "5")
     pipe = Pipeline.from_pretrained(checkpoint)
     expected = pipe({"label": "blue disc"}, (), steps=3, seed=5, num_samples=2)
@@ -52,7 +53,35 @@ def test_guidance_by_name_is_that_of_the_pipeline(checkpoint):
     assert not np.array_equal(guided, np.asarray(pipe(given, ("image",), steps=3).image[0]))
 
 
-def test_known_pixels_come_back_as_they_were(checkpoint, tmp_path):
+def test_every_option_is_part_of_the_request(checkpoint):
+    words = ["--given", "embedding=a red disc", "--wanted", "image", "--sample-first", "label"]
+    words += [
+        "--guidance",
+        "label=2",
+        "--sampler",
+        "ddim",
+        "--eta",
+        "0.5",
+        "--seed",
+        "3",
+        "--num-samples",
+        "2",
+    ]
+    args = sample.parse_arguments([str(checkpoint), "--steps", "4", *words])
+    request = sample.make_request(args, Pipeline.from_pretrained(checkpoint))
+    assert request == Request(
+        given={"embedding": "a red disc"},
+        wanted=["image"],
+        guidance_scale={"label": 2.0},
+        sample_first=["label"],
+        steps=4,
+        seed=3,
+        num_samples=2,
+        eta=0.5,
+    )
+
+
+def test_known_pixels_come_back_unchanged(checkpoint, tmp_path):
     photo = draw_shape(0, 0)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     known = np.zeros(photo.shape[:2], np.uint8)
@@ -64,14 +93,14 @@ def test_known_pixels_come_back_as_they_were(checkpoint, tmp_path):
     assert np.array_equal(filled[:, :8], photo[:, :8]) and not np.array_equal(filled[:, 8:], photo[:, 8:])
 
 
-def test_known_pixels_are_cut_and_turned_like_the_photo(tmp_path):
+def test_known_pixels_are_cropped_and_rotated_like_the_photo(tmp_path):
     """A grey photo that is also the picture of its own known pixels, wider than high and held sideways."""
     levels = np.zeros((30, 50), np.uint8)
     levels[5:12, 17:33] = 255
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(levels).save(tmp_path / "wide.png", exif=exif)
-    known = sample.read_known_pixels(tmp_path / "wide.png", 30)
+    known = read_known_pixels(tmp_path / "wide.png", 30)
     photo = np.asarray(square(Image.open(tmp_path / "wide.png"), 30))
     assert np.array_equal(known, photo[..., 0] > 127) and 0 < known.mean() < 0.5
 
@@ -96,10 +125,14 @@ def test_guidance_is_read():
         (["--guidance", "much"], "'much' is no number"),
         (["--guidance", "2", "label=3"], "one number for all"),
         (["--given", "label=1", "--guidance", "mask=2"], "is not given"),
+        (["--guidance", "label=2"], "'label', which is not given; .* or name it in sample_first"),
+        (["--sample-first", "mask"], "sample_first names 'mask'"),
         (["--given", "image=nowhere.png"], "no file at"),
+        (["--guidance", "label=2"], "is not given"),
+        (["--sample-first", "mask"], "sample_first names 'mask'"),
     ],
 )
-def test_a_mistake_is_said_in_one_line(checkpoint, words, message):
+def test_a_mistake_is_reported_in_one_line(checkpoint, words, message):
     with pytest.raises(SystemExit, match=message) as stopped:
         run(checkpoint, *words)
     assert str(stopped.value).startswith("mmdiff.sample: ") and "\n" not in str(stopped.value)

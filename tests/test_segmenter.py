@@ -7,7 +7,7 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PIL
 
 from mmdiff.evaluation.observers import segmenter as segmenting
-from mmdiff.evaluation.observers.observer import draw_moves, moved
+from mmdiff.evaluation.observers.augmentation import draw_moves, moved
 from mmdiff.evaluation.observers.segmenter import MaskedPhotos, Segmenter
 
 CLASSES = ("void", "sky", "ground")

@@ -30,8 +30,10 @@ from synthetic import (
 )
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import Examples, draw_batch, read_parquet
-from mmdiff.data.stream import Stream, first_examples
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples
+from mmdiff.data.parquet import read_parquet
+from mmdiff.data.stream import StreamedBatches, first_examples
 from mmdiff.model import MultiModalDiffusion
 
 NAMES = ("image", "mask", "label")
@@ -88,7 +90,7 @@ def config_of(where: str, **options) -> DataConfig:
     return DataConfig(train=where, **(settings | options))
 
 
-def captions(stream: Stream, batches: int) -> list[int]:
+def captions(stream: StreamedBatches, batches: int) -> list[int]:
     return [int(text) for _ in range(batches) for text in stream.next_batch().captions]
 
 
@@ -97,8 +99,8 @@ def make(modalities):
     """Makes streams that are closed at the end."""
     opened = []
 
-    def open_stream(config, batch=4, names=modalities, **options) -> Stream:
-        opened.append(Stream(config, names, batch, **options))
+    def open_stream(config, batch=4, names=modalities, **options) -> StreamedBatches:
+        opened.append(StreamedBatches(config, names, batch, **options))
         return opened[-1]
 
     yield open_stream
@@ -185,7 +187,7 @@ def test_photos_at_an_address_are_fetched(tmp_path, modalities, make):
         row["image"] = {"bytes": None, "path": f"memory://photos/{i}.png"}
     where = str(write_parquet(tmp_path / "a.parquet", rows))
     stream = make(config_of(where), batch=7)
-    with pytest.warns(UserWarning, match="a.parquet, row 5: .*5.png"):
+    with pytest.warns(UserWarning, match="a.parquet, row 5, column 'image': .*5.png"):
         batch = stream.next_batch()
     for photo, number in zip(batch.stored["image"], map(int, batch.captions), strict=True):
         assert np.array_equal(photo.permute(1, 2, 0), draw_shape(number % 4, number))
@@ -277,7 +279,7 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(tmp_path, make, layout, wo
         resumed.close()
 
 
-def test_a_stream_can_go_back(tmp_path, make):
+def test_a_stream_can_return_to_an_earlier_state(tmp_path, make):
     stream = make(config_of(write_shards(tmp_path, (12,))))
     state = stream.state_dict()
     one = captions(stream, 3)
@@ -399,7 +401,7 @@ def test_more_processes_than_rows(tmp_path, make):
         stream.next_batch()
 
 
-def test_impossible_ranks(tmp_path, make):
+def test_invalid_ranks_are_refused(tmp_path, make):
     where = write_shards(tmp_path, (4,))
     for options in ({"batch": 0}, {"rank": 2, "world": 2}):
         with pytest.raises(ValueError, match="expected batch >= 1 and 0 <= rank < world"):

@@ -26,14 +26,16 @@ from synthetic import (
 
 from mmdiff import train
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
-from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig
+from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig, load_train_config
 from mmdiff.data import batches
-from mmdiff.data.examples import draw_batch
+from mmdiff.data.augment import draw_batch
+from mmdiff.files import write_tensors
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import training_losses
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
-from mmdiff.train import MetricsLog
 from mmdiff.training import trainer as training
+from mmdiff.training.loop import MetricsLog, run
+from mmdiff.training.state import STATE_FILE, load_state, save_state, state_of
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -133,7 +135,8 @@ def spied_batch(trainer: Trainer, rows: torch.Tensor, monkeypatch) -> tuple[torc
         return MultiModalDiffusion.forward(trainer.model, z_t, log_snr_t, condition)
 
     monkeypatch.setattr(trainer.model, "forward", spy)
-    trainer.losses(trainer.model, trainer.batches.examples, rows, trainer.generator(0), augment=False)
+    draw = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=False)
+    trainer.losses(trainer.model, draw)
     return seen[0]
 
 
@@ -186,7 +189,7 @@ def test_values_that_an_example_lacks_do_not_matter(examples, asked):
 
 
 @pytest.mark.parametrize(("reading", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_photos_that_are_read_stand_at_the_end(examples, reading, share):
+def test_a_share_of_complete_photos_is_at_the_last_time(examples, reading, share):
     trainer = Trainer(replace(tiny_train_config(), tasks=TaskConfig(reading=reading)), examples, CPU)
     rows = torch.arange(24).repeat(60)
     draw = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=True)
@@ -227,17 +230,14 @@ def test_equal_seeds_make_equal_runs(examples):
     assert any(not torch.equal(one[name], three[name]) for name in one)
 
 
-@pytest.mark.parametrize("self_conditioning", [False, True])
-def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path, self_conditioning):
-    config = tiny_train_config()
-    config = replace(config, model=replace(config.model, self_conditioning=self_conditioning))
-    whole, first, second = (Trainer(config, examples, CPU) for _ in range(3))
+def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path):
+    whole, first, second = (make_trainer(examples) for _ in range(3))
     terms = [whole.train_step() for _ in range(8)]
     for _ in range(5):
         first.train_step()
-    first.save_state(tmp_path / "state.safetensors")
+    save_state(first, tmp_path / "state.safetensors")
     torch.manual_seed(12345)  # whatever happened in between
-    second.load_state(tmp_path / "state.safetensors")
+    load_state(second, tmp_path / "state.safetensors")
     assert second.step == 5
     for k in range(5, 8):
         assert_equal(second.train_step(), terms[k])
@@ -247,18 +247,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path, self_cond
 def test_a_run_stopped_after_every_step_equals_an_uninterrupted_one(examples, tmp_path):
     """Through the files of `run`, with its samples, validation and log in between."""
     whole = make_trainer(examples)
-    assert train.run(whole, examples, tmp_path / "a", math.inf, log_every=1) == "the budget of images"
+    assert run(whole, examples, tmp_path / "a", math.inf, log_every=1) == "the budget of images"
     reasons = []
     for _ in range(8):
         part = make_trainer(examples)
         if reasons:
-            part.load_state(tmp_path / "b" / train.STATE_FILE)
-        reasons.append(train.run(part, examples, tmp_path / "b", 0.0, log_every=1))
+            load_state(part, tmp_path / "b" / STATE_FILE)
+        reasons.append(run(part, examples, tmp_path / "b", 0.0, log_every=1))
     assert reasons == ["--max-minutes"] * 8 and part.step == whole.step == 8
     assert_equal(tensors_of(part), tensors_of(whole))
     assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
     assert [row["step"] for row in metrics_of(tmp_path / "a")] == [str(k) for k in range(1, 9)]
-    for name in (train.STATE_FILE, "model.safetensors"):
+    for name in (STATE_FILE, "model.safetensors"):
         assert_equal(load_file(tmp_path / "a" / name), load_file(tmp_path / "b" / name))
     last = [metrics_of(tmp_path / name, val=True)[-1] for name in ("a", "b")]
     assert last[0] == last[1]
@@ -266,7 +266,7 @@ def test_a_run_stopped_after_every_step_equals_an_uninterrupted_one(examples, tm
 
 def test_a_run_leaves_everything_behind(examples, tmp_path):
     trainer = make_trainer(examples, sample_every_images=24)
-    train.run(trainer, examples, tmp_path, math.inf, log_every=3)
+    run(trainer, examples, tmp_path, math.inf, log_every=3)
     loaded = load_checkpoint(tmp_path)
     average = trainer.ema.model.state_dict()
     assert all(torch.equal(t, average[n].half().float()) for n, t in loaded.state_dict().items())
@@ -290,7 +290,7 @@ def test_the_best_checkpoint_is_kept(examples, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "validate", validate)
     monkeypatch.setattr(MetricsLog, "write", lambda *_: None)
-    train.run(trainer, examples, tmp_path, math.inf, log_every=100)
+    run(trainer, examples, tmp_path, math.inf, log_every=100)
     assert json.loads((tmp_path / "best" / "val.json").read_text()) == {"total": 1.0, "images": 16}
     kept = load_checkpoint(tmp_path / "best").state_dict()
     assert all(torch.equal(t, averages[2][n].half().float()) for n, t in kept.items())
@@ -313,16 +313,33 @@ def test_states_that_cannot_be_resumed(examples, tmp_path):
     path = tmp_path / "state.safetensors"
     trainer = make_trainer(examples)
     trainer.train_step()
-    trainer.save_state(path)
+    save_state(trainer, path)
     other = Trainer(replace(trainer.config, model=tiny_config(width=64)), examples, CPU)
     with pytest.raises(ValueError, match="belongs to another model configuration; use a new --out folder"):
-        other.load_state(path)
+        load_state(other, path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state.safetensors is damaged \(.+\); use a new --out folder"):
-        trainer.load_state(path)
+        load_state(trainer, path)
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="state.safetensors is no training state; use a new --out folder"):
-        trainer.load_state(path)
+        load_state(trainer, path)
+
+
+@pytest.mark.parametrize("self_conditioning", [False, True])
+def test_a_state_from_before_options_were_retired_or_added(examples, tmp_path, self_conditioning):
+    path, trainer = tmp_path / "state.safetensors", make_trainer(examples)
+    trainer.train_step()
+    tensors, metadata = state_of(trainer)
+    config = json.loads(metadata["config"]) | {"flags": True, "self_conditioning": self_conditioning}
+    del config["channels"]
+    write_tensors(tensors, path, metadata | {"config": json.dumps(config)})
+    resumed = make_trainer(examples)
+    if self_conditioning:
+        with pytest.raises(ValueError, match="state.safetensors: .*self_conditioning is True.* retired"):
+            load_state(resumed, path)
+    else:
+        load_state(resumed, path)
+        assert_equal(tensors_of(resumed), tensors_of(trainer))
 
 
 # -- it stops ------------------------------------------------------------------------------------------
@@ -348,7 +365,7 @@ def test_a_broken_state_is_never_saved(examples, tmp_path, monkeypatch, log_ever
     good = {}
 
     def poison(terms):
-        good.update(load_file(tmp_path / train.STATE_FILE))
+        good.update(load_file(tmp_path / STATE_FILE))
         with torch.no_grad():
             next(trainer.model.parameters()).view(-1)[0] = math.nan
         for value in terms.values():
@@ -356,10 +373,10 @@ def test_a_broken_state_is_never_saved(examples, tmp_path, monkeypatch, log_ever
 
     after_step(trainer, 3, poison, monkeypatch)
     with pytest.raises(FloatingPointError, match="at step [34].*lower --lr"):
-        train.run(trainer, examples, tmp_path, math.inf, log_every)
-    assert_equal(load_file(tmp_path / train.STATE_FILE), good)
+        run(trainer, examples, tmp_path, math.inf, log_every)
+    assert_equal(load_file(tmp_path / STATE_FILE), good)
     resumed = make_trainer(examples)
-    resumed.load_state(tmp_path / train.STATE_FILE)
+    load_state(resumed, tmp_path / STATE_FILE)
     assert resumed.step == 2 and resumed.is_finite()
     assert all(t.isfinite().all() for t in load_file(tmp_path / "model.safetensors").values())
 
@@ -369,10 +386,10 @@ def test_a_signal_stops_cleanly(examples, tmp_path, monkeypatch, number):
     trainer = make_trainer(examples)
     handler = signal.getsignal(number)
     after_step(trainer, 3, lambda _: os.kill(os.getpid(), number), monkeypatch)
-    assert train.run(trainer, None, tmp_path, math.inf, 100) == "a signal"
+    assert run(trainer, None, tmp_path, math.inf, 100) == "a signal"
     assert signal.getsignal(number) is handler
     resumed = make_trainer(examples)
-    resumed.load_state(tmp_path / train.STATE_FILE)
+    load_state(resumed, tmp_path / STATE_FILE)
     assert resumed.step == 3
     assert_equal(tensors_of(resumed), tensors_of(trainer))
 
@@ -429,7 +446,7 @@ def test_the_command_trains_and_resumes(config_file, shapes, tmp_path, capsys, m
 
 def test_the_command_starts_from_a_checkpoint(config_file, shapes, tmp_path, capsys):
     torch.manual_seed(5)
-    config = train.load_train_config(config_file).model
+    config = load_train_config(config_file).model
     save_checkpoint(MultiModalDiffusion(config), tmp_path / "init")
     arguments = (config_file, "--train", shapes, "--images", 1)
     run_main(*arguments, "--out", tmp_path / "out", "--init", tmp_path / "init", "--lr", 0)

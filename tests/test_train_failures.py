@@ -13,16 +13,18 @@ import torch
 from safetensors.torch import load_file
 from synthetic import read_shapes, tiny_train_config
 
-from mmdiff import files, train
+from mmdiff import files
 from mmdiff.checkpoint import load_checkpoint
+from mmdiff.config import to_dict
 from mmdiff.files import write_tensors, write_text
-from mmdiff.train import MetricsLog
 from mmdiff.training import trainer as training
+from mmdiff.training.loop import MetricsLog, resume, run
+from mmdiff.training.state import STATE_FILE as STATE
+from mmdiff.training.state import backup_of, state_of
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-STATE = train.STATE_FILE
-BACKUP = train.backup_of(Path(STATE)).name
+BACKUP = backup_of(Path(STATE)).name
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def make_trainer(examples, **optim) -> Trainer:
 def whole(examples, tmp_path_factory) -> Path:
     """The run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    train.run(make_trainer(examples), examples, folder, math.inf, 1)
+    run(make_trainer(examples), examples, folder, math.inf, 1)
     return folder
 
 
@@ -57,9 +59,9 @@ def assert_same_end(one: Path, two: Path, names: tuple[str, ...] = FILES) -> Non
 def go_on(examples, folder: Path) -> int:
     """Resume the run and finish it; returns the step it went on from."""
     trainer = make_trainer(examples)
-    assert train.resume(trainer, folder)
+    assert resume(trainer, folder)
     step = trainer.step
-    train.run(trainer, examples, folder, math.inf, 1)
+    run(trainer, examples, folder, math.inf, 1)
     return step
 
 
@@ -98,7 +100,7 @@ def killed_at(examples, folder: Path, name: str, count: int, moment: str) -> Non
 
     files.save_file, os.replace = save, move
     try:
-        train.run(make_trainer(examples), examples, folder, math.inf, 1)
+        run(make_trainer(examples), examples, folder, math.inf, 1)
     finally:
         os._exit(1)  # not reached
 
@@ -140,26 +142,26 @@ def test_a_damaged_state_is_replaced_by_the_one_before(examples, whole, damaged,
     assert_same_end(whole, damaged)
     os.truncate(damaged / STATE, 0)
     trainer = make_trainer(examples)
-    assert train.resume(trainer, damaged) and trainer.step == 6, "the backup is not the damaged one"
+    assert resume(trainer, damaged) and trainer.step == 6, "the backup is not the damaged one"
 
 
 def test_two_damaged_states(examples, damaged):
     (damaged / BACKUP).write_bytes(b"")
     with pytest.raises(ValueError, match=f"{BACKUP} is damaged .*; use a new --out folder"):
-        train.resume(make_trainer(examples), damaged)
+        resume(make_trainer(examples), damaged)
 
 
 def test_an_empty_folder_is_a_new_run(examples, tmp_path):
-    assert not train.resume(make_trainer(examples), tmp_path)
+    assert not resume(make_trainer(examples), tmp_path)
 
 
 def test_a_state_written_before_there_were_counters_and_batches(examples, whole, tmp_path):
     tensors = load_file(whole / STATE)
     del tensors["skipped"]
-    identity = json.dumps(make_trainer(examples)._identity())
-    write_tensors(tensors, tmp_path / STATE, {"step": "8", "config": identity})
+    config = json.dumps(to_dict(tiny_train_config().model))
+    write_tensors(tensors, tmp_path / STATE, {"step": "8", "config": config})
     trainer = make_trainer(examples)
-    assert train.resume(trainer, tmp_path)
+    assert resume(trainer, tmp_path)
     assert (trainer.step, trainer.batches.step, trainer.skipped.tolist()) == (8, 8, [0, 0])
 
 
@@ -190,7 +192,7 @@ def test_a_periodic_save_that_fails_is_tried_again(examples, whole, tmp_path, fu
         return train_step()
 
     monkeypatch.setattr(trainer, "train_step", stepping)
-    train.run(trainer, examples, tmp_path, math.inf, 1)
+    run(trainer, examples, tmp_path, math.inf, 1)
     said = capfd.readouterr().err
     assert f"the state could not be written ({tmp_path / STATE}: " in said and "too large" in said
     assert "Training goes on; the next save tries again." in said
@@ -209,14 +211,14 @@ def test_a_last_save_that_fails_ends_the_run_with_an_error(examples, tmp_path, f
 
     monkeypatch.setattr(trainer, "train_step", stepping)
     with pytest.raises(OSError, match=f"{STATE}.* too large"):
-        train.run(trainer, examples, tmp_path, math.inf, 1)
+        run(trainer, examples, tmp_path, math.inf, 1)
     full_disk(None)
     assert list(tmp_path.rglob("*.part")) == []
     assert load_file(tmp_path / STATE)["optimizer/0/step"] == 6
     assert go_on(examples, tmp_path) == 6
 
 
-def test_the_log_takes_a_line_or_nothing(tmp_path, full_disk):
+def test_a_log_line_is_written_completely_or_not_at_all(tmp_path, full_disk):
     log = MetricsLog(tmp_path / "metrics.csv", 0)
     log.write({"step": 1, "loss": 0.5})
     full_disk(14)
@@ -261,14 +263,14 @@ def spoil(trainer: Trainer, monkeypatch, steps, factor: float = math.nan) -> Non
 
 
 def copies(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.state()[0].items()}
+    return {name: tensor.clone() for name, tensor in state_of(trainer)[0].items()}
 
 
 def test_every_part_of_a_batch_has_dropout_of_its_own(examples):
     trainer = Trainer(tiny_train_config(), examples, CPU, accumulate=2)
     drawn = []
     for part in (0, 1):
-        trainer._seed_dropout(part)
+        trainer.seed_dropout(part)
         drawn.append(torch.rand(1000) < 0.5)
     assert 0.4 < (drawn[0] == drawn[1]).float().mean() < 0.6
 
@@ -292,10 +294,10 @@ def test_a_step_that_is_not_finite_changes_nothing(examples, monkeypatch, factor
     assert not torch.equal(later["optimizer/0/exp_avg"], after["optimizer/0/exp_avg"])
 
 
-def test_skipped_steps_are_counted_said_and_kept(examples, tmp_path, monkeypatch, capfd):
+def test_skipped_steps_are_counted_reported_and_saved(examples, tmp_path, monkeypatch, capfd):
     trainer = make_trainer(examples)
     spoil(trainer, monkeypatch, (1, 2, 5))
-    train.run(trainer, None, tmp_path, math.inf, 1)
+    run(trainer, None, tmp_path, math.inf, 1)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert lines[0].endswith(",skipped") and [line[-1] for line in lines[1:]] == list("01222333")
     assert ",nan," in lines[2] and ",nan," not in lines[4]
@@ -303,21 +305,21 @@ def test_skipped_steps_are_counted_said_and_kept(examples, tmp_path, monkeypatch
         capfd.readouterr().err
     )
     resumed = make_trainer(examples)
-    assert train.resume(resumed, tmp_path) and resumed.skipped.tolist() == [3, 0]
+    assert resume(resumed, tmp_path) and resumed.skipped.tolist() == [3, 0]
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
-def test_ten_in_a_row_end_the_run(examples, tmp_path, monkeypatch, log_every):
+def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(examples, tmp_path, monkeypatch, log_every):
     """Also if it recovers before anybody looks."""
     trainer = make_trainer(examples, images=320, save_every_images=24)
     spoil(trainer, monkeypatch, range(4, 14))
     with pytest.raises(FloatingPointError, match="not finite 10 times in a row at step 1[45].*lower --lr"):
-        train.run(trainer, None, tmp_path, math.inf, log_every)
+        run(trainer, None, tmp_path, math.inf, log_every)
     resumed = make_trainer(examples)
-    assert train.resume(resumed, tmp_path) and resumed.is_finite() and resumed.step == 12
+    assert resume(resumed, tmp_path) and resumed.is_finite() and resumed.step == 12
 
 
-def test_nine_in_a_row_do_not(examples, monkeypatch):
+def test_nine_steps_in_a_row_do_not(examples, monkeypatch):
     trainer = make_trainer(examples)
     spoil(trainer, monkeypatch, range(9))
     for _ in range(10):

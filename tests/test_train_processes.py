@@ -23,7 +23,9 @@ from mmdiff.config import load_train_config
 from mmdiff.data import batches
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training import trainer as training
+from mmdiff.training.loop import resume, run
 from mmdiff.training.processes import Processes, join_processes
+from mmdiff.training.state import STATE_FILE, backup_of
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -40,7 +42,6 @@ heads = 2
 refiner_width = 8
 stem_depth = 1
 reader_depth = 1
-self_conditioning = true
 
 [[model.modalities]]
 name = "image"
@@ -101,7 +102,7 @@ def losses_of(folder: Path) -> list[list[float]]:
 
 
 def assert_close_states(one: Path, two: Path) -> None:
-    first, second = (load_file(folder / train.STATE_FILE) for folder in (one, two))
+    first, second = (load_file(folder / STATE_FILE) for folder in (one, two))
     assert set(first) == set(second)
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=1e-5)
@@ -143,7 +144,7 @@ def test_a_batch_in_parts_is_the_whole_batch(place, alone, parts):
 def cut_off(run: Path, folder: Path) -> None:
     """A folder with the state that the run had after step 3: the backup of its last one."""
     folder.mkdir()
-    shutil.copy(train.backup_of(run / train.STATE_FILE), folder / train.STATE_FILE)
+    shutil.copy(backup_of(run / STATE_FILE), folder / STATE_FILE)
 
 
 def what_two_do(place: Path) -> None:
@@ -176,7 +177,7 @@ def meet_trouble(place: Path, processes: Processes) -> None:
         return {name: value * factor for name, value in losses(*inputs).items()}
 
     training.training_losses = spoilt
-    reason = train.run(trainer, None, place / "trouble", math.inf, log_every=100)
+    reason = run(trainer, None, place / "trouble", math.inf, log_every=100)
     (place / f"trouble{processes.rank}.txt").write_text(f"{reason} {trainer.step} {trainer.skipped.tolist()}")
 
 
@@ -199,13 +200,13 @@ def test_two_processes_with_sharded_weights_make_the_run_of_one(place, alone, tw
     assert_same_run(alone, place / "all-sharded")
 
 
-def test_one_process_talks(two):
+def test_only_the_main_process_prints(two):
     assert two.stdout.count("2 processes, cpu") == two.stdout.count("M parameters") == 4
     assert two.stdout.count("stopped by the budget of images") == 4
 
 
 def test_two_processes_resume_exactly(place, two):
-    whole, resumed = (load_file(place / run / train.STATE_FILE) for run in ("together", "again"))
+    whole, resumed = (load_file(place / run / STATE_FILE) for run in ("together", "again"))
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
     assert losses_of(place / "again") == losses_of(place / "together")[-4:]
 
@@ -224,7 +225,7 @@ def test_two_with_sharded_weights_resume_what_one_began(place, alone, two):
         torch.testing.assert_close(one[name], two[name], atol=1e-3, rtol=1e-3)
 
 
-def test_what_one_process_meets_concerns_both(place, two):
+def test_a_bad_loss_or_a_signal_in_one_process_affects_both(place, two):
     assert (place / "trouble0.txt").read_text() == "another process 10 [1, 0]"
     assert (place / "trouble1.txt").read_text() == "a signal 10 [1, 0]"
     assert two.stderr.count("1 step(s) up to step 10 skipped, as the loss") == 1
@@ -243,7 +244,7 @@ def test_a_batch_that_cannot_be_divided():
         Processes(0, 3).share(8, 2)
 
 
-def test_one_device_for_many(monkeypatch):
+def test_one_device_for_several_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--device cuda:1 is one device for 2 processes; leave it out"):
         join_processes("cuda:1")
@@ -262,7 +263,7 @@ def test_processes_that_see_different_states(place, tmp_path, monkeypatch):
     trainer = make_trainer(place)
     monkeypatch.setattr(Processes, "sum", lambda self, step: step + 3)
     with pytest.raises(ValueError, match="different states in .*; it must be on a disk that all machines"):
-        train.resume(trainer, tmp_path)
+        resume(trainer, tmp_path)
 
 
 if __name__ == "__main__":

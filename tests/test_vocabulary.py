@@ -13,7 +13,8 @@ from synthetic import CLASSES, DIM, lively_model, tiny_config
 
 from mmdiff import sample
 from mmdiff.checkpoint import load_config, save_checkpoint
-from mmdiff.clip.vocabulary import MAX_CAPTIONS, MAX_PROBES, Vocabulary, Words, main, prompt_centres, read
+from mmdiff.clip.captions import read_caption
+from mmdiff.clip.vocabulary import MAX_CAPTIONS, MAX_PROBES, Vocabulary, Words, main, prompt_centres
 from mmdiff.pipeline import Pipeline
 
 CAPTIONS = ["a photo of a red disc"] * 3 + ["a photo of an old blue disc"] * 2 + ["a photo of a red square"]
@@ -74,7 +75,7 @@ def cosine(degrees):
     ],
 )
 def test_captions_are_read(caption, probes):
-    assert list(read(caption).probes()) == probes
+    assert list(read_caption(caption).probes()) == probes
 
 
 def test_what_a_vocabulary_is_made_of():

@@ -14,10 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from app.run.defaults import MAX_SIDE
-from mmdiff.images import to_rgb
-from mmdiff.modalities.image import square
+from mmdiff.images import nearest_square, square, to_rgb
 
-NEAREST = Image.Resampling.NEAREST
 SHOWN_SIZE = 448  # pixels a side of a photo to paint on
 FAR = 60  # RGB distance beyond which a colour is not in the palette
 CLOSE = 8  # levels by which equal colours may differ after lossy saving
@@ -97,7 +95,7 @@ def read_hole(path: str | Path, size: int, photo_size: Size) -> Cells:
     """
     image = open_picture(path, "hole")
     placed = _place_on_photo(image.size, size, photo_size)
-    levels, read_as = _whiteness(_fit(image, size))
+    levels, read_as = _whiteness(nearest_square(image, size))
     hole = levels >= WHITE
     _check_white(hole)
     notes = [f"The hole covers {_percent(hole.mean())} of the photo."]
@@ -137,7 +135,7 @@ def read_mask(path: str | Path, size: int, classes: Sequence[str], palette: np.n
     """
     image = open_picture(path, "mask")
     notes = _cut_and_scaled("mask", image.size, size)
-    image = _fit(image, size)
+    image = nearest_square(image, size)
     if _is_transparent(image):
         image = _on_ground(image, palette[0])
         notes.append(f"Transparent parts became {classes[0]}.")
@@ -241,11 +239,6 @@ def _is_transparent(image: Image.Image) -> bool:
 def _on_ground(image: Image.Image, colour: np.ndarray) -> Image.Image:
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, tuple(map(int, colour))), rgba).convert("RGB")
-
-
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    """The central square with size x size pixels, never blended."""
-    return ImageOps.fit(image, (size, size), NEAREST)
 
 
 def _cut_and_scaled(what: str, from_size: Size, size: int) -> list[str]:

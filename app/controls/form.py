@@ -17,8 +17,8 @@ from app.run.service import Service
 from app.task import GENERATE, GIVEN, IGNORE, Task
 from app.theme import html
 from app.wording import listed
+from mmdiff.images import square
 from mmdiff.modalities import Modality
-from mmdiff.modalities.image import square
 from mmdiff.request import Request
 
 

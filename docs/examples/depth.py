@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 
+from mmdiff.images import decode_cell, nearest_square, open_image
 from mmdiff.modalities import Modality, register
-from mmdiff.modalities.base import decode_cell, open_image
 
 
 @register
@@ -42,7 +42,7 @@ class Depth(Modality):
         if picture.mode not in ("I;16", "I", "L"):
             raise ValueError(f"{self.name}: a picture of mode {picture.mode}; give a PNG of one channel.")
         depth = Image.fromarray(np.asarray(picture, np.int32))  # cut like the photo, but never blended
-        return np.array(ImageOps.fit(depth, (size, size), Image.Resampling.NEAREST))[None]
+        return np.array(nearest_square(depth, size))[None]
 
     def from_stored(self, stored: Tensor) -> Tensor:
         return stored.clamp(max=self.far) / self.far * 2 - 1

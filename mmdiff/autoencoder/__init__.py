@@ -1,1 +1,1 @@
-"""A small convolutional autoencoder: photos to few numbers and back, the second encoder for photos."""
+"""A small convolutional autoencoder of photos, whose latents are the anchor of `kind = "latent_image"`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def card(facts: dict) -> str:
-    """The model card, from the facts that `mmdiff.autoencoder.train` keeps in config.json."""
+    """The model card from the facts of `mmdiff.autoencoder.train`, as in config.json."""
     recipe, val = facts["recipe"], facts["val"]
     spans = [*earlier(facts), facts]
     seen = ", then ".join(f"{s['images_seen']:,} random parts of {s['photos']:,} photos" for s in spans)
@@ -32,13 +32,24 @@ in the weights of every checkpoint that uses it.
 - Trained on {seen},
   each of {recipe["crop"]} x {recipe["crop"]} pixels, with the mean absolute error + \
 {recipe["perceptual"]:g} x LPIPS, noise of {recipe["noise"]:g} on the latents,
-  weights averaged over the training.
+  weights averaged over the training.{_adversary(recipe)}
 - {minutes:.0f} minutes on {facts["device"]}.
 - {measured}
-- Limits: detail finer than about two pixels, small lettering and faces are made up or smoothed; photos unlike
-  its training photos lose more.
+- Limits: detail finer than about two pixels, small lettering and faces are invented or smoothed; photos
+  unlike its training photos lose more.
 - The weights derive from the training photos, so their licence and attribution apply.
 """
+
+
+def _adversary(recipe: dict) -> str:
+    """About the discriminator, if there was one; recipes from before it lack these keys."""
+    if not recipe.get("adversarial"):
+        return ""
+    after, share = recipe["adversarial_after"], recipe["adversarial"]
+    return (
+        f"\n- After {after:.0%} of it also against a patch discriminator, whose gradient at the pixels had\n"
+        f"  {share:g} times the norm of the other losses' gradient: fine detail may be invented."
+    )
 
 
 def earlier(facts: dict) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Put a better decoder into a checkpoint: one that was trained on after the diffusion model, encoder frozen.
+"""Install a better decoder in a checkpoint: one that was trained further with the encoder frozen.
 
 python -m mmdiff.autoencoder.train --init checkpoints/autoencoder --decoder-only ... --out runs/decoder
 python -m mmdiff.autoencoder.install checkpoints/scenes --autoencoder runs/decoder --out checkpoints/scenes

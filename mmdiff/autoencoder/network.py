@@ -1,8 +1,8 @@
 """The autoencoder's network and its folder: config.json, model.safetensors (half precision), README.md.
 
-A latent of 1/8 of the photo's height and width, in the manner of latent diffusion (Rombach et al. 2022), but
-deterministic: what keeps the latents in shape is their normalisation to unit variance, and the noise that the
-decoder was trained to bear, not a KL term.
+A latent has 1/8 of the photo's height and width, as in latent diffusion (Rombach et al. 2022), but is
+deterministic: instead of a KL term, latents are normalised to unit variance and the decoder is trained with
+noise on them.
 """
 
 from __future__ import annotations

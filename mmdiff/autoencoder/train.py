@@ -1,8 +1,8 @@
-"""Train the autoencoder on photos: L1 + LPIPS, and measure it on others.
+"""Train the autoencoder on photos: L1 + LPIPS, later also a patch discriminator; measure it on others.
 
-    python -m mmdiff.autoencoder.train --data A.parquet B.parquet --val C.parquet --out OUT --max-minutes 40
+    python -m mmdiff.autoencoder.train --data A.parquet B.parquet --val C.parquet --out OUT --images 200000
 
-Captions, masks and labels are not looked at.
+Captions, masks and labels are ignored. Ctrl-C or SIGTERM saves the state; the same command resumes it.
 """
 
 from __future__ import annotations
@@ -12,62 +12,31 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from mmdiff.autoencoder.card import card
 from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder, read_config
+from mmdiff.autoencoder.training import Recipe, Training, draw_crops
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.parquet import read_parquet
 from mmdiff.device import choose_device
-from mmdiff.evaluation.core import Skip
 from mmdiff.evaluation.metrics import psnr
-from mmdiff.evaluation.perceptual import load_lpips, lpips_network
+from mmdiff.evaluation.perceptual import load_lpips
 from mmdiff.files import write_text
 from mmdiff.modalities.image import ImageModality
-from mmdiff.training.learning_rate import warm_cosine
+from mmdiff.training.signals import signals_stop
 
+STATE_FILE = "training_state.safetensors"
 SAVE_EVERY = 180.0  # seconds
 LOG_EVERY = 20  # steps
-WARMUP = 0.03  # of the training
-EMA = 0.998
-SETTLE = 32  # batches of 64
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. The end is at `images` crops or `max_minutes`, whichever comes first."""
-
-    images: float = math.inf
-    max_minutes: float = math.inf
-    size: int = 104  # pixels; photos are cut to a square of that size when they are read
-    crop: int = 64  # pixels of the random part of it that a step sees
-    batch: int = 16
-    lr: float = 8e-4  # peak
-    perceptual: float = 1.0  # weight of LPIPS beside the mean absolute error
-    noise: float = 0.15  # standard deviation of the noise on latents, which have that of 1
-    latent_channels: int = 6
-    widths: Sequence[int] = WIDTHS  # channels at a half, a quarter and an eighth of the photo's size
-    decoder_only: bool = False  # the encoder stays, so that latents keep their meaning
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.images) or math.isfinite(self.max_minutes)):
-            raise ValueError("the training has no end; give --images or --max-minutes, or both.")
-        if min(self.images, self.max_minutes, self.batch, self.lr, self.latent_channels) <= 0:
-            raise ValueError(f"images, max_minutes, batch, lr and latent_channels must be positive: {self}.")
-        if len(self.widths) != len(WIDTHS) or min(self.widths) < 1:
-            raise ValueError(f"widths are {self.widths}; give {len(WIDTHS)} numbers of channels.")
-        if self.crop % STRIDE or not 0 < self.crop <= self.size:
-            raise ValueError(
-                f"crop is {self.crop}; give a multiple of {STRIDE} of at most the size, {self.size}."
-            )
+NORM_BATCHES = 32  # of 64 photos, for the statistics of the latents
 
 
 def read_photos(paths: Sequence[str | Path], size: int) -> Tensor:
@@ -82,124 +51,79 @@ def read_photos(paths: Sequence[str | Path], size: int) -> Tensor:
     return torch.cat(photos)
 
 
-def draw_crops(photos: Tensor, count: int, crop: int, generator: torch.Generator) -> Tensor:
-    """Random photos' random parts, half of them mirrored: (count, 3, crop, crop) in [-1, 1]."""
-    rows = torch.randint(len(photos), (count,), generator=generator)
-    top, left = torch.randint(photos.shape[-1] - crop + 1, (2, count, 1), generator=generator)
-    span = torch.arange(crop)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
-    ys, xs = top + span, left + torch.where(mirrored, span.flip(0), span)
-    channels = torch.arange(3)[:, None, None]
-    places = rows[:, None, None, None], channels, ys[:, None, :, None], xs[:, None, None, :]
-    picked = photos[tuple(index.to(photos.device) for index in places)]
-    return picked.float() / 127.5 - 1
-
-
-def objective(
-    network: Autoencoder, perceptual: nn.Module, photos: Tensor, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """Mean absolute error and mean LPIPS of the photos (B, 3, H, W) after latents with noise."""
-    latents = network.encode(photos)
-    decoded = network.decode(latents + recipe.noise * torch.randn_like(latents))
-    return (decoded - photos).abs().mean(), perceptual(decoded, photos).mean()
-
-
-@dataclass
-class Progress:
-    """How far a training is: photos seen, seconds, and the share of its recipe that is done."""
-
-    images: int = 0
-    seconds: float = 0.0
-    share: float = 0.0
-
-    def follow(self, recipe: Recipe) -> Iterator[int]:
-        """Step numbers until the recipe's end."""
-        start, step = time.monotonic(), 0
-        while self.share < 1:
-            yield step
-            step += 1
-            self.images += recipe.batch
-            self.seconds = time.monotonic() - start
-            self.share = max(self.images / recipe.images, self.seconds / (60 * recipe.max_minutes))
-
-
 def train(
     photos: Tensor, val: Tensor, out: Path, recipe: Recipe, device: torch.device, init: Path | None = None
 ) -> dict:
     """Train on photos (n, 3, S, S) uint8 and save to ``out`` with metrics.csv; returns the facts.
 
-    Weights are an exponential moving average. init: folder of the autoencoder to start from.
-    Raises ValueError where LPIPS is not installed, or that folder holds none of the same size.
+    The saved weights are an exponential moving average. A state in ``out`` is resumed. init: folder of the
+    autoencoder to start from. Raises ValueError where LPIPS is not installed, or the autoencoder of that
+    folder or the state in ``out`` has another size.
     """
-    try:
-        perceptual = lpips_network(device)
-    except Skip as reason:
-        raise ValueError(f"the loss cannot be computed: {reason}") from None
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # the initial weights
     network = Autoencoder(recipe.latent_channels, recipe.widths)
     before = None
     if init:
         network.take_weights(init)
         before = read_config(init)["training"]
-    network = network.to(device, memory_format=torch.channels_last).train()
-    photos = photos.to(device)
-    if recipe.decoder_only:
-        network.encoder.requires_grad_(False)
-        network.norm.eval()
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, (0.9, 0.99), weight_decay=0, fused=True)
+    training = Training(network, photos, recipe, device)
     out.mkdir(parents=True, exist_ok=True)
-    progress, last_save = Progress(), 0.0
-    with _Log(out / "metrics.csv", recipe) as log:
-        for step in progress.follow(recipe):
-            rate = warm_cosine(progress.share, recipe.lr, WARMUP)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            crops = draw_crops(photos, recipe.batch, recipe.crop, generator)
-            crops = crops.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                l1, lpips = objective(network, perceptual, crops, recipe)
-            optimizer.zero_grad(set_to_none=True)
-            (l1 + recipe.perceptual * lpips).backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            average.update_parameters(network)
-            log.note(step, progress, l1, lpips, rate)
-            if progress.seconds - last_save > SAVE_EVERY:
-                _save(average.module, out, photos, recipe, progress, {}, before)
-                last_save = progress.seconds
+    state = out / STATE_FILE
+    if state.exists():
+        training.load_state(state)
+    stopped: list[str] = []
+    last_save = time.monotonic()
+    with _Log(out / "metrics.csv", training) as log, signals_stop(stopped):
+        while training.share < 1 and not stopped:
+            log.write(training, training.train_step())
+            if time.monotonic() - last_save > SAVE_EVERY:
+                training.save_state(state)
+                _save(training, out, {}, before)
+                last_save = time.monotonic()
+    training.save_state(state)
+    average = training.average.module
     if not recipe.decoder_only:
-        settle(average.module, photos, recipe.crop, generator)
-    figures = measure(average.module, val, device)
-    return _save(average.module, out, photos, recipe, progress, figures, before)
+        normalise_latents(average, training.photos, recipe)
+    return _save(training, out, measure(average, val, device), before)
 
 
 @torch.no_grad()
-def settle(network: Autoencoder, photos: Tensor, crop: int, generator: torch.Generator) -> None:
-    """Give the latents of averaged weights unit variance: what was averaged with them belongs to others."""
-    crops = (draw_crops(photos, 64, crop, generator) for _ in range(SETTLE))
+def normalise_latents(network: Autoencoder, photos: Tensor, recipe: Recipe) -> None:
+    """Compute the latents' mean and variance anew, since those averaged in training are of other weights."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    crops = (draw_crops(photos, 64, recipe.crop, generator) for _ in range(NORM_BATCHES))
     update_bn(map(network.encoder, crops), network.norm)
     network.eval()
 
 
 class _Log:
-    """metrics.csv and the progress bar."""
+    """The progress bar and metrics.csv; a resumed training drops the rows after its saved state."""
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        write_text(path, "images,seconds,l1,lpips,lr\n")
+    COLUMNS = ("images", "seconds", "l1", "lpips", "critic", "lr")
+
+    def __init__(self, path: Path, training: Training) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines[1:] if int(line.split(",")[0]) <= training.images]
+        write_text(path, "\n".join([",".join(self.COLUMNS), *kept]) + "\n")
         self.file = path.open("a", newline="", buffering=1)
         self.writer = csv.writer(self.file)
-        total = recipe.images if math.isfinite(recipe.images) else None
-        self.bar = tqdm(total=total, desc="autoencoder", unit="photo", unit_scale=True, mininterval=2)
-        self.batch = recipe.batch
+        total = training.recipe.images
+        self.bar = tqdm(
+            total=total if math.isfinite(total) else None,
+            initial=training.images,
+            desc="autoencoder",
+            unit="photo",
+            unit_scale=True,
+            mininterval=2,
+        )
 
-    def note(self, step: int, progress: Progress, l1: Tensor, lpips: Tensor, rate: float) -> None:
-        self.bar.update(self.batch)
-        if step % LOG_EVERY == 0:
-            values = (progress.seconds, l1.item(), lpips.item(), rate)
-            self.writer.writerow([progress.images, *(f"{v:.4g}" for v in values)])
-            self.bar.set_postfix(l1=f"{l1.item():.3f}", lpips=f"{lpips.item():.3f}")
+    def write(self, training: Training, terms: dict[str, Tensor]) -> None:
+        self.bar.update(training.recipe.batch)
+        if training.step % LOG_EVERY == 0:
+            values = {name: value.item() for name, value in terms.items()}
+            measured = (training.seconds, *(values.get(name, math.nan) for name in self.COLUMNS[2:]))
+            self.writer.writerow([training.images, *(f"{v:.5g}" for v in measured)])
+            self.bar.set_postfix(l1=f"{values['l1']:.3f}", lpips=f"{values['lpips']:.3f}")
 
     def __enter__(self) -> _Log:
         return self
@@ -209,23 +133,16 @@ class _Log:
         self.file.close()
 
 
-def _save(
-    network: Autoencoder,
-    out: Path,
-    photos: Tensor,
-    recipe: Recipe,
-    progress: Progress,
-    figures: dict,
-    before: dict | None,
-) -> dict:
+def _save(training: Training, out: Path, figures: dict, before: dict | None) -> dict:
+    network = training.average.module
     facts = {
         "init": before,  # the facts of what it started from
-        "photos": len(photos),
+        "photos": len(training.photos),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "recipe": {k: v for k, v in asdict(recipe).items() if v != math.inf},
-        "images_seen": progress.images,
-        "seconds": round(progress.seconds, 1),
-        "device": next(network.parameters()).device.type,
+        "recipe": {k: v for k, v in asdict(training.recipe).items() if v != math.inf},
+        "images_seen": training.images,
+        "seconds": round(training.seconds, 1),
+        "device": training.device.type,
         "val": figures,
     }
     network.save(out, facts, card(facts))
@@ -234,7 +151,7 @@ def _save(
 
 @torch.no_grad()
 def measure(network: Autoencoder, photos: Tensor, device: torch.device, batch: int = 64) -> dict[str, float]:
-    """What is lost on the way through the latents: mean PSNR (dB), LPIPS and the latents' own spread."""
+    """Mean PSNR (dB) and LPIPS of decoded photos (n, 3, S, S) uint8, and the RMS of their latents."""
     network = network.to(device).eval()
     distance = load_lpips(device)
     squares, distances, latents = [], [], []
@@ -276,10 +193,10 @@ def main(arguments: list[str] | None = None) -> None:
         device = choose_device(args.device)
         recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
         torch.backends.cudnn.benchmark = True  # all batches have one shape
-        whole = recipe.size // STRIDE * STRIDE
         if recipe.decoder_only and not args.init:
             raise ValueError("--decoder-only keeps an encoder; name the autoencoder's folder with --init.")
-        photos, val = read_photos(args.data, recipe.size), read_photos(args.val, whole)
+        photos = read_photos(args.data, recipe.size)
+        val = read_photos(args.val, recipe.size // STRIDE * STRIDE)
         facts = train(photos, val, args.out, recipe, device, args.init)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

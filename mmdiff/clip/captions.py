@@ -1,4 +1,4 @@
-"""Shorter and longer ways to say a caption, so that prompts need not sound like the training captions.
+"""The grammar of captions: reading one, and shorter and longer ways to say it.
 
 A caption is "a [style] photo of SUBJECT", then perhaps " with CLAUSE, CLAUSE, …":
 "a photo of a dark red round apple", "a bright photo of the sea with blue above, grey below".
@@ -7,82 +7,85 @@ A caption is "a [style] photo of SUBJECT", then perhaps " with CLAUSE, CLAUSE, �
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-
-import torch
-from open_clip import SimpleTokenizer
-from torch import Tensor
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 MODIFIERS = ("dark", "pale", "bright")  # they belong to the word after them: "dark red" never becomes "red"
 ARTICLES = ("a", "an", "the")
-VARIANTS = 24  # texts a caption is tokenised into, half of them the caption itself
+CLAUSE, STYLE = "with ", " photo"  # the beginning of a probe that is a clause, the end of one that is a style
 
 
-class CaptionTexts:
-    """Every distinct caption, tokenised once in VARIANTS ways, on the training device."""
+class Reading(NamedTuple):
+    """The parts of "a STYLE photo of ARTICLE ATTRIBUTES NOUN with CLAUSE, CLAUSE, …", maybe empty."""
 
-    def __init__(self, captions: list[str], context_length: int, seed: int, device: torch.device):
-        tokenizer = SimpleTokenizer(context_length=context_length)
-        rng, distractors = random.Random(seed), _words(tokenizer)
-        distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-        texts: list[str] = []
-        for caption in distinct:
-            texts += [caption] * (VARIANTS // 2)
-            texts += [vary(caption, rng, distractors) for _ in range(VARIANTS - VARIANTS // 2)]
-        numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        self.tokens = tokenizer(list(numbers)).to(device)  # (texts, context_length)
-        self.table = torch.tensor([numbers[text] for text in texts], device=device).view(-1, VARIANTS)
-        self.caption_ids = torch.tensor([distinct[caption] for caption in captions], device=device)  # (N,)
+    style: str
+    article: str
+    attributes: tuple[str, ...]
+    noun: str
+    clauses: tuple[str, ...]
 
-    def sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, context_length) of one text for each row, and which image and text match, (B, B)."""
-        captions = self.caption_ids[rows]
-        texts = self.table[captions, torch.randint(VARIANTS, rows.shape, device=rows.device)]
-        matches = (captions[:, None] == captions) | (texts[:, None] == texts)
-        return self.tokens[texts], matches
+    def probes(self) -> Iterator[str]:
+        """The parts as short texts, without repetition."""
+        style = [f"{self.style}{STYLE}"] if self.style else []
+        clauses = [f"{CLAUSE}{clause}" for clause in self.clauses]
+        yield from dict.fromkeys(filter(None, [*self.attributes, self.noun, *clauses, *style]))
+
+
+def read_caption(caption: str) -> Reading:
+    """The parts of a caption."""
+    style, subject, clauses = _split(caption)
+    article, attributes, noun = _split_subject(subject)
+    style = " ".join(word for word in style.split() if word not in ARTICLES)
+    return Reading(style, article, tuple(attributes), noun, tuple(clauses))
 
 
 def vary(caption: str, rng: random.Random, distractors: Sequence[str] = ()) -> str:
-    """The caption with a random part of what it says.
+    """The caption with a random part of its content.
 
-    Attributes and clauses are left out, never changed, so the result still holds for the picture. Now
-    and then a word of `distractors`, which means nothing here, teaches the model to ignore unknown words.
+    Attributes and clauses are left out, never changed, so the result still describes the picture. Sometimes
+    a random word of `distractors` is added, which teaches the model to ignore unknown words.
     """
-    head, _, tail = caption.partition(" with ")
-    style, _, subject = head.rpartition(" photo of ")
+    style, subject, clauses = _split(caption)
     keep = rng.random()  # one rate per text, so that bare and full texts are both common
     text = _vary_subject(subject, keep, rng, distractors)
     if style and rng.random() < 0.7:
         text = f"{style if rng.random() < 0.7 else 'a'} photo of {text}"
-    clauses = [clause for clause in tail.split(", ") if clause and rng.random() < keep]
+    clauses = [clause for clause in clauses if rng.random() < keep]
     return f"{text} with {', '.join(clauses)}" if clauses else text
 
 
 def _vary_subject(subject: str, keep: float, rng: random.Random, distractors: Sequence[str]) -> str:
-    words = subject.split()
-    article = words.pop(0) if words[0] in ARTICLES else ""
-    *attributes, noun = attribute_groups(words)
+    article, attributes, noun = _split_subject(subject)
     attributes = [group for group in attributes if rng.random() < keep]
     if distractors and rng.random() < 0.15:
         attributes.insert(rng.randint(0, len(attributes)), rng.choice(distractors))
     phrase = " ".join([*attributes, noun])
-    if article in ("a", "an"):
-        article = "an" if phrase[0] in "aeiou" else "a"
-    return f"{article} {phrase}" if article and rng.random() < 0.8 else phrase
+    return with_article(article, phrase) if article and rng.random() < 0.8 else phrase
 
 
-def attribute_groups(words: list[str]) -> list[str]:
-    """["dark", "red", "round", "apple"] -> ["dark red", "round", "apple"]."""
+def _split(caption: str) -> tuple[str, str, list[str]]:
+    """ "a bright photo of the sea with blue above" -> ("a bright", "the sea", ["blue above"])."""
+    head, _, tail = caption.partition(" with ")
+    style, _, subject = head.rpartition(" photo of ")
+    return style, subject, list(filter(None, tail.split(", ")))
+
+
+def _split_subject(subject: str) -> tuple[str, list[str], str]:
+    """ "a dark red round apple" -> ("a", ["dark red", "round"], "apple")."""
+    words = subject.split()
+    article = words.pop(0) if words and words[0] in ARTICLES else ""
     groups: list[str] = []
     for word in words:
         if groups and groups[-1] in MODIFIERS:
             groups[-1] += f" {word}"
         else:
             groups.append(word)
-    return groups
+    *attributes, noun = groups or [""]
+    return article, attributes, noun
 
 
-def _words(tokenizer: SimpleTokenizer) -> list[str]:
-    """The whole words of the vocabulary."""
-    words = sorted(token.removesuffix("</w>") for token in tokenizer.encoder if token.endswith("</w>"))
-    return [word for word in words if word.isascii() and word.isalpha() and len(word) > 2]
+def with_article(article: str, words: str) -> str:
+    """("a", "orange apple") -> "an orange apple"; ("", "trees") -> "trees"."""
+    if article in ("a", "an"):
+        article = "an" if words.startswith(tuple("aeiou")) else "a"
+    return f"{article} {words}".strip()

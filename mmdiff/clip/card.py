@@ -1,4 +1,4 @@
-"""The README.md of a CLIP checkpoint, written from what was measured."""
+"""The README.md of a CLIP checkpoint, from its measurements."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ Images {image_size} px in {patch_size}-px patches; the loss over time is in `met
 
 
 def write_card(folder: Path, results: list[dict]) -> None:
-    """folder: a checkpoint of `mmdiff.clip.train`; results: of `evaluate`, one entry a data set."""
+    """Write it. folder: a checkpoint of `mmdiff.clip.train`; results: of `evaluate`, one per data set."""
     config = json.loads((folder / CONFIG_NAME).read_text())
     model, training = config["model_cfg"], config["training"]
     origins = [ORIGINS.get(source, f"{source} (terms unknown)") for source in training["sources"]]
@@ -103,7 +103,7 @@ def write_card(folder: Path, results: list[dict]) -> None:
 
 
 def _extension(found: dict | None) -> str:
-    """What `mmdiff.clip.extend` did, if it did."""
+    """About `mmdiff.clip.extend`, if it was used."""
     if found is None:
         return ""
     return EXTENDED.format(

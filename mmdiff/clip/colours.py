@@ -1,8 +1,8 @@
-"""Colours: their names by rule, what captions say of them, and hue, saturation and value. No network.
+"""Colours: names by rule, the colour and kind in a caption, and hue, saturation and value. No network.
 
-The name is a hue word, perhaps with "dark" or "pale" before it. The bounds were read off the captions of
-the orchard set's training photos; `mmdiff.evaluate` reports how often the rule agrees with the captions of
-the photos it measures on.
+A name is a hue word, perhaps with "dark" or "pale" before it. The bounds were chosen by the captions of the
+orchard set's training photos; `mmdiff.evaluate` reports how often the rule agrees with the captions of its
+photos.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def is_colour(name: str) -> bool:
 
 
 class Said(NamedTuple):
-    """What a text says about the object: its colour, such as "dark red", and its kind, such as "apple"."""
+    """The object of a text: its colour, such as "dark red", and its kind, such as "apple"."""
 
     colour: str
     kind: str
@@ -108,16 +108,16 @@ def parse(caption: str) -> Said | None:
 
 
 def with_colour(caption: str, colour: str) -> str:
-    """A caption that `parse` can read, saying another colour instead."""
+    """A caption that `parse` can read, with another colour."""
     start, _, rest = caption.partition(f" {parse(caption).colour} ")
     start = start.removesuffix("n") if start.endswith("an") else start
     return f"{start}{'n' if colour[0] in 'aeiou' else ''} {colour} {rest}"
 
 
 def combinations(captions: Sequence[str]) -> tuple[Counter[Said], list[Said], list[Said]]:
-    """How often captions combine a colour with a kind; and of all pairs the common and the rare ones.
+    """Counts of each pair of colour and kind in captions; and of all pairs the common and the rare.
 
-    Pairs in less than `RARE_BELOW` of the captions are rare, also those that never occur.
+    Pairs in less than `RARE_BELOW` of the captions are rare, including those that never occur.
     """
     counts = Counter(said for caption in captions if (said := parse(caption)))
     colours, kinds = sorted({said.colour for said in counts}), sorted({said.kind for said in counts})

@@ -1,9 +1,10 @@
-"""Picture and caption pairs, decoded once into one tensor."""
+"""Pictures and captions, decoded and tokenised once, before the training."""
 
 from __future__ import annotations
 
 import io
 import os
+import random
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,17 +14,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from open_clip import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from mmdiff.clip.captions import vary
+
 COLUMNS = ("image", "caption", "label", "source")
 SIDE = 96  # pixels; leaves a 64-pixel model room for crops
+VARIANTS = 24  # texts a caption is tokenised into, half of them the caption itself
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """N pictures and what is said about them."""
+    """N pictures with captions."""
 
     images: Tensor  # (N, 3, SIDE, SIDE) uint8, the central square of each picture
     captions: list[str]
@@ -56,6 +61,30 @@ def read_captions(path: str | Path) -> tuple[list[str], list[int]]:
     return table["caption"].to_pylist(), table["label"].to_pylist()
 
 
+class CaptionTexts:
+    """Every distinct caption, tokenised once in VARIANTS ways, on the training device."""
+
+    def __init__(self, captions: list[str], context_length: int, seed: int, device: torch.device):
+        tokenizer = SimpleTokenizer(context_length=context_length)
+        rng, distractors = random.Random(seed), _vocabulary_words(tokenizer)
+        distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        texts: list[str] = []
+        for caption in distinct:
+            texts += [caption] * (VARIANTS // 2)
+            texts += [vary(caption, rng, distractors) for _ in range(VARIANTS - VARIANTS // 2)]
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        self.tokens = tokenizer(list(numbers)).to(device)  # (texts, context_length)
+        self.table = torch.tensor([numbers[text] for text in texts], device=device).view(-1, VARIANTS)
+        self.caption_ids = torch.tensor([distinct[caption] for caption in captions], device=device)  # (N,)
+
+    def sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, context_length) of one text for each row, and which image and text match, (B, B)."""
+        captions = self.caption_ids[rows]
+        texts = self.table[captions, torch.randint(VARIANTS, rows.shape, device=rows.device)]
+        matches = (captions[:, None] == captions) | (texts[:, None] == texts)
+        return self.tokens[texts], matches
+
+
 def _read_rows(path: Path) -> list[dict]:
     return _read_table(path, COLUMNS).to_pylist()
 
@@ -80,3 +109,9 @@ def _decode(data: bytes) -> np.ndarray:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
+
+
+def _vocabulary_words(tokenizer: SimpleTokenizer) -> list[str]:
+    """The whole words of the vocabulary."""
+    words = sorted(token.removesuffix("</w>") for token in tokenizer.encoder if token.endswith("</w>"))
+    return [word for word in words if word.isascii() and word.isalpha() and len(word) > 2]

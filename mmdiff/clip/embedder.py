@@ -1,4 +1,4 @@
-"""Images and texts to unit vectors in one CLIP space, whichever open_clip model supplies it."""
+"""Images and texts to unit vectors in one CLIP space, by any open_clip model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ClipEmbedder:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts to unit vectors (B, dim). What exceeds the model's context length is cut off."""
+        """Texts to unit vectors (B, dim), cut off at the model's context length."""
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"got {texts!r}, expected a non-empty list of texts; put one text in a list")
         return self.model.encode_text(self.tokenizer(list(texts)).to(self.device), normalize=True)
@@ -76,7 +76,7 @@ def _resolve(folder_or_tag: str) -> tuple[str, str | None]:
     """(model name, pretrained tag) as open_clip's factory takes them; ValueError if there is none."""
     folder = Path(folder_or_tag)
     if folder.is_dir():
-        # Checked here, because open_clip would go on with random weights or with a pickle.
+        # Checked here, because open_clip would use random weights or a pickle.
         missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
         if missing:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Retrieval and zero-shot classification of a CLIP model, every number next to chance.
+"""Retrieval and zero-shot classification of a CLIP model, every figure beside chance.
 
 python -m mmdiff.clip.evaluate checkpoints/clip-tiny --data val.parquet --out results.json
 """
@@ -32,9 +32,9 @@ Recalls = dict[str, float]  # "recall@k" and "chance@k"
 def retrieval(images: Tensor, texts: Tensor, captions: list[str], seed: int = 0) -> dict[str, Recalls]:
     """Mean recall@1, 5, 10 over random galleries of at most GALLERY pairs.
 
-    images, texts: (N, D) unit vectors; captions: N. "pairs" asks for the very row that belongs to the
-    query, so equal captions compete (a tie counts as the average over its orders). "distinct" has each
-    caption once: an image must find its caption, a caption any of its images.
+    images, texts: (N, D) unit vectors; captions: N. In "pairs" only the query's own row is correct, so equal
+    captions compete (a tie counts as the average over its orders). "distinct" has each caption once: an
+    image must find its caption, a caption any of its images.
     """
     generator = torch.Generator().manual_seed(seed)
     caption_ids = torch.tensor(_enumerate(captions))
@@ -164,10 +164,10 @@ def evaluate(
 
 
 def class_prompts(names: list[str], captions: set[str], train: str | Path) -> tuple[str, list[Counter[str]]]:
-    """Where the prompts come from, and the prompts of each class.
+    """The kind of prompts, and the prompts of each class.
 
-    Names serve where captions mention every one of them. "Apple 11" is nowhere described, and there the
-    training captions of the class do.
+    They are made of the class names if captions mention all of them; names such as "Apple 11" mean nothing to
+    the model, so the training captions of the class are used.
     """
     if all(any(name.lower() in caption for caption in captions) for name in names):
         return "class names", name_prompts(names)

@@ -1,10 +1,10 @@
-"""Teach the text tower of a trained CLIP model combinations of colour and kind that its captions never make.
+"""Teach the text tower of a trained CLIP model combinations of colour and kind that its captions lack.
 
 python -m mmdiff.clip.extend checkpoints/clip-tiny --data orchard.parquet --keep scenes.parquet --out FOLDER
 
-A tower that has never read of a grey tomato puts the words near whatever it knows best. Here it learns to put
-them where the image tower puts recoloured photos (`mmdiff.clip.recolour`). The image tower stays as it is.
-Texts like the training captions are held in place, so a model that was trained with both still knows them.
+A tower that was never trained on "a grey tomato" embeds it near something more common. Here it learns to
+embed such texts where the image tower embeds recoloured photos (`mmdiff.clip.recolour`). The image tower is
+frozen, and texts like the training captions keep their embeddings, so models trained with these still apply.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from mmdiff.clip.embedder import CONFIG_NAME, ClipEmbedder
 from mmdiff.clip.recolour import recoloured_copies
 from mmdiff.clip.train import save, shuffled_batches
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import Examples, read_parquet
+from mmdiff.data.examples import Examples
+from mmdiff.data.parquet import read_parquet
 from mmdiff.device import choose_device
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.mask import MaskModality
 
 SIDE = 96  # pixels of the photos that are recoloured
 COPIES = 60  # of each combination of colour and kind
-FEWEST = 8  # copies of a caption whose mean stands for it; below, the mean of its colour and kind does
+FEWEST = 8  # copies whose mean is a caption's target; with fewer, that of its colour and kind is
 VARIANTS = 24  # wordings of each caption
-BATCH = 256  # texts of each sort, new and kept
-KEEP = 2.0  # weight of the texts that are to stay
+BATCH = 256  # new texts, and as many kept ones
+KEEP = 2.0  # weight of the kept texts
 
 
 class Texts(NamedTuple):
-    """Tokens (n, L) and where they belong, unit vectors (n, D)."""
+    """Tokens (n, L) and their target embeddings, unit vectors (n, D)."""
 
     tokens: Tensor
     targets: Tensor
@@ -57,9 +58,9 @@ def photos_with_masks(path: str | Path) -> Examples:
 
 
 def new_texts(embedder: ClipEmbedder, photos: Examples, rng: random.Random) -> tuple[Texts, list[Said]]:
-    """Wordings of all rare combinations and the mean embedding of recoloured photos of them; which they are.
+    """Wordings of all rare combinations with mean embeddings of recoloured photos; and these combinations.
 
-    Raises ValueError if the captions of the photos leave no combination out.
+    Raises ValueError if the captions of the photos lack no combination.
     """
     _, common, rare = combinations(photos.captions)
     if not rare:
@@ -92,7 +93,7 @@ def _wordings(said: Said, captions: Sequence[str], vectors: Tensor, rng: random.
 def kept_texts(
     embedder: ClipEmbedder, captions: Sequence[str], rare: Sequence[Said], rng: random.Random
 ) -> Texts:
-    """Wordings of the captions, but for those of rare combinations, and where they are now."""
+    """Wordings of the captions without rare combinations, and their present embeddings."""
     texts: dict[str, None] = {}
     for caption in dict.fromkeys(filter(None, captions)):
         if parse(caption) not in rare:
@@ -104,7 +105,7 @@ def kept_texts(
 
 
 def text_tower(model: CLIP) -> list[torch.nn.Parameter]:
-    """The parameters that texts alone pass through."""
+    """The parameters that only texts use."""
     seen = {id(p) for p in model.visual.parameters()} | {id(model.logit_scale)}
     return [p for p in model.parameters() if id(p) not in seen]
 
@@ -115,7 +116,7 @@ def distances(model: CLIP, tokens: Tensor, targets: Tensor) -> Tensor:
 
 
 def extend(model: CLIP, new: Texts, kept: Texts, steps: int, lr: float) -> None:
-    """Move the new texts to their targets while the kept ones stay, in place; only the text tower changes."""
+    """Train the text tower in place: new texts move to their targets while kept ones stay."""
     parameters = text_tower(model)
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -1,7 +1,7 @@
-"""Recoloured copies of photos, which show any kind of object in any colour.
+"""Recoloured copies of photos, with any kind of object in any colour.
 
 In the data some colours occur with some kinds only: there is no grey tomato. A copy is the photo of one
-example in the colour of another, with a caption that says so.
+example in the colour of another, with a caption of the new colour.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ LEAST_SATURATION = 0.2  # of a photo to recolour; the hue of what is greyer is n
 
 
 def recolour(images: Tensor, inside: Tensor, colours: Tensor) -> Tensor:
-    """Move the median colour of the pixels ``inside`` to another one and all of their colours along with it.
+    """Change the colours of the pixels ``inside`` so that their median becomes another one.
 
     Hue is turned, saturation scaled, and brightness raised to a power, which keeps highlights and shadows.
 
     Args:
-        images: (B, 3, H, W) in [-1, 1]. inside: (B, H, W) bool. colours: (B, 3) in [0, 1], to aim at.
+        images: (B, 3, H, W) in [-1, 1]. inside: (B, H, W) bool. colours: (B, 3) in [0, 1], the new medians.
 
     Returns:
         (B, 3, H, W) in [-1, 1], unchanged outside.
@@ -43,11 +43,11 @@ def recolour(images: Tensor, inside: Tensor, colours: Tensor) -> Tensor:
 def recoloured_copies(
     examples: Examples, count: int, image: str, mask: str, seed: int, wanted: Collection[Said] | None = None
 ) -> Examples:
-    """``count`` copies of examples in the colours of others, with captions that say so.
+    """``count`` copies of examples in the colours of others, with captions of the new colours.
 
     Every kind gets every colour equally often; with ``wanted`` only the copies of these combinations are
-    made. ``mask`` says where the object is (class 1). Captions must read "a photo of a COLOUR SHAPE KIND";
-    examples with other ones are not copied.
+    made. The object is where the mask is 1. Captions must read "a photo of a COLOUR SHAPE KIND"; examples
+    with other captions are not copied.
 
     Raises:
         ValueError: if there are no masks of two classes, or no captions of this form.

@@ -22,9 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mmdiff.clip.captions import CaptionTexts
 from mmdiff.clip.card import write_card
-from mmdiff.clip.data import Pairs, read_pairs
+from mmdiff.clip.data import CaptionTexts, Pairs, read_pairs
 from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, ClipEmbedder, resize_square
 from mmdiff.clip.evaluate import evaluate
 from mmdiff.clip.loss import pair_loss
@@ -60,7 +59,7 @@ class Recipe:
 
 
 class Validation:
-    """The loss on pairs that are not trained on, in fixed batches, without augmentation."""
+    """The loss on validation pairs, in fixed batches, without augmentation."""
 
     def __init__(self, pairs: Pairs, size: int, context_length: int, device: torch.device):
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
@@ -82,8 +81,8 @@ class Validation:
 def augment(images: Tensor, rows: Tensor, size: int, rng: random.Random) -> Tensor:
     """Random crops of at least 80 % of the side, mirror images, grey patches, a trace of light and noise.
 
-    images: (N, 3, S, S) uint8; rows: (B,); returns (B, 3, size, size) in about [-1, 1]. Captions speak
-    of colours, never of left and right: hue and saturation stay, and a mirror image keeps its caption.
+    images: (N, 3, S, S) uint8; rows: (B,); returns (B, 3, size, size) in about [-1, 1]. Captions name
+    colours, never left and right: hue and saturation stay, and a mirror image keeps its caption.
     """
     device, full, count = images.device, images.shape[-1], len(rows)
     side = rng.randint(round(0.8 * full), full)  # one for the batch, so that one resize serves all
@@ -142,7 +141,8 @@ def train(
 ) -> None:
     """Train an open_clip model of `config` and save it to `out`, with metrics.csv beside it.
 
-    The learning rate follows the limit of the recipe that is nearer, so it ends at 0 either way.
+    The learning rate follows the nearer limit of the recipe, so that it ends at 0. Raises ValueError if there
+    are fewer pairs than in a batch.
     """
     if len(pairs) < recipe.batch:
         raise ValueError(f"{len(pairs)} pairs make no batch of {recipe.batch}; lower --batch or add data")
@@ -157,28 +157,19 @@ def train(
     record = describe(pairs, model, recipe, device)
     out.mkdir(parents=True, exist_ok=True)
     start = last_save = time.monotonic()
-    seen, progress, next_check = 0, 0.0, 0.0
-    total = recipe.images if math.isfinite(recipe.images) else None
-    bar = tqdm(total=total, desc="train", unit="pair", unit_scale=True, mininterval=1)
-    with open(out / "metrics.csv", "w", newline="", buffering=1) as file, bar:
-        log = csv.writer(file)
-        log.writerow(["images", "seconds", "loss", "val_loss", "logit_scale", "lr"])
+    seen, progress = 0, 0.0
+    with _Log(out / "metrics.csv", recipe, validation) as log:
         for step, rows in enumerate(shuffled_batches(len(pairs), recipe.batch, device)):
             rate = warm_cosine(progress, recipe.lr, WARMUP)
             loss = pair_loss(model, augment(pixels, rows, size, rng), *texts.sample(rows))
             update(model, optimizer, loss, rate)
             seen += recipe.batch
-            bar.update(recipe.batch)
             now = time.monotonic()
             progress = max(seen / recipe.images, (now - start) / (60 * recipe.max_minutes))
             record |= {"images_seen": seen, "seconds": round(now - start, 1)}
+            log.bar.update(recipe.batch)
             if step % LOG_EVERY == 0 or progress >= 1:
-                val_loss = math.nan
-                if validation and (progress >= next_check or progress >= 1):
-                    val_loss, next_check = validation.loss(model), progress + CHECK_EVERY
-                    bar.set_postfix(loss=f"{loss.item():.3f}", val_loss=f"{val_loss:.3f}")
-                measured = (now - start, loss.item(), val_loss, model.logit_scale.exp().item(), rate)
-                log.writerow([seen, *(f"{value:.4g}" for value in measured)])
+                log.write(record, progress, model, loss, rate)
             if progress >= 1:
                 break
             if now - last_save > SAVE_EVERY:
@@ -187,8 +178,35 @@ def train(
     save(model, config, record, out)
 
 
+class _Log:
+    """metrics.csv and the progress bar; the validation loss is measured every CHECK_EVERY."""
+
+    def __init__(self, path: Path, recipe: Recipe, validation: Validation | None) -> None:
+        self.validation, self.next_check = validation, 0.0
+        total = recipe.images if math.isfinite(recipe.images) else None
+        self.bar = tqdm(total=total, desc="train", unit="pair", unit_scale=True, mininterval=1)
+        self.file = path.open("w", newline="", buffering=1)
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(["images", "seconds", "loss", "val_loss", "logit_scale", "lr"])
+
+    def write(self, record: dict, progress: float, model: CLIP, loss: Tensor, rate: float) -> None:
+        val_loss = math.nan
+        if self.validation and (progress >= self.next_check or progress >= 1):
+            val_loss, self.next_check = self.validation.loss(model), progress + CHECK_EVERY
+            self.bar.set_postfix(loss=f"{loss.item():.3f}", val_loss=f"{val_loss:.3f}")
+        measured = (record["seconds"], loss.item(), val_loss, model.logit_scale.exp().item(), rate)
+        self.writer.writerow([record["images_seen"], *(f"{value:.4g}" for value in measured)])
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.file.close()
+
+
 def describe(pairs: Pairs, model: CLIP, recipe: Recipe, device: torch.device) -> dict:
-    """What the checkpoint remembers about its training, as JSON values."""
+    """Facts of the training for the checkpoint, as JSON values."""
     return {
         "pairs": len(pairs),
         "distinct_captions": len(set(pairs.captions)),

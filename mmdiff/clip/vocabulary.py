@@ -10,20 +10,22 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdiff.checkpoint import load_config
+from mmdiff.clip.captions import CLAUSE, STYLE, read_caption, with_article
+
 VOCABULARY_FILE = "vocabulary.json"
 MAX_CAPTIONS, MAX_CLASS_CAPTIONS, MAX_PROBES = 500, 100, 40  # the commonest
-CLAUSE, STYLE = "with ", " photo"  # how a probe of that sort begins, ends
 COMMAND = "python -m mmdiff.clip.vocabulary CHECKPOINT --data PARQUET"
 
 Near = tuple[tuple[str, float], ...]  # texts with their cosine, best first
@@ -31,7 +33,7 @@ Near = tuple[tuple[str, float], ...]  # texts with their cosine, best first
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the training data says.
+    """The captions of the training data.
 
     Attributes:
         captions: the commonest captions and how often they occur.
@@ -52,26 +54,26 @@ class Vocabulary:
         labels: Sequence[int | None],
         class_names: Sequence[str],
     ) -> Vocabulary:
-        """The vocabulary of N captions and their N class numbers; None, "" and -1 stand for unknown.
+        """The vocabulary of N captions and their N class numbers; None, "" and -1 mean unknown.
 
         Classes without a caption are left out. Raises ValueError if there is no caption at all, or a class
-        number that has no name.
+        number without a name.
         """
         counts, of_class = Counter(filter(None, captions)), defaultdict(Counter)
         if not counts:
-            raise ValueError("the data has no captions, so there are no words to find; give data with some.")
+            raise ValueError("the data has no captions, so there are no words; give data with captions.")
         for caption, label in zip(captions, labels, strict=True):
             if caption and label is not None and label >= 0:
                 of_class[label][caption] += 1
-        strangers = sorted(label for label in of_class if label >= len(class_names))
-        if class_names and strangers:
+        nameless = sorted(label for label in of_class if label >= len(class_names))
+        if class_names and nameless:
             raise ValueError(
-                f"the data has the class number {strangers[0]}, but the checkpoint has {len(class_names)} "
+                f"the data has the class number {nameless[0]}, but the checkpoint has {len(class_names)} "
                 "classes; give the data that it was trained on."
             )
         said: Counter[str] = Counter()
         for caption, count in counts.items():
-            said.update(dict.fromkeys(read(caption).probes(), count))
+            said.update(dict.fromkeys(read_caption(caption).probes(), count))
         return cls(
             dict(counts.most_common(MAX_CAPTIONS)),
             {
@@ -98,7 +100,7 @@ class Vocabulary:
             return cls._from_json(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(
-                f"{path} cannot be used: {error}. Write it anew with `{COMMAND}`, or remove it."
+                f"{path} cannot be used: {error}. Write it again with `{COMMAND}`, or remove it."
             ) from error
 
     @classmethod
@@ -122,50 +124,6 @@ def _check_counts(what: str, counts: Any) -> None:
         raise ValueError(f"{what}: expected texts and how often they occur, whole numbers above 0")
 
 
-# -- reading captions ----------------------------------------------------------------------------------
-
-
-class Reading(NamedTuple):
-    """The parts of "a STYLE photo of ARTICLE ATTRIBUTES NOUN with CLAUSE, CLAUSE, …"."""
-
-    style: str
-    article: str
-    attributes: tuple[str, ...]
-    noun: str
-    clauses: tuple[str, ...]
-
-    def probes(self) -> Iterator[str]:
-        """The parts as probes, each only once."""
-        style = [f"{self.style}{STYLE}"] if self.style else []
-        clauses = [f"{CLAUSE}{clause}" for clause in self.clauses]
-        yield from dict.fromkeys(filter(None, [*self.attributes, self.noun, *clauses, *style]))
-
-
-def read(caption: str) -> Reading:
-    """Read a caption; what it does not say is empty."""
-    from mmdiff.clip.captions import ARTICLES, attribute_groups  # not above: loads open_clip
-
-    head, _, tail = caption.partition(" with ")
-    style, _, subject = head.rpartition(" photo of ")
-    words = subject.split()
-    article = words.pop(0) if words and words[0] in ARTICLES else ""
-    *attributes, noun = attribute_groups(words) or [""]
-    return Reading(
-        " ".join(word for word in style.split() if word not in ARTICLES),
-        article,
-        tuple(attributes),
-        noun,
-        tuple(filter(None, tail.split(", "))),
-    )
-
-
-def _phrase(article: str, words: str) -> str:
-    """("a", "orange apple") -> "an orange apple"; ("", "trees") -> "trees"."""
-    if article in ("a", "an"):
-        article = "an" if words[0] in "aeiou" else "a"
-    return f"{article} {words}".strip()
-
-
 # -- describing vectors --------------------------------------------------------------------------------
 
 
@@ -183,7 +141,7 @@ class Description:
 
 
 class Words:
-    """A vocabulary in an embedder's space, embedded when it is first needed."""
+    """A vocabulary in an embedder's space, embedded at its first use."""
 
     def __init__(self, embedder: Any, vocabulary: Vocabulary) -> None:
         self.embedder, self.vocabulary = embedder, vocabulary
@@ -211,14 +169,14 @@ class Words:
         return "_tables" in vars(self)
 
     def prepare(self) -> None:
-        """Embeds the vocabulary if that has not been done."""
+        """Embed the vocabulary if it is not embedded yet."""
         self._tables  # noqa: B018
 
     @cached_property
     def _tables(self) -> tuple[tuple[list[str], np.ndarray], ...]:
         """Of captions, labels and probes: the texts and their unit vectors (texts, D).
 
-        In NumPy, so that whoever looks something up starts no OpenMP threads, see `mmdiff.serving.engine`.
+        In NumPy, so that a lookup starts no OpenMP threads, see `mmdiff.serving.engine`.
         """
         captions, labels = self.vocabulary.captions, self.vocabulary.labels
         probes = {probe: dict.fromkeys(self.prompts(probe), 1) for probe in self.vocabulary.probes}
@@ -230,29 +188,30 @@ class Words:
 
     @cached_property
     def _kinds(self) -> dict[str, str]:
-        """The probes that captions are about, "sea", with the article they have there, "the"."""
+        """Probes that are nouns, such as "sea", with their most common article, "the"."""
         articles: dict[str, Counter[str]] = defaultdict(Counter)
         for caption, count in self.vocabulary.captions.items():
-            said = read(caption)
+            said = read_caption(caption)
             articles[said.noun][said.article] += count
         return {
             noun: articles[noun].most_common(1)[0][0] for noun in self.vocabulary.probes if noun in articles
         }
 
     def prompts(self, probe: str) -> list[str]:
-        """Texts whose mean embedding stands for a probe: it is said of every kind there is.
+        """Texts whose mean embedding represents a probe: captions of every noun with it.
 
-        A tower that has only read captions takes "a dark red thing" for whatever it knows best; the mean
-        over all kinds leaves what they share, the attribute.
+        A text tower trained on such captions alone cannot place "a dark red thing"; in the mean over all
+        nouns only the attribute remains.
         """
         if probe in self._kinds:
-            return [f"a photo of {_phrase(self._kinds[probe], probe)}"]
+            return [f"a photo of {with_article(self._kinds[probe], probe)}"]
         kinds = self._kinds or {"thing": "a"}
+        subjects = [with_article(article, noun) for noun, article in kinds.items()]
         if probe.startswith(CLAUSE):
-            return [f"a photo of {_phrase(article, noun)} {probe}" for noun, article in kinds.items()]
+            return [f"a photo of {subject} {probe}" for subject in subjects]
         if probe.endswith(STYLE):
-            return [f"{_phrase('a', probe)} of {_phrase(article, noun)}" for noun, article in kinds.items()]
-        return [f"a photo of {_phrase(article, f'{probe} {noun}')}" for noun, article in kinds.items()]
+            return [f"{with_article('a', probe)} of {subject}" for subject in subjects]
+        return [f"a photo of {with_article(article, f'{probe} {noun}')}" for noun, article in kinds.items()]
 
 
 def prompt_centres(embedder: Any, groups: Sequence[Mapping[str, float]], batch: int = 256) -> Tensor:
@@ -272,7 +231,7 @@ def prompt_centres(embedder: Any, groups: Sequence[Mapping[str, float]], batch: 
 
 
 def _nearest(vectors: np.ndarray, texts: Sequence[str], table: np.ndarray, count: int) -> list[Near]:
-    cosines = np.einsum("bd,nd->bn", vectors, table)  # row by row: no result depends on its batch
+    cosines = np.einsum("bd,nd->bn", vectors, table)  # row by row, so that no result depends on its batch
     order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
     return [
         tuple((texts[i], float(row[i])) for i in nearest) for row, nearest in zip(cosines, order, strict=True)
@@ -287,8 +246,7 @@ def write(checkpoint: str | Path, data: Sequence[str | Path]) -> Path:
 
     Raises ValueError for a folder without a checkpoint and for files without captions.
     """
-    from mmdiff.checkpoint import load_config
-    from mmdiff.clip.data import read_captions
+    from mmdiff.clip.data import read_captions  # which loads open_clip and pyarrow
 
     modalities = load_config(Path(checkpoint)).modalities
     classes = next((m.options["classes"] for m in modalities if m.kind == "label"), [])

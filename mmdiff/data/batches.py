@@ -1,4 +1,4 @@
-"""What training reads: batches for one of its processes, from memory or a stream, and validation examples."""
+"""Training batches for one process, from memory or from a stream, and validation examples."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ from typing import Any, Protocol
 import torch
 
 from mmdiff.config import TrainConfig
-from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows, read_parquet
-from mmdiff.data.stream import Stream, first_examples
+from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows
+from mmdiff.data.parquet import read_parquet
+from mmdiff.data.stream import StreamedBatches, first_examples
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.processes import Processes
 
-VAL_EXAMPLES = 1024  # that a validation looks at
+VAL_EXAMPLES = 1024  # read from a stream for validation
 
 
 class Batches(Protocol):
-    """Where a `Trainer` takes its batches from."""
+    """A source of batches for a `Trainer`."""
 
     def next_batch(self) -> Examples:
         """This process's rows of the next step's batch, in order (`Processes.share`)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, as JSON can hold it; that of every process is saved with the weights."""
+        """The position, for JSON; that of every process is saved with the weights."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there: from this process's state, or the first one's if there were more or fewer.
+        """Continue at a position: this process's own, or the first one's if their number has changed.
 
-        Raises ValueError if that cannot be done.
+        Raises ValueError if that is impossible.
         """
 
 
 class MemoryBatches:
-    """Batches of examples in memory: shuffled epochs laid end to end. It is one of `Batches`.
+    """`Batches` of examples in memory: shuffled epochs laid end to end.
 
-    balance: power of the number of a source's examples that its share in the epochs is proportional to.
+    Args:
+        share: the rows of each batch that belong to this process.
+        balance: a source of m examples has a share of each epoch proportional to m^balance.
     """
 
     def __init__(
@@ -59,15 +62,15 @@ class MemoryBatches:
 
 def training_data(
     config: TrainConfig, model: MultiModalDiffusion, embedder: Any, processes: Processes, accumulate: int
-) -> Examples | Stream:
-    """What `data.train` names: all of it in memory, or with `data.stream` read as it is needed.
+) -> Examples | StreamedBatches:
+    """The examples of `data.train` in memory or, with `data.stream`, as a stream.
 
     Raises ValueError if it cannot be read, or the batch cannot be divided evenly.
     """
     if not config.data.stream:
         return load_examples(config.data.ready().train, model, config, embedder, strict=False)
     share = processes.share(config.optim.batch_size, accumulate)
-    return Stream(
+    return StreamedBatches(
         config.data,
         model.modalities,
         share.stop - share.start,
@@ -79,7 +82,7 @@ def training_data(
 
 
 def validation_data(config: TrainConfig, model: MultiModalDiffusion, embedder: Any) -> Examples | None:
-    """What `data.val` names, None if it names nothing. Raises ValueError if it cannot be read."""
+    """The examples of `data.val`, None if it is empty. Raises ValueError if they cannot be read."""
     if not config.data.val:
         return None
     if config.data.stream:
@@ -92,7 +95,7 @@ def load_examples(
 ) -> Examples:
     """A Parquet file as training examples, with embeddings if the model has such a modality.
 
-    Rows that cannot be decoded raise ValueError, or unless ``strict`` are left out if they are few.
+    Rows that cannot be decoded raise ValueError; unless ``strict``, a few of them are left out.
     """
     examples = read_parquet(path, model.modalities.values(), config.data.ready(), strict)
     if model.anchor not in examples.present:
@@ -102,7 +105,7 @@ def load_examples(
         raise ValueError(f"{path}, row {row}: there is no {model.anchor}; remove the row.")
     for name, modality in model.modalities.items():
         modality.attach(embedder)
-        if modality.kind == "embedding" and name not in examples.stored:
+        if modality.takes_text and name not in examples.stored:
             if embedder is None:
                 raise ValueError(f"modality {name!r} needs model.embedder, or a column {name!r} in {path}.")
             add_embeddings(examples, name, model.anchor, embedder, config.model.image_size)
@@ -110,7 +113,7 @@ def load_examples(
 
 
 def make_embedder(config: TrainConfig, folder: str | None, device: torch.device) -> Any:
-    """The embedder that the configuration names, from ``folder`` if given; None if it names none."""
+    """The embedder of the configuration, from ``folder`` if given; None if it has none."""
     if not config.model.embedder:
         return None
     from mmdiff.clip.embedder import ClipEmbedder

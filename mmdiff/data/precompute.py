@@ -1,8 +1,8 @@
 """Prepare a source for training once: `python -m mmdiff.data.precompute CONFIG`.
 
-Reads `data.train` and `data.val`, whatever their size, and writes Parquet shards: photos and masks cut to the
-size that training stores, classes renumbered, and the embeddings of photo and caption beside them, so that
-training decodes little and needs no embedder. A run that was cut off goes on with the first missing shard.
+Reads `data.train` and `data.val`, whatever their size, and writes Parquet shards: pictures cut to the size
+that training stores, classes renumbered, and the embeddings of photo and caption, so that training decodes
+little and needs no embedder. An interrupted run continues with the first missing shard.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from mmdiff.config import DataConfig, TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
-from mmdiff.data.examples import BrokenRows, Examples, add_embeddings
+from mmdiff.data.examples import Examples, add_embeddings
+from mmdiff.data.parquet import BrokenRows
 from mmdiff.data.sources import Source
-from mmdiff.data.stream import CAPTION, Decoded, decode_ahead, embeddings_to_make, examples_of, rows_in_order
+from mmdiff.data.stream import CAPTION, Decoded, embeddings_to_make, examples_of, good_rows, rows_in_order
 from mmdiff.device import choose_device
 from mmdiff.modalities import Modality, build_modality
+from mmdiff.modalities.label import UNKNOWN_CLASS
 
 METADATA = b"mmdiff"
-ROWS = 4096  # a shard
+ROWS = 4096  # of a shard
 Place = tuple[int, int]  # shard and row of the source
 
 
@@ -44,51 +47,60 @@ def prepare(
     """Write the shards of ``part`` ("train" or "val") that ``out`` lacks; returns how many were written.
 
     Raises:
-        ValueError: the source cannot be read, the embedder is missing, or ``out`` holds something else.
+        ValueError: the source cannot be read, the embedder is missing, ``out`` holds something else, or a
+            modality's values fit into no column.
     """
     out.mkdir(parents=True, exist_ok=True)
-    data = stored_plain(config.data)
-    where = getattr(data, part)
+    data = _without_border(config.data)
     size, patch = config.model.image_size, config.model.patch_size
     modalities = {m.name: build_modality(m, size, patch) for m in config.model.modalities}
-    foreign = [m.name for m in modalities.values() if m.kind not in COLUMNS]
-    if foreign:
-        raise ValueError(f"{foreign[0]!r} is of a kind that cannot be prepared; leave data.prepared empty.")
-    source = Source(where, data, [*modalities, CAPTION])
+    source = Source(getattr(data, part), data, [*modalities, CAPTION])
     to_embed = embeddings_to_make(source, modalities, embedder)
     identity = {
-        "source": where,
+        "source": source.where,
         "size": size + data.margin,
         "rows": rows_per_shard,
         "columns": source.columns,
         "class_map": data.class_map,
         "embedder": config.model.embedder if to_embed else "",
     }
-    written, number, start = 0, 0, (0, 0)
+    paths = (out / f"{part}-{number:05d}.parquet" for number in itertools.count())
+    path, start, written = next(paths), (0, 0), 0
     while start is not None:
-        path = out / f"{part}-{number:05d}.parquet"
         if path.exists():
-            number, start = number + 1, _end_of(path, identity)
+            path, start = next(paths), _end_of(path, identity)
             continue
-        with closing(_good_rows(source, modalities, data, start)) as rows:
-            start = None
-            following = next(rows, None)
-            while following is not None and not path.exists():
-                taken = [following, *islice(rows, rows_per_shard - 1)]
-                following = next(rows, None)
-                start = taken[-1][0] if following else None
-                examples = examples_of([row for _, row in taken], data)
+        with closing(_shards(source, modalities, data, start, rows_per_shard)) as shards:
+            for start, rows in shards:
+                examples = examples_of(rows, data)
                 for name in to_embed:
                     add_embeddings(examples, name, next(iter(modalities)), embedder, size)
                 write_shard(examples, modalities, path, identity | {"end": start})
-                written, number = written + 1, number + 1
-                path = out / f"{part}-{number:05d}.parquet"
+                path, written = next(paths), written + 1
+                if path.exists():
+                    break
+            else:  # the source ended
+                start = None
     return written
 
 
-def stored_plain(data: DataConfig) -> DataConfig:
-    """The same sources, cut as training stores them but for a border, which reading adds."""
+def _without_border(data: DataConfig) -> DataConfig:
+    """The same data without the border that training repeats around stored pictures when it reads them."""
     return dataclasses.replace(data, margin=0) if data.margin_from == "pad" else data
+
+
+def _shards(
+    source: Source, modalities: Mapping[str, Modality], data: DataConfig, start: Place, count: int
+) -> Generator[tuple[Place | None, list[Decoded]], None, None]:
+    """Where the next shard begins (None after the last), and the rows of this one, from ``start`` on."""
+    good = good_rows(rows_in_order(source, *start), modalities, data, BrokenRows())
+    with closing(good):
+        rows = iter(tqdm(good, source.where, unit="row", mininterval=2, disable=None))
+        following = next(rows, None)
+        while following is not None:
+            taken = [following, *itertools.islice(rows, count - 1)]
+            following = next(rows, None)
+            yield taken[-1][0] if following else None, [row for _, row in taken]
 
 
 def _end_of(path: Path, identity: Mapping[str, Any]) -> Place | None:
@@ -104,31 +116,23 @@ def _end_of(path: Path, identity: Mapping[str, Any]) -> Place | None:
     return tuple(end) if end else None
 
 
-def _good_rows(
-    source: Source, modalities: Mapping[str, Modality], data: DataConfig, start: Place
-) -> Generator[tuple[Place, Decoded], None, None]:
-    broken, seen = BrokenRows(), 0
-    decoded = decode_ahead(rows_in_order(source, *start), modalities, data)
-    with closing(decoded):
-        for place, row in tqdm(decoded, source.where, unit="row", mininterval=2, disable=None):
-            seen += 1
-            if row.error is None:
-                yield place, row
-            else:
-                broken.add(row.error)
-                broken.check(seen)
-
-
 def write_shard(
     examples: Examples, modalities: Mapping[str, Modality], path: Path, metadata: Mapping[str, Any]
 ) -> None:
-    """Write examples in compact form as a Parquet file that appears whole or not at all."""
-    from datasets import Features
+    """Write examples in compact form as a Parquet file that appears whole or not at all.
 
-    columns = {n: COLUMNS[m.kind](examples, n) for n, m in modalities.items() if n in examples.stored}
-    columns[CAPTION] = pa.array(examples.captions, pa.string())
-    features = Features({name: _feature(modalities, name) for name in columns})
-    schema = features.arrow_schema  # says which columns are pictures
+    Raises ValueError if values of a modality fit into no column.
+    """
+    from datasets import Features, Value
+
+    columns: dict[str, pa.Array] = {}
+    features: dict[str, Any] = {}
+    for name, modality in modalities.items():
+        if name in examples.stored:
+            make = COLUMNS[modality.form]
+            columns[name], features[name] = make(name, examples.stored[name], examples.present[name])
+    columns[CAPTION], features[CAPTION] = pa.array(examples.captions, pa.string()), Value("string")
+    schema = Features(features).arrow_schema  # says which columns are pictures
     schema = schema.with_metadata({**(schema.metadata or {}), METADATA: json.dumps(dict(metadata))})
     table = pa.table(columns).cast(schema)
     unfinished = path.with_suffix(".unfinished")
@@ -136,51 +140,62 @@ def write_shard(
     os.replace(unfinished, path)
 
 
-def _feature(modalities: Mapping[str, Modality], name: str) -> Any:
+def _pictures(name: str, values: Tensor, present: Tensor) -> tuple[pa.Array, Any]:
+    """(n, H, W) or (n, C, H, W) -> PNGs."""
     from datasets import Image as ImageFeature
+
+    there = zip(values.numpy(), present.tolist(), strict=True)
+    cells = [{"bytes": _png(name, value), "path": None} if has else None for value, has in there]
+    return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ImageFeature()
+
+
+def _png(name: str, value: np.ndarray) -> bytes:
+    """(H, W), (1, H, W) or (3, H, W); three channels have 8 bits, one has 8 or 16."""
+    pixels = value.reshape(-1, *value.shape[-2:])
+    pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
+    wide = pixels.dtype != np.uint8 and pixels.dtype.kind in "iu" and pixels.ndim == 2
+    if wide and 0 <= pixels.min() and pixels.max() < 2**16:
+        pixels = pixels.astype(np.uint16)
+    elif pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError(
+            f"{name!r} has values of shape {value.shape} and type {value.dtype}, which no PNG holds; store "
+            "whole numbers, up to 255 in three channels or 65535 in one, or leave data.prepared empty."
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _classes(name: str, values: Tensor, present: Tensor) -> tuple[pa.Array, Any]:
+    """(n,) -> class numbers, -1 where there is none."""
+    from datasets import Value
+
+    return pa.array(values.masked_fill(~present, UNKNOWN_CLASS).tolist(), pa.int64()), Value("int64")
+
+
+def _vectors(name: str, values: Tensor, present: Tensor) -> tuple[pa.Array, Any]:
+    """(n, V, D), or (n, D) as if V were 1 -> lists of V lists of D numbers."""
     from datasets import List, Value
 
-    if name == CAPTION:
-        return Value("string")
-    if modalities[name].dense:
-        return ImageFeature()
-    return Value("int64") if modalities[name].kind == "label" else List(List(Value("float16")))
+    array = values.numpy()
+    if array.ndim not in (2, 3):
+        raise ValueError(
+            f"{name!r} has values that are no vectors and no pictures; leave data.prepared empty."
+        )
+    array = array.reshape(len(array), -1, array.shape[-1])
+    count, variants, dim = array.shape
+    inner = pa.ListArray.from_arrays(np.arange(count * variants + 1, dtype=np.int32) * dim, array.ravel())
+    outer = pa.array(np.arange(count + 1, dtype=np.int32) * variants)
+    lists = pa.ListArray.from_arrays(outer, inner, mask=pa.array((~present).tolist()))
+    return lists, List(List(Value(str(array.dtype))))
 
 
-def _pictures(examples: Examples, name: str) -> pa.Array:
-    def png(value: np.ndarray) -> bytes:
-        pixels = np.ascontiguousarray(np.moveaxis(value, 0, -1) if value.ndim == 3 else value)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
-        return buffer.getvalue()
-
-    values, present = examples.stored[name].numpy(), examples.present[name].tolist()
-    cells = [{"bytes": png(v), "path": None} if p else None for v, p in zip(values, present, strict=True)]
-    return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-
-
-def _labels(examples: Examples, name: str) -> pa.Array:
-    return pa.array(examples.stored[name].masked_fill(~examples.present[name], -1).tolist(), pa.int64())
-
-
-def _vectors(examples: Examples, name: str) -> pa.Array:
-    """(n, V, D) as lists of V lists; a single vector for each example counts as V = 1."""
-    values = examples.stored[name].half().numpy()
-    values = values.reshape(len(values), -1, values.shape[-1])
-    count, variants, dim = values.shape
-    inner = pa.ListArray.from_arrays(np.arange(count * variants + 1, dtype=np.int32) * dim, values.ravel())
-    missing = pa.array((~examples.present[name]).tolist())
-    return pa.ListArray.from_arrays(
-        pa.array(np.arange(count + 1, dtype=np.int32) * variants), inner, mask=missing
-    )
-
-
-# Kind of modality -> its column.
-COLUMNS: dict[str, Callable[[Examples, str], pa.Array]] = {
-    "image": _pictures,
-    "mask": _pictures,
-    "label": _labels,
-    "embedding": _vectors,
+# Form of a modality's values -> the column, and its feature, of (name, stored values, which are present).
+COLUMNS: dict[str, Callable[[str, Tensor, Tensor], tuple[pa.Array, Any]]] = {
+    "picture": _pictures,
+    "class_map": _pictures,
+    "class": _classes,
+    "vector": _vectors,
 }
 
 

@@ -5,29 +5,28 @@ A source is one of
     photos/*.parquet                 Parquet shards, or one file
     photos/*.tar                     WebDataset shards
     photos                           a folder that `datasets` can load, such as one folder of photos a class
-    hub:owner/name[/config][:split]  a data set of the Hugging Face Hub (split "train" if not said)
+    hub:owner/name[/config][:split]  a data set of the Hugging Face Hub (default split: train)
     torchvision:OxfordIIITPet[:split], torchvision:Cityscapes[:split]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import pyarrow as pa
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import cells_of
+from mmdiff.data.parquet import cells_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-READ_ROWS = 64  # at once; ten times as fast as one by one
+READ_ROWS = 64  # in one call, ten times as fast as one by one
 
-# Class -> what it is made with, its usual split, and the columns its targets become.
+# Class -> its options, its default split, and the columns of its targets.
 TORCHVISION: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "OxfordIIITPet": (
         {"target_types": ["category", "segmentation"], "download": True},
@@ -42,8 +41,8 @@ class Source:
     """Undecoded rows of a source, shard by shard.
 
     Attributes:
-        columns: name of the modality (or "caption") -> column; what the source lacks is left out.
-        num_shards: how many parts can be read apart from each other.
+        columns: name of the modality (or "caption") -> its column, if the source has it.
+        num_shards: number of parts that can be read independently.
 
     Raises:
         ValueError: the source does not exist or cannot be reached, or a column is missing.
@@ -69,8 +68,8 @@ class Source:
         """Rows ``start * parts + part``, ``(start + 1) * parts + part`` ... of a shard.
 
         Yields:
-            file and row, for messages; name of the modality -> cell. Reading costs what lies before
-            ``start`` too, but does not decode it.
+            file and row, for messages; name of the modality -> cell. Rows before ``start`` are read, but not
+            decoded.
         """
         from datasets.distributed import split_dataset_by_node
 
@@ -96,10 +95,10 @@ def _cells(column: pa.ChunkedArray | Sequence[Any]) -> Sequence[Any]:
 
 
 def open_source(where: str, root: str) -> tuple[IterableDataset, list[str]]:
-    """The rows of a source, its pictures undecoded, and its local files as far as it consists of shards.
+    """The rows of a source, pictures undecoded, and its shards if they are local files.
 
     Raises:
-        ValueError: there is no such source, with what was looked for and what can be given.
+        ValueError: there is no such source; the message says what can be given.
     """
     kind, _, name = where.partition(":")
     if kind == "hub" and name:
@@ -154,12 +153,12 @@ def _load(where: str, *arguments: Any, split: str = "train", **options: Any) -> 
 
 
 def _undecoded(data: IterableDataset) -> IterableDataset:
-    """Pictures stay bytes or paths: they are decoded by many threads later, where an error names the row."""
+    """Pictures stay bytes or paths: threads decode them later, where an error can name the row."""
     return data.decode(False) if data.features else data
 
 
 def torchvision_set(name: str) -> tuple[str, str]:
-    """CLASS or CLASS:SPLIT -> both, "" for no split. Raises ValueError for a class that is not known here."""
+    """CLASS or CLASS:SPLIT -> class and split, which may be "". Raises ValueError for an unknown class."""
     kind, _, split = name.partition(":")
     if kind not in TORCHVISION:
         raise ValueError(f"torchvision:{kind} is not known here; known: {', '.join(TORCHVISION)}.")
@@ -179,7 +178,7 @@ def _open_torchvision(name: str, root: str) -> IterableDataset:
             targets = target if isinstance(target, tuple) else (target,)
             yield {"image": photo} | dict(zip(columns, targets, strict=True))
 
-    # One shard of all rows: a list in a list is not cut up.
+    # One shard of all rows: `datasets` divides lists, not tuples.
     return IterableDataset.from_generator(read, gen_kwargs={"rows": tuple(range(len(examples)))})
 
 
@@ -206,7 +205,7 @@ def _columns_of_first_row(data: IterableDataset, where: str) -> list[str]:
 def _find_columns(
     where: str, config: DataConfig, names: Sequence[str], there: Sequence[str]
 ) -> dict[str, str]:
-    """Columns of the names. The first name, and whatever the configuration maps, must be there."""
+    """Name -> column, if there. The first name, and those in the configuration, must have one."""
     wanted = {name: config.column(name) for name in names}
     missing = [n for n, c in wanted.items() if c not in there and (n in config.columns or n == names[0])]
     if missing:
@@ -215,15 +214,3 @@ def _find_columns(
             "Name the right one in data.columns."
         )
     return {name: column for name, column in wanted.items() if column in there}
-
-
-def fetched(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells of a row with pictures that lie at an address, as in folders of the Hub, as bytes."""
-    return {name: _fetch(cell) for name, cell in cells.items()}
-
-
-def _fetch(cell: Any) -> Any:
-    if not isinstance(cell, Mapping) or cell.get("bytes") or "://" not in str(cell.get("path")):
-        return cell
-    with fsspec.open(cell["path"], "rb") as file:
-        return {"bytes": file.read(), "path": cell["path"]}

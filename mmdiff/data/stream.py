@@ -1,14 +1,15 @@
 """Training batches from sets of any size: read, shuffled and decoded ahead of the training loop.
 
-Rows come in the same order whenever they are asked for: the shards of an epoch in a random order, the rows of
-a block of `data.shuffle_rows` in another. So the state of a stream is a handful of numbers, and a resumed
-stream equals an uninterrupted one: it reads the block it stood in once more and goes on in the middle of it.
+The order is a function of the seed: the shards of an epoch are permuted, and so are the rows of each block of
+`data.shuffle_rows`. The state of a stream is therefore a handful of numbers, and a resumed stream equals an
+uninterrupted one: it reads the current block again and continues in the middle of it.
 """
 
 from __future__ import annotations
 
 import atexit
 import dataclasses
+import itertools
 import queue
 import threading
 from collections import deque
@@ -21,25 +22,26 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import BrokenRows, Examples, add_embeddings, collate, decode_row, text_of
-from mmdiff.data.sources import Source, fetched
+from mmdiff.data.examples import Examples, add_embeddings, collate
+from mmdiff.data.parquet import BrokenRows, decode_row, text_of
+from mmdiff.data.sources import Source
 from mmdiff.modalities import Modality
 
 T = TypeVar("T")
 Cells = tuple[str, dict[str, Any]]  # file and row, for messages; undecoded cells by name
-Raw = Generator[tuple[T, str, dict[str, Any]], None, None]  # the same with a key of any type in front
+Raw = Generator[tuple[T, str, dict[str, Any]], None, None]  # the same after a key of any type
 
 READY_BATCHES = 3  # decoded ahead
-MANY_SHARDS = 16  # a process; one more or less is then no matter
+MANY_SHARDS = 16  # for each process; one more or less then hardly matters
 CAPTION = "caption"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a stream stands: a block of rows and how many rows of it, in their random order, are used up."""
+    """A position in a stream: a block of rows and how many of its rows, in their random order, are used."""
 
     epoch: int = 0
-    shard: int = 0  # place in the epoch's order of shards, where the block begins
+    shard: int = 0  # place in the epoch's order of shards of the block's first row
     row: int = 0  # rows of that shard before the block
     block: int = 0  # blocks of this epoch before this one
     used: int = 0
@@ -47,25 +49,23 @@ class Position:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A row in the compact form of `decode_row`, or the error that says why there is none."""
+    """A row: its modalities in the compact form of `decode_row`, and its caption."""
 
     stored: dict[str, np.ndarray]
     caption: str
-    error: ValueError | None = None
 
 
-class Stream:
-    """Batches without end from `data.train`, for one of ``world`` processes.
+class StreamedBatches:
+    """Endless `Batches` from `data.train`, or `data.prepared` if it is set, for one of ``world`` processes.
 
-    All processes together see every row once an epoch, shuffled anew in each. If the shards can be dealt out
-    evenly (a multiple of ``world``, or many) every process reads its own; otherwise each reads all of them
-    and keeps its share of the rows. Processes do not wait for each other at the end of an epoch.
+    All processes together see every row once an epoch, shuffled anew in each. If the shards divide evenly (a
+    multiple of ``world``, or many), every process reads its own; otherwise each reads all of them and keeps
+    its share of the rows. Processes do not wait for each other at the end of an epoch.
 
     Args:
-        config: where the examples are; `data.prepared` is read instead, if it is set.
         modalities: name -> modality, the anchor first, as `MultiModalDiffusion.modalities`.
         batch: rows of one step of this process.
-        embedder: a `mmdiff.clip.ClipEmbedder`, for an embedding modality without a column.
+        embedder: a `mmdiff.clip.ClipEmbedder`, for embedding modalities without a column.
 
     Raises:
         ValueError: no such source, a missing column, or a missing embedder.
@@ -89,13 +89,14 @@ class Stream:
         self.rank, self.world, self.seed, self.embedder = rank, world, seed, embedder
         self.source = Source(self.config.train, self.config, [*modalities, CAPTION])
         self._to_embed = embeddings_to_make(self.source, modalities, embedder)
+        self._identity = {"rank": rank, "world": world, "seed": seed}
         self._broken = BrokenRows()
         self._position = Position()
         self._batches: Ahead | None = None
 
     @property
     def broken(self) -> int:
-        """Rows left out since this object was made, including those read ahead."""
+        """Rows left out so far, including those read ahead."""
         return self._broken.count
 
     @property
@@ -111,30 +112,25 @@ class Stream:
         """
         if self._batches is None:
             self._batches = Ahead(self._make_batches(self._position), READY_BATCHES)
-            atexit.register(self.close)  # threads must not outlive what they use
+            atexit.register(self.close)  # its threads must end before the interpreter does
         self._position, examples = next(self._batches)
         for name in self._to_embed:
-            # here, not in a thread: two pools of threads computing at once slow each other down
+            # not in the reading thread: two thread pools that compute at once slow each other down
             size = self.modalities[name].image_size
             add_embeddings(examples, name, next(iter(self.modalities)), self.embedder, size)
         return examples
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch begins, as numbers for JSON."""
-        return dataclasses.asdict(self._position) | {
-            "rank": self.rank,
-            "world": self.world,
-            "seed": self.seed,
-        }
+        """The position of the next batch, as numbers for JSON."""
+        return dataclasses.asdict(self._position) | self._identity
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken. Raises ValueError if another order of rows belongs to it."""
-        mine = {"rank": self.rank, "world": self.world, "seed": self.seed}
-        theirs = {name: state.get(name) for name in mine}
-        if theirs != mine:
+        """Continue where `state_dict` was taken. Raises ValueError if its order of rows is another."""
+        theirs = {name: state.get(name) for name in self._identity}
+        if theirs != self._identity:
             raise ValueError(
-                f"the state is of a stream with {theirs}, but this one has {mine}; resume with as many "
-                "processes and the same seed."
+                f"the state is of a stream with {theirs}, but this one has {self._identity}; resume with "
+                "as many processes and the same seed."
             )
         self.close()
         self._position = Position(**{f.name: state[f.name] for f in dataclasses.fields(Position)})
@@ -148,12 +144,9 @@ class Stream:
 
     def _make_batches(self, start: Position) -> Generator[tuple[Position, Examples], None, None]:
         rows: list[Decoded] = []
-        with closing(decode_ahead(self._shuffled(start), self.modalities, self.config)) as decoded:
-            for seen, (position, row) in enumerate(decoded, start=1):
-                if row.error is not None:
-                    self._broken.add(row.error)
-                    self._broken.check(seen)
-                    continue
+        shuffled = self._shuffled(start)
+        with closing(good_rows(shuffled, self.modalities, self.config, self._broken)) as decoded:
+            for position, row in decoded:
                 rows.append(row)
                 if len(rows) == self.batch:
                     yield position, examples_of(rows, self.config)
@@ -207,8 +200,8 @@ class Stream:
 
 
 def embeddings_to_make(source: Source, modalities: Mapping[str, Modality], embedder: Any) -> list[str]:
-    """Embedding modalities without a column. Raises ValueError if there is nothing to make them with."""
-    names = [n for n, m in modalities.items() if m.kind == "embedding" and n not in source.columns]
+    """Embedding modalities without a column. Raises ValueError if an embedder for them is missing."""
+    names = [n for n, m in modalities.items() if m.takes_text and n not in source.columns]
     if names and embedder is None:
         raise ValueError(
             f"modality {names[0]!r} needs model.embedder, or a column {names[0]!r} in {source.where}, which "
@@ -218,35 +211,24 @@ def embeddings_to_make(source: Source, modalities: Mapping[str, Modality], embed
 
 
 def first_examples(
-    config: DataConfig,
-    modalities: Mapping[str, Modality],
-    limit: int,
-    embedder: Any = None,
+    config: DataConfig, modalities: Mapping[str, Modality], limit: int, embedder: Any = None
 ) -> Examples:
-    """The first ``limit`` rows of `data.val`, which may be any source, in memory and in order.
+    """The first ``limit`` rows of `data.val`, of any kind of source, in memory and in order.
 
-    Rows that cannot be decoded are left out. Raises ValueError as `Stream` does.
+    Rows that cannot be decoded are left out. Raises ValueError as `StreamedBatches` does.
     """
     ready = config.ready()
     source = Source(ready.val, ready, [*modalities, CAPTION])
     names = embeddings_to_make(source, modalities, embedder)
-    rows, broken = [], BrokenRows()
-    for _, row in decode_ahead(rows_in_order(source), modalities, ready):
-        if row.error is not None:
-            broken.add(row.error)
-            broken.check(len(rows) + broken.count)
-        else:
-            rows.append(row)
-        if len(rows) == limit:
-            break
-    examples = examples_of(rows, ready)
+    with closing(good_rows(rows_in_order(source), modalities, ready, BrokenRows())) as decoded:
+        examples = examples_of([row for _, row in itertools.islice(decoded, limit)], ready)
     for name in names:
         add_embeddings(examples, name, next(iter(modalities)), embedder, modalities[name].image_size)
     return examples
 
 
 def rows_in_order(source: Source, shard: int = 0, row: int = 0) -> Raw[tuple[int, int]]:
-    """Undecoded rows from a place on: (shard, row) of the one after it, file and row as text, cells."""
+    """Undecoded rows from a place on: (shard, row) of the next row, file and row as text, cells."""
     for k in range(shard, source.num_shards):
         for place, cells in source.rows(k, row):
             row += 1
@@ -254,38 +236,43 @@ def rows_in_order(source: Source, shard: int = 0, row: int = 0) -> Raw[tuple[int
         row = 0
 
 
-def decode_ahead(
-    rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig
+def good_rows(
+    rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig, broken: BrokenRows
 ) -> Generator[tuple[T, Decoded], None, None]:
-    """Decode rows in `data.workers` threads, a few ahead, without changing their order."""
+    """The rows that can be decoded, in the same order, decoded by `data.workers` threads a few rows ahead.
+
+    The others are added to ``broken``. Raises ValueError if they are too many.
+    """
+    with closing(_decode_ahead(rows, modalities, config)) as decoded:
+        for seen, (key, row) in enumerate(decoded, start=1):
+            if isinstance(row, ValueError):
+                broken.add(row)
+                broken.check(seen)
+            else:
+                yield key, row
+
+
+def _decode_ahead(
+    rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig
+) -> Generator[tuple[T, Decoded | ValueError], None, None]:
     anchor = next(iter(modalities))
 
-    def decode(place: str, cells: dict[str, Any]) -> Decoded:
+    def decode(place: str, cells: dict[str, Any]) -> Decoded | ValueError:
         try:
-            stored = decode_row(_fetched(cells, place), modalities.values(), config, place, anchor)
+            stored = decode_row(cells, modalities.values(), config, place, anchor)
             return Decoded(stored, text_of(cells.get(CAPTION), f"{place}: the caption"))
         except ValueError as error:
-            return Decoded({}, "", error)
+            return error
 
-    waiting: deque[tuple[T, Future[Decoded]]] = deque()
+    waiting: deque[tuple[T, Future[Decoded | ValueError]]] = deque()
     with closing(rows), ThreadPoolExecutor(config.workers) as pool:
         for key, place, cells in rows:
             waiting.append((key, pool.submit(decode, place, cells)))
             if len(waiting) > 4 * config.workers:
-                yield _done(waiting.popleft())
-        while waiting:
-            yield _done(waiting.popleft())
-
-
-def _done(item: tuple[T, Future[Decoded]]) -> tuple[T, Decoded]:
-    return item[0], item[1].result()
-
-
-def _fetched(cells: dict[str, Any], place: str) -> dict[str, Any]:
-    try:
-        return fetched(cells)
-    except Exception as error:
-        raise ValueError(f"{place}: {error}") from error
+                key, future = waiting.popleft()
+                yield key, future.result()
+        for key, future in waiting:
+            yield key, future.result()
 
 
 def examples_of(rows: list[Decoded], config: DataConfig) -> Examples:
@@ -294,7 +281,7 @@ def examples_of(rows: list[Decoded], config: DataConfig) -> Examples:
 
 
 class Ahead(Iterator[T]):
-    """The same items, made by a thread that is up to ``size`` items ahead; its errors come out in place."""
+    """The same items, made by a thread up to ``size`` items ahead; its error follows the last item."""
 
     def __init__(self, items: Generator[T, None, None], size: int) -> None:
         self._items = items
@@ -312,7 +299,7 @@ class Ahead(Iterator[T]):
         return item
 
     def close(self) -> None:
-        """Stop the thread and wait for it; items that were ready are dropped."""
+        """Stop the thread and wait for it; finished items are dropped."""
         self._stopped.set()
         self._thread.join()
 
@@ -327,7 +314,7 @@ class Ahead(Iterator[T]):
                 self._put((None, error))
 
     def _put(self, result: tuple[T | None, Exception | None]) -> bool:
-        """Wait for room in the queue; whether there was some before the end."""
+        """Put into the queue once it has room; False if `close` came first."""
         while not self._stopped.is_set():
             try:
                 self._queue.put(result, timeout=0.05)

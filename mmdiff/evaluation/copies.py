@@ -1,4 +1,4 @@
-"""Does the model copy? Its samples beside their nearest training photos, measured against unseen photos."""
+"""Does the model copy? Samples beside their nearest training photos, compared with unseen photos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean
+from mmdiff.evaluation.evaluation import Evaluation, Outcome
+from mmdiff.evaluation.metrics import mean
+from mmdiff.evaluation.skip import Skip
 
 SAMPLES = 32
 SIDE = 32  # pixels that pictures are compared at
@@ -16,16 +18,16 @@ DRAWS = 8  # of as many training photos as there are unseen ones
 def copies(ev: Evaluation) -> Outcome:
     """Root mean square difference of samples from their nearest training photo, mirrored ones included.
 
-    Photos that were not trained on stand beside them: a model that copies comes much nearer to its training
-    photos than those do. Soft pictures are nearer to all photos, so the samples' distance to the nearest of
-    as many unseen and training photos is given, too: a model that copies is nearer to the latter. Intensities
-    are in [0, 1], at 32 x 32 pixels.
+    The same distance is measured for photos that were not trained on: a model that copies comes much nearer
+    to its training photos than these do. Blurred pictures are nearer to all photos, so the samples' distance
+    to the nearest of equally many unseen and training photos is measured, too: a model that copies is nearer
+    to the latter. Intensities are in [0, 1], at 32 x 32 pixels.
     """
     if ev.train_photos is None:
         raise Skip("no training photos: give --train the Parquet file that the model was trained on")
     count = min(SAMPLES, ev.settings.samples)
     out = ev.sample("copies", ["image"], count)["image"]
-    unseen, gallery = _small(ev.read(ev.having("image"))["image"]), _small(ev.train_photos)
+    unseen, gallery = _small(ev.read(ev.rows_with("image"))["image"]), _small(ev.train_photos)
     distances, nearest = _nearest(_small(out), gallery)
     of_unseen, _ = _nearest(unseen[:count], gallery)
     to_unseen, to_trained = _to_equally_many(_small(out), unseen, gallery, ev.settings.seed)

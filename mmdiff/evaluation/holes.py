@@ -1,18 +1,27 @@
-"""Holes for the masked-image task: maps of known pixels (B, H, W) bool, False where the hole is.
+"""Inpainting masks for the masked-image task, and figures of inpainted pictures.
 
-Map k depends on the seed and on k alone, never on the device or on how many maps are drawn.
+A mask is a map of known pixels (B, H, W) bool, False where the hole is. Map k depends on the seed and on k
+alone, never on the device or on how many maps are drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
+from scipy.stats import bootstrap
 from torch import Tensor
 
+from mmdiff.evaluation import metrics
+from mmdiff.evaluation.metrics import mean
+from mmdiff.evaluation.perceptual import ssim
+from mmdiff.evaluation.skip import Skip, or_reason
+
 BLOCKS_A_SIDE = 8
+CONFIDENCE, RESAMPLES = 0.95, 2000  # of the bootstrap
 
 
 def random_blocks(count: int, size: int, seed: int = 0, fraction: float = 0.5) -> Tensor:
@@ -94,3 +103,62 @@ def _check(count: int, size: int, fraction: float) -> None:
         )
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; it is the hidden share of the picture, between 0 and 1.")
+
+
+# -- figures of inpainted pictures -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """figures: JSON-ready means. lpips: of each picture, (n,), None where it cannot be measured."""
+
+    figures: dict
+    lpips: Tensor | None
+
+
+def inpainting_figures(
+    filled: Tensor, real: Tensor, known: Tensor, lpips: Callable[[Tensor, Tensor], Tensor]
+) -> Inpainted:
+    """PSNR inside the holes (dB), SSIM and LPIPS of pictures (n, 3, H, W) in [-1, 1].
+
+    Args:
+        known: (n, H, W) bool. lpips: distance of pictures from others, (n,); may raise `Skip`.
+    """
+    squares, values = metrics.hole_error(filled, real, known)
+    figures = {
+        "psnr": mean(metrics.psnr(squares / values)),
+        "psnr_pooled": metrics.psnr(squares.sum() / values.sum()).item(),
+        "ssim": or_reason(lambda: mean(ssim(filled, real))),
+    }
+    try:
+        distances = lpips(filled, real)
+    except Skip as reason:
+        return Inpainted(figures | {"lpips": {"skipped": str(reason)}}, None)
+    return Inpainted(figures | {"lpips": mean(distances)}, distances)
+
+
+def compared(ours: Inpainted, other: Inpainted) -> dict:
+    """The other method's figures, with "lpips_difference": ours less its own; below 0 ours is nearer."""
+    if ours.lpips is None or other.lpips is None:
+        return other.figures
+    return other.figures | {"lpips_difference": interval(ours.lpips - other.lpips)}
+
+
+def interval(differences: Tensor) -> dict[str, float]:
+    """Mean of paired differences (n,) and its 95 % interval by the bootstrap over pairs (percentiles).
+
+    The interval is the mean alone where there are fewer than two pairs or all differences are equal.
+    """
+    values = differences.double().numpy()
+    middle = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return {"mean": middle, "low": middle, "high": middle}
+    found = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return {"mean": middle, "low": float(found.low), "high": float(found.high)}

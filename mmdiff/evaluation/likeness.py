@@ -1,9 +1,9 @@
-"""How alike two sets of pictures are as sets: Fréchet and kernel distance, precision and recall.
+"""Distances of two sets of pictures: Fréchet and kernel distance, precision and recall.
 
-All in one feature space: the activations of AlexNet's last convolution (torchvision's weights, see
-`mmdiff.evaluation.perceptual`), averaged over positions, 256 numbers a picture. It shares nothing with the
-models measured here. Distances of finite sets are not zero even for sets from one source, and depend on how
-many pictures there are, so every figure stands beside that of two sets of real photos of the same size.
+All use one feature space: the activations of AlexNet's last convolution (torchvision's weights, see
+`mmdiff.evaluation.perceptual`), averaged over positions, 256 numbers per picture; it is independent of the
+models measured here. Distances of finite sets are not zero even for sets from one source, and depend on the
+number of pictures, so every figure stands beside that of two sets of real photos of the same size.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmdiff.evaluation.core import Evaluation, Outcome, Skip
+from mmdiff.evaluation.evaluation import Evaluation, Outcome
 from mmdiff.evaluation.perceptual import LAYERS, NO_TORCHMETRICS, SMALLEST, alexnet
+from mmdiff.evaluation.skip import Skip
 
-NEIGHBOURS = 3  # of a picture, the farthest of which is the radius of what counts as near it
+NEIGHBOURS = 3  # pictures are near a picture within the distance of its third nearest neighbour
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of intensities in [0, 1], as AlexNet was trained
 
 
@@ -70,26 +71,26 @@ def distances(real: Tensor, made: Tensor) -> dict[str, float]:
 def precision_recall(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019) of features (n, D), (m, D).
 
-    Precision: share of ``made`` that lies within the reach of a real one, which goes to its ``neighbours``-th
-    nearest real one; recall the other way around.
+    Precision: share of ``made`` that lies nearer to some real one than this one's ``neighbours``-th nearest
+    real one; recall: the same with the two sets exchanged.
     """
     between = torch.cdist(real.double(), made.double())
     return {
-        "precision": (between <= _reach(real, neighbours)[:, None]).any(0).double().mean().item(),
-        "recall": (between <= _reach(made, neighbours)).any(1).double().mean().item(),
+        "precision": (between <= _radii(real, neighbours)[:, None]).any(0).double().mean().item(),
+        "recall": (between <= _radii(made, neighbours)).any(1).double().mean().item(),
     }
 
 
-def _reach(features: Tensor, neighbours: int) -> Tensor:
+def _radii(features: Tensor, neighbours: int) -> Tensor:
     """Distance of each point to its ``neighbours``-th nearest other one: (n,) float64."""
     apart = torch.cdist(features.double(), features.double())
     return apart.fill_diagonal_(0).kthvalue(neighbours + 1, dim=1).values
 
 
 def likeness(ev: Evaluation) -> Outcome:
-    """Generated photos against real ones that were not trained on, beside training photos against those."""
+    """Generated photos against unseen real ones, beside training photos against the same."""
     features = load_features(ev.pipe.device)
-    rows = ev.some(ev.having("image"))
+    rows = ev.drawn(ev.rows_with("image"))
     if len(rows) <= NEIGHBOURS:
         raise Skip(f"sets of {len(rows)} photos are too small to compare; {NEIGHBOURS + 1} are needed")
     real = features(ev.read(rows)["image"])

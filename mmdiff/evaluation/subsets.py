@@ -1,26 +1,27 @@
-"""Every subset of the modalities given, everything else wanted: does knowing more ever make it worse?
+"""Every subset of the modalities given, the rest generated: do results ever get worse with more given?
 
-All subsets see the same examples with the same noise, so that they can be compared example by example.
+All subsets use the same examples and the same noise, so that they can be compared example by example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import permutations, product
 
 import torch
 from torch import Tensor
 
 from mmdiff.evaluation import metrics
-from mmdiff.evaluation.core import Evaluation, Skip
+from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.skip import Skip
 
 NONE, HOLED, WHOLE = 0, 1, 2  # how much of a modality is given; only a photo can have holes
 RECALL_RANK = 5
-STANDARD_ERRORS = 2.0  # a difference beyond this many is clear
+STANDARD_ERRORS = 2.0  # a larger difference is significant
 FEW = "at least two examples of every measurement are needed for standard errors"
-BY_CHANCE = 0.0228  # share of equal pairs that a normal error puts beyond them, on the worse side
+BY_CHANCE = 0.0228  # probability of a normal variable that far below its mean
 
 Given = Mapping[str, int]  # name of each modality -> NONE, HOLED or WHOLE
 Scores = dict[str, Tensor]  # "modality.metric" -> (n,) of the examples, higher is better, NaN if undefined
@@ -29,9 +30,9 @@ Scores = dict[str, Tensor]  # "modality.metric" -> (n,) of the examples, higher 
 def all_subsets(ev: Evaluation) -> dict:
     """Mean and standard error of every wanted modality's metrics for every given subset, JSON-ready.
 
-    "photos" is what the image metrics give on the real photos; "monotonicity" compares every subset with all
-    that contain it, on `Bench.capped` scores, and lists where more given is clearly worse. Raises `Skip` if
-    not even two examples have all modalities, because subsets could not be compared then.
+    "photos" holds the image metrics of the real photos; "monotonicity" compares every subset with all that
+    contain it, on `Bench.capped` scores, and lists where more given is significantly worse. Raises `Skip` if
+    fewer than two examples have all modalities.
     """
     bench = Bench(ev)
     results = [(given, bench.scores(given)) for given in subsets(tuple(ev.pipe.modalities))]
@@ -54,7 +55,7 @@ def all_subsets(ev: Evaluation) -> dict:
 
 
 def subsets(names: tuple[str, ...]) -> Iterator[dict[str, int]]:
-    """Every way to give some of the modalities, the photo also with holes, that leaves something to want."""
+    """Every choice of given modalities, the photo also with holes, that leaves something to generate."""
     levels = [(NONE, HOLED, WHOLE) if name == "image" else (NONE, WHOLE) for name in names]
     for chosen in product(*levels):
         if min(chosen) < WHOLE:
@@ -67,9 +68,9 @@ def describe(given: Given) -> str:
 
 
 def compare(smaller: tuple[Given, Scores], larger: tuple[Given, Scores]) -> Iterator[dict]:
-    """What the larger subset gains over the one it contains, metric by metric; nothing for other pairs.
+    """Gain of each metric from the smaller subset to the larger; nothing if it does not contain the smaller.
 
-    Gains are of the same examples, negative where more given is worse, with the standard error of their mean.
+    Gains are paired by example and negative where more given is worse; "se" is the standard error.
     """
     (less, before), (more, after) = smaller, larger
     if any(less[name] > more[name] for name in less):
@@ -100,7 +101,7 @@ def summary(values: Tensor) -> dict:
 
 
 class Bench:
-    """Examples that have every modality, and the metrics of what is generated for them.
+    """Examples that have every modality, and the metrics of samples for them.
 
     Attributes:
         rows: (n,) of the examples. photos: the image metrics of the real photos. skipped: metric -> reason.
@@ -109,7 +110,7 @@ class Bench:
 
     def __init__(self, ev: Evaluation) -> None:
         self.ev = ev
-        self.rows = ev.having(*ev.pipe.modalities)
+        self.rows = ev.rows_with(*ev.pipe.modalities)
         if len(self.rows) < 2:
             raise Skip(f"{FEW}, and {len(self.rows)} have all modalities")
         self.real = ev.read(self.rows)
@@ -117,31 +118,32 @@ class Bench:
         self.gallery: int | None = None
         self.photos: Scores = {}
         self.skipped: dict[str, str] = {}
-        for name, metric in IMAGE_METRICS.items():  # found out now, not after the first subset
+        for name, metric in IMAGE_METRICS.items():  # skips are known before the sampling
             try:
                 self.photos[name] = metric(self, self.real["image"]).double()
             except Skip as reason:
                 self.skipped[name] = str(reason)
 
     def scores(self, given: Given) -> Scores:
-        """Generate all that is not given, and measure it."""
+        """Metrics of everything that is not given."""
         wanted = [name for name, level in given.items() if level < WHOLE]
         values = {name: self.real[name] for name, level in given.items() if level}
         if given["image"] == HOLED:
-            out = self.ev.fill(describe(given), wanted, values, self.known)
+            out = self.ev.inpaint(describe(given), wanted, values, self.known)
         else:
-            steps = self.ev.settings.reading_steps if given["image"] == WHOLE else None
+            s = self.ev.settings
+            steps = s.reading_steps if given["image"] == WHOLE else s.steps
             out = self.ev.sample(describe(given), wanted, len(self.rows), values, steps=steps)
         found: Scores = {}
         for name in wanted:
-            found |= METRICS[name](self, out[name])
+            found |= METRICS.get(name, partial(_error, name))(self, out[name])
         if given["image"] == HOLED:
             squares, count = metrics.hole_error(out["image"], self.real["image"], self.known)
             found["image.psnr"] = metrics.psnr(squares / count)
         return {name: values.double() for name, values in found.items()}
 
     def capped(self, scores: Scores) -> Scores:
-        """The scores, no example's above what its own photo gets: a picture cannot be better than true."""
+        """The scores, each at most that of the example's own photo, which no picture can surpass."""
         return {
             name: torch.minimum(values, self.photos[name]) if name in self.photos else values
             for name, values in scores.items()
@@ -169,7 +171,7 @@ def _label(bench: Bench, predicted: Tensor) -> Scores:
 
 
 def _embedding(bench: Bench, predicted: Tensor) -> Scores:
-    ranks, bench.gallery = bench.ev.retrieved(predicted, bench.rows)
+    ranks, bench.gallery = bench.ev.embedding_ranks(predicted, bench.rows)
     cosine = metrics.cosine(predicted, bench.real["embedding"])
     return {"embedding.cosine": cosine, f"embedding.recall@{RECALL_RANK}": ranks <= RECALL_RANK}
 
@@ -178,9 +180,16 @@ def _image(bench: Bench, predicted: Tensor) -> Scores:
     return {name: IMAGE_METRICS[name](bench, predicted) for name in bench.photos}
 
 
+def _error(name: str, bench: Bench, predicted: Tensor) -> Scores:
+    """Of any other modality: its mean absolute error, negative."""
+    real, modality = bench.real[name], bench.ev.pipe.modalities[name]
+    target = modality.as_prediction(real) if modality.form == "class" else real
+    return {f"{name}.negative_error": -(predicted - target).abs().double().flatten(1).mean(1)}
+
+
 def _seen_mask(bench: Bench, images: Tensor) -> Tensor:
     """IoU of the true masks with what the segmenter sees, a mean over the classes of each picture."""
-    counts, kept = bench.ev.mask_counts(bench.ev.segmented(images), bench.real["mask"])
+    counts, kept = bench.ev.mask_counts(bench.ev.segment(images), bench.real["mask"])
     return metrics.iou(counts)[:, kept].nanmean(1)
 
 
@@ -191,8 +200,8 @@ METRICS: dict[str, Callable[[Bench, Tensor], Scores]] = {
     "embedding": _embedding,
 }
 IMAGE_METRICS: dict[str, Callable[[Bench, Tensor], Tensor]] = {
-    # the same target in every subset, whether or not the label is given
-    "image.judge": lambda bench, images: bench.ev.judged(images) == bench.real["label"],
+    # against the true label in every subset, whether or not it is given
+    "image.judge": lambda bench, images: bench.ev.classify(images) == bench.real["label"],
     "image.caption": lambda bench, images: metrics.cosine(
         bench.ev.embed_images(images), bench.caption_vectors
     ),

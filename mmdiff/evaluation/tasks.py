@@ -1,62 +1,59 @@
 """Tasks: one measurement each, a function from an `Evaluation` to an `Outcome`.
 
-A task that the data, the model or the judge cannot support raises `Skip` with the reason.
+A task raises `Skip` with the reason where the data, the model or the observers do not allow it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from mmdiff import losses
-from mmdiff.data.examples import draw_batch
+from mmdiff.data.augment import draw_batch
 from mmdiff.evaluation import metrics
+from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS, mean_fill
 from mmdiff.evaluation.copies import copies
-from mmdiff.evaluation.core import Evaluation, Outcome, Skip, mean, numbers, or_reason
-from mmdiff.evaluation.fillings import FILLINGS
-from mmdiff.evaluation.hole_figures import Filled, beside, score
-from mmdiff.evaluation.holes import HOLES
+from mmdiff.evaluation.evaluation import Evaluation, Outcome
+from mmdiff.evaluation.holes import HOLES, Inpainted, compared, inpainting_figures
 from mmdiff.evaluation.likeness import likeness
+from mmdiff.evaluation.metrics import json_numbers, mean
 from mmdiff.evaluation.prompts import caption_colours, prompts
 from mmdiff.evaluation.repaint import repainted
+from mmdiff.evaluation.skip import Skip, or_reason
 
 RANKS = (1, 5, 10)  # k of recall@k
 
 
 def mask_from_image(ev: Evaluation) -> Outcome:
     """IoU of every class: mean over pictures, and pooled over all pixels. Void pixels do not count."""
-    real = ev.read(ev.having("image", "mask"))
+    real = ev.read(ev.rows_with("image", "mask"))
     count = len(real["image"])
-    out = ev.sample(
-        "mask from image", ["mask"], count, {"image": real["image"]}, steps=ev.settings.reading_steps
-    )
+    predicted = ev.predict("mask", real["image"])
     return Outcome(
-        {"n": count} | ev.mask_figures(out["mask"], real["mask"]),
-        [ev.picture(real["image"]), ev.coloured(out["mask"]), ev.coloured(real["mask"])],
+        {"n": count} | ev.mask_figures(predicted, real["mask"]),
+        [ev.picture(real["image"]), ev.coloured(predicted), ev.coloured(real["mask"])],
         ["photo, predicted, true"] * count,
     )
 
 
 def label_from_image(ev: Evaluation) -> Outcome:
-    """Top-1 and top-5 accuracy, and whether the probabilities mean what they say."""
-    real = ev.read(ev.having("image", "label"))
-    count = len(real["image"])
-    out = ev.sample(
-        "label from image", ["label"], count, {"image": real["image"]}, steps=ev.settings.reading_steps
-    )
-    hits = {f"top{k}": metrics.top_k_hits(out["label"], real["label"], k) for k in (1, 5)}
-    named, true = ev.class_names(out["label"].argmax(1)), ev.class_names(real["label"])
+    """Top-1 and top-5 accuracy, and whether the probabilities are calibrated."""
+    real = ev.read(ev.rows_with("image", "label"))
+    probabilities = ev.predict("label", real["image"])
+    hits = {f"top{k}": metrics.top_k_hits(probabilities, real["label"], k) for k in (1, 5)}
+    named, true = ev.class_names(probabilities.argmax(1)), ev.class_names(real["label"])
     return Outcome(
         {
-            "n": count,
+            "n": len(real["image"]),
             **{name: mean(h) for name, h in hits.items()},
-            "nll": mean(metrics.nll(out["label"], real["label"])),
-            "ece": metrics.calibration_error(out["label"], real["label"]),
+            "nll": mean(metrics.nll(probabilities, real["label"])),
+            "ece": metrics.calibration_error(probabilities, real["label"]),
         },
         [ev.picture(real["image"])],
         [a if a == b else f"{a}, not {b}" for a, b in zip(named, true, strict=True)],
@@ -64,56 +61,53 @@ def label_from_image(ev: Evaluation) -> Outcome:
 
 
 def image_from_label(ev: Evaluation) -> Outcome:
-    """Share of pictures that the judge names as the class they were made for; equally many of each class."""
+    """Share of pictures that the classifier recognises as their class; equally many of each class."""
     ev.require("label")
     classes = ev.pipe.modalities["label"].classes
     each = math.ceil(ev.settings.samples / len(classes))
-    asked = torch.arange(len(classes)).repeat(each)
-    ev.judged(torch.empty(0, 3, ev.size, ev.size))  # raises before the work, not after it
-    out = ev.sample(
-        "image from label", ["image"], len(asked), {"label": asked}, guidance=ev.settings.guidance
-    )
-    hits = ev.judged(out["image"]) == asked
+    labels = torch.arange(len(classes)).repeat(each)
+    ev.classifier_classes()  # raises `Skip` before the sampling
+    images = ev.images_from("image from label", len(labels), label=labels)
+    hits = ev.classify(images) == labels
     by_class = hits.view(each, -1).double().mean(0)
     return Outcome(
         {
-            "n": len(asked),
+            "n": len(labels),
             "judge_agreement": mean(hits),
-            "by_class": dict(zip(classes, numbers(by_class), strict=True)),
+            "by_class": dict(zip(classes, json_numbers(by_class), strict=True)),
         },
-        [ev.picture(out["image"])],
-        ev.class_names(asked),
+        [ev.picture(images)],
+        ev.class_names(labels),
     )
 
 
 def joint(ev: Evaluation) -> Outcome:
-    """Everything generated together: do label and mask belong to the picture?"""
-    return _jointly(ev, "joint", 1.0)
+    """Everything generated together: do label and mask match the picture?"""
+    return _joint(ev, "joint")
 
 
 def joint_following_label(ev: Evaluation) -> Outcome:
-    """The same with the label settled early and followed, `Settings.guidance` strongly."""
+    """The same, where the label is sampled first and the rest follows it, guided."""
     ev.require("label")
     if ev.settings.guidance == 1:
         raise Skip("guidance is 1, so nothing follows the label")
-    return _jointly(ev, "joint following label", {"label": ev.settings.guidance}, ("label",))
+    scale = {"label": ev.settings.guidance}
+    return _joint(ev, "joint following label", guidance_scale=scale, sample_first=("label",))
 
 
-def _jointly(
-    ev: Evaluation, title: str, guidance: float | Mapping[str, float], sample_first: Sequence[str] = ()
-) -> Outcome:
+def _joint(ev: Evaluation, title: str, **options: Any) -> Outcome:
     wanted = [n for n in ("image", "mask", "label") if n in ev.pipe.modalities]
     if len(wanted) < 2:
-        raise Skip("the model has nothing to generate jointly with the image")
+        raise Skip("the model has no modality to generate together with the image")
     count = ev.settings.samples
-    out = ev.sample(title, wanted, count, guidance=guidance, sample_first=sample_first)
+    out = ev.sample(title, wanted, count, **options)
     figures: dict = {"n": count}
     panels, captions = [ev.picture(out["image"])], [""] * count
     if "label" in wanted:
         labels = out["label"].argmax(1)
         captions = ev.class_names(labels)
         figures["distinct_labels"] = len(labels.unique())
-        figures["judge_agreement"] = or_reason(lambda: mean(ev.judged(out["image"]) == labels))
+        figures["judge_agreement"] = or_reason(lambda: mean(ev.classify(out["image"]) == labels))
     if "mask" in wanted:
         panels.append(ev.coloured(out["mask"]))
         figures["mask_rule_iou"] = or_reason(lambda: mean(ev.rule_ious(out["image"], out["mask"])))
@@ -121,85 +115,77 @@ def _jointly(
 
 
 def image_from_mask(ev: Evaluation) -> Outcome:
-    """Does the picture show the mask it was made for? Read off by the segmenter, else by the white rule.
+    """Does the picture show the mask it was made from? By the segmenter, else by the white-background rule.
 
-    Beside it stands what the segmenter reads off the masks' own photos, the most that can be expected.
+    "segmenter_on_photos" is what the segmenter reaches on the masks' own photos: the upper limit.
     """
     if ev.segmenter is None:
         ev.require_rule()
-    real = ev.read(ev.some(ev.having("mask", "image")))
-    count, given = len(real["mask"]), real["mask"]
-    if ev.segmenter is not None:
-        on_photos = ev.mask_figures(ev.segmented(real["image"]), given)  # raises before the work
-    out = ev.sample("image from mask", ["image"], count, {"mask": given}, guidance=ev.settings.guidance)
+    real = ev.read(ev.drawn(ev.rows_with("mask", "image")))
+    count, masks = len(real["mask"]), real["mask"]
+    if ev.segmenter is not None:  # raises `Skip` before the sampling
+        on_photos = ev.mask_figures(ev.segment(real["image"]), masks)
+    images = ev.images_from("image from mask", count, mask=masks)
     figures: dict = {"n": count}
-    panels = [ev.coloured(given), ev.picture(out["image"])]
+    panels = [ev.coloured(masks), ev.picture(images)]
     if ev.segmenter is None:
-        figures["mask_rule_iou"] = mean(ev.rule_ious(out["image"], given))
+        figures["mask_rule_iou"] = mean(ev.rule_ious(images, masks))
     else:
-        seen = ev.segmented(out["image"])
-        figures |= {"segmenter": ev.mask_figures(seen, given), "segmenter_on_photos": on_photos}
+        seen = ev.segment(images)
+        figures |= {"segmenter": ev.mask_figures(seen, masks), "segmenter_on_photos": on_photos}
         panels.append(ev.coloured(seen))
     return Outcome(figures, panels, ["given, picture, what is seen in it"] * count)
 
 
 def holes(ev: Evaluation) -> Outcome:
-    """What is in the holes, of ours and of fillings that know no other pictures: PSNR in dB, SSIM, LPIPS."""
-    real = ev.read(ev.some(ev.having("image")))["image"]
+    """PSNR in dB, SSIM and LPIPS of inpainted holes, ours beside methods without a trained model."""
+    real = ev.read(ev.drawn(ev.rows_with("image")))["image"]
     figures, panels, each = {}, [], {}
     for kind in ev.settings.holes:
         known = HOLES[kind](len(real), ev.size, ev.settings.seed)
-        out = ev.fill(f"holes: {kind}", ["image"], {"image": real}, known)["image"]
-        exact = torch.equal(torch.where(known[:, None], out, 0), torch.where(known[:, None], real, 0))
-        ours = score(ev, out, real, known)
-        others = {name: _filled(ev, fill, real, known) for name, fill in _fillings(ev).items()}
-        fillings = {name: beside(ours, other) for name, other in others.items()}
-        each |= {
-            f"{kind}/{name}": f.lpips for name, f in {"ours": ours, **others}.items() if f.lpips is not None
-        }
+        out = ev.inpaint(f"holes: {kind}", ["image"], {"image": real}, known)["image"]
+        visible = torch.where(known[:, None], real, 0)
+        exact = torch.equal(torch.where(known[:, None], out, 0), visible)
+        ours = inpainting_figures(out, real, known, ev.lpips)
+        others = {name: _inpainted(ev, method, real, known) for name, method in _other_methods(ev).items()}
+        fillings = {name: compared(ours, other) for name, other in others.items()}
+        each |= {f"{kind}/{n}": f.lpips for n, f in {"ours": ours, **others}.items() if f.lpips is not None}
         shares = {"n": len(real), "hidden": mean(~known), "known_exact": exact}
         figures[kind] = shares | ours.figures | {"fillings": fillings}
         for key in ("psnr", "psnr_pooled"):
             by_mean = fillings["mean"][key]
             figures[kind][key.replace("psnr", "psnr_mean_fill")] = by_mean
             figures[kind][key.replace("psnr", "gain")] = ours.figures[key] - by_mean
-        if not panels:
-            shown = torch.where(known[:, None], real, 0)
-            panels = [ev.picture(shown), ev.picture(out), ev.picture(real)]
+        panels = panels or [ev.picture(visible), ev.picture(out), ev.picture(real)]
     return Outcome(figures, panels, ["holes, filled, true"] * len(real), each)
 
 
-def _fillings(ev: Evaluation) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """What our filling is compared with."""
-    classical = {name: fill for name, fill in FILLINGS.items() if ev.settings.classical or name == "mean"}
-    return classical | ({"repaint": partial(repainted, ev)} if ev.settings.repaint else {})
+def _other_methods(ev: Evaluation) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Inpainting methods to compare with."""
+    methods = dict(CLASSICAL_METHODS) if ev.settings.classical else {"mean": mean_fill}
+    return methods | ({"repaint": partial(repainted, ev)} if ev.settings.repaint else {})
 
 
-def _filled(ev: Evaluation, fill: Callable[[Tensor, Tensor], Tensor], real: Tensor, known: Tensor) -> Filled:
+def _inpainted(
+    ev: Evaluation, method: Callable[[Tensor, Tensor], Tensor], real: Tensor, known: Tensor
+) -> Inpainted:
     try:
-        return score(ev, fill(real, known), real, known)
+        return inpainting_figures(method(real, known), real, known, ev.lpips)
     except Skip as reason:
-        return Filled({"skipped": str(reason)}, None)
+        return Inpainted({"skipped": str(reason)}, None)
 
 
 def embedding_from_image(ev: Evaluation) -> Outcome:
     """Cosine to the embedding of the photo, and recall among the embeddings of other photos."""
-    rows = ev.having("image", "embedding")
+    rows = ev.rows_with("image", "embedding")
     real = ev.read(rows)
-    count = len(rows)
-    out = ev.sample(
-        "embedding from image",
-        ["embedding"],
-        count,
-        {"image": real["image"]},
-        steps=ev.settings.reading_steps,
-    )["embedding"]
-    ranks, gallery = ev.retrieved(out, rows)
+    predicted = ev.predict("embedding", real["image"])
+    ranks, gallery = ev.embedding_ranks(predicted, rows)
     return Outcome(
         {
-            "n": count,
-            "cosine": mean(metrics.cosine(out, real["embedding"])),
-            "cosine_to_another": mean(metrics.cosine(out, real["embedding"].roll(1, 0))),
+            "n": len(rows),
+            "cosine": mean(metrics.cosine(predicted, real["embedding"])),
+            "cosine_to_another": mean(metrics.cosine(predicted, real["embedding"].roll(1, 0))),
             "gallery": gallery,
             **_recalls(ranks, gallery),
         }
@@ -213,17 +199,15 @@ def _recalls(ranks: Tensor, items: int) -> dict[str, float]:
 
 
 def image_from_text(ev: Evaluation) -> Outcome:
-    """Pictures made from captions: nearness to the caption in the embedding space, and colour by rule.
+    """Pictures made from captions: cosine to the caption in the embedding space, and colour by rule.
 
-    Each figure stands beside what the captions' own photos reach. The embedding space is the one that the
-    texts are given in, so the colour is the independent check. Recall is among the distinct captions.
+    Each figure stands beside that of the captions' own photos. The model is given texts in the same
+    embedding space, so the colour is the independent check. Recall is among the distinct captions.
     """
     ev.require("embedding")
-    rows, texts = ev.with_captions(ev.some(ev.having("image")))
+    rows, texts = ev.with_captions(ev.drawn(ev.rows_with("image")))
     vectors = ev.embed_texts(texts)
-    out = ev.sample(
-        "image from text", ["image"], len(rows), {"embedding": vectors}, guidance=ev.settings.guidance
-    )["image"]
+    out = ev.images_from("image from text", len(rows), embedding=vectors)
     distinct = list(dict.fromkeys(texts))
     own = torch.tensor([distinct.index(text) for text in texts])
     figures: dict = {"n": len(rows), "distinct_captions": len(distinct)}
@@ -241,7 +225,7 @@ def image_from_text(ev: Evaluation) -> Outcome:
 
 def bound(ev: Evaluation) -> Outcome:
     """The exact bound L0 ... L3 with nothing given, in nats an example and in bits per dimension."""
-    rows = ev.some(ev.having("image"))
+    rows = ev.drawn(ev.rows_with("image"))
     device = ev.pipe.device
     generator = torch.Generator(device).manual_seed(ev.settings.seed)
     totals: dict[str, float] = {}

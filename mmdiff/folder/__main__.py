@@ -1,4 +1,4 @@
-"""Checks a folder of photos in plain words, and with --out turns it into training data.
+"""Check a folder of photos, and with --out turn it into training data.
 
 `python -m mmdiff.folder FOLDER --out DIR` writes DIR/train.parquet, DIR/val.parquet and DIR/config.toml.
 """
@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from mmdiff.folder.check import Checked, check_folder
-from mmdiff.folder.configuration import PATCH, margin_of, render, settings_of
+from mmdiff.folder.configuration import PATCH, configuration_of, margin_of
 from mmdiff.folder.findings import Finding
 from mmdiff.folder.write import write_split
 
@@ -51,13 +51,13 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def say(text: str) -> None:
-    """Print, with a mark for what the terminal cannot show."""
+    """Print, with "?" for characters that the terminal cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding))
 
 
 def report(checked: Checked) -> None:
-    """Say what there is, what is wrong and what is worth knowing."""
+    """Print what was found: photos and classes, problems, notes."""
     photos = checked.photos
     masks = sum(photo.mask is not None for photo in photos)
     captions = sum(bool(photo.caption) for photo in photos)
@@ -84,26 +84,26 @@ def _list(title: str, findings: list[Finding]) -> None:
 
 
 def write(checked: Checked, args: argparse.Namespace) -> None:
-    """Write both splits and the configuration, and say the next command."""
+    """Write both splits and the configuration, and print the next command."""
     args.out.mkdir(parents=True, exist_ok=True)
     files = {split: args.out / f"{split}.parquet" for split in ("train", "val")}
     for split, path in files.items():
         count = write_split(checked, split, path, args.size + margin_of(args.size), args.seed)
         say(f"{path}: {count:,} examples")
-    settings = settings_of(checked, args.size, files["train"].as_posix(), files["val"].as_posix())
     path = args.out / "config.toml"
-    path.write_text(render(settings), encoding="utf-8")
+    train, val = (file.as_posix() for file in files.values())
+    path.write_text(configuration_of(checked, args.size, train, val), encoding="utf-8")
     say(f"{path}: configuration")
     say(f"\nNext: {command('mmdiff.train', path, '--out', args.out / 'run')}")
 
 
 def command(module: str, *words: object) -> str:
-    """A command line that can be copied into a shell."""
+    """A command line for a shell."""
     return shlex.join(["python", "-m", module, *map(str, words)])
 
 
-def run(args: argparse.Namespace, said: list[str]) -> None:
-    """Check, report and write; ``said`` is the command line, for the command to run next."""
+def run(args: argparse.Namespace, words: list[str]) -> None:
+    """Check, report and write; ``words`` are the command's arguments, repeated in the next command."""
     checked = check_folder(args.folder, args.size, args.val_share, args.seed)
     report(checked)
     if not checked.usable:
@@ -113,18 +113,17 @@ def run(args: argparse.Namespace, said: list[str]) -> None:
         say("")
         write(checked, args)
     else:
-        say(f"\nUsable. Next: {command('mmdiff.folder', *said, '--out', 'data/mine')}")
+        say(f"\nUsable. Next: {command('mmdiff.folder', *words, '--out', 'data/mine')}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Exit status 0 if the folder can be used, 1 if not."""
     args = parse_arguments(arguments)
-    said = sys.argv[1:] if arguments is None else arguments
     try:
         check_arguments(args)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # damaged metadata do no harm
-            run(args, said)
+            warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata, which do no harm
+            run(args, sys.argv[1:] if arguments is None else arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"mmdiff.folder: {error}")
 

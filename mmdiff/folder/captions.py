@@ -13,7 +13,7 @@ from mmdiff.folder.layout import Layout, Photo, readable
 
 
 def add_captions(layout: Layout, findings: Findings) -> None:
-    """Give photos their captions; where both exist, a text beside the photo counts before a table."""
+    """Give photos their captions; a text beside the photo takes precedence over a table."""
     index = PhotoIndex(layout.photos)
     broken, lost, empty = [], [], []
     for table in layout.caption_tables:
@@ -59,7 +59,7 @@ def add_captions(layout: Layout, findings: Findings) -> None:
 
 
 class PhotoIndex:
-    """Photos by all that a table may call them."""
+    """Photos by every name that a table may use."""
 
     def __init__(self, photos: list[Photo]) -> None:
         self.by_name = {photo.name: [photo] for photo in photos}

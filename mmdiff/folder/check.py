@@ -1,4 +1,4 @@
-"""All checks of a folder: what can be used of it, and everything there is to say about it."""
+"""All checks of a folder: its usable photos and masks, and the findings about the others."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 @dataclass
 class Checked:
-    """What is left of a folder after its checks.
+    """The usable part of a folder, and the findings.
 
     Attributes:
         photos: usable photos, each with its split; sorted by path.
-        classes: names of the classes of the photos, in the order of their numbers.
-        coding: how masks are read, None without usable masks.
+        classes: names of the photos' classes, in the order of their numbers.
+        coding: the meaning of mask values, None without usable masks.
         masks: facts about each usable mask.
     """
 
@@ -47,7 +47,7 @@ class Checked:
 
     @property
     def usable(self) -> bool:
-        """Whether there is something to train on and something to validate with."""
+        """Whether there are photos for training and for validation."""
         return {photo.split for photo in self.photos} == {"train", "val"}
 
 
@@ -55,7 +55,7 @@ def check_folder(root: Path, size: int, val_share: float, seed: int) -> Checked:
     """Check a folder of photos for a model of ``size`` pixels.
 
     Raises:
-        ValueError: ``root`` is no folder. All else is said in the findings.
+        ValueError: ``root`` is no folder. All other flaws become findings.
     """
     checked = Checked(root, Findings())
     layout = scan(root, checked.findings)
@@ -70,12 +70,12 @@ def check_folder(root: Path, size: int, val_share: float, seed: int) -> Checked:
 
 
 def workers() -> ThreadPoolExecutor:
-    """Threads for decoding; few enough that large photos fit into memory together."""
+    """Threads for decoding, at most as many as memory has room for large photos."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def _inspect(work: Callable[[Path], T], paths: Iterable[Path], what: str) -> tuple[dict, dict[Path, str]]:
-    """Facts about each file, and what went wrong with those that have none."""
+    """Facts about each file, or the reason why there are none."""
     paths = list(paths)
     facts: dict[Path, Any] = {}
     errors: dict[Path, str] = {}
@@ -201,7 +201,7 @@ def _report_values(
     listed: ClassList | None,
     findings: Findings,
 ) -> None:
-    """Say which masks cannot be read by the coding and why, and how surprising values were understood."""
+    """Findings about masks that the coding cannot read, and about values that may surprise."""
     unread = {path: facts for path, facts in masks.items() if not coding.reads(facts)}
     coloured = {path: facts for path, facts in unread.items() if facts.numbers is None}
     if coding.colours:
@@ -239,7 +239,7 @@ def _report_values(
 
 
 def _keep_masks(layout: Layout, good: dict[Path, MaskFacts], coding: MaskCoding, checked: Checked) -> None:
-    """Leave to the photos only the masks that say something."""
+    """Drop masks that are void or show one class only."""
     findings = checked.findings
     empty = {p for p, f in good.items() if {coding.classes[i] for i in coding.seen(f)} == {VOID}}
     findings.note("Masks that are void everywhere", [layout.name(p) for p in empty], "Left out.")

@@ -1,4 +1,4 @@
-"""The classes of masks as masks/classes.txt or masks/classes.json lists them."""
+"""The list of mask classes, masks/classes.txt or masks/classes.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import ImageColor
 
-VOID = "void"
+from mmdiff.modalities.mask import VOID
+
 MOST = 255  # class numbers are kept in a byte
 
 Colour = tuple[int, int, int]
@@ -18,7 +19,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ClassList:
-    """Names in the order of their numbers, and the colour of each where the list says one."""
+    """Names in the order of their numbers, and their colours where listed."""
 
     names: tuple[str, ...]
     colours: tuple[Colour | None, ...]
@@ -28,8 +29,7 @@ def read_classes(path: Path) -> ClassList:
     """Read the list of classes.
 
     Raises:
-        ValueError: it cannot be read, is empty, or names a class or colour twice; the message says how
-            to write it.
+        ValueError: it cannot be read, is empty, or names a class or colour twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

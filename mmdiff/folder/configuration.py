@@ -1,10 +1,9 @@
-"""The training configuration of a checked folder, as TOML with a word on every choice."""
+"""The training configuration of a checked folder, as TOML with a comment on every choice."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mmdiff.folder.check import Checked
 
@@ -13,25 +12,10 @@ PASSES = 400  # times that training sees each photo, within the limits below
 FEWEST, MOST = 200_000, 6_000_000  # images of a training run
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a configuration says of one data set; an empty list of classes leaves that modality out."""
-
-    size: int
-    margin: int
-    train: str
-    val: str
-    photos: int
-    classes: Sequence[str] = ()
-    mask_classes: Sequence[str] = ()
-    captions: bool = False
-
-
-def settings_of(checked: Checked, size: int, train: str, val: str) -> Settings:
-    """The settings for a checked folder whose data is written to the files ``train`` and ``val``."""
-    return Settings(
+def configuration_of(checked: Checked, size: int, train: str, val: str) -> str:
+    """The configuration for a checked folder whose data are in the files ``train`` and ``val``."""
+    return render(
         size,
-        margin_of(size),
         train,
         val,
         sum(photo.split == "train" for photo in checked.photos),
@@ -46,29 +30,37 @@ def margin_of(size: int) -> int:
     return size // 8
 
 
-def render(settings: Settings) -> str:
-    """A configuration for `python -m mmdiff.train`."""
-    budget = min(max(PASSES * settings.photos, FEWEST), MOST)
-    parts = [
-        _model(settings),
-        _modality("image", "", 0.2, ""),
-        _modality("mask", "scale = 0.5\n", 0.2, _classes(settings.mask_classes)),
-        _modality("label", "scale = 0.25\n", 0.05, _classes(settings.classes)),
-        _embedding() if settings.captions else "",
-        _data(settings),
-        _optim(budget),
-    ]
-    left_out = (False, not settings.mask_classes, not settings.classes)
-    parts[1:4] = [part for part, out in zip(parts[1:4], left_out, strict=True) if not out]
-    return "\n".join(part for part in parts if part)
+def render(
+    size: int,
+    train: str,
+    val: str,
+    photos: int,
+    classes: Sequence[str] = (),
+    mask_classes: Sequence[str] = (),
+    captions: bool = False,
+) -> str:
+    """A configuration for `python -m mmdiff.train`; a modality whose classes are empty is left out.
+
+    Args:
+        size: pixels a side of the model's pictures. photos: number of training photos.
+    """
+    parts = [_model(size, captions), _modality("image", "", 0.2, "")]
+    if mask_classes:
+        parts.append(_modality("mask", "scale = 0.5\n", 0.2, _classes(mask_classes)))
+    if classes:
+        parts.append(_modality("label", "scale = 0.25\n", 0.05, _classes(classes)))
+    if captions:
+        parts.append(EMBEDDING)
+    budget = min(max(PASSES * photos, FEWEST), MOST)
+    return "\n".join([*parts, _data(size, train, val), _optim(budget)])
 
 
-def _model(settings: Settings) -> str:
-    embedder = '# embedder = "embedder" # see the embedding below\n' if settings.captions else ""
+def _model(size: int, captions: bool) -> str:
+    embedder = '# embedder = "embedder" # see the embedding below\n' if captions else ""
     return f"""\
 # Photos of one's own; written by `python -m mmdiff.folder`, see docs/your-data.md.
 [model]
-image_size = {settings.size} # pixels; cost grows with its square
+image_size = {size} # pixels; cost grows with its square
 patch_size = {PATCH} # 16 is four times cheaper and coarser
 width = 320
 depth = 7
@@ -77,6 +69,17 @@ refiner_width = 64
 schedule_shift = 0.67
 dropout = 0.1 # small sets are learned by heart without it
 {embedder}"""
+
+
+EMBEDDING = """\
+# Captions: train an embedder first (docs/your-data.md), then take the marks away here and above.
+# [[model.modalities]]
+# name = "embedding"
+# kind = "embedding"
+# scale = 0.25
+# loss_weight = 0.1
+# options = { dim = 128 }
+"""
 
 
 def _modality(name: str, scale: str, loss_weight: float, options: str) -> str:
@@ -93,24 +96,12 @@ def _classes(names: Sequence[str]) -> str:
     return f"[model.modalities.options]\nclasses = [\n{lines}]\n"
 
 
-def _embedding() -> str:
-    return """\
-# Captions: train an embedder first (docs/your-data.md), then take the marks away here and above.
-# [[model.modalities]]
-# name = "embedding"
-# kind = "embedding"
-# scale = 0.25
-# loss_weight = 0.1
-# options = { dim = 128 }
-"""
-
-
-def _data(settings: Settings) -> str:
+def _data(size: int, train: str, val: str) -> str:
     return f"""\
 [data]
-train = {_quoted(settings.train)}
-val = {_quoted(settings.val)}
-margin = {settings.margin} # photos are stored larger by this and cut at random
+train = {_quoted(train)}
+val = {_quoted(val)}
+margin = {margin_of(size)} # photos are stored larger by this and cut at random
 margin_from = "resize"
 flip = true # false if left and right matter, as in writing
 """

@@ -1,4 +1,4 @@
-"""What is wrong with a folder, or worth knowing: kept in the order in which it is found."""
+"""Problems of a folder and notes about it, in the order in which they are found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHOWN = 3  # names that a finding lists
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing found: what, in which files, and what to do about it."""
+    """One kind of finding: what, in which files, and advice."""
 
     what: str
     files: tuple[str, ...]
@@ -26,7 +26,7 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Problems must be mended, or what they name is left out; notes are worth a look."""
+    """Files with problems are left out until they are mended; notes are worth a look."""
 
     problems: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)

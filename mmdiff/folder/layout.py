@@ -1,4 +1,4 @@
-"""Which file of a folder is what: photos with their class and split, masks, captions."""
+"""The roles of a folder's files: photos with their class and split, masks, captions."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ UNLABELLED = ("unlabelled", "unlabeled")
 MASKS = "masks"
 CLASS_FILES = ("classes.txt", "classes.json")
 CAPTION_TABLES = ("captions.csv", "captions.jsonl")
-JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")  # what systems leave behind; hidden files too
+JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of operating systems; hidden files are skipped, too
 
 
 @dataclass
 class Photo:
-    """One photo and what belongs to it.
+    """One photo with its class, mask and caption.
 
     Attributes:
         name: path inside the folder, with `/`.
         label: name of its class, None if unknown.
-        split: "train" or "val", None as long as it is open.
+        split: "train" or "val"; None before `assign_splits` decides.
         digest: hash of the file, equal for exact copies.
     """
 
@@ -41,7 +41,7 @@ class Photo:
 
     @property
     def key(self) -> str:
-        """The name without its ending, by which masks and captions are found."""
+        """The name without its ending, which masks and captions share."""
         return without_ending(self.name)
 
 
@@ -57,12 +57,12 @@ class Layout:
     class_file: Path | None = None
 
     def name(self, path: Path) -> str:
-        """Path inside the folder as text that can be written anywhere; accents always in one form."""
+        """Path inside the folder, as `readable` text."""
         return readable(path.relative_to(self.root).as_posix())
 
 
 def readable(text: str) -> str:
-    """Text in composed Unicode; bytes of file names that are no Unicode become a replacement mark."""
+    """Text in composed Unicode (NFC); bytes of file names that are no UTF-8 become replacement marks."""
     return unicodedata.normalize("NFC", text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
@@ -82,34 +82,28 @@ def scan(root: Path, findings: Findings) -> Layout:
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}; give the folder that holds your photos.")
     layout, strays, cameras, outside = Layout(root), [], [], []
-    files = _files(root, findings)
-    top = {path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1}
+    files = [(path, layout.name(path)) for path in _files(root, findings)]
+    top = {name.partition("/")[0] for _, name in files if "/" in name}
     split_folders = [name for name in SPLITS if name in top] if "train" in top else []
-    for path in files:
-        parts = layout.name(path).split("/")
+    for path, name in files:
+        parts = name.split("/")
         split = parts[0] if parts[0] in split_folders and len(parts) > 1 else None
         inner = parts[1:] if split else parts
         ending = path.suffix.lower()
         if inner[0] == MASKS and len(inner) > 1:
-            if inner[1:] in [[name] for name in CLASS_FILES]:
-                layout.class_file = path
-            elif ending in PICTURES:
-                _keep_mask(layout, "/".join(([split] if split else []) + inner[1:]), path)
-            else:
-                strays.append(layout.name(path))
+            if not _keep_mask(layout, path, split, inner[1:]):
+                strays.append(name)
         elif ending in PICTURES and split_folders and not split:
-            outside.append(layout.name(path))
+            outside.append(name)
         elif ending in PICTURES:
             label = inner[0] if len(inner) > 1 and inner[0] not in UNLABELLED else None
-            layout.photos.append(
-                Photo(path, layout.name(path), label, split if len(split_folders) == 2 else None)
-            )
+            layout.photos.append(Photo(path, name, label, split if len(split_folders) == 2 else None))
         elif inner[0] in CAPTION_TABLES and len(inner) == 1:
             layout.caption_tables.append(path)
         elif ending == ".txt":
-            layout.texts[without_ending(layout.name(path))] = path
+            layout.texts[without_ending(name)] = path
         else:
-            (cameras if ending in CAMERA_FILES else strays).append(layout.name(path))
+            (cameras if ending in CAMERA_FILES else strays).append(name)
     findings.problem("Camera files that cannot be read", cameras, "Left out; save them as JPEG or PNG.")
     findings.problem(
         "Photos outside of train/ and val/",
@@ -123,7 +117,7 @@ def scan(root: Path, findings: Findings) -> Layout:
 
 
 def _files(root: Path, findings: Findings) -> list[Path]:
-    """All files below ``root``, sorted by name; links are followed, but no folder is entered twice."""
+    """All files below ``root``, sorted by name; links are followed, but no folder is read twice."""
     found, repeated, closed = [], [], []
     seen, pending = set(), [root]
     while pending:
@@ -156,11 +150,21 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _keep_mask(layout: Layout, name: str, path: Path) -> None:
-    """Of two masks of one name, the one that is no JPEG counts."""
-    other = layout.masks.get(without_ending(name))
-    if other is None or other.suffix.lower() in (".jpg", ".jpeg"):
-        layout.masks[without_ending(name)] = path
+def _keep_mask(layout: Layout, path: Path, split: str | None, inner: list[str]) -> bool:
+    """Add a file of a folder of masks; whether it is a mask or the list of classes.
+
+    Of two masks of one name, the one that is no JPEG is kept.
+    """
+    if inner in [[name] for name in CLASS_FILES]:
+        layout.class_file = path
+    elif path.suffix.lower() in PICTURES:
+        key = without_ending("/".join([split, *inner] if split else inner))
+        other = layout.masks.get(key)
+        if other is None or other.suffix.lower() in (".jpg", ".jpeg"):
+            layout.masks[key] = path
+    else:
+        return False
+    return True
 
 
 def _note_one_split(split_folders: list[str], top: set[str], findings: Findings) -> None:
@@ -173,9 +177,9 @@ def _note_one_split(split_folders: list[str], top: set[str], findings: Findings)
 
 
 def _match_masks(layout: Layout, split_folders: list[str], findings: Findings) -> None:
-    """Give every photo its mask: of the same relative name, or of the same file name if that is unique.
+    """Give every photo the mask of the same relative path, or of the same file name if that is unique.
 
-    A relative name counts with and without the folder of the split.
+    Paths are compared with and without the folder of the split.
     """
     stems = Counter(photo.key.rpartition("/")[2] for photo in layout.photos)
     used, ambiguous = set(), set()

@@ -1,4 +1,4 @@
-"""Masks of any coding, numbers or colours, turned into the class numbers of this project: void is 0."""
+"""Masks coded by numbers or colours, turned into class numbers; void is 0."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmdiff.folder.classes import VOID, ClassList
 from mmdiff.folder.pictures import open_picture
 from mmdiff.images import upright
 
-IGNORED = 255  # the value that most tools write where nothing is annotated
+IGNORED = 255  # written by most tools where nothing is annotated
 MOST_UNNAMED = 64  # different values of masks without a list of classes; more are blended edges
 ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What a check of one mask found out.
+    """Facts about one mask.
 
     Attributes:
         size: (width, height).
@@ -35,7 +35,7 @@ class MaskFacts:
 
     @property
     def grey(self) -> bool:
-        """Whether no colour occurs, so that the values may be numbers or grey levels."""
+        """Whether all colours are grey, so that values may be numbers or grey levels."""
         return self.colours is not None and all(c == (c & 255) * 0x010101 for c in self.colours)
 
     def fits(self, photo: tuple[int, int]) -> bool:
@@ -45,10 +45,10 @@ class MaskFacts:
 
 
 def inspect_mask(path: Path) -> MaskFacts:
-    """Decode a mask and list its values. Raises ValueError or OSError if that is impossible."""
+    """Decode a mask and list its values. Raises ValueError or OSError if it cannot be read."""
     image = _open_mask(path)
     numbers = _numbers(image)
-    counted = _rgb(image).getcolors(256)
+    counted = image.convert("RGB").getcolors(256)
     return MaskFacts(
         image.size,
         None if numbers is None else frozenset(np.unique(numbers).tolist()),
@@ -58,7 +58,7 @@ def inspect_mask(path: Path) -> MaskFacts:
 
 @dataclass(frozen=True)
 class MaskCoding:
-    """How the masks of one folder are read; one answer for all of them, so that a value has one meaning.
+    """The meaning of mask values, the same for all masks of a folder.
 
     Attributes:
         classes: names in the order of the numbers written; "void" comes first if there is such a class.
@@ -96,7 +96,7 @@ class MaskCoding:
         """A mask as it is stored: class numbers as PNG of (width, height) ``size``, never blended."""
         image = _open_mask(path)
         if self.by_colour(facts):
-            rgb = np.asarray(_rgb(image)).astype(np.int64)
+            rgb = np.asarray(image.convert("RGB")).astype(np.int64)
             values, table = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2], self.colours
         else:
             values, table = _numbers(image), self.numbers
@@ -109,7 +109,7 @@ class MaskCoding:
 
 
 def decide_coding(masks: Iterable[MaskFacts], listed: ClassList | None) -> MaskCoding:
-    """Find out what the values of all masks of a folder mean, with the list of classes if there is one."""
+    """The coding of all masks of a folder, by the list of classes if there is one."""
     masks = list(masks)
     return _from_values(masks) if listed is None else _from_list(masks, listed)
 
@@ -121,7 +121,7 @@ def black_and_white(masks: Iterable[MaskFacts]) -> bool:
 
 
 def _from_values(masks: list[MaskFacts]) -> MaskCoding:
-    """Without a list every value that occurs is a class; masks of too many values are not counted."""
+    """Every value that occurs is a class; masks with too many values are ignored."""
     plain = [m for m in masks if m.numbers is not None and len(m.numbers) <= MOST_UNNAMED]
     if black_and_white(plain):
         return MaskCoding(("background", "foreground"), {0: 0, IGNORED: 1}, {})
@@ -178,10 +178,6 @@ def _numbers(image: Image.Image) -> np.ndarray | None:
     """Values of a mask of one channel, or whose three are equal: (H, W) int64, else None."""
     if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
         return np.asarray(image).astype(np.int64)
-    rgb = np.asarray(_rgb(image))
+    rgb = np.asarray(image.convert("RGB"))
     grey = (rgb[..., :1] == rgb).all()
     return rgb[..., 0].astype(np.int64) if grey else None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Photos: opened whatever they are, upright RGB, and made small with antialiasing."""
+"""Photos of a folder: opened in any known format, inspected, and shrunk with antialiasing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEBP_QUALITY = 90
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """What a check of one photo found out; ``size`` is (width, height) when upright."""
+    """Facts about one photo; ``size`` is (width, height) when upright."""
 
     digest: str
     size: tuple[int, int]
@@ -50,7 +50,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def inspect_photo(path: Path) -> PhotoFacts:
-    """Decode a photo completely and say what it is. Raises ValueError or OSError if that is impossible."""
+    """Decode a photo completely. Raises ValueError or OSError if it cannot be read or is a stripe."""
     data = path.read_bytes()
     image = open_picture(data)
     rgb = to_rgb(image)
@@ -73,7 +73,7 @@ def stored_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 
 def shrink_photo(path: Path, short_side: int) -> tuple[bytes, tuple[int, int]]:
-    """A photo as it is stored, as WebP, and its (width, height). Raises ValueError or OSError."""
+    """A photo as stored, in WebP, and its (width, height). Raises ValueError or OSError."""
     image = to_rgb(open_picture(path.read_bytes()))
     image = image.resize(stored_size(image.size, short_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Which photos are kept for validation: drawn by hash of their paths, the same share of every class."""
+"""The split into training and validation photos: by hash of their paths, the same share of every class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training data of a checked folder: Parquet files as `datasets` reads them, written batch by batch."""
+"""Training data of a checked folder, written to Parquet files in the layout of `datasets`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mmdiff.folder.layout import Photo, readable
 from mmdiff.folder.pictures import shrink_photo
 from mmdiff.folder.split import order
 
-BATCH = 128  # rows that are in memory at once
+BATCH = 128  # rows in memory
 
 
 def write_split(checked: Checked, split: str, path: Path, short_side: int, seed: int) -> int:
-    """Write the photos of one split with all that belongs to them; returns their number.
+    """Write the photos of one split with masks, labels and captions; returns their number.
 
-    Rows are in random order, because validation looks at the first of them only.
+    Rows are in random order, because validation reads the first ones only.
 
     Raises:
         ValueError: a photo or mask changed since it was checked and cannot be read any more.

@@ -16,15 +16,15 @@ from mmdiff.modalities.mask import MaskModality
 KINDS: dict[str, type[Modality]] = {
     cls.kind: cls for cls in (ImageModality, MaskModality, LabelModality, EmbeddingModality)
 } | {LatentImageModality.KIND: LatentImageModality}
-# Environment: modules, separated by commas, that register kinds of their own. They are named by who runs a
-# command and never by a checkpoint, so that loading one still runs nobody else's code.
+# Environment variable: modules, separated by commas, that register more kinds. The user of a command names
+# them, never a checkpoint, so that loading a checkpoint runs no foreign code.
 IMPORTS = "MMDIFF_IMPORT"
 
 
 def register(cls: type[Modality]) -> type[Modality]:
     """Class decorator that adds a kind from outside the package. Raises ValueError if its name is taken."""
     other = KINDS.get(cls.kind, cls)
-    # the same class defined once more, as a notebook does, takes its own place
+    # a class defined again, as in a notebook, replaces itself
     if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
             f"the kind {cls.kind!r} is {other.__module__}.{other.__qualname__} already; choose another name."

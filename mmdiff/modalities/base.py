@@ -1,8 +1,7 @@
-"""What a modality is: data in, a place in the shared space Z, a head back out, a likelihood, a preview."""
+"""The interface of a modality: encoding into the shared space Z, head, likelihood, files and previews."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,8 +22,8 @@ class Modality(nn.Module):
         shape: shape of one data-space value.
         z_channels: channels of Z that belong to this modality.
         head_channels: outputs of its head, per position if dense, else in total.
-        stride, head_stride: of a dense modality, pixels a side that a position of its encoding, unfolded from
-            the patches, and of its head's output stand for.
+        stride, head_stride: of a dense modality, pixels a side of one position of its encoding (before it is
+            folded into patches) and of its head's output.
         classes: names of the classes of a categorical modality, else empty.
     """
 
@@ -32,6 +31,7 @@ class Modality(nn.Module):
     dense: ClassVar[bool]
     drawable: ClassVar[bool] = False  # whether a prediction is a whole distribution, to `draw` from
     takes_text: ClassVar[bool] = False  # whether an embedder turns texts and photos into its values
+    photographic: ClassVar[bool] = False  # whether training may change its light (`data.light`)
 
     name: str
     shape: tuple[int, ...]
@@ -62,7 +62,7 @@ class Modality(nn.Module):
         raise NotImplementedError
 
     def predict(self, raw: Tensor) -> Tensor:
-        """Head output -> data-space prediction (probabilities for categorical modalities)."""
+        """Head output -> data-space values (B, *shape); probabilities (B, K, *shape) for K classes."""
         raise NotImplementedError
 
     def expected_encoding(self, raw: Tensor) -> Tensor:
@@ -70,28 +70,39 @@ class Modality(nn.Module):
         raise NotImplementedError
 
     def as_prediction(self, x: Tensor) -> Tensor:
-        """A known value in the form in which `predict` returns a prediction (one-hot for classes)."""
+        """Known values (B, *shape) in the form of `predict`: one-hot for classes."""
         raise NotImplementedError
 
     def draw(self, prediction: Tensor, uniform: Tensor) -> Tensor:
-        """A value (B, *shape) from the distribution that each prediction is, by numbers (B,) in [0, 1).
+        """Values (B, *shape) drawn from predicted distributions by uniform numbers (B,) in [0, 1).
 
-        Only of what is `drawable`: a dense prediction says how each pixel is distributed, not all together.
+        For `drawable` modalities only: dense predictions are of single pixels, not of all jointly.
         """
         raise NotImplementedError
 
     # -- between files and data ------------------------------------------------------------------
 
     def store(self, cell: Any, size: int) -> np.ndarray | None:
-        """A cell of a data set -> its compact form in memory, None if this example lacks it.
+        """A cell of a data set -> its compact form in memory, None if the example lacks this modality.
 
-        Dense modalities are stored as (..., size, size), which may be larger than the image for crops.
+        Dense modalities are stored as (..., size, size), which may be larger than the image for crops. Raises
+        ValueError if the cell cannot be read.
         """
         raise NotImplementedError
 
     def from_stored(self, stored: Tensor) -> Tensor:
         """A batch in compact form -> data-space values (B, *shape)."""
         raise NotImplementedError
+
+    def made_up(self, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+        """A random picture that `store` reads, for dry runs of modalities of the form "picture".
+
+        It has ``size`` (height, width), or the model's by default: there it is the `export` of a prediction.
+        """
+        side = self.image_size // self.head_stride
+        noise = rng.standard_normal((1, self.head_channels, side, side), np.float32)
+        value = self.present(self.predict(torch.from_numpy(noise)).numpy())[0]
+        return next(iter(self.export(value)[0].values()))
 
     # -- likelihood ------------------------------------------------------------------------------
 
@@ -106,45 +117,45 @@ class Modality(nn.Module):
     # -- training -----------------------------------------------------------------------------------
 
     def load_pretrained(self, folder: Path) -> None:
-        """Take what was trained before and stays as it is from ``folder``, that of all checkpoints.
+        """Load frozen weights, such as an autoencoder's, from ``folder``, which holds all checkpoints.
 
-        Raises ValueError if it is not there.
+        Raises ValueError if they are missing.
         """
 
-    # -- people ------------------------------------------------------------------------------------
+    # -- input and output --------------------------------------------------------------------------
 
     def attach(self, embedder: Any) -> None:
-        """Hand over the CLIP-style embedder of the checkpoint; only embeddings use it."""
+        """Set the checkpoint's CLIP-style embedder, which modalities that `takes_text` need."""
 
     def parse(self, value: Any) -> Tensor:
-        """What a user gave -> one data-space value of `shape`. Raises ValueError with the remedy."""
+        """A user's input -> one data-space value of `shape`. Raises ValueError that says how to mend it."""
         raise NotImplementedError
 
     def present(self, predictions: np.ndarray) -> Any:
-        """A batch of final predictions as `Output` returns them: (B, ...) numbers, if not overridden."""
+        """A batch of final predictions (B, ...) as `Output` returns them; by default as they are."""
         return predictions
 
     def export(self, value: Any) -> tuple[dict[str, Image.Image], Any]:
-        """One presented value as files: pictures by suffix of their name, and a JSON value or None."""
+        """One presented value for files: pictures by suffix of the file name, and a JSON value or None."""
         raise NotImplementedError
 
     def preview(self, prediction: np.ndarray) -> Image.Image | None:
-        """One prediction as a picture, or None where numbers say more."""
+        """One prediction as a picture, or None if it is better shown in numbers."""
         return None
 
 
 def spread(code: Tensor, grid: int) -> Tensor:
     """The same code on every token: (B, C) -> (B, C, grid, grid).
 
-    One linear map reads all tokens, so only a code that is the same everywhere can be read at all.
+    All tokens are read by one linear map, which can read only a code that is the same everywhere.
     """
     return code[:, :, None, None].expand(-1, -1, grid, grid)
 
 
 def class_codes(num_classes: int) -> Tensor:
-    """Equidistant codes of classes, entries +-1 and so unit RMS and exact in half precision: (K, C).
+    """Equidistant codes of classes, (K, C), with entries +-1: of unit RMS, and exact in half precision.
 
-    Rows of Sylvester's Hadamard matrix without its constant column are the corners of a simplex.
+    They are rows of Sylvester's Hadamard matrix without its constant column, the corners of a simplex.
     """
     size = 2
     while size < num_classes:
@@ -156,45 +167,9 @@ def class_codes(num_classes: int) -> Tensor:
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """Well separated colours for class maps, (K, 3) uint8; the first is dark, for background or void."""
+    """Well separated colours for class maps, (K, 3) uint8; the first, of background or void, is dark."""
     hues = (np.arange(num_classes) * 0.61803398875 + 0.55) % 1.0
     swatches = [Image.new("HSV", (1, 1), (int(h * 255), 150, 225)).convert("RGB") for h in hues]
     table = np.array([swatch.getpixel((0, 0)) for swatch in swatches], dtype=np.uint8)
     table[0] = (38, 42, 51)
     return table
-
-
-def decode_cell(cell: Any) -> Image.Image:
-    """An image cell of a Parquet file ({"bytes": ..., "path": ...}) or a PIL image -> PIL image."""
-    if isinstance(cell, dict):
-        cell = io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]
-    return open_image(cell, "picture")
-
-
-def open_image(value: Any, what: str) -> Image.Image:
-    """PIL image, array or path -> loaded PIL image, with a clear error for anything else."""
-    if value is None:
-        raise ValueError(f"no {what} was given; give a picture, an array or the path of a file.")
-    if isinstance(value, np.ndarray):
-        return _from_array(value, what)
-    shown = repr(value) if isinstance(value, (str, Path)) else "what was given"
-    try:
-        image = value if isinstance(value, Image.Image) else Image.open(value)
-        image.load()
-    except FileNotFoundError:
-        raise ValueError(f"no file at {shown}; give the path of an existing {what}.") from None
-    except Exception:
-        raise ValueError(f"{shown} could not be read as a {what}; give a PNG, JPEG or WebP file.") from None
-    if 0 in image.size:
-        raise ValueError(f"the {what} has no pixels ({image.width} x {image.height}); give another one.")
-    return image
-
-
-def _from_array(array: np.ndarray, what: str) -> Image.Image:
-    channels = array.shape[2:] in ((), (3,), (4,))
-    if array.ndim < 2 or not channels or array.size == 0 or array.dtype != np.uint8:
-        raise ValueError(
-            f"the {what} is an array of shape {array.shape} and type {array.dtype}; "
-            "give (H, W, 3), (H, W, 4) or (H, W) of type uint8."
-        )
-    return Image.fromarray(array)

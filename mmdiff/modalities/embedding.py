@@ -12,8 +12,8 @@ from scipy.special import gammaln, logsumexp
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdiff.images import square, to_tensor
 from mmdiff.modalities.base import Modality, spread
-from mmdiff.modalities.image import square, to_tensor
 
 
 def vmf_log_normaliser(dim: int, kappa: float) -> float:

@@ -1,4 +1,4 @@
-"""Photos by way of an autoencoder: Z holds its latents instead of pixels."""
+"""Photos as the latents of an autoencoder."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder
+from mmdiff.images import smooth_fill
 from mmdiff.modalities.image import ImageModality
-from mmdiff.smooth_fill import smooth_fill
 
 
 class LatentImageModality(ImageModality):
     """RGB photos in [-1, 1]; Z holds the latents of `mmdiff.autoencoder`, folded like pixels.
 
-    The head predicts latents, and the autoencoder turns them into pixels where somebody looks at them. It is
-    frozen and part of the model's weights, so that a checkpoint needs nothing beside it.
+    The head predicts latents, which the autoencoder decodes only where pixels are needed. It is frozen and
+    saved with the model's weights, so that a checkpoint is complete.
 
     Args:
-        autoencoder: name of the folder that training takes it from, in the folder of the checkpoints.
+        autoencoder: folder of the trained autoencoder beside the checkpoints, read when training starts.
         latent_channels, latent_widths: of that autoencoder.
-        sigma: as for pixels; the Gaussian is around the decoded photo.
+        sigma: standard deviation of the Gaussian around the decoded photo, in units of [-1, 1].
     """
 
-    KIND = "latent_image"  # in configurations; to everyone else it is an image
+    KIND = "latent_image"  # in configurations; `kind` stays "image"
 
     def __init__(
         self,
@@ -64,17 +64,13 @@ class LatentImageModality(ImageModality):
     def encode(self, x: Tensor) -> Tensor:
         return self.folded(self.autoencoder.encode(x))
 
-    def coverage(self, known: Tensor) -> Tensor:
-        cells = F.avg_pool2d(known, self.stride)
-        return self.folded(cells.expand(-1, self.head_channels, -1, -1))
-
     def visible(self, known: Tensor) -> Tensor:
-        # In a hole, too: there the encoding is of a smooth guess, from known pixels alone.
+        # Cells inside a hole, too: they encode a smooth guess, made from known pixels only.
         coverage = self.coverage(known)
         return (coverage.amax((1, 2, 3), keepdim=True) > 0).expand_as(coverage)
 
     def determined(self, known: Tensor) -> Tensor:
-        # An encoding looks at what lies around its cell, and there it may be a guess.
+        # An encoding also depends on the cells around its own, and those may hold a guess.
         unknown = F.max_pool2d(F.max_pool2d(1 - known, self.stride), 3, stride=1, padding=1)
         return self.folded((1 - unknown).expand(-1, self.head_channels, -1, -1)) > 0
 
@@ -99,7 +95,7 @@ class LatentImageModality(ImageModality):
 
 
 def _as_buffers(module: nn.Module) -> nn.Module:
-    """The module with constants in the place of its parameters, which nothing trains, averages or shards."""
+    """The module with buffers instead of parameters, so that nothing trains, averages or shards them."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.modalities.base import Modality, class_codes, decode_cell, open_image, palette
+from mmdiff.images import decode_cell, nearest_square, open_image
+from mmdiff.modalities.base import Modality, class_codes, palette
 
 VOID = "void"
 MOST_CLASSES = 256
@@ -20,8 +21,8 @@ MOST_CLASSES = 256
 class MaskModality(Modality):
     """Class maps (H, W); Z holds the code of each pixel's class, zero where the class is void.
 
-    A class named "void" means "not annotated": it has no loss and is never predicted. With ``stride`` above 1
-    the codes are averaged over cells of so many pixels a side, as coarse as an autoencoder's latents.
+    A class named "void" means "not annotated": it has no loss and is never predicted. With a ``stride`` above
+    1 the codes are averaged over cells of that many pixels a side, as coarse as an autoencoder's latents.
     """
 
     kind = "mask"
@@ -76,9 +77,7 @@ class MaskModality(Modality):
         if cell is None:
             return None
         indices = self._checked(self._indices(decode_cell(cell)))
-        # Cut like the photo, but never blended: class numbers have no average.
-        picture = Image.fromarray(indices.astype(np.uint8))
-        return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.NEAREST))
+        return np.asarray(nearest_square(Image.fromarray(indices.astype(np.uint8)), size))
 
     def from_stored(self, stored: Tensor) -> Tensor:
         return stored.long()

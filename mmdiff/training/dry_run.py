@@ -1,8 +1,8 @@
 """What a training run will be, before it starts: `python -m mmdiff.training.dry_run CONFIG`.
 
-Prints the shapes, the parameters, the work of one image, the memory and the time of a run, and sends a few
-made-up rows in the layout of the source through everything that real rows go through. With --real it reads
-the first rows of the source itself.
+Prints shapes, parameters, operations of one image, memory and time of a run, and passes a few made-up rows in
+the layout of the source through reading, preparation and a training step. With --real it also reads the first
+rows of the source itself.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdiff.config import DataConfig, ModelConfig, TrainConfig, load_train_config
-from mmdiff.data.examples import Examples, draw_batch
-from mmdiff.data.precompute import COLUMNS, prepare
-from mmdiff.data.stream import Stream, first_examples
+from mmdiff.config import DataConfig, TrainConfig, load_train_config
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples
+from mmdiff.data.precompute import prepare
+from mmdiff.data.stream import StreamedBatches, first_examples
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import total_loss, training_losses
 from mmdiff.modalities import Modality
@@ -34,17 +35,19 @@ from mmdiff.schedule import log_snr
 from mmdiff.training.fake_source import ROWS, SHARDS, write_fake
 
 H100_PEAK = 989e12  # bfloat16 operations a second, dense, of the SXM card
-USED_SHARE = 0.35  # of the peak, which a well running training reaches
+USED_SHARE = 0.35  # of the peak, in an efficient training run
 STATE_BYTES = {"weights": 4, "gradients": 4, "AdamW": 8, "average": 4}  # a parameter, all in float32
 REAL_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Work:
-    """Cost of one training image: floating point operations, and numbers kept for the backward pass.
+    """Cost of one training image.
 
     Attributes:
-        forward, total: of the network, once and with the backward pass. encoding: of the photo into Z.
+        forward, total: floating-point operations of the network, without and with the backward pass.
+        encoding: operations that encode the photo into Z.
+        activations: numbers kept for the backward pass.
     """
 
     forward: int
@@ -54,12 +57,12 @@ class Work:
 
     @property
     def step(self) -> int:
-        """All operations."""
+        """All operations of a training image."""
         return self.total + self.encoding
 
 
 class FakeEmbedder:
-    """Unit vectors of the right size, the same for all."""
+    """The same unit vector for every photo and text."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -77,10 +80,10 @@ def dry_run(config: TrainConfig, real: bool = False) -> str:
     """A report on a configuration.
 
     Raises:
-        ValueError: the model cannot be built, or rows do not come through, with the reason.
+        ValueError: the model cannot be built, or rows cannot be read or trained on.
     """
     model = MultiModalDiffusion(config.model)
-    check_embedder(config.model)
+    check_embedder(model)
     parts = [describe_shapes(model), describe_parameters(model), describe_cost(config, model)]
     return "\n\n".join([*parts, describe_data(config, model.modalities, real)])
 
@@ -123,7 +126,7 @@ def describe_parameters(model: MultiModalDiffusion) -> str:
 
 
 def measure(model: MultiModalDiffusion) -> Work:
-    """Count the work of one image with the model's own layers on the meta device, which computes nothing."""
+    """Count the operations of one image, by the model's own layers on the meta device."""
     model = copy.deepcopy(model).to("meta").train()
     kept: dict[int, Tensor] = {}
     weights = {id(p.untyped_storage()) for p in model.parameters()}
@@ -139,10 +142,8 @@ def measure(model: MultiModalDiffusion) -> Work:
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as both, hooks:
         sum(output.sum() for output in model(*inputs).values()).backward()
-    first_pass = forward.get_total_flops() if model.config.self_conditioning else 0
     numbers = sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
-    trained = both.get_total_flops() + first_pass
-    return Work(forward.get_total_flops(), trained, _encoding(model), numbers)
+    return Work(forward.get_total_flops(), both.get_total_flops(), _encoding(model), numbers)
 
 
 def _encoding(model: MultiModalDiffusion) -> int:
@@ -186,14 +187,15 @@ def _duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
-def check_embedder(config: ModelConfig) -> None:
-    """Raise ValueError if the embedder's vectors have another size than an embedding modality's."""
-    dim = embedder_dim(config.embedder)
-    for modality in config.modalities:
-        if modality.kind == "embedding" and dim not in (None, modality.options["dim"]):
+def check_embedder(model: MultiModalDiffusion) -> None:
+    """Raise ValueError if the embedder's vectors have another size than the model's embeddings."""
+    embedder = model.config.embedder
+    dim = embedder_dim(embedder)
+    for name, modality in model.modalities.items():
+        if modality.takes_text and dim not in (None, modality.shape[0]):
             raise ValueError(
-                f"modality {modality.name!r} has dim {modality.options['dim']}, but {config.embedder} makes "
-                f"{dim} numbers; set dim to {dim}."
+                f"modality {name!r} has dim {modality.shape[0]}, but {embedder} makes {dim} "
+                f"numbers; set dim to {dim}."
             )
 
 
@@ -209,13 +211,10 @@ def embedder_dim(embedder: str) -> int | None:
 
 
 def describe_data(config: TrainConfig, modalities: Mapping[str, Modality], real: bool) -> str:
-    """Send rows through source, mapping, preparation and a training step; says what came out."""
-    foreign = [m.kind for m in modalities.values() if m.kind not in COLUMNS]
-    if foreign and not real:
-        return f"rows of the kind {foreign[0]!r} cannot be made up; see the source's own with --real."
-    made = {n for n, m in modalities.items() if m.kind == "embedding" and _is_made(n, config)}
+    """Pass rows through source, mapping, preparation and a training step; returns a line on each pass."""
+    made = {n for n, m in modalities.items() if m.takes_text and _is_made(n, config)}
     embedder = FakeEmbedder(modalities[next(iter(made))].shape[0]) if made else None
-    lines = [] if foreign else _describe_fakes(config, modalities, made, embedder)
+    lines = _describe_fakes(config, modalities, made, embedder)
     if real:
         source = dataclasses.replace(config.data, val=config.data.train, prepared="")
         rows = first_examples(source, modalities, REAL_ROWS, embedder)
@@ -246,9 +245,9 @@ def _is_made(name: str, config: TrainConfig) -> bool:
 def _train_on(
     data: DataConfig, modalities: Mapping[str, Modality], config: TrainConfig, embedder: FakeEmbedder | None
 ) -> str:
-    stream = Stream(data, modalities, batch=2, embedder=embedder)
+    stream = StreamedBatches(data, modalities, batch=2, embedder=embedder)
     try:
-        for _ in range(SHARDS * ROWS // 2):  # so that each row is seen, if one is left out
+        for _ in range(SHARDS * ROWS // 2):  # every row, even if one is left out
             batch = stream.next_batch()
     finally:
         stream.close()
@@ -258,7 +257,7 @@ def _train_on(
 
 
 def _step(examples: Examples, config: TrainConfig) -> str:
-    """Loss and gradients of a narrow model with the configuration's modalities; says what was there."""
+    """Loss and gradients of a narrow model with the same modalities; returns a summary."""
     torch.manual_seed(0)
     small = dataclasses.replace(config.model, width=32, depth=2, heads=2, refiner_width=32)
     model = MultiModalDiffusion(small)

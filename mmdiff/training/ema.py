@@ -13,8 +13,8 @@ from mmdiff.training.processes import local
 class EMA:
     """Keeps ``model``, a frozen copy whose parameters are running averages; buffers are copied.
 
-    The decay warms up as (1 + k) / (10 + k) after k updates, so that the start is forgotten early. Both
-    models may be sharded, in the same way: each process then averages its own shards.
+    The decay after k updates is min(decay, (1 + k) / (10 + k)), which soon forgets the initial weights. If
+    both models are sharded in the same way, each process averages its own shards.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -25,7 +25,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, updates: int) -> None:
-        """Move the average towards ``model``; ``updates`` is how many updates came before."""
+        """Move the average towards ``model``; ``updates`` is the number of updates before this one."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(_weights(self.model), _weights(model), 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):

@@ -1,4 +1,4 @@
-"""A few made-up rows in the layout of a real source: its kind of files, its columns, its class numbers."""
+"""Made-up rows in the layout of a real source: its file format, its columns, its class numbers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ SHARDS, ROWS = 2, 4
 def write_fake(
     data: DataConfig, modalities: Mapping[str, Modality], made: set[str], folder: Path
 ) -> DataConfig:
-    """Write two shards of four rows like those of `data.train` and return the configuration that reads them.
+    """Write two shards of four rows like those of `data.train`; returns the configuration that reads them.
 
     Args:
-        made: modalities that the source lacks, because an embedder makes them.
+        made: modalities without a column, which an embedder makes.
         folder: an empty folder to write to.
 
-    Raises ValueError for a set of torchvision that `mmdiff.data.sources` does not know.
+    Raises:
+        ValueError: a data set of torchvision that `mmdiff.data.sources` does not know.
     """
     cells = {name: m for name, m in modalities.items() if name not in made}
     rows = [_row(k, cells, data) for k in range(SHARDS * ROWS)]
@@ -44,27 +45,27 @@ def write_fake(
 
 
 def _row(number: int, modalities: Mapping[str, Modality], data: DataConfig) -> dict[str, Any]:
-    """column -> cell: a picture, a class number or name as the source has them, vectors or a text."""
+    """column -> cell: a picture, a class number or name of the source, vectors or a text."""
     rng = np.random.default_rng(number)
     row = {data.column(name): _cell(m, data, rng) for name, m in modalities.items()}
     return row | {data.column("caption"): f"photo {number}"}
 
 
 def _cell(modality: Modality, data: DataConfig, rng: np.random.Generator) -> Any:
-    if modality.kind == "image":
-        return Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
-    if modality.kind == "embedding":
+    if modality.form == "picture":
+        return modality.made_up(rng, (HEIGHT, WIDTH))
+    if modality.form == "vector":
         return rng.normal(size=(2, *modality.shape)).astype(np.float16)
     table = data.class_map.get(modality.name)
     values: list[Any] = _raw_values(table) if table else list(range(len(modality.classes)))
-    if modality.kind == "mask":
+    if modality.form == "class_map":
         areas = np.resize(rng.permutation(np.array(values, np.uint8)), (4, 5))
         return Image.fromarray(np.kron(areas, np.ones((HEIGHT // 4, WIDTH // 5), np.uint8)))
     return values[rng.integers(len(values))]
 
 
 def _raw_values(table: Mapping[str, int]) -> list[Any]:
-    """What a source may hold that ``table`` renumbers; a number that is not in it stands for "*"."""
+    """Numbers or names of a source that ``table`` renumbers; for "*", one that is not in it."""
     numbers = all(key == "*" or key.removeprefix("-").isdigit() for key in table)
     if not numbers:
         return [key if key != "*" else "something else" for key in table]

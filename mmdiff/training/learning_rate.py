@@ -1,4 +1,4 @@
-"""The learning rate of a training that ends at a number of images or at a time, whichever comes first."""
+"""A learning rate by the share of a training that is done, for trainings that may end by the clock."""
 
 import math
 
@@ -8,8 +8,9 @@ def warm_cosine(progress: float, peak: float, warmup: float) -> float:
 
     Args:
         progress: share of the training that is done, 0 to 1.
+        peak: largest rate.
         warmup: share of the training in which the rate rises, above 0.
     """
     if progress < warmup:
-        return peak * (progress + 1e-3) / warmup  # the first step is to move, too
+        return peak * (progress + 1e-3) / warmup  # not 0 in the first step
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))

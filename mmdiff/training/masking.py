@@ -1,42 +1,117 @@
-"""Tasks: which modalities are given and which are wanted; and the mixture of tasks seen in training."""
+"""The task of every training example: what is given, what is masked, at which time, under which noise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmdiff.config import TaskConfig
+from mmdiff.config import TaskConfig, TrainConfig
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples
+from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 
 
-def draw_flags(
-    present: Tensor,
-    config: TaskConfig,
+@dataclass(frozen=True)
+class Draw:
+    """A batch with everything random about one training step.
+
+    Attributes:
+        x: name -> (B, *shape) values. present: (B, N) bool, which modalities each example has.
+        flags: (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. known: (B, 1, H, W) float, 1 at known pixels.
+        t: (B,) long, 1 to T. noise: (B, *Z), standard normal.
+    """
+
+    x: dict[str, Tensor]
+    present: Tensor
+    flags: Tensor
+    known: Tensor
+    t: Tensor
+    noise: Tensor
+
+    @property
+    def supervised(self) -> Tensor:
+        """(B, N) bool, which predictions have a loss: of unknown modalities that the example has."""
+        return (self.flags == UNKNOWN) & self.present
+
+    def take(self, rows: slice) -> Draw:
+        x = {name: values[rows] for name, values in self.x.items()}
+        return Draw(x, *(v[rows] for v in (self.present, self.flags, self.known, self.t, self.noise)))
+
+    def split(self, parts: int) -> list[Draw]:
+        """In ``parts`` of the same size."""
+        size = len(self.t) // parts
+        return [self.take(slice(k * size, (k + 1) * size)) for k in range(parts)]
+
+
+def draw_step(
+    model: MultiModalDiffusion,
+    config: TrainConfig,
+    examples: Examples,
+    rows: Tensor,
     generator: torch.Generator,
-    anchor_holes: Tensor,
-    names: Sequence[str] = (),
-) -> Tensor:
-    """Flags of a training batch, so that every subset of the modalities is seen as given.
+    augment: bool,
+) -> Draw:
+    """Draw everything random about a training step on the examples ``rows`` (B,), in a fixed order.
+
+    Args:
+        augment: cut, flip and light the examples at random, as `DataConfig` says.
+    """
+    tasks, data, batch = config.tasks, config.data, len(rows)
+    cuts = generator if augment else None
+    x, present = draw_batch(examples, model.modalities, rows, cuts, data.flip, data.light, data.zoom)
+    holes = _chance(tasks.holes, batch, generator)
+    flags = draw_flags(present, tasks, generator, holes)
+    reading = _draw_only_reading(flags, tasks.only_reading, generator)
+    image_given = _chance(tasks.given, batch, generator)
+    image_known = flags[:, 0] == KNOWN
+    known = draw_known_pixels(batch, config.model.image_size, generator)
+    known = known * _per_pixel(holes & image_given & ~image_known)
+    known = torch.where(_per_pixel(image_known), 1.0, known)
+    t = torch.randint(1, config.model.num_steps + 1, (batch,), generator=generator, device=generator.device)
+    if tasks.reading:
+        reading = reading | (image_known & _chance(tasks.reading, batch, generator))
+    t = torch.where(reading, config.model.num_steps, t)
+    noise = torch.randn(batch, *model.z_shape, generator=generator, device=generator.device)
+    return Draw(x, present, flags, known, t, noise)
+
+
+def _chance(probability: float, batch: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(batch, generator=generator, device=generator.device) < probability
+
+
+def _per_pixel(rows: Tensor) -> Tensor:
+    return rows[:, None, None, None]
+
+
+def _draw_only_reading(flags: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Examples (B,) of `TaskConfig.only_reading`; in their ``flags`` only the image becomes known."""
+    if not share:
+        return torch.zeros(len(flags), dtype=torch.bool, device=flags.device)
+    reading = _chance(share, len(flags), generator)
+    flags[:, 0] = torch.where(reading, KNOWN, flags[:, 0])
+    flags[:, 1:] = torch.where(reading[:, None] & (flags[:, 1:] == KNOWN), UNKNOWN, flags[:, 1:])
+    return reading
+
+
+def draw_flags(present: Tensor, config: TaskConfig, generator: torch.Generator, holes: Tensor) -> Tensor:
+    """Flags of a training batch, such that every subset of the modalities occurs as given.
 
     Args:
         present: (B, N) bool, which modalities each example has; the first is the anchor.
-        anchor_holes: (B,) bool, examples whose image, if given, has holes and so stays unknown.
-        names: of the N modalities, which `TaskConfig.always` and `TaskConfig.never` name.
+        holes: (B,) bool, examples whose image has holes if it is given, and therefore counts as unknown.
 
     Returns:
-        (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. The anchor is never absent, what an example lacks never
-        known, and unknown only with `TaskConfig.ask_for_lacking`.
+        (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. The anchor is never absent. A modality that an example
+        lacks is never known, and unknown only with `TaskConfig.ask_for_lacking`.
     """
     shape, device = present.shape, present.device
     draws = torch.rand(3, *shape, generator=generator, device=device)
     joint = draws[0, :, :1] < config.joint
     given = (draws[1] < config.given) & ~joint
-    for i, name in enumerate(names):
-        if name in (*config.always, *config.never):
-            given[:, i] = name in config.always
-    given[:, 0] &= ~anchor_holes
+    given[:, 0] &= ~holes
     absent = (draws[2] < config.absent) & ~given
     absent[:, 0] = False
     flags = torch.full(shape, UNKNOWN, device=device)
@@ -48,15 +123,17 @@ def draw_flags(
     return flags
 
 
-def draw_known_pixels(batch: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Random maps of known pixels: blocks on a grid of random cell size, in random share (B, 1, H, W) float.
+def draw_known_pixels(batch: int, size: int, generator: torch.Generator) -> Tensor:
+    """Random inpainting masks (B, 1, H, W) float, 1 where a pixel is known.
 
-    Half of the maps are one random box instead, known outside (a hole) or inside (an outpainting).
+    One half are blocks on a grid of 4, 8, 16 or 32 cells a side, a random share of them known. The other half
+    are one random box, mostly hidden (a hole), sometimes the only known part (outpainting).
     """
+    device = generator.device
     cells = torch.tensor([4, 8, 16, 32], device=device)
     draws = torch.rand(batch, 8, generator=generator, device=device)
     noise = torch.rand(batch, 32, 32, generator=generator, device=device)
-    side = cells[(draws[:, 0] * 4).long().clamp(max=3)]  # cells along a side
+    side = cells[(draws[:, 0] * 4).long().clamp(max=3)]  # (B,), cells along a side
     axis = torch.arange(size, device=device)
     index = (axis[None] * side[:, None]) // size  # (B, size), cell of each pixel
     rows = noise.gather(1, index[:, :, None].expand(-1, -1, 32))
@@ -67,19 +144,6 @@ def draw_known_pixels(batch: int, size: int, generator: torch.Generator, device:
     start = draws[:, 4:6] * (size - extent)
     inside = (axis >= start[..., None]) & (axis < (start + extent)[..., None])  # (B, 2, size)
     box = inside[:, 0, :, None] & inside[:, 1, None, :]
-    box = box ^ (draws[:, 6] < 0.7)[:, None, None]  # mostly a hole, sometimes all but the box
+    box = box ^ (draws[:, 6] < 0.7)[:, None, None]
     known = torch.where((draws[:, 7] < 0.5)[:, None, None], blocks, box)
     return known[:, None].float()
-
-
-def draw_known_patches(
-    batch: int, size: int, patch: int, generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """A quarter of the patches, drawn at random, as masked autoencoders see a photo: (B, 1, H, W) float.
-
-    Source: He et al. 2022, who hide 75 %.
-    """
-    side = size // patch
-    order = torch.rand(batch, side**2, generator=generator, device=device).argsort(1).argsort(1)
-    shown = (order < round(side**2 / 4)).view(batch, 1, side, side).float()
-    return shown.repeat_interleave(patch, 2).repeat_interleave(patch, 3)

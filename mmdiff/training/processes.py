@@ -1,6 +1,6 @@
 """The processes that train one model together, on one machine or on several.
 
-`accelerate launch` (or torchrun) starts them and says in the environment who is who. Each holds the whole
+`accelerate launch` (or torchrun) starts them and sets their ranks in the environment. Each holds the whole
 model, or with ``shard`` a part of every weight (FSDP2), and works on its share of every batch.
 """
 
@@ -23,15 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 from mmdiff.device import choose_device
 from mmdiff.network.transformer import Block
 
-# While the main process writes a large state the others wait for it in the next step.
+# The other processes wait in the next step while the main one writes a large state.
 PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is, and what they do together. One alone sends nothing.
+    """This process's rank among ``count``, and their collective operations; one process alone sends nothing.
 
-    Methods that say "all call it" wait for the others: it must be called by every process, or by none.
+    Methods with the remark "all call it" wait for the others: every process must call them, or none.
     """
 
     rank: int = 0
@@ -40,7 +40,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, batch_size: int, parts: int) -> slice:
@@ -77,18 +77,18 @@ class Processes:
         return values
 
     def split(self, model: nn.Module, compiled: bool) -> None:
-        """With ``shard``: leave of every weight of the model only this process's part, in place."""
+        """With ``shard``: keep only this process's part of every weight of the model, in place."""
         if not (self.shard and self.count > 1):
             return
         for block in [m for m in model.modules() if isinstance(m, Block)]:
             if compiled:
                 block.compile()
             fully_shard(block)
-        # True: otherwise the weights outside of the blocks would stay whole, and old, after a validation
+        # True: otherwise the weights outside the blocks would stay gathered, and stale, after a validation
         fully_shard(model, reshard_after_forward=True)
 
     def joined(self, model: nn.Module, compiled: bool) -> Callable[..., dict[str, Tensor]]:
-        """The model's forward for training: its backward averages the gradients over the processes."""
+        """The model's forward for training; its backward averages the gradients over the processes."""
         if self.shard and self.count > 1:
             return model
         forward = torch.compile(model) if compiled else model
@@ -101,7 +101,7 @@ class Processes:
             return DistributedDataParallel(forward, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def close(self) -> None:
-        """Part from the other processes, at the end."""
+        """Leave the process group, at the end."""
         if self.count > 1:
             distributed.destroy_process_group()
 
@@ -129,21 +129,21 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, which every process has, sharded like ``model`` if that is."""
+    """The whole ``tensor``, which every process has, sharded like ``model`` if that is sharded."""
     if not isinstance(model, DTensor) or tensor.shape != model.shape:
         return tensor
     tensor = tensor.to(model.device)
-    # None: nothing is sent, each process cuts its part out of its own copy
+    # None: no communication, each process takes its part of its own copy
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
 def join_processes(device: str = "auto", shard: bool = False) -> tuple[Processes, torch.device]:
     """This process among those that were launched, and its device.
 
-    ``shard`` is also what `accelerate launch --use_fsdp` asks for.
+    `accelerate launch --use_fsdp` also sets ``shard``.
 
     Raises:
-        ValueError: a device that is not there, or one for all processes to crowd on.
+        ValueError: the device does not exist, or is a single one for several processes.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:

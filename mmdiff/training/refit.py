@@ -2,9 +2,9 @@
 
     python -m mmdiff.training.refit CHECKPOINT --train PARQUET --out FOLDER
 
-After hundreds of passes a head knows its training photos by heart, its loss there is zero and nothing more
-is learned, although the token it reads still tells new views apart. A new head, fitted to tokens of whole
-photos and of the usual mixture of tasks, with some noise on them, reads new photos better.
+After hundreds of epochs the head of a label has memorised its training photos: its loss is zero and it learns
+nothing more, although its input token still separates new photos. A new head, fitted to noisy tokens of whole
+photos and of the usual mixture of tasks, classifies new photos better.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from mmdiff.checkpoint import resolve, save_checkpoint
 from mmdiff.config import DataConfig, TrainConfig
+from mmdiff.data.augment import draw_batch
 from mmdiff.data.batches import load_examples
-from mmdiff.data.examples import Examples, draw_batch
+from mmdiff.data.examples import Examples
 from mmdiff.device import choose_device
 from mmdiff.pipeline import Pipeline
 from mmdiff.request import Request
@@ -32,7 +33,7 @@ NOISE = 0.3  # standard deviations of a token's entries
 
 
 class TokenTap:
-    """Keeps what a head was last given: (B, width)."""
+    """Keeps the last input of a head: (B, width)."""
 
     def __init__(self, head: nn.Module) -> None:
         self.token: Tensor | None = None
@@ -55,11 +56,11 @@ def reading_tokens(pipe: Pipeline, examples: Examples, rows: Tensor, name: str, 
 
 @torch.no_grad()
 def mixture_tokens(trainer: Trainer, examples: Examples, rows: Tensor, tap: TokenTap) -> Tensor:
-    """Tokens (n, width) at random times under the mixture of tasks that training shows."""
+    """Tokens (n, width) at random times under the mixture of tasks of the training."""
     tokens = []
     for step, chunk in enumerate(tqdm(rows.split(BATCH), desc="tasks")):
-        rows_there = chunk.to(trainer.device)
-        trainer.losses(trainer.model, examples, rows_there, trainer.generator(step), augment=True)
+        draw = trainer.draw(examples, chunk.to(trainer.device), trainer.generator(step), augment=True)
+        trainer.losses(trainer.model, draw)
         tokens.append(tap.token)
     return torch.cat(tokens)
 

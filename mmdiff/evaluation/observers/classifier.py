@@ -1,14 +1,12 @@
-"""The judge: a small convolutional classifier that names what a generated picture shows.
+"""A small convolutional classifier of generated pictures, trained on real photos only.
 
-It is trained on real training photos only and shares nothing with the diffusion model, so that its
-opinion is independent. Training:
+`python -m mmdiff.evaluate --judge` uses it, and results call its agreement "judge_agreement". Training:
 
     python -m mmdiff.evaluation.observers.classifier --data train.parquet --val val.parquet --out OUT
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,30 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import read_parquet
-from mmdiff.evaluation.observers.observer import (
-    WIDTHS,
-    Observer,
-    ResidualBlock,
-    blur,
-    draw_moves,
-    fit,
-    moved,
-    roughened,
-    run_command,
-    stem,
-    train_and_save,
-)
+from mmdiff.data.parquet import read_parquet
+from mmdiff.evaluation.observers.augmentation import blur, draw_moves, moved, roughened
+from mmdiff.evaluation.observers.command import Command
+from mmdiff.evaluation.observers.observer import WIDTHS, Observer, ResidualBlock, fit, stem
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.label import LabelModality
 
 WEAK_RECALL = 0.9
 
 
-class Judge(Observer):
+class Classifier(Observer):
     """Pictures (B, 3, H, W) in [-1, 1], of any size, to class logits (B, K)."""
 
-    noun, command = "judge", "python -m mmdiff.evaluation.observers.classifier"
+    noun, command = "classifier", "python -m mmdiff.evaluation.observers.classifier"
 
     def __init__(self, classes: Sequence[str], size: int = 64, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(classes, size, widths)
@@ -59,9 +47,9 @@ class Judge(Observer):
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """What a good generated picture may differ in from a photo: place, size, sharpness, a little colour.
+    """Moved, blurred and grainy pictures (B, 3, H, W) in [-1, 1].
 
-    Colour moves by a few per cent only, because it is what tells some varieties apart.
+    Colour changes by a few per cent only, because some classes differ in nothing else.
     """
     return roughened(moved(images, draw_moves(len(images), generator)), generator)
 
@@ -91,45 +79,49 @@ def read_photos(path: str | Path, classes: Sequence[str], size: int) -> Photos:
     examples = read_parquet(path, [image, label], DataConfig())
     missing = [name for name in ("image", "label") if name not in examples.stored]
     if missing:
-        raise ValueError(f"{path} has nothing in the column {missing[0]!r}; a judge needs photos and labels.")
+        raise ValueError(
+            f"{path} has nothing in the column {missing[0]!r}; a classifier needs photos and labels."
+        )
     rows = (examples.present["image"] & examples.present["label"]).nonzero()[:, 0]
     if not len(rows):
         raise ValueError(f"{path} has no row with both a photo and a label.")
     return Photos(examples.stored["image"][rows], examples.stored["label"][rows].long())
 
 
-def train_judge(judge: Judge, photos: Photos, epochs: int, seed: int) -> None:
-    """Train in place with smoothed labels, on the judge's own device."""
-    device = judge.head.weight.device
+def train(classifier: Classifier, photos: Photos, epochs: int, seed: int) -> None:
+    """Train in place with smoothed labels, on the classifier's own device."""
+    device = classifier.head.weight.device
 
     def loss_of(rows: Tensor, generator: torch.Generator) -> Tensor:
         images, labels = photos.batch(rows, device)
         images = augment(images, generator).contiguous(memory_format=torch.channels_last)
-        return F.cross_entropy(judge(images), labels, label_smoothing=0.1)
+        return F.cross_entropy(classifier(images), labels, label_smoothing=0.1)
 
-    fit(judge, len(photos), loss_of, epochs, seed)
+    fit(classifier, len(photos), loss_of, epochs, seed)
 
 
 @torch.no_grad()
-def right(judge: Judge, photos: Photos, blur_sigma: float = 0.0) -> Tensor:
+def right(classifier: Classifier, photos: Photos, blur_sigma: float = 0.0) -> Tensor:
     """Which photos, blurred by ``blur_sigma`` pixels, get their own label: (N,) bool."""
-    device = judge.head.weight.device
+    device = classifier.head.weight.device
     hits = []
     for index in torch.arange(len(photos)).split(256):
         images, labels = photos.batch(index, device)
         images = blur(images, torch.full((len(index),), blur_sigma))
-        hits.append((judge(images).argmax(1) == labels).cpu())
+        hits.append((classifier(images).argmax(1) == labels).cpu())
     return torch.cat(hits)
 
 
-def measure(judge: Judge, photos: Photos) -> dict:
-    """Accuracy on photos, sharp and blurred, and the recall of the classes that it knows less well."""
-    hits = right(judge, photos)
-    recall = {name: hits[photos.labels == k].double().mean().item() for k, name in enumerate(judge.classes)}
+def measure(classifier: Classifier, photos: Photos) -> dict:
+    """Accuracy on photos, sharp and blurred, and the recall of the classes below `WEAK_RECALL`."""
+    hits = right(classifier, photos)
+    recall = {
+        name: hits[photos.labels == k].double().mean().item() for k, name in enumerate(classifier.classes)
+    }
     return {
         "val_examples": len(photos),
         "val_top1": round(hits.double().mean().item(), 4),
-        "val_top1_blurred": round(right(judge, photos, blur_sigma=1.0).double().mean().item(), 4),
+        "val_top1_blurred": round(right(classifier, photos, blur_sigma=1.0).double().mean().item(), 4),
         "val_weak_classes": {name: round(r, 3) for name, r in recall.items() if r < WEAK_RECALL},
     }
 
@@ -137,11 +129,11 @@ def measure(judge: Judge, photos: Photos) -> dict:
 def card(facts: dict) -> str:
     """The README.md beside the weights."""
     weak = ", ".join(f"{name} {recall:.2f}" for name, recall in facts["val_weak_classes"].items()) or "none"
-    return f"""# Judge
+    return f"""# Classifier
 
 A convolutional network of {facts["parameters"]:,} parameters that names the class of a picture of \
 {facts["size"]} x {facts["size"]} pixels.
-It measures whether generated pictures show what was asked for: `python -m mmdiff.evaluate --judge`.
+It measures whether generated pictures show their class: `python -m mmdiff.evaluate --judge`.
 
 - Trained for {facts["epochs"]} epochs on {facts["train_examples"]:,} real photos of `{facts["data"]}` and \
 on nothing else, with flips, small
@@ -157,15 +149,18 @@ blurred by one pixel {facts["val_top1_blurred"]:.4f}.
 """
 
 
-def train(args: argparse.Namespace) -> dict:
-    """Train, measure and save a judge; returns the measured facts."""
-    return train_and_save(Judge, args, read_photos, train_judge, measure, card)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    summary = __doc__.split("\n")[0]
-    run_command(argv, Judge, summary, "labels", "classes.txt", epochs=8, size=64, train=train)
-
+main = Command(
+    Classifier,
+    __doc__.split("\n")[0],
+    annotation="labels",
+    class_file="classes.txt",
+    epochs=8,
+    size=64,
+    read=read_photos,
+    train=train,
+    measure=measure,
+    card=card,
+).run
 
 if __name__ == "__main__":
     main()

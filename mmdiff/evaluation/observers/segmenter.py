@@ -1,14 +1,12 @@
-"""The segmenter: a small U-Net that reads the mask off a generated picture.
+"""A small U-Net that segments generated pictures, trained on real photos with masks only.
 
-It is trained on real training photos with masks only and shares nothing with the diffusion model, so that
-what it sees in a picture that was made for a mask is independent of both. Training:
+`python -m mmdiff.evaluate --segmenter` uses it. Training:
 
     python -m mmdiff.evaluation.observers.segmenter --data train.parquet --val val.parquet --out OUT
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.parquet import read_parquet
 from mmdiff.evaluation import metrics
-from mmdiff.evaluation.observers.observer import (
-    WIDTHS,
-    Observer,
-    ResidualBlock,
-    draw_moves,
-    fit,
-    moved,
-    roughened,
-    run_command,
-    stem,
-    train_and_save,
-)
+from mmdiff.evaluation.observers.augmentation import draw_moves, moved, roughened
+from mmdiff.evaluation.observers.command import Command
+from mmdiff.evaluation.observers.observer import WIDTHS, Observer, ResidualBlock, fit, stem
 from mmdiff.modalities.image import ImageModality
 from mmdiff.modalities.mask import VOID, MaskModality
 
-COLOUR = 3.0  # light and weather differ more than the fruit of a studio does
+COLOUR = 3.0  # times that of a classifier: light and weather differ more outdoors than in a studio
 
 
 class Segmenter(Observer):
@@ -102,7 +91,7 @@ def read_masked_photos(path: str | Path, classes: Sequence[str], size: int) -> M
     return MaskedPhotos(examples.stored["image"][rows], examples.stored["mask"][rows])
 
 
-def train_segmenter(segmenter: Segmenter, photos: MaskedPhotos, epochs: int, seed: int) -> None:
+def train(segmenter: Segmenter, photos: MaskedPhotos, epochs: int, seed: int) -> None:
     """Train in place on photos that are moved, blurred and tinted at random; void pixels do not count."""
     device = segmenter.head.weight.device
     void = segmenter.classes.index(VOID) if VOID in segmenter.classes else -100
@@ -137,9 +126,9 @@ def card(facts: dict) -> str:
     each = ", ".join(f"{name} {iou:.3f}" for name, iou in facts["val_iou"].items())
     return f"""# Segmenter
 
-A U-Net of {facts["parameters"]:,} parameters that reads the mask off a picture of {facts["size"]} x \
+A U-Net of {facts["parameters"]:,} parameters that segments pictures of {facts["size"]} x \
 {facts["size"]} pixels.
-It measures whether generated pictures show the mask they were made for: \
+It measures whether generated pictures show the mask they were made from: \
 `python -m mmdiff.evaluate --segmenter`.
 
 - Trained for {facts["epochs"]} epochs on {facts["train_examples"]:,} real photos with masks of \
@@ -154,15 +143,18 @@ pooled over all pixels, void left out.
 """
 
 
-def train(args: argparse.Namespace) -> dict:
-    """Train, measure and save a segmenter; returns the measured facts."""
-    return train_and_save(Segmenter, args, read_masked_photos, train_segmenter, measure, card)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    summary = __doc__.split("\n")[0]
-    run_command(argv, Segmenter, summary, "masks", "mask_classes.txt", epochs=30, size=96, train=train)
-
+main = Command(
+    Segmenter,
+    __doc__.split("\n")[0],
+    annotation="masks",
+    class_file="mask_classes.txt",
+    epochs=30,
+    size=96,
+    read=read_masked_photos,
+    train=train,
+    measure=measure,
+    card=card,
+).run
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The smooth guess at holes, against the exact solution of the Laplace equation and what must hold for it."""
+"""The smooth guess at holes, against the exact solution of the Laplace equation and its properties."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import torch
 from scipy.sparse import lil_array
 from scipy.sparse.linalg import spsolve
 
-from mmdiff import smooth_fill as interpolate
+from mmdiff import images
 from mmdiff.evaluation.holes import HOLES
-from mmdiff.smooth_fill import smooth_fill
+from mmdiff.images import smooth_fill
 
 SIZE = 32
 
@@ -36,9 +36,9 @@ def laplace(photo: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["blocks", "box", "lines"])
-@pytest.mark.parametrize(("sweeps", "rms"), [(interpolate.SWEEPS, 0.15), (400, 1e-3)])
-def test_it_is_near_the_exact_solution_and_would_come_nearer(kind, sweeps, rms, monkeypatch):
-    monkeypatch.setattr(interpolate, "SWEEPS", sweeps)
+@pytest.mark.parametrize(("sweeps", "rms"), [(images.SWEEPS, 0.15), (400, 1e-3)])
+def test_it_converges_to_the_exact_solution(kind, sweeps, rms, monkeypatch):
+    monkeypatch.setattr(images, "SWEEPS", sweeps)
     photos, known = smooth_photos(), HOLES[kind](2, SIZE, 0)
     filled = smooth_fill(photos, known[:, None].float())
     for k in range(2):
@@ -54,7 +54,7 @@ def test_known_pixels_stay_and_hidden_ones_have_no_influence():
     assert torch.equal(filled, smooth_fill(torch.where(known, photos, 9.0), known.float()))
 
 
-def test_nothing_leaves_the_range_of_what_is_known():
+def test_values_stay_in_the_range_of_known_pixels():
     photos, known = smooth_photos(), HOLES["blocks"](2, SIZE, 2)[:, None].float()
     filled, edge = smooth_fill(photos, known), 1e-5
     lowest = torch.where(known > 0, photos, 9).amin((2, 3), keepdim=True)
@@ -62,11 +62,11 @@ def test_nothing_leaves_the_range_of_what_is_known():
     assert (filled >= lowest - edge).all() and (filled <= highest + edge).all()
 
 
-def test_a_colour_goes_on_and_one_pixel_is_enough():
+def test_one_known_pixel_fills_the_photo_with_its_colour():
     photos, known = torch.full((1, 3, 24, 24), 0.3), torch.zeros(1, 1, 24, 24)
     known[0, 0, 5, 17] = 1
     torch.testing.assert_close(smooth_fill(photos, known), photos)
 
 
-def test_of_nothing_known_it_makes_nothing():
+def test_without_known_pixels_it_is_zero():
     assert (smooth_fill(smooth_photos(), torch.zeros(2, 1, SIZE, SIZE)) == 0).all()

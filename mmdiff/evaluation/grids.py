@@ -1,14 +1,13 @@
-"""Results as people see them: grids of samples, lines of figures."""
+"""Grids of samples with captions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from PIL import Image, ImageDraw
 
-from mmdiff.evaluation.core import Outcome
+from mmdiff.evaluation.evaluation import Outcome
 
 GRID_SAMPLES, GRID_COLUMNS, GRID_SCALE, CAPTION_HEIGHT = 64, 8, 2, 14
 
@@ -36,24 +35,3 @@ def _shorten(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     while draw.textlength(text) > width:
         text = text[:-1]
     return text
-
-
-def table(results: Mapping[str, dict]) -> str:
-    """The figures as lines of text, one number a line."""
-    lines = []
-    for task, figures in results.items():
-        lines += [(f"{task}.{name}", value) for name, value in _flatten(figures)]
-    width = max((len(name) for name, _ in lines), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-
-
-def _flatten(figures: Mapping, prefix: str = "") -> list[tuple[str, str]]:
-    lines = []
-    for name, value in figures.items():
-        if isinstance(value, Mapping) and not name.startswith("by_"):
-            lines += _flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, float):
-            lines.append((prefix + name, f"{value:.4f}"))
-        elif not isinstance(value, Mapping):
-            lines.append((prefix + name, str(value)))
-    return lines

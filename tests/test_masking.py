@@ -1,4 +1,4 @@
-"""The mixture of tasks in training: every subset is seen, in the shares that the configuration asks for."""
+"""The mixture of tasks in training: every subset occurs, in the shares of the configuration."""
 
 from collections import Counter
 from itertools import product
@@ -8,7 +8,7 @@ import torch
 
 from mmdiff.config import TaskConfig
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
-from mmdiff.training.masking import draw_flags, draw_known_patches, draw_known_pixels
+from mmdiff.training.masking import draw_flags, draw_known_pixels
 
 COUNT = 20_000
 
@@ -78,7 +78,7 @@ def test_the_same_generator_draws_the_same_flags():
 
 @pytest.mark.parametrize("size", [16, 64, 96, 100])
 def test_known_maps(size):
-    known = draw_known_pixels(600, size, generator(), torch.device("cpu"))
+    known = draw_known_pixels(600, size, generator())
     assert known.shape == (600, 1, size, size)
     assert ((known == 0) | (known == 1)).all()
     shares = known.mean((1, 2, 3))
@@ -91,7 +91,7 @@ def test_known_maps(size):
 
 def test_known_maps_are_blocks_or_boxes():
     """Half are one box, the others have blocks that are constant on a grid of 4, 8, 16 or 32 cells."""
-    known = draw_known_pixels(400, 64, generator(), torch.device("cpu"))[:, 0]
+    known = draw_known_pixels(400, 64, generator())[:, 0]
 
     def is_box(one):
         for inside in (one, 1 - one):
@@ -113,8 +113,8 @@ def test_known_maps_are_blocks_or_boxes():
     assert 150 < kinds["box"] < 280
 
 
-def test_lacking_modalities_can_be_asked_for_as_often_as_others():
-    """Then what is asked for says nothing about the source: the odds of unknown to absent are the same."""
+def test_lacking_modalities_can_be_predicted_as_often_as_others():
+    """The odds of unknown to absent are the same, so that the flags tell nothing about the source."""
     present = torch.ones(COUNT, 3, dtype=torch.bool)
     present[: COUNT // 2, 1] = False
     config = TaskConfig(ask_for_lacking=True)
@@ -128,28 +128,3 @@ def test_lacking_modalities_can_be_asked_for_as_often_as_others():
     assert shares[1] == pytest.approx(1 - config.absent, abs=0.02)
     others = draw_flags(present, TaskConfig(), generator(), torch.zeros(COUNT, dtype=torch.bool))
     assert torch.equal(flags[present], others[present])
-
-
-def test_modalities_can_be_given_always_or_never():
-    present = torch.rand(COUNT, 3, generator=generator(2)) < 0.7
-    present[:, 0] = True
-    config = TaskConfig(always=("image", "label"), never=("mask",))
-    holes = torch.rand(COUNT, generator=generator(1)) < 0.5
-    flags = draw_flags(present, config, generator(), holes, ("image", "mask", "label"))
-    assert torch.equal(flags[:, 0] == KNOWN, ~holes) and (flags[:, 0][holes] == UNKNOWN).all()
-    assert not (flags[:, 1] == KNOWN).any()
-    assert torch.equal(flags[:, 2] == KNOWN, present[:, 2])
-
-
-def test_masked_autoencoders_see_a_quarter_of_the_patches():
-    known = draw_known_patches(400, 32, 8, generator(), torch.device("cpu"))
-    patches = known.view(400, 4, 8, 4, 8).transpose(2, 3).flatten(3)
-    assert known.shape == (400, 1, 32, 32) and (patches == patches[..., :1]).all()  # whole or not at all
-    assert (patches[..., 0].sum((1, 2)) == 4).all()
-    # each of the 16 is shown in a quarter of 400 photos: 100, standard deviation 8.7
-    assert (patches[..., 0].sum(0) - 100).abs().max() < 40
-
-
-def test_an_unknown_masking_is_refused():
-    with pytest.raises(ValueError, match="use 'mixed' or 'patches'"):
-        TaskConfig(masking="dots")

@@ -1,6 +1,6 @@
-"""Classical fillings of holes, which know nothing but the picture itself: what a model has to beat.
+"""Inpainting without a model, from the rest of the picture alone: the baselines.
 
-Each takes pictures (n, 3, H, W) in [-1, 1] and maps of known pixels (n, H, W) bool, and keeps what is known.
+Each takes pictures (n, 3, H, W) in [-1, 1] and maps of known pixels (n, H, W) bool, and keeps known pixels.
 """
 
 from __future__ import annotations
@@ -11,12 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdiff.evaluation.core import Skip
-from mmdiff.evaluation.metrics import mean_fill
-from mmdiff.modalities.image import to_uint8
+from mmdiff.evaluation.skip import Skip
+from mmdiff.images import to_uint8
 
 RADIUS = 3  # pixels around each missing one that count
 REMEDY = "pip install opencv-python-headless"
+
+
+def mean_fill(images: Tensor, known: Tensor) -> Tensor:
+    """Every hole filled with the mean of that picture's known pixels, channel by channel.
+
+    A picture without known pixels is filled with medium grey.
+    """
+    weights = known[:, None].to(images.dtype)
+    count = weights.sum((2, 3), keepdim=True).clamp(min=1)
+    mean = (images * weights).sum((2, 3), keepdim=True) / count
+    return torch.where(known[:, None], images, mean)
 
 
 def telea(images: Tensor, known: Tensor) -> Tensor:
@@ -25,7 +35,7 @@ def telea(images: Tensor, known: Tensor) -> Tensor:
 
 
 def navier_stokes(images: Tensor, known: Tensor) -> Tensor:
-    """Lines of equal light are carried on into the hole (Bertalmio et al. 2001), of OpenCV."""
+    """Lines of equal light continued into the hole (Bertalmio et al. 2001), of OpenCV."""
     return _with_opencv("INPAINT_NS", images, known)
 
 
@@ -41,7 +51,7 @@ def _with_opencv(method: str, images: Tensor, known: Tensor) -> Tensor:
     return torch.where(known[:, None], images, pictures)
 
 
-FILLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+CLASSICAL_METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": mean_fill,
     "telea": telea,
     "navier_stokes": navier_stokes,

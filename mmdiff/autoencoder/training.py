@@ -1,0 +1,236 @@
+"""How the autoencoder is trained: L1 + LPIPS, later also against a patch discriminator."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mmdiff.autoencoder.discriminator import PatchDiscriminator, combined_gradient, hinge_loss
+from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder
+from mmdiff.device import fast_bfloat16
+from mmdiff.evaluation.perceptual import lpips_network
+from mmdiff.evaluation.skip import Skip
+from mmdiff.files import write_tensors
+from mmdiff.training.learning_rate import warm_cosine
+
+WARMUP = 0.03  # of the training
+EMA = 0.998
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The end is at `images` crops or `max_minutes`, whichever comes first.
+
+    Raises ValueError for values that cannot be used.
+    """
+
+    images: float = math.inf
+    max_minutes: float = math.inf
+    size: int = 104  # pixels; photos are cut to a square of that size when they are read
+    crop: int = 64  # pixels of the random part of it that a step uses
+    batch: int = 16
+    lr: float = 8e-4  # peak; the discriminator's is half of it
+    perceptual: float = 1.0  # weight of LPIPS beside the mean absolute error
+    noise: float = 0.15  # standard deviation of the noise on latents, which have that of 1
+    latent_channels: int = 6
+    widths: Sequence[int] = WIDTHS  # channels at a half, a quarter and an eighth of the photo's size
+    adversarial: float = 0.0  # norm of the discriminator's gradient, as a share of that of L1 + LPIPS
+    adversarial_after: float = 0.5  # share of the training after which the discriminator takes part
+    decoder_only: bool = False  # the encoder stays, so that latents keep their meaning
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.images) or math.isfinite(self.max_minutes)):
+            raise ValueError("the training has no end; give --images or --max-minutes, or both.")
+        if min(self.images, self.max_minutes, self.batch, self.lr, self.latent_channels) <= 0:
+            raise ValueError(f"images, max_minutes, batch, lr and latent_channels must be positive: {self}.")
+        if len(self.widths) != len(WIDTHS) or min(self.widths) < 1:
+            raise ValueError(f"widths are {self.widths}; give {len(WIDTHS)} numbers of channels.")
+        if self.adversarial < 0 or not 0 <= self.adversarial_after <= 1:
+            raise ValueError(
+                f"adversarial is {self.adversarial} after {self.adversarial_after}; give a share of at least "
+                "0, and a part of the training from 0 to 1."
+            )
+        if self.crop % STRIDE or not 0 < self.crop <= self.size:
+            raise ValueError(
+                f"crop is {self.crop}; give a multiple of {STRIDE} of at most the size, {self.size}."
+            )
+
+
+def draw_crops(photos: Tensor, count: int, crop: int, generator: torch.Generator) -> Tensor:
+    """Random photos' random parts, half of them mirrored: (count, 3, crop, crop) in [-1, 1]."""
+    rows = torch.randint(len(photos), (count,), generator=generator)
+    top, left = torch.randint(photos.shape[-1] - crop + 1, (2, count, 1), generator=generator)
+    span = torch.arange(crop)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    ys, xs = top + span, left + torch.where(mirrored, span.flip(0), span)
+    channels = torch.arange(3)[:, None, None]
+    places = rows[:, None, None, None], channels, ys[:, None, :, None], xs[:, None, None, :]
+    picked = photos[tuple(index.to(photos.device) for index in places)]
+    return picked.float() / 127.5 - 1
+
+
+def reconstruction_loss(decoded: Tensor, photos: Tensor, perceptual: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean absolute error and mean LPIPS of decoded photos (B, 3, H, W)."""
+    return (decoded - photos).abs().mean(), perceptual(decoded, photos).mean()
+
+
+class Training:
+    """The network, its moving average, the discriminator, their optimizers, and the progress.
+
+    Everything random in step k is drawn from generators seeded by (seed, k), so that a training that is
+    stopped and resumed equals one that was not.
+
+    Args:
+        network: trained in place. photos: (n, 3, S, S) uint8.
+
+    Attributes:
+        step, images, seconds: progress so far; images counts random crops.
+
+    Raises:
+        ValueError: LPIPS is not installed.
+    """
+
+    def __init__(self, network: Autoencoder, photos: Tensor, recipe: Recipe, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device, self.photos = recipe, device, photos.to(device)
+        self.network = network.to(device, memory_format=torch.channels_last).train()
+        if recipe.decoder_only:
+            network.encoder.requires_grad_(False)
+            network.norm.eval()
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
+        self.discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)
+        self.perceptual = _lpips(device)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, recipe.lr, (0.9, 0.99), weight_decay=0, fused=True)
+        self.critic = torch.optim.AdamW(
+            self.discriminator.parameters(), recipe.lr / 2, (0.5, 0.99), weight_decay=0, fused=True
+        )
+        self.step, self.images, self.seconds = 0, 0, 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the recipe that is done, 0 to 1."""
+        return max(self.images / self.recipe.images, self.seconds / (60 * self.recipe.max_minutes))
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One step of both networks; returns the terms of the loss, on the device."""
+        recipe, start = self.recipe, time.monotonic()
+        rate = warm_cosine(self.share, recipe.lr, WARMUP)
+        for optimizer, own in ((self.optimizer, rate), (self.critic, rate / 2)):
+            for group in optimizer.param_groups:
+                group["lr"] = own
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
+        photos = draw_crops(self.photos, recipe.batch, recipe.crop, generator)
+        photos = photos.contiguous(memory_format=torch.channels_last)
+        is_adversarial = recipe.adversarial > 0 and self.share >= recipe.adversarial_after
+        self.optimizer.zero_grad(set_to_none=True)
+        with _autocast(self.device):
+            latents = self.network.encode(photos)
+            decoded = self.network.decode(latents + recipe.noise * torch.randn_like(latents))
+        terms = self._backward(decoded, photos, is_adversarial)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        if is_adversarial:
+            terms["critic"] = self._train_discriminator(decoded.detach(), photos)
+        self.step, self.images = self.step + 1, self.images + recipe.batch
+        self.seconds += time.monotonic() - start
+        return terms | {"lr": torch.tensor(rate)}
+
+    def _backward(self, decoded: Tensor, photos: Tensor, is_adversarial: bool) -> dict[str, Tensor]:
+        """Gradients of the loss at the pixels, then through the network."""
+        pixels = decoded.detach().requires_grad_()
+        with _autocast(self.device):
+            l1, lpips = reconstruction_loss(pixels, photos, self.perceptual)
+            loss = l1 + self.recipe.perceptual * lpips
+            adversarial = -self.discriminator(pixels).mean() if is_adversarial else None
+        if adversarial is None:
+            (gradient,) = torch.autograd.grad(loss, pixels)
+        else:
+            gradient = combined_gradient(pixels, loss, adversarial, self.recipe.adversarial)
+        decoded.backward(gradient)
+        return {"l1": l1.detach(), "lpips": lpips.detach()}
+
+    def _train_discriminator(self, decoded: Tensor, photos: Tensor) -> Tensor:
+        with _autocast(self.device):
+            loss = hinge_loss(self.discriminator(photos), self.discriminator(decoded))
+        self.critic.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic.step()
+        return loss.detach()
+
+    # -- state on disk -------------------------------------------------------------------------------
+
+    def save_state(self, path: Path) -> None:
+        """Everything that a resumed training needs. Raises OSError if it cannot be written."""
+        tensors = {}
+        for name, part in self._parts().items():
+            tensors |= {f"{name}/{n}": t for n, t in part.state_dict().items()}
+        for name, optimizer in self._optimizers().items():
+            for i, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}/{i}/{n}": t for n, t in moments.items()}
+        position = {"step": self.step, "images": self.images, "seconds": self.seconds}
+        write_tensors(tensors, path, {n: str(v) for n, v in position.items()})
+
+    def load_state(self, path: Path) -> None:
+        """Continue from `save_state`. Raises ValueError if it is damaged or of another network."""
+        try:
+            with safe_open(path, "pt") as file:
+                position = file.metadata()
+                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            for name, part in self._parts().items():
+                part.load_state_dict(_below(tensors, f"{name}/"))
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{path} is of another network; use a new --out folder ({error}).") from error
+        for name, optimizer in self._optimizers().items():
+            _load_moments(optimizer, _below(tensors, f"{name}/"))
+        self.step, self.images = int(position["step"]), int(position["images"])
+        self.seconds = float(position["seconds"])
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"network": self.network, "average": self.average, "discriminator": self.discriminator}
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer, "critic": self.critic}
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restore what was saved as "0/exp_avg" and so on.
+
+    Moments get the memory layout of their parameter, because the fused kernel pairs them by position in
+    memory: contiguous moments of a channels-last parameter would belong to other weights.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, moment = key.split("/")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter).copy_(value)
+        state.setdefault(int(index), {})[moment] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device))
+
+
+def _lpips(device: torch.device) -> nn.Module:
+    try:
+        return lpips_network(device)
+    except Skip as reason:
+        raise ValueError(f"the loss cannot be computed: {reason}") from None

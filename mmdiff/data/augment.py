@@ -1,0 +1,132 @@
+"""Batches of examples as tensors, augmented at random: crop, zoom, flip, light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdiff.data.examples import Examples
+from mmdiff.modalities import Modality
+
+
+def draw_batch(
+    examples: Examples,
+    modalities: Mapping[str, Modality],
+    rows: Tensor,
+    generator: torch.Generator | None,
+    flip: bool,
+    light: float = 0.0,
+    zoom: float = 1.0,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Examples ``rows`` (B,) as data-space values: x name -> (B, *shape), present (B, N) bool.
+
+    With a generator the crop, its size, the flip, the light of photos and the choice among stored variants
+    are random; without one the crop is central and the first variant is taken.
+
+    Args:
+        flip: mirror half of the examples. light: largest share by which contrast and brightness change.
+        zoom: smallest share of a stored picture's side that a crop shows; 1 is off.
+    """
+    device = rows.device
+    size = next(iter(modalities.values())).image_size
+    zoomed = generator is not None and zoom < 1
+    if zoomed:
+        places = _boxes(len(rows), size, size + examples.margin, zoom, generator, flip, device)
+    else:
+        places = _windows(len(rows), size, examples.margin, generator, flip, device)
+    x, present = {}, []
+    for name, modality in modalities.items():
+        if name not in examples.stored:
+            blank = torch.zeros(len(rows), *modality.shape, device=device)
+            x[name] = blank.long() if modality.classes else blank
+            present.append(torch.zeros(len(rows), dtype=torch.bool, device=device))
+            continue
+        batch = examples.stored[name][rows]
+        if modality.dense and zoomed:
+            batch = _resampled(batch, *places, blend=not modality.classes)
+        elif modality.dense:
+            batch = _crop(batch, *places)
+        elif batch.ndim > 1 + len(modality.shape):
+            batch = _choose(batch, generator)
+        x[name] = modality.from_stored(batch)
+        if modality.photographic and light and generator is not None:
+            x[name] = _relit(x[name], light, generator)
+        present.append(examples.present[name][rows])
+    return x, torch.stack(present, dim=1)
+
+
+def _relit(photos: Tensor, light: float, generator: torch.Generator) -> Tensor:
+    """Photos (B, 3, H, W) in [-1, 1] with contrast and brightness changed by up to the share ``light``."""
+    change = torch.rand(2, len(photos), 1, 1, 1, generator=generator, device=photos.device) * 2 - 1
+    return (photos * (1 + light * change[0]) + light * change[1]).clamp(-1, 1)
+
+
+def _choose(batch: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One of the stored variants of each example: (B, V, ...) -> (B, ...)."""
+    if generator is None:
+        return batch[:, 0]
+    pick = torch.randint(batch.shape[1], (len(batch),), generator=generator, device=batch.device)
+    return batch[torch.arange(len(batch), device=batch.device), pick]
+
+
+def _windows(
+    count: int, size: int, margin: int, generator: torch.Generator | None, flip: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Row and column indices of each example's crop, (B, size) each; columns reversed where flipped."""
+    axis = torch.arange(size, device=device)
+    if generator is None:
+        centre = (axis + margin // 2).expand(count, -1)
+        return centre, centre
+    start = torch.randint(margin + 1, (2, count, 1), generator=generator, device=device)
+    mirrored = torch.rand(count, 1, generator=generator, device=device) < (0.5 if flip else 0.0)
+    columns = torch.where(mirrored, axis.flip(0), axis)
+    return start[0] + axis, start[1] + columns
+
+
+def _boxes(
+    count: int,
+    size: int,
+    stored: int,
+    zoom: float,
+    generator: torch.Generator,
+    flip: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Rows and columns of each example's crop in a picture of ``stored`` pixels a side, (B, size) float each.
+
+    The crop is a square whose side is a random share of the picture's, from ``zoom`` to 1; columns are
+    reversed where flipped.
+    """
+    draws = torch.rand(4, count, 1, generator=generator, device=device)
+    side = stored * (zoom + (1 - zoom) * draws[0])
+    start = (stored - side) * draws[1:3]
+    steps = ((torch.arange(size, device=device) + 0.5) / size).expand(count, -1)
+    across = torch.where(draws[3] < (0.5 if flip else 0.0), 1 - steps, steps)
+    return start[0] + side * steps, start[1] + side * across
+
+
+def _resampled(batch: Tensor, rows: Tensor, columns: Tensor, blend: bool) -> Tensor:
+    """Pictures (B, ..., H, W) -> (B, ..., size, size) at the places of `_boxes`, bilinear or nearest."""
+    count, size = rows.shape
+    places = torch.stack(
+        [columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], -1
+    )
+    flat = batch.reshape(count, -1, *batch.shape[-2:]).float()
+    mode = "bilinear" if blend else "nearest"
+    grid = places * (2 / batch.shape[-1]) - 1
+    drawn = F.grid_sample(flat, grid, mode, padding_mode="border", align_corners=False)
+    drawn = drawn if batch.is_floating_point() else drawn.round()
+    return drawn.reshape(count, *batch.shape[1:-2], size, size).to(batch.dtype)
+
+
+def _crop(batch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pictures (B, ..., H, W) -> (B, ..., size, size) at the rows and columns of `_windows`."""
+    lead = batch.shape[1:-2]
+    flat = batch.reshape(batch.shape[0], -1, *batch.shape[-2:])
+    index = torch.arange(len(batch), device=batch.device)[:, None, None, None]
+    channel = torch.arange(flat.shape[1], device=batch.device)[None, :, None, None]
+    cut = flat[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return cut.reshape(len(batch), *lead, *cut.shape[-2:])

@@ -1,0 +1,139 @@
+"""Saving and loading the state of a training run: weights, averages, optimiser moments and the step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mmdiff.checkpoint import load_checkpoint
+from mmdiff.config import ModelConfig, from_dict, to_dict
+from mmdiff.files import write_tensors
+from mmdiff.training.processes import like, whole
+from mmdiff.training.trainer import Trainer
+
+STATE_FILE = "training_state.safetensors"
+REMEDY = "; use a new --out folder."
+# parts of the network whose initial weights add nothing, so that `start_from` may leave them as they are
+INITIALLY_ZERO = ("backbone.stem.", "backbone.readings.", "reader.", "details.")
+
+
+class DamagedState(ValueError):
+    """A saved state that cannot be read."""
+
+
+def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Whole tensors on the CPU and the metadata that a resumed run needs.
+
+    All processes call it; only the main one gets the tensors.
+    """
+    tensors = {f"model/{n}": t for n, t in trainer.model.state_dict().items()}
+    tensors |= {f"ema/{n}": t for n, t in trainer.ema.model.state_dict().items()}
+    for i, moments in trainer.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{i}/{n}": t for n, t in moments.items()}
+    tensors["skipped"] = trainer.skipped
+    gathered = {}
+    for name, tensor in tensors.items():  # one by one: a sharded model may not fit on one device
+        full = whole(tensor)
+        if trainer.processes.main:
+            gathered[name] = full.detach().cpu()
+    metadata = {
+        "step": str(trainer.step),
+        "config": json.dumps(to_dict(trainer.config.model)),
+        "batches": json.dumps(trainer.processes.gather(trainer.batches.state_dict())),
+    }
+    return gathered, metadata
+
+
+def save_state(trainer: Trainer, path: Path) -> None:
+    """Write `state_of` and keep the file that was there as the backup; all processes call it.
+
+    Raises OSError if it cannot be written.
+    """
+    tensors, metadata = state_of(trainer)
+    if trainer.processes.main:
+        write_tensors(tensors, path, metadata, backup=backup_of(path))
+
+
+def load_state(trainer: Trainer, path: Path) -> None:
+    """Continue from a state that `save_state` wrote.
+
+    Raises:
+        DamagedState: it cannot be read.
+        ValueError: it is not a training state, belongs to another model, or its batches cannot be continued.
+    """
+    tensors, metadata = _read(path)
+    _check_model(path, json.loads(metadata["config"]), trainer.config.model)
+    _load_weights(trainer.model, _part(tensors, "model/"))
+    _load_weights(trainer.ema.model, _part(tensors, "ema/"))
+    _load_moments(trainer.optimizer, _part(tensors, "optimizer/"))
+    trainer.step = int(metadata["step"])
+    trainer.skipped = tensors.get("skipped", torch.zeros(2, dtype=torch.long)).to(trainer.device)
+    older = json.dumps([{"step": trainer.step}])  # of states that were written without it
+    batches = json.loads(metadata.get("batches", older))
+    rank = trainer.processes.rank if len(batches) == trainer.processes.count else 0
+    trainer.batches.load_state_dict(batches[rank])
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {n: file.get_tensor(n) for n in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise DamagedState(f"{path} is damaged ({error}){REMEDY}") from error
+    if "config" not in metadata:
+        raise ValueError(f"{path} is no training state{REMEDY}")
+    return tensors, metadata
+
+
+def _check_model(path: Path, saved: dict[str, Any], config: ModelConfig) -> None:
+    try:  # `from_dict` fills in options that came later and checks those that were retired
+        same = json.dumps(to_dict(from_dict(ModelConfig, saved))) == json.dumps(to_dict(config))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not same:
+        raise ValueError(f"{path} belongs to another model configuration{REMEDY}")
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split("/")
+        moments.setdefault(int(index), {})[name] = like(value, parameters[int(index)])
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+
+def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load whole tensors into a model that may be sharded. Raises KeyError or RuntimeError if they differ."""
+    targets = model.state_dict()
+    model.load_state_dict({name: like(value, targets[name]) for name, value in weights.items()})
+
+
+def start_from(trainer: Trainer, folder: str) -> None:
+    """Load the weights of a checkpoint folder into a new run; it may lack the parts of `INITIALLY_ZERO`.
+
+    Raises ValueError if it is of another architecture.
+    """
+    weights = load_checkpoint(folder).state_dict()
+    mine = trainer.model.state_dict().items()
+    weights |= {n: whole(t) for n, t in mine if n.startswith(INITIALLY_ZERO) and n not in weights}
+    try:
+        _load_weights(trainer.model, weights)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{folder} is of another architecture than the configuration: {error}") from None
+    _load_weights(trainer.ema.model, weights)
+
+
+def backup_of(path: Path) -> Path:
+    """Where the state before the newest is: training_state.previous.safetensors."""
+    return path.with_suffix(".previous" + path.suffix)
