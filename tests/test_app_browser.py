@@ -469,14 +469,14 @@ def test_wrong_numbers_in_the_settings_are_corrected_or_explained(visit, pipe, m
 
 
 def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
-    monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.batch)
+    monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.rows())
     visitor = visit()
     following = visitor.find("estimate").inner_text()
     visitor.choose("label", "Given")
     visitor.find("label-choice", "input").click()
     visitor.page.get_by_role("option", name="Cherry Wax").click()
     visitor.plan("from the label")
-    near(lambda: visitor.find("estimate").inner_text() != following)  # no label is settled any more
+    near(lambda: visitor.find("estimate").inner_text() != following)  # no label is sampled first any more
     plain = visitor.find("estimate").inner_text()
     visitor.find("more", "button").first.click()
     label = visitor.find("label-guidance", "input[type=number]")
