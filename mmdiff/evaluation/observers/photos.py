@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import read_parquet
+from mmdiff.data.parquet import read_parquet
 from mmdiff.modalities import Modality
 from mmdiff.modalities.image import ImageModality
 
