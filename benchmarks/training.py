@@ -205,6 +205,18 @@ def read_random(config: TrainConfig, modalities: list[Modality], rows: int) -> t
         return examples, rows / (time.perf_counter() - start)
 
 
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where and how the figures are measured."""
+    on_gpu = device.type == "cuda"
+    precision = "bfloat16" if on_gpu else "float32"
+    return {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "precision": precision,
+        "compiled": on_gpu,
+    }
+
+
 def measure(config: TrainConfig, device: torch.device, effort: Effort) -> dict[str, Any]:
     """All figures of one configuration."""
     batch, on_gpu = config.optim.batch_size, device.type == "cuda"
@@ -230,27 +242,28 @@ def measure(config: TrainConfig, device: torch.device, effort: Effort) -> dict[s
     rounds = in_turn({"step": trainer.train_step, "draw": draw, **products}, effort, device)
     trained = [batch * flops["total"] / r["step"] for r in rounds]  # FLOPs in a second
     matmul = {name: [those.flops / r[name] for r in rounds] for name, those in products.items()}
-    return {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "precision": "bfloat16" if on_gpu else "float32",
-        "compiled": on_gpu,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "batch_size": batch,
-        "rounds": effort.rounds,
-        "square_side": effort.square,
-        "images_per_second": summary([batch / r["step"] for r in rounds]),
-        "mflop_per_image": {name: round(count / 1e6, 3) for name, count in flops.items()},
-        "training_gflops": summary([rate / 1e9 for rate in trained]),
-        "matmul_gflops": {name: summary([rate / 1e9 for rate in rates]) for name, rates in matmul.items()},
-        "share_of_matmul": {
-            name: summary([t / rate for t, rate in zip(trained, rates, strict=True)])
-            for name, rates in matmul.items()
-        },
-        "draw_images_per_second": summary([batch / r["draw"] for r in rounds]),
-        "parquet_rows_per_second": float(f"{rows_per_second:.4g}"),
-        "peak_memory_mb": memory,
-    }
+    said = {"parameters": sum(p.numel() for p in trainer.model.parameters()), "batch_size": batch}
+    return (
+        environment(device)
+        | said
+        | {
+            "rounds": effort.rounds,
+            "square_side": effort.square,
+            "images_per_second": summary([batch / r["step"] for r in rounds]),
+            "mflop_per_image": {name: round(count / 1e6, 3) for name, count in flops.items()},
+            "training_gflops": summary([rate / 1e9 for rate in trained]),
+            "matmul_gflops": {
+                name: summary([rate / 1e9 for rate in rates]) for name, rates in matmul.items()
+            },
+            "share_of_matmul": {
+                name: summary([t / rate for t, rate in zip(trained, rates, strict=True)])
+                for name, rates in matmul.items()
+            },
+            "draw_images_per_second": summary([batch / r["draw"] for r in rounds]),
+            "parquet_rows_per_second": float(f"{rows_per_second:.4g}"),
+            "peak_memory_mb": memory,
+        }
+    )
 
 
 # -- the command ---------------------------------------------------------------------------------------

@@ -25,36 +25,34 @@ def training_losses(
     x: Mapping[str, Tensor],
     z0: Tensor,
     condition: Conditioning,
-    log_snr_t: Tensor,
-    snr_cap: float,
-    asked: Tensor | None = None,
+    weight: Tensor,
+    supervised: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The reweighted bound of a batch, each term a scalar: "L1" (z_0) and "L2/<name>" of every modality.
 
-    Only what is predicted counts: absent and given modalities have no L2 term, and of a photo with holes
-    only the holes count. Terms are averages over the examples they apply to, weighted by nothing else, so
-    that a rare annotation is not drowned.
+    Absent and given modalities have no L2 term, and in a photo with holes only the holes have a loss. Terms
+    are averages over the examples they apply to, so that a rare annotation keeps its weight.
 
     Args:
-        z0: (B, *Z), encoding of the anchor in ``x``.
-        asked: (B, N) bool, what has a loss. None: all that is unknown.
-        counts: (N,), how often each modality is asked for in the batch that these examples are a part of: the
-            terms of all parts then add up to those of the whole. None: they are the whole batch.
+        z0: (B, *Z), encoding of the anchor in ``x``. weight: (B,), of its error in L1, see `z0_weight`.
+        supervised: (B, N) bool, which predictions have a loss. None: those of all unknown modalities.
+        counts: (N,), supervised examples of each modality in the whole batch that these are a part of, so that
+            the terms of all parts add up to those of the whole. None: these are the whole batch.
     """
     terms: dict[str, Tensor] = {}
-    asked = condition.flags == UNKNOWN if asked is None else asked
-    counts = asked.sum(0) if counts is None else counts
+    supervised = condition.flags == UNKNOWN if supervised is None else supervised
+    counts = supervised.sum(0) if counts is None else counts
     for i, (name, modality) in enumerate(model.modalities.items()):
         if name == model.anchor:
             predicted = model.channels.place(name, modality.folded(raw[name]))
             squares = (predicted - z0).square() * (1 - model.coverage(condition.known_pixels))
             # Divided by the whole photo: a small hole has few entries and little weight.
             error = squares.sum((1, 2, 3)) / (modality.z_channels * model.grid**2)
-            terms["L1"] = _mean_where(z0_weight(log_snr_t, snr_cap) * error, asked[:, i], counts[i])
-            terms[f"L2/{name}"] = _mean_where(error, asked[:, i], counts[i])
+            terms["L1"] = _mean_where(weight * error, supervised[:, i], counts[i])
+            terms[f"L2/{name}"] = _mean_where(error, supervised[:, i], counts[i])
         else:
-            terms[f"L2/{name}"] = _mean_where(modality.loss(raw[name], x[name]), asked[:, i], counts[i])
+            terms[f"L2/{name}"] = _mean_where(modality.loss(raw[name], x[name]), supervised[:, i], counts[i])
     return terms
 
 

@@ -237,7 +237,7 @@ def test_a_fork_is_run_and_recorded(service):
 
 
 @pytest.mark.parametrize(
-    "afters, words", [([0], "after step 0"), ([30], "from 1 to 29"), ([9, 9], "from 10 to 29")]
+    "afters, words", [([0], "after step 0"), ([30], "from 1 to 29"), ([9, 9], "larger than the one before")]
 )
 def test_forks_at_impossible_steps_are_explained(service, afters, words):
     changes = tuple(Change(after, Request({}, ("image",))) for after in afters)

@@ -100,52 +100,55 @@ def block(name: str, skip: bool, width: int = 32, head: int = 16) -> dict[str, t
     return {f"backbone.{name}.{key}": shape for key, shape in shapes.items()}
 
 
+Z = 48 + 16 + 3 + 8  # channels of image, mask, label and embedding
+# written out, because a checkpoint that is no longer loaded is worse than a long table
+WEIGHTS = {
+    "modalities.mask.codes": (2, 1),
+    "modalities.label.codes": (4, 3),
+    "modalities.embedding.projection": (8, 8),
+    "backbone.embed.weight": (32, 2 * Z + 16),
+    "backbone.embed.bias": (32,),
+    "backbone.positions": (16, 32),
+    "backbone.registers": (4, 32),
+    "backbone.time.0.weight": (32, 32),
+    "backbone.time.0.bias": (32,),
+    "backbone.time.2.weight": (32, 32),
+    "backbone.time.2.bias": (32,),
+    "backbone.flags": (4, 3, 32),
+    "backbone.pooled.weight": (32, 2 * Z),
+    "backbone.pooled.bias": (32,),
+    "backbone.modulation.weight": (192, 32),
+    "backbone.modulation.bias": (192,),
+    "backbone.norm.weight": (32,),
+    "backbone.norm.bias": (32,),
+    "backbone.refiner.expand.weight": (32, 32),
+    "backbone.refiner.expand.bias": (32,),
+    "backbone.refiner.enter.weight": (8, 8 + 4 * 9, 3, 3),
+    "backbone.refiner.enter.bias": (8,),
+    "backbone.refiner.middle.weight": (8, 8, 3, 3),
+    "backbone.refiner.middle.bias": (8,),
+    "backbone.refiner.leave.weight": (8, 8, 3, 3),
+    "backbone.refiner.leave.bias": (8,),
+    "backbone.refiner.modulate.weight": (16, 32),
+    "backbone.refiner.modulate.bias": (16,),
+    "heads.image.conv.weight": (12, 8, 3, 3),
+    "heads.image.conv.bias": (12,),
+    "heads.mask.conv.weight": (8, 8, 3, 3),
+    "heads.mask.conv.bias": (8,),
+    "heads.label.mlp.0.weight": (32, 32),
+    "heads.label.mlp.0.bias": (32,),
+    "heads.label.mlp.2.weight": (4, 32),
+    "heads.label.mlp.2.bias": (4,),
+    "heads.embedding.mlp.0.weight": (32, 32),
+    "heads.embedding.mlp.0.bias": (32,),
+    "heads.embedding.mlp.2.weight": (8, 32),
+    "heads.embedding.mlp.2.bias": (8,),
+}
+
+
 def test_a_model_has_the_weights_of_trained_checkpoints():
-    """Written out, because a checkpoint that is no longer loaded is worse than a long test."""
-    z = 48 + 16 + 3 + 8  # channels of image, mask, label and embedding
-    expected = {
-        "modalities.mask.codes": (2, 1),
-        "modalities.label.codes": (4, 3),
-        "modalities.embedding.projection": (8, 8),
-        "backbone.embed.weight": (32, 2 * z + 16),
-        "backbone.embed.bias": (32,),
-        "backbone.positions": (16, 32),
-        "backbone.registers": (4, 32),
-        "backbone.time.0.weight": (32, 32),
-        "backbone.time.0.bias": (32,),
-        "backbone.time.2.weight": (32, 32),
-        "backbone.time.2.bias": (32,),
-        "backbone.flags": (4, 3, 32),
-        "backbone.pooled.weight": (32, 2 * z),
-        "backbone.pooled.bias": (32,),
-        "backbone.modulation.weight": (192, 32),
-        "backbone.modulation.bias": (192,),
-        "backbone.norm.weight": (32,),
-        "backbone.norm.bias": (32,),
-        "backbone.refiner.expand.weight": (32, 32),
-        "backbone.refiner.expand.bias": (32,),
-        "backbone.refiner.enter.weight": (8, 8 + 4 * 9, 3, 3),
-        "backbone.refiner.enter.bias": (8,),
-        "backbone.refiner.middle.weight": (8, 8, 3, 3),
-        "backbone.refiner.middle.bias": (8,),
-        "backbone.refiner.leave.weight": (8, 8, 3, 3),
-        "backbone.refiner.leave.bias": (8,),
-        "backbone.refiner.modulate.weight": (16, 32),
-        "backbone.refiner.modulate.bias": (16,),
-        "heads.image.conv.weight": (12, 8, 3, 3),
-        "heads.image.conv.bias": (12,),
-        "heads.mask.conv.weight": (8, 8, 3, 3),
-        "heads.mask.conv.bias": (8,),
-        "heads.label.mlp.0.weight": (32, 32),
-        "heads.label.mlp.0.bias": (32,),
-        "heads.label.mlp.2.weight": (4, 32),
-        "heads.label.mlp.2.bias": (4,),
-        "heads.embedding.mlp.0.weight": (32, 32),
-        "heads.embedding.mlp.0.bias": (32,),
-        "heads.embedding.mlp.2.weight": (8, 32),
-        "heads.embedding.mlp.2.bias": (8,),
-    }
-    expected |= block("early.0", skip=False) | block("early.1", skip=False) | block("late.0", skip=True)
+    expected = WEIGHTS | block("early.0", skip=False) | block("early.1", skip=False)
+    expected |= block("late.0", skip=True)
     state = MultiModalDiffusion(tiny_config()).state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == expected
 

@@ -72,9 +72,9 @@ def test_holes_have_a_number_of_steps_of_their_own(examples, filling_steps, expe
     steps = {}
 
     class Counting(Oracle):
-        def run(self, condition, wanted, seeds, number, *options):
-            steps["holes" if condition.known_pixels is not None else wanted] = number
-            return super().run(condition, wanted, seeds, number, *options)
+        def run_batch(self, request, seeds):
+            steps["holes" if request.known_pixels is not None else request.wanted] = request.steps
+            return super().run_batch(request, seeds)
 
     chosen = settings(filling_steps=filling_steps, holes=("box",), reading_steps=3)
     ev = Evaluation(Counting(specs(), examples), examples, chosen)
@@ -86,9 +86,9 @@ def test_holes_have_a_guidance_scale_of_their_own(examples):
     scales = {}
 
     class Listening(Oracle):
-        def run(self, condition, wanted, seeds, steps, sampler, guidance, eta):
-            scales["holes" if condition.known_pixels is not None else wanted] = guidance
-            return super().run(condition, wanted, seeds, steps, sampler, guidance, eta)
+        def run_batch(self, request, seeds):
+            scales["holes" if request.known_pixels is not None else request.wanted] = request.guidance_scale
+            return super().run_batch(request, seeds)
 
     chosen = settings(filling_guidance=1.5, guidance=3.0, holes=("box",))
     ev = Evaluation(Listening(specs(), examples), examples, chosen)
@@ -251,27 +251,9 @@ def test_the_command_writes_json_grids_and_a_table(parquet, tmp_path, monkeypatc
     monkeypatch.setattr(evaluation.Pipeline, "from_pretrained", lambda name, device: pipe)
     monkeypatch.setattr(evaluation.Classifier, "from_pretrained", lambda folder, device: ColourClassifier())
     out = tmp_path / "results" / "toy.json"
-    evaluation.main(
-        [
-            "checkpoints/toy",
-            "--data",
-            str(parquet),
-            "--out",
-            str(out),
-            "--judge",
-            "somewhere",
-            "--steps",
-            "2",
-            "--samples",
-            "70",
-            "--limit",
-            "50",
-            "--grids",
-            str(tmp_path / "grids"),
-            "--tasks",
-            *WITHOUT_BOUND,
-        ]
-    )
+    options = f"--data {parquet} --out {out} --judge somewhere --steps 2 --samples 70 --limit 50"
+    grids = ["--grids", str(tmp_path / "grids")]
+    evaluation.main(["checkpoints/toy", *options.split(), *grids, "--tasks", *WITHOUT_BOUND])
     text = out.read_text()
     report = json.loads(text, parse_constant=pytest.fail)
     assert text == json.dumps(report, indent=2, sort_keys=True) + "\n"

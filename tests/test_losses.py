@@ -327,7 +327,7 @@ def training_terms(batch, **changes):
     model, x, raw, flags, known, snr = batch
     x = x | changes.get("x", {})
     condition = model.condition(model.encode(x), flags, known)
-    return training_losses(model, raw, x, model.encode(x)["image"], condition, snr, snr_cap=5.0)
+    return training_losses(model, raw, x, model.encode(x)["image"], condition, z0_weight(snr, 5.0))
 
 
 def test_terms_are_means_over_what_is_predicted(batch):
@@ -397,7 +397,7 @@ def test_a_batch_without_a_modality_has_no_loss_for_it(batch):
     model, x, raw, _, known, snr = batch
     flags = torch.tensor([[UNKNOWN, ABSENT, KNOWN, ABSENT]] * 4)
     condition = model.condition(model.encode(x), flags, torch.zeros_like(known))
-    terms = training_losses(model, raw, x, model.encode(x)["image"], condition, snr, snr_cap=5.0)
+    terms = training_losses(model, raw, x, model.encode(x)["image"], condition, z0_weight(snr, 5.0))
     assert all(terms[f"L2/{name}"] == 0 for name in NAMES[1:]) and terms["L1"] > 0
 
 
@@ -419,8 +419,7 @@ def test_the_training_error_is_the_bound_up_to_weights(batch):
                 {n: v[k : k + 1] for n, v in x.items()},
                 model.encode(x)["image"][k : k + 1],
                 model.condition({}, condition.flags[k : k + 1], condition.known_pixels[k : k + 1]),
-                snr[k : k + 1],
-                math.inf,
+                z0_weight(snr[k : k + 1], math.inf),
             )["L2/image"]
             for k in range(4)
         ]

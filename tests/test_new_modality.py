@@ -219,7 +219,7 @@ def test_it_has_a_loss_only_where_it_is_unknown(depth, flag, counts):
     flags = torch.tensor([[UNKNOWN, flag, UNKNOWN]] * 2)
     condition = model.condition(model.encode(x), flags, torch.zeros(2, 1, SIZE, SIZE))
     raw = model(torch.randn(2, *model.z_shape), torch.zeros(2), condition)
-    terms = training_losses(model, raw, x, model.encode(x)["image"], condition, torch.zeros(2), 5.0)
+    terms = training_losses(model, raw, x, model.encode(x)["image"], condition, torch.ones(2))
     assert (terms["L2/depth"] > 0) == counts and terms["L2/label"] > 0
 
 

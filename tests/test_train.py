@@ -31,7 +31,7 @@ from mmdiff.data import batches
 from mmdiff.data.augment import draw_batch
 from mmdiff.files import write_tensors
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import training_losses
+from mmdiff.losses import training_losses, z0_weight
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.training import trainer as training
 from mmdiff.training.loop import MetricsLog, run
@@ -100,7 +100,7 @@ def test_overfitting_one_batch_drives_every_l2_to_zero(tmp_path, embedder):
         condition = model.condition({}, torch.full((4, 4), UNKNOWN), torch.zeros(4, 1, SIZE, SIZE))
         with torch.no_grad():
             raw = model(z_t, trainer.log_snr[t], condition)
-        terms = training_losses(model, raw, x, z0, condition, trainer.log_snr[t], 5.0)
+        terms = training_losses(model, raw, x, z0, condition, z0_weight(trainer.log_snr[t], 5.0))
         return {name: terms[f"L2/{name}"].item() for name in NAMES}
 
     before = errors(300)

@@ -28,7 +28,7 @@ from mmdiff.data.examples import Examples
 from mmdiff.data.precompute import prepare
 from mmdiff.data.stream import StreamedBatches, first_examples
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import total_loss, training_losses
+from mmdiff.losses import total_loss, training_losses, z0_weight
 from mmdiff.modalities import Modality
 from mmdiff.model import ABSENT, UNKNOWN, Conditioning, MultiModalDiffusion
 from mmdiff.schedule import log_snr
@@ -272,9 +272,8 @@ def _step(examples: Examples, config: TrainConfig) -> str:
     z0 = e.pop(model.anchor)
     z_t = q_sample(schedule, z0, t, e, torch.randn(len(rows), *model.z_shape))
     condition = model.condition({}, flags, known, x[model.anchor])
-    terms = training_losses(
-        model, model(z_t, level, condition), x, z0, condition, level, config.optim.snr_cap
-    )
+    weight = z0_weight(level, config.optim.snr_cap)
+    terms = training_losses(model, model(z_t, level, condition), x, z0, condition, weight)
     loss = total_loss(model, terms)
     loss.backward()
     if not torch.isfinite(loss):

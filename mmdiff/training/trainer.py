@@ -16,7 +16,7 @@ from mmdiff.config import TrainConfig
 from mmdiff.data.batches import VAL_EXAMPLES, Batches, MemoryBatches
 from mmdiff.data.examples import Examples
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import total_loss, training_losses
+from mmdiff.losses import total_loss, training_losses, z0_weight
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT
 from mmdiff.samplers import SampleNoise, sample_ddim, timesteps
@@ -107,8 +107,8 @@ class Trainer:
         log_snr_t = self.log_snr[draw.t]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             raw = model(z_t, log_snr_t, condition)
-        cap = self.config.optim.snr_cap
-        return training_losses(net, raw, draw.x, z0, condition, log_snr_t, cap, draw.supervised, counts)
+        weight = z0_weight(log_snr_t, self.config.optim.snr_cap)
+        return training_losses(net, raw, draw.x, z0, condition, weight, draw.supervised, counts)
 
     def train_step(self) -> dict[str, Tensor]:
         """One optimiser step; returns loss terms and weighted total of the whole batch, on the device."""
