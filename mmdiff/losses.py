@@ -37,8 +37,8 @@ def training_losses(
     Args:
         z0: (B, *Z), encoding of the anchor in ``x``. weight: (B,), of its error in L1, see `z0_weight`.
         supervised: (B, N) bool, which predictions have a loss. None: those of all unknown modalities.
-        counts: (N,), supervised examples of each modality in the whole batch that these are a part of, so that
-            the terms of all parts add up to those of the whole. None: these are the whole batch.
+        counts: (N,), supervised examples of each modality in the whole batch that these are part of, so that
+            terms of all parts add up to those of the whole. None: these are the whole batch.
     """
     terms: dict[str, Tensor] = {}
     supervised = condition.flags == UNKNOWN if supervised is None else supervised
