@@ -205,6 +205,11 @@ def read_random(config: TrainConfig, modalities: list[Modality], rows: int) -> t
         return examples, rows / (time.perf_counter() - start)
 
 
+def _work(plain: Trainer) -> tuple[dict[str, float], Any]:
+    """FLOPs and shapes of the products of a step, of a model that is not compiled: hooks see into it."""
+    return count_flops(plain), model_products(plain)
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Where and how the figures are measured."""
     on_gpu = device.type == "cuda"
@@ -226,9 +231,7 @@ def measure(config: TrainConfig, device: torch.device, effort: Effort) -> dict[s
     for _ in range(3):
         trainer.train_step()
     memory = peak_memory_mb(device)  # before anything else needs memory
-    plain = Trainer(config, examples, device)  # hooks and counters do not see into a compiled model
-    flops, shapes = count_flops(plain), model_products(plain)
-    del plain
+    flops, shapes = _work(Trainer(config, examples, device))
     products = {
         "square": Products({(effort.square,) * 3: 1}, device),
         "model": Products(shapes, device),
