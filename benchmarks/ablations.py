@@ -24,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.report import build
 from benchmarks.study import (
     CPU,
     Bench,
@@ -40,8 +41,7 @@ from benchmarks.study import (
 )
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
-from mmdiff.evaluation.report.files import build
-from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure

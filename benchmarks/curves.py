@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmdiff.evaluate import evaluate, read_examples
 from mmdiff.evaluation.evaluation import Evaluation
-from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
 

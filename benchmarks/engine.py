@@ -1,6 +1,6 @@
 """How fast the demo is: the step engine against bare loops, the page against the engine, and its start.
 
-    python benchmarks/engine.py checkpoints/orchard --out docs/results/speed.json
+    python benchmarks/engine.py checkpoints/orchard --out docs/results/orchard-speed.json
 
 Every comparison is made in pairs, one after the other in turn, so that whatever else the machine does meets
 both sides; the figure is the median of the pairs' ratios. The page is driven in Chromium on the same machine.

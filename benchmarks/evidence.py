@@ -26,6 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.report import build
 from benchmarks.study import (
     CPU,
     Bench,
@@ -42,13 +43,12 @@ from benchmarks.study import (
     write,
 )
 from benchmarks.systems import MaskedAutoencoder, OneCall
+from benchmarks.tables.studies import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
 from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS
 from mmdiff.evaluation.holes import HOLES, interval
-from mmdiff.evaluation.report.evidence import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
-from mmdiff.evaluation.report.files import build
-from mmdiff.evaluation.report.lookup import look_up
+from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
 
 RESAMPLES = 10  # of every jump of RePaint; with half as many jumps, as the others' steps, it is worse

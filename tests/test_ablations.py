@@ -7,9 +7,9 @@ import torch
 from synthetic import CLASSES, read_shapes, tiny_train_config
 
 from benchmarks import ablations, study
+from benchmarks.report import build
 from mmdiff.config import load_train_config
 from mmdiff.evaluation.observers.classifier import Classifier
-from mmdiff.evaluation.report.files import build
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure

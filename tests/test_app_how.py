@@ -1,11 +1,10 @@
-"""The tab that explains: its numbers are those of the JSON, its picture is XML, and it needs no network."""
+"""The tab that explains: it shows the tables of docs, its picture is XML, and it needs no network."""
 
 import json
 import re
 import shlex
 import shutil
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,97 +17,58 @@ from fakes import FakePipeline
 from app import theme
 from app.tabs import how_it_works
 from mmdiff.evaluate import parse_arguments
-from mmdiff.evaluation.report.evidence import SYSTEMS
-from mmdiff.evaluation.report.files import build, read
-from mmdiff.evaluation.report.table import Table
 from mmdiff.forward_process import q_posterior, signal
 from mmdiff.schedule import NoiseSchedule
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium")
 ALL = ("image", "mask", "label", "embedding")
-SETTINGS = {"steps": 5, "sampler": "ddim", "guidance": 1.0}
-
-
-class Cells(HTMLParser):
-    """Rows of all tables: lists of the text of their cells."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.inside = False
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.inside = tag in ("th", "td")
-        if tag == "tr":
-            self.rows.append([])
-        if self.inside:
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        self.inside = False
-
-    def handle_data(self, data):
-        if self.inside:
-            self.rows[-1][-1] += data
+BLOCK = "## {title}\n\nText.\n\n<!-- results {name} -->\n{tables}<!-- end -->\n\n"
+TABLE = "**Table**\n\n| Measured | Value |\n|---|---|\n| {} | 50.0% |\n\n5 examples.\n"
 
 
 def rows(page):
-    return {row[0]: row[1:] for row in Cells(page).rows}
+    """Cells of all tables in Markdown, by the first cell of their row."""
+    found = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
+    return {first.strip(): [cell.strip() for cell in rest] for first, *rest in found}
 
 
 @pytest.fixture
-def project(tmp_path):
-    """A project with results of the checkpoint “toy”; `write(**changes)` writes them anew."""
-    (tmp_path / "docs/results").mkdir(parents=True)
+def docs(tmp_path):
+    """A folder of docs with tables of “toy”, “toy-holes”, “evidence-toy” and “toyish”."""
+    names = ("evidence-toy", "toyish", "toy-holes", "toy")
+    blocks = [BLOCK.format(title=f"About {name}", name=name, tables=TABLE.format(name)) for name in names]
     command = "python -m mmdiff.evaluate checkpoints/toy --data toy.parquet \\\n  --out docs/results/toy.json"
-    (tmp_path / "README.md").write_text(f"Text.\n\n```sh\nls\n{command}\npython next.py\n```\n")
-
-    def write(name="toy", **tasks):
-        found = {
-            "checkpoint": "toy",
-            "data": "val.parquet",
-            "examples": 1234,
-            "judge": {"classes": 8},
-            "settings": SETTINGS,
-            "tasks": tasks,
-        }
-        (tmp_path / f"docs/results/{name}.json").write_text(json.dumps(found))
-
-    return SimpleNamespace(root=tmp_path, write=write)
+    (tmp_path / "a.md").write_text("# Page\n\n" + "".join(blocks))
+    (tmp_path / "b.md").write_text(f"Text.\n\n```sh\nls\n{command}\npython next.py\n```\n")
+    return tmp_path
 
 
-def test_a_changed_number_changes_the_page(project):
-    project.write(
-        label_from_image={"n": 100, "top1": 0.5}, holes={"blocks": {"psnr": 20, "psnr_mean_fill": 9}}
-    )
-    found = rows(how_it_works.measured("toy", project.root))
-    assert found["Label from photo: top-1"] == ["50.0%", "100", "chance 12.5%"]
-    assert found["Holes (blocks): PSNR inside, dB"] == ["20.00", "1,234", "mean of the known pixels 9.00"]
-    project.write(label_from_image={"n": 99, "top1": 0.625})
-    found = rows(how_it_works.measured("toy", project.root))
-    assert found["Label from photo: top-1"] == ["62.5%", "99", "chance 12.5%"]
-    assert not any("Holes" in name for name in found)
+def test_the_page_shows_the_tables_of_its_checkpoint_and_folds_all_but_the_main_ones(docs):
+    page = how_it_works.measured("toy", docs)
+    assert [name for name in rows(page) if name.endswith(("toy", "holes", "ish"))] == [
+        *("toy", "toy-holes", "evidence-toy"),
+    ]
+    main, *folded = page.split("<details>")
+    assert TABLE.format("toy") in main and "From docs/a.md." in main
+    assert [text.split("</summary>")[0] for text in folded] == [
+        *("<summary>About toy-holes", "<summary>About evidence-toy"),
+    ]
+    (docs / "a.md").write_text((docs / "a.md").read_text().replace("50.0%", "62.5%"))
+    assert rows(how_it_works.measured("toy", docs))["toy"] == ["62.5%"]
 
 
-@pytest.mark.parametrize(
-    ("own", "words"),
-    [
-        ({"filling_steps": None, "filling_guidance": 1.0}, "guidance 1."),
-        ({"filling_steps": 10}, "guidance 1; holes in 10 steps."),
-        ({"filling_guidance": 1.5}, "guidance 1; holes guided by the pixels around them (1.5)."),
-        (
-            {"filling_steps": 10, "filling_guidance": 2},
-            "guidance 1; holes in 10 steps guided by the pixels around them (2).",
-        ),
-    ],
-)
-def test_the_note_says_how_holes_were_filled_if_not_as_the_rest(project, monkeypatch, own, words):
-    monkeypatch.setitem(globals(), "SETTINGS", SETTINGS | own)
-    project.write(holes={"blocks": {"psnr": 20}})
-    results = json.loads((project.root / "docs/results/toy.json").read_text())
-    assert words in how_it_works.measured("toy", project.root) and build(results).note.endswith(words)
+@pytest.mark.parametrize("checkpoint", ["orchard", "scenes"])
+def test_the_page_shows_the_very_tables_of_docs(checkpoint):
+    page, shown = how_it_works.measured(checkpoint), set()
+    for path in (ROOT / "docs").glob("*.md"):
+        for name, tables in how_it_works.TABLES.findall(path.read_text(encoding="utf-8")):
+            if checkpoint in name and not name.startswith("training-"):
+                assert tables in page
+                shown.add(name)
+    assert {checkpoint, f"{checkpoint}-subsets", f"evidence-{checkpoint}"} <= shown
+    assert page.count("The command that measures this again") == len(shown) == page.count("<details>") + 1
+    assert "skipped" not in page
 
 
 def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
@@ -119,9 +79,11 @@ def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
     texts = json.loads((folder / "orchard-texts.json").read_text())["tasks"]
     subsets = json.loads((folder / "orchard-subsets.json").read_text())["subsets"]["subsets"]
     assert found["Mask from photo: IoU of “fruit”"][0] == f"{tasks['mask_from_image']['iou']['fruit']:.4f}"
-    together = [row[1:3] for row in Cells(page).rows if row[0] == "Photo and mask together: their IoU"]
     for measured in (tasks["joint"], following["joint"]):  # in both files, with other settings
-        assert [f"{measured['mask_rule_iou']:.4f}", f"{measured['n']}"] in together
+        together = (
+            f"| Photo and mask together: their IoU | {measured['mask_rule_iou']:.4f} | {measured['n']} |"
+        )
+        assert together in page
     followed = found["The label followed: that classifier agrees"]
     assert followed[0] == f"{following['joint_following_label']['judge_agreement']:.1%}"
     assert found["Photo from text: in the colour of the text"][:2] == [
@@ -137,9 +99,9 @@ def test_values_of_the_shipped_checkpoint_are_those_of_its_files():
 
 def test_the_commands_are_the_ones_that_were_run():
     """They are read from pages; the parser of `mmdiff.evaluate` reads them back, or the file says them."""
-    reports, problems = read("orchard", ROOT)
-    assert not problems
-    commands = {r.source: shlex.split(r.command.replace("\\\n", " ")) for r in reports}
+    found = re.findall(r"```sh\n(.*?)\n```", how_it_works.measured("orchard"), re.DOTALL)
+    split = (shlex.split(command.replace("\\\n", " ")) for command in found)
+    commands = {words[words.index("--out") + 1]: words for words in split}
     files = {source: json.loads((ROOT / source).read_text()) for source in commands}
     written = {source: found["command"] for source, found in files.items() if "command" in found}
     assert written and all(commands[source] == shlex.split(said) for source, said in written.items())
@@ -154,28 +116,6 @@ def test_the_commands_are_the_ones_that_were_run():
         assert set(found.get("tasks", ())) <= set(arguments["tasks"])
 
 
-@pytest.mark.parametrize("checkpoint", ["orchard", "scenes"])
-def test_every_file_of_the_shipped_checkpoints_can_be_shown(checkpoint):
-    reports, problems = read(checkpoint, ROOT)
-    assert not problems and f"docs/results/{checkpoint}.json" in {report.source for report in reports}
-    page = how_it_works.measured(checkpoint)
-    assert "skipped" not in page and "`" not in page and "<code>ddim</code>" in page
-
-
-def test_what_could_not_be_measured_is_left_out_and_the_rest_is_shown(project):
-    project.write(joint={"n": 9, "judge_agreement": 0.5, "mask_rule_iou": {"skipped": "no such masks"}})
-    found = rows(how_it_works.measured("toy", project.root))
-    assert found["Photo and label together: that classifier agrees"][0] == "50.0%"
-    assert "Photo and mask together: their IoU" not in found
-
-
-def test_only_tables_of_tasks_are_stacked(project):
-    project.write(label_from_image={"top1": 0.5})
-    assert 'class="tasks"' in how_it_works.measured("toy", project.root)
-    of_four = Table("Cost", ("System", "Parameters", "Images", "Minutes"), (("ours", "1", "2", "3"),))
-    assert 'class="figures"' in of_four.to_html()
-
-
 def test_a_model_card_links_to_nothing_that_the_page_does_not_serve(tmp_path):
     card = "See [the page](../../docs/page.md), [ours](#top) and [theirs](https://example.org/x)."
     (tmp_path / "README.md").write_text(card)
@@ -183,49 +123,28 @@ def test_a_model_card_links_to_nothing_that_the_page_does_not_serve(tmp_path):
     assert not how_it_works.INSIDE.search(how_it_works.model_card(ROOT / "checkpoints/scenes"))
 
 
-def test_a_command_is_cut_out_of_its_page(project):
-    project.write(label_from_image={"top1": 0.5})
-    (report,), _ = read("toy", project.root)
-    assert report.command.startswith("python -m mmdiff.evaluate") and report.command.endswith("toy.json")
-    (project.root / "README.md").unlink()
-    (report,), _ = read("toy", project.root)
-    assert report.command == "" and "<pre>" not in how_it_works.measured("toy", project.root)
+def test_a_command_is_cut_out_of_its_page(docs):
+    (command,) = re.findall(r"```sh\n(.*?)\n```", how_it_works.measured("toy", docs), re.DOTALL)
+    assert command.startswith("python -m mmdiff.evaluate") and command.endswith("--out docs/results/toy.json")
+    (docs / "b.md").unlink()
+    assert "```" not in how_it_works.measured("toy", docs)
 
 
-def test_no_results_are_said_in_words(project):
+def test_what_is_missing_is_said_in_words(docs):
     for name in ("other", "<b>"):
-        page = how_it_works.measured(name, project.root)
-        assert "no measured results for the checkpoint" in page and "<table" not in page and "<b>" not in page
+        page = how_it_works.measured(name, docs)
+        assert "no measured results for the checkpoint" in page and "|" not in page and "<b>" not in page
+    assert "no measured results" in how_it_works.measured("toy", docs / "nowhere")
+    (docs / "a.md").write_text(BLOCK.format(title="About", name="toy", tables=""))
+    assert "`python benchmarks/report.py` has not made these tables yet" in how_it_works.measured("toy", docs)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", "it is not JSON (line 1)"),
-        (b"\xff\xfe", "it is not text"),
-        ('{"checkpoint": "toy", "tasks": 3}', "instead of"),
-        (
-            '{"checkpoint": "toy", "tasks": {"label_from_image": {"top1": "good"}}}',
-            "“tasks.label_from_image.top1”",
-        ),
-        ('{"checkpoint": "toy", "tasks": {"label_from_image": {"top1": 0.5}}, "examples": []}', "“examples”"),
-    ],
-)
-def test_a_damaged_file_is_named_and_the_others_are_shown(project, text, words):
-    project.write("toy-good", label_from_image={"n": 5, "top1": 0.25})
-    path = project.root / "docs/results/toy.json"
-    path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text)
-    page = how_it_works.measured("toy", project.root)
-    assert 'role="alert"' in page and words in page and "docs/results/toy.json cannot be used" in page
-    assert rows(page)["Label from photo: top-1"][0] == "25.0%"
-    (project.root / "docs/results/toy.json").rename(project.root / "docs/results/another.json")
-    assert "cannot be used" not in how_it_works.measured("other", project.root)
-
-
-def test_names_in_the_files_cannot_become_markup(project):
-    project.write(mask_from_image={"iou": {"<script>": 0.5}})
-    page = how_it_works.measured("toy", project.root)
-    assert "<script>" not in page and "Mask from photo: IoU of “<script>”" in rows(page)
+def test_a_page_that_cannot_be_read_is_named_and_the_others_are_shown(docs):
+    (docs / "damaged.md").write_bytes(b"\xff\xfe")
+    (docs / "folder.md").mkdir()
+    page = how_it_works.measured("toy", docs)
+    assert "docs/damaged.md cannot be read" in page and "docs/folder.md cannot be read" in page
+    assert rows(page)["toy"] == ["50.0%"]
 
 
 def test_the_pictures_are_xml_and_say_what_they_show():
@@ -350,7 +269,12 @@ def test_the_page_in_a_browser(browser, address, width, scheme, shown):
     assert min(sizes) * scale >= 10
     assert inside(page, f"svg.{shown}")
 
+    tables = page.locator("#measured table")
+    assert tables.first.is_visible() and not tables.last.is_visible()  # the last one is folded
     page.evaluate("document.querySelectorAll('.how details').forEach(d => d.open = true)")
+    assert tables.last.is_visible() and page.locator("#measured").evaluate(
+        "e => e.scrollWidth <= e.clientWidth"
+    )
     page.locator("#model-card").get_by_text("Model card").click()
     page.get_by_text("4.81 M examples").wait_for()
     assert "license:" not in page.locator("#model-card").inner_text()
@@ -373,33 +297,3 @@ def inside(page, picture):
           return within && apart;
         }"""
     )
-
-
-def test_a_comparison_says_what_was_compared():
-    for checkpoint in ("orchard", "scenes"):
-        page = how_it_works.measured(checkpoint)
-        titles = re.findall(r"<h3>(.*?)</h3>", page)
-        assert len(titles) == len(set(titles))
-    assert "One model for everything, against models for one thing" in titles
-    assert "What might mend what “ours” does worse" in titles
-    assert page.count("Small models of 32 px, not the checkpoint of this page") == 2
-    systems = json.loads((ROOT / "docs/results/evidence-scenes.json").read_text())["variants"]
-    found, text = rows(page), (ROOT / "docs/evidence.md").read_text()
-    for name in systems:  # the page says of them what the document says
-        assert f"| {name} | {SYSTEMS[name]} |" in text
-    assert f'<td data-head="Trained for">{SYSTEMS["classifier"]}</td>' in page and found
-
-
-@pytest.mark.parametrize(
-    "lacking",
-    [
-        {"variants": {}},
-        {"variants": {}, "config": {}, "evaluation": {}},
-        {"variants": {"ours": {"runs": {}}}},  # a mean of nothing
-    ],
-)
-def test_a_comparison_without_its_figures_is_said_to_be_unreadable(project, lacking):
-    found = {"comparisons": {"a": {}}} | lacking
-    (project.root / "docs/results/evidence-toy.json").write_text(json.dumps(found))
-    page = how_it_works.measured("toy", project.root)
-    assert "evidence-toy.json cannot be used: its figures cannot be read" in page

@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 FILE = re.compile(
     r"(?<![\w./-])((?:mmdiff|app|benchmarks|configs|tests|docs)/[\w./-]*\w\.(?:py|toml|md|png))\b"
 )
-BLOCK = re.compile(r"<!-- results ([\w-]+) -->")
+BLOCK = re.compile(r"<!-- results ([\w-]+)(?: brief)? -->")
 CODE = re.compile(r"```.*?```", re.DOTALL)
 
 

@@ -9,16 +9,15 @@ from PIL import Image
 from scipy.stats import bootstrap
 from synthetic import CLASSES, read_shapes, tiny_config, tiny_train_config
 
-from app.tabs import how_it_works
 from benchmarks import evidence
 from benchmarks.evidence import REMEDIES, SYSTEMS, compare, run
+from benchmarks.report import build
 from benchmarks.study import Bench, fingerprint, optim_with, study
 from benchmarks.systems import MaskedAutoencoder, OneCall, draw_known_patches
+from benchmarks.tables.studies import CLAIMS, LONGER
 from mmdiff.config import load_train_config
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.observers.classifier import Classifier
-from mmdiff.evaluation.report.evidence import CLAIMS, LONGER
-from mmdiff.evaluation.report.files import FOLDER, build
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import KNOWN, UNKNOWN
 from mmdiff.training.trainer import Trainer
@@ -171,20 +170,11 @@ def test_claims_are_checked_both_ways(report):
     assert "| reconstruction only | 0.50 |" in divided and "Telea" not in divided and "ours" not in divided
 
 
-def test_the_page_shows_the_comparisons_of_its_checkpoint(report, tmp_path):
+def test_the_report_has_every_comparison(report):
     found = json.loads(json.dumps(report))
     found["comparisons"] = compare(with_lpips({"ours": [[100]], "segmenter": []}, [200]))
-    folder = tmp_path / FOLDER
-    folder.mkdir(parents=True)
-    for name in ("toy", "toy-remedies", "toyish"):
-        (folder / f"evidence-{name}.json").write_text(json.dumps(found))
-    page = how_it_works.measured("toy", tmp_path)
-    assert "hoped for and measured" in page and "Telea" in page and "One run of each" in page
-    assert "evidence-toy-remedies.json" in page and "toyish" not in page
-    assert "no measured results" in how_it_works.measured("another", tmp_path)
-    del found["variants"]["ours"]["runs"]["0"]["parameters"]
-    (folder / "evidence-toy.json").write_text(json.dumps(found))
-    assert "evidence-toy.json cannot be used: its figures" in how_it_works.measured("toy", tmp_path)
+    text = build(found).to_markdown()
+    assert "hoped for and measured" in text and "Telea" in text and "One run of each" in text
 
 
 def test_the_plot_has_a_line_for_every_filling(report, tmp_path):

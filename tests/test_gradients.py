@@ -8,7 +8,7 @@ import torch
 from synthetic import CLASSES, read_shapes, tiny_train_config
 
 from benchmarks import gradients
-from mmdiff.evaluation.report.files import build
+from benchmarks.report import build
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")

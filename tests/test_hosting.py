@@ -104,7 +104,7 @@ def test_everything_that_is_copied_exists_and_reaches_the_build():
     assert rules[0] == "*" and {rule[1:] for rule in rules if rule.startswith("!")} == set(copied)
     excluded = [rule for rule in rules[1:] if not rule.startswith("!")]
     needed = [*ROOT.glob("app/**/*"), *ROOT.glob("mmdiff/**/*.py"), *ROOT.glob("checkpoints/*/*")]
-    needed += ROOT.glob("docs/results/*.json")
+    needed += ROOT.glob("docs/*.md")
     for path in needed:
         name = path.relative_to(ROOT).as_posix()
         lost = any(fnmatch.fnmatch(name, rule.removeprefix("**/")) for rule in excluded)

@@ -1,35 +1,105 @@
-"""Tables of results: docs quote them from the JSON in docs/results, in Markdown and HTML alike."""
+"""Tables of results: docs quote them from the JSON in docs/results."""
 
 import json
 
 import pytest
 
 from benchmarks import report
-from mmdiff.evaluation.report.files import build
-from mmdiff.evaluation.report.table import Report, Table
+from benchmarks.report import build
+from benchmarks.tables.studies import SYSTEMS
+from mmdiff.evaluation.report import Report, Table
+
+SETTINGS = {"steps": 5, "sampler": "ddim", "guidance": 1.0}
+
+
+def tables(**tasks):
+    """Lines of the tables of such tasks, the note last."""
+    found = {"data": "val.parquet", "examples": 1234, "judge": {"classes": 8}, "settings": SETTINGS}
+    return build(found | {"tasks": tasks}).to_markdown().splitlines()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a page that quotes docs/results/toy.json."""
+    (tmp_path / "docs/results").mkdir(parents=True)
+    (tmp_path / "page.md").write_text("before\n<!-- results toy -->\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "PAGES", ("*.md",))
+    return tmp_path
 
 
 def test_pages_are_up_to_date():
     report.main(["--check"])
 
 
-def test_a_changed_number_is_noticed(tmp_path, monkeypatch):
-    (tmp_path / "docs/results").mkdir(parents=True)
+def test_a_changed_number_is_noticed(project):
     results = {
         "examples": 3,
-        "settings": {"steps": 5, "sampler": "ddim", "guidance": 1.0},
+        "settings": SETTINGS,
         "tasks": {"label_from_image": {"top1": 0.5}, "joint": {"skipped": "no label"}},
     }
-    (tmp_path / "docs/results/toy.json").write_text(json.dumps(results))
-    (tmp_path / "page.md").write_text("before\n<!-- results toy -->\n<!-- end -->\nafter\n")
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    monkeypatch.setattr(report, "PAGES", ("*.md",))
+    (project / "docs/results/toy.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit, match="page.md is out of date"):
         report.main(["--check"])
     report.main([])
-    text = (tmp_path / "page.md").read_text()
+    text = (project / "page.md").read_text()
     assert "| Label from photo: top-1 | 50.0% |" in text and text.endswith("<!-- end -->\nafter\n")
     report.main(["--check"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "JSONDecodeError"),
+        (b"\xff\xfe", "UnicodeDecodeError"),
+        ('{"tasks": 3}', "instead of a group"),
+        ('{"tasks": {"label_from_image": {"top1": "good"}}}', "“tasks.label_from_image.top1”"),
+        ('{"tasks": {"label_from_image": {"top1": 0.5}}, "examples": []}', "“examples”"),
+        ('{"comparisons": {"a": {}}, "variants": {}}', "KeyError"),
+        ('{"comparisons": {"a": {}}, "variants": {}, "config": {}, "evaluation": {}}', "ValueError"),
+        ('{"comparisons": {"a": {}}, "variants": {"ours": {"runs": {}}}}', "ZeroDivisionError"),
+    ],
+)
+def test_a_damaged_file_is_named(project, text, words):
+    path = project / "docs/results/toy.json"
+    path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text)
+    with pytest.raises(SystemExit, match=f"docs/results/toy.json cannot be used: .*{words}"):
+        report.main([])
+
+
+def test_a_figure_has_what_to_compare_it_with():
+    holes = {"blocks": {"psnr": 20, "psnr_mean_fill": 9}}
+    lines = tables(label_from_image={"n": 100, "top1": 0.5}, holes=holes)
+    assert "| Label from photo: top-1 | 50.0% | 100 | chance 12.5% |" in lines
+    assert "| Holes (blocks): PSNR inside, dB | 20.00 | 1,234 | mean of the known pixels 9.00 |" in lines
+
+
+def test_what_could_not_be_measured_is_left_out_and_the_rest_is_shown():
+    lines = tables(joint={"n": 9, "judge_agreement": 0.5, "mask_rule_iou": {"skipped": "no such masks"}})
+    text = "\n".join(lines)
+    assert "| Photo and label together: that classifier agrees | 50.0% |" in text and "their IoU" not in text
+
+
+def test_names_in_the_files_cannot_become_markup():
+    text = "\n".join(tables(mask_from_image={"iou": {"<script>": 0.5}}))
+    assert "<script>" not in text and "IoU of “&lt;script>”" in text
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"filling_steps": None, "filling_guidance": 1.0}, "guidance 1."),
+        ({"filling_steps": 10}, "guidance 1; holes in 10 steps."),
+        ({"filling_guidance": 1.5}, "guidance 1; holes guided by the pixels around them (1.5)."),
+        (
+            {"filling_steps": 10, "filling_guidance": 2},
+            "guidance 1; holes in 10 steps guided by the pixels around them (2).",
+        ),
+    ],
+)
+def test_the_note_says_how_holes_were_filled_if_not_as_the_rest(monkeypatch, own, words):
+    monkeypatch.setitem(globals(), "SETTINGS", SETTINGS | own)
+    assert tables(holes={"blocks": {"psnr": 20}})[-1].endswith(words)
 
 
 def test_subsets_are_a_row_each_with_distances_in_their_own_sign():
@@ -75,26 +145,33 @@ def test_every_figure_says_how_many_examples_it_is_of():
     assert "| Photo and label together: that classifier agrees | 25.0% | 50 |  |" in lines
 
 
-def test_a_table_reads_the_same_in_both_forms():
+def test_a_table_in_markdown():
     table = Table("A & b", ("Name", "Value"), (("a|b", "<1>"), ("`code`", "2")))
     assert table.to_markdown().splitlines() == [
         "**A & b**",
         "",
         "| Name | Value |",
         "|---|---|",
-        r"| a\|b | <1> |",
+        r"| a\|b | &lt;1> |",
         "| `code` | 2 |",
     ]
-    page = table.to_html()
-    assert "<h3>A &amp; b</h3>" in page and '<td data-head="Value">&lt;1&gt;</td>' in page
-    assert '<th scope="row"><code>code</code></th>' in page
-    assert "<summary>A &amp; b</summary>" in table.to_html(folded=True)
 
 
-def test_docs_leave_details_out_and_the_page_folds_all_but_a_narrow_first_table():
-    narrow, wide = (Table(name, ("x",) * k, (("1",) * k,)) for name, k in (("narrow", 2), ("wide", 9)))
-    shown = Report((narrow, Table("more", ("x",), (("1",),), detail=True)), "How it was measured.")
-    assert "narrow" in shown.to_markdown() and "more" not in shown.to_markdown()
-    page = shown.to_html()
-    assert "<h3>narrow</h3>" in page and "<summary>more</summary>" in page
-    assert "<summary>wide</summary>" in Report((wide,), "").to_html()
+def test_brief_reports_leave_details_out_and_all_leave_empty_tables_out():
+    one = (("1",),)
+    shown = Report(
+        (Table("main", ("x",), one), Table("more", ("x",), one, detail=True), Table("empty", ("x",), ())),
+        "How it was measured.",
+    )
+    assert "main" in shown.to_markdown(brief=True) and "more" not in shown.to_markdown(brief=True)
+    assert "more" in shown.to_markdown() and "empty" not in shown.to_markdown()
+
+
+def test_a_comparison_says_what_was_compared():
+    for name in ("evidence-orchard", "evidence-scenes", "evidence-scenes-remedies"):
+        found = json.loads((report.ROOT / report.FOLDER / f"{name}.json").read_text())
+        assert "\nSmall models, not the shipped checkpoint, each trained" in build(found).to_markdown()
+    systems = json.loads((report.ROOT / report.FOLDER / "evidence-scenes.json").read_text())["variants"]
+    text = (report.ROOT / "docs/evidence.md").read_text()
+    for name in systems:  # the table of systems that stands in the text is the one of the report
+        assert f"| {name} | {SYSTEMS[name]} |" in text

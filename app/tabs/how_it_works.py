@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,8 +14,6 @@ import gradio as gr
 from app.run.service import Service
 from app.task import TASKS
 from app.theme import html
-from mmdiff.evaluation.report.files import read
-from mmdiff.evaluation.report.table import html_text
 
 TITLE = "How it works"
 ROOT = Path(__file__).parents[2]
@@ -22,6 +21,9 @@ STATIC = ROOT / "app" / "static"
 PICTURES = [STATIC / name for name in ("architecture.svg", "architecture_narrow.svg")]
 EQUATIONS = STATIC / "equations.md"  # two columns, with "---" between them
 INSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]*\)")  # a link that the page does not serve
+HEADING = re.compile(r"^##+ (.+)$", re.MULTILINE)
+TABLES = re.compile(r"<!-- results (?P<name>[\w-]+) -->\n(?P<tables>.*?)<!-- end -->", re.DOTALL)
+COMMAND = re.compile(r"(?:^|`)(python (?:\\\n|[^\n`])+)", re.MULTILINE)  # goes on after a \ at a line's end
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
 IDEA = (
@@ -33,6 +35,11 @@ IDEA = (
     "of weights, every direction.",
 )
 
+NOTATION = (
+    '<p class="hint">The encoding of the image is z<sub>0</sub>, X is all modalities x<sub>i</sub>, '
+    "E<sub>i</sub> is the encoder of one of them, a<sub>t</sub> says how much a step keeps, and a hat "
+    "marks what the model predicts.</p>"
+)
 DRAWN = {"picture": "image", "class_map": "mask", "class": "label", "vector": "embedding"}  # in PICTURES
 # form of a modality -> how the page shows a prediction of it
 SHOWN = {
@@ -50,11 +57,11 @@ def build(service: Service) -> None:
     with gr.Tab(TITLE):
         with gr.Column(elem_classes="how"):
             html(f"{_idea()}{_picture(specs)}{_page(specs)}")
-            html("<h2>In equations</h2>" + _notation())
+            html(f"<h2>In equations</h2>{NOTATION}")
             with gr.Column(elem_classes="equations"):
                 for column in EQUATIONS.read_text(encoding="utf-8").split("\n---\n"):
                     gr.Markdown(column, latex_delimiters=LATEX)
-            html(measured(service.name), elem_id="measured")
+            gr.Markdown(measured(service.name), latex_delimiters=[], elem_id="measured")
             with gr.Accordion("Model card", open=False, elem_id="model-card"):
                 gr.Markdown(model_card(service.folder), latex_delimiters=[])
 
@@ -69,7 +76,7 @@ def _picture(specs: Mapping[str, Any]) -> str:
     sizes: dict[str, str] = {}
     for spec in specs.values():
         sizes.setdefault(DRAWN[spec.form], _size(spec))  # the first of a form is drawn
-    texts = {name: html_text(sizes.get(name, "absent")) for name in DRAWN.values()}
+    texts = {name: escape(sizes.get(name, "absent")) for name in DRAWN.values()}
     pictures = "".join(Template(path.read_text(encoding="utf-8")).substitute(texts) for path in PICTURES)
     lacking = "".join(f" without-{name}" for name in DRAWN.values() if name not in sizes)
     return f'<h2>The model</h2><div class="architecture{lacking}">{pictures}</div>'
@@ -86,7 +93,7 @@ def _page(specs: Mapping[str, Any]) -> str:
     shown = ""
     for form, words in SHOWN.items():
         if names := ", ".join(name for name, spec in specs.items() if spec.form == form):
-            shown += f"<li><b>{html_text(names.capitalize())}</b>: {words}</li>"
+            shown += f"<li><b>{escape(names.capitalize())}</b>: {words}</li>"
     tabs = "".join(f"<dt>{t.title}</dt><dd>{t.intro}</dd>" for t in TASKS if t.fits(specs))
     return (
         '<div class="columns"><section><h2>What the page shows</h2>'
@@ -98,22 +105,44 @@ def _page(specs: Mapping[str, Any]) -> str:
     )
 
 
-def _notation() -> str:
-    return (
-        '<p class="hint">The encoding of the image is z<sub>0</sub>, X is all modalities x<sub>i</sub>, '
-        "E<sub>i</sub> is the encoder of one of them, a<sub>t</sub> says how much a step keeps, and a hat "
-        "marks what the model predicts.</p>"
-    )
+def measured(checkpoint: str, docs: Path = ROOT / "docs") -> str:
+    """What docs/*.md show of a checkpoint, as Markdown: all but the main tables folded, the comparisons last.
+
+    `benchmarks/report.py` writes the tables into blocks: NAME and NAME-* are of the checkpoint NAME, and
+    evidence-NAME* compare small models trained on its data. A sentence stands for what is missing.
+    """
+    sections, problems, commands = {}, [], []
+    for path in sorted(docs.glob("*.md")):
+        try:
+            page = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(
+                f"docs/{path.name} cannot be read, so its tables are missing ({type(error).__name__})."
+            )
+            continue
+        commands += COMMAND.findall(page)
+        for block in TABLES.finditer(page):
+            if re.fullmatch(rf"(evidence-)?{re.escape(checkpoint)}(-.+)?", block["name"]):
+                title = (HEADING.findall(page, 0, block.start()) or [block["name"]])[-1]
+                tables = block["tables"] or "`python benchmarks/report.py` has not made these tables yet.\n"
+                sections[block["name"]] = title, f"{tables}\nFrom docs/{path.name}."
+    if checkpoint not in sections:
+        problems.append(f"There are no measured results for the checkpoint “{checkpoint}”.")
+    order = sorted(sections, key=lambda name: (name.startswith("evidence-"), name))
+    shown = (_section(*sections[name], _command(name, commands), name != checkpoint) for name in order)
+    return "\n\n".join(["## What was measured", *map(escape, problems), *shown])
 
 
-def measured(checkpoint: str, root: Path = ROOT) -> str:
-    """The measured results of a checkpoint as HTML; a sentence if there are none."""
-    reports, problems = read(checkpoint, root)
-    notes = "".join(f'<p class="problem" role="alert">{html_text(problem)}</p>' for problem in problems)
-    if not reports and not problems:
-        words = f"There are no measured results for the checkpoint “{checkpoint}”."
-        notes = f'<p class="hint">{html_text(words)}</p>'
-    return f"<h2>What was measured</h2>{notes}{''.join(report.to_html() for report in reports)}"
+def _command(name: str, commands: list[str]) -> str:
+    """The command that writes docs/results/NAME.json, "" if none does."""
+    output = re.compile(rf"--out docs/results/{re.escape(name)}\.json(?!\S)")
+    return next((command.strip() for command in commands if output.search(command)), "")
+
+
+def _section(title: str, tables: str, command: str, folded: bool) -> str:
+    if command:
+        tables += f" The command that measures this again:\n\n```sh\n{command}\n```"
+    return f"<details><summary>{escape(title)}</summary>\n\n{tables}\n\n</details>" if folded else tables
 
 
 def model_card(folder: Path | None) -> str:

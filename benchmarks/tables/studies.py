@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mmdiff.evaluation.report.lookup import Results, look_up
-from mmdiff.evaluation.report.table import Report, Table
+from mmdiff.evaluation.report import Report, Results, Table, look_up
 
 Column = tuple[str, str, str]  # text, name of the figure, format
 
@@ -113,15 +112,11 @@ def comparisons(results: Results) -> Report:
         _variants("Making photos", "System", results, MAKING),
         _costs(results),
     )
-    model = results["config"]["model"]
-    about = f"Small models of {model['image_size']} px, not the checkpoint of this page, "
-    if systems.rows:
-        title = "One model for everything, against models for one thing"
-        about += "trained at the same cost, but for one row. “Ours” is one model for everything."
-    else:
-        title = "What might mend what “ours” does worse"
-        about += "each trained as “ours”, but for what its name says."
-    return Report(tables, _how_compared(results), title, about)
+    trained = "at the same cost, but for one row; “ours” is one model for everything"
+    if not systems.rows:
+        trained = "as “ours”, but for what its name says"
+    about = f"Small models, not the shipped checkpoint, each trained {trained}."
+    return Report(tables, f"{about} {_how_compared(results)}")
 
 
 def ablations(results: Results) -> Report:
@@ -162,9 +157,9 @@ def lpips_by_kind(comparisons: Results) -> dict[str, dict[str, float]]:
 
 
 def _systems(results: Results) -> Table:
-    """Purpose of every system, which docs explain in their text; no rows for changes to ours."""
+    """Purpose of every system; no rows for changes to ours."""
     found = [(name, SYSTEMS[name]) for name in results["variants"] if name in SYSTEMS]
-    return Table("The systems", ("System", "Trained for"), found if len(found) > 1 else (), detail=True)
+    return Table("The systems", ("System", "Trained for"), found if len(found) > 1 else ())
 
 
 def _claims(results: Results) -> Table:

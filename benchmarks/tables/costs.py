@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmdiff.evaluation.report.lookup import Results, look_up
-from mmdiff.evaluation.report.table import Report, Table
+from mmdiff.evaluation.report import Report, Results, Table, look_up
 
 GUIDED = "ancestral, guided"  # by the pixels around holes
 # figures by steps: text, name, format

@@ -1,13 +1,13 @@
-"""Tables of the results of `python -m mmdiff.evaluate`: tasks, the bound, every subset given."""
+"""Tables in Markdown of the results of `python -m mmdiff.evaluate`: tasks, the bound, every subset given."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mmdiff.evaluation.report.lookup import Results, examples, group, number
-from mmdiff.evaluation.report.table import Report, Table
-
+Results = Mapping[str, Any]  # as read from JSON
+ESCAPES = str.maketrans({"|": r"\|", "<": "&lt;"})  # a cell neither ends early nor becomes HTML
 TASKS_HEAD = ("Measured", "Value", "Examples", "To compare")
 
 # A figure to compare with: text, path in the results ("5/PATH": five divided by it), format if another one.
@@ -84,19 +84,57 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, each as long as the head. A brief report leaves a ``detail`` out."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    detail: bool = False
+
+    def to_markdown(self) -> str:
+        lines = [_line(self.head), "|---" * len(self.head) + "|", *map(_line, self.rows)]
+        return f"**{self.title}**\n\n" + "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The tables of one file of results, and a note that says how they were measured."""
+
+    tables: Sequence[Table]
+    note: str
+
+    def to_markdown(self, brief: bool = False) -> str:
+        """All tables that have rows, then the note; ``brief`` leaves details out."""
+        shown = [table for table in self.tables if table.rows and not (brief and table.detail)]
+        return "\n".join([*(table.to_markdown() for table in shown), f"{self.note}\n"])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.translate(ESCAPES) for cell in cells)} |"
+
+
+def look_up(tree: Any, path: str) -> Any:
+    """The value at a dotted path such as "tasks.holes.blocks.psnr", None if there is none."""
+    for key in path.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
 def evaluated(results: Results) -> Report:
     """The figures of one checkpoint, without those that were not measured."""
     tables, notes = [], [_settings(results)]
-    if tasks := group(results, "tasks"):
+    if tasks := _group(results, "tasks"):
         tables = [
-            Table(_title(tasks), TASKS_HEAD, list(_rows(results, PHOTOS)), stacked=True),
-            Table("Words and embeddings", TASKS_HEAD, list(_rows(results, WORDS)), stacked=True),
+            Table(_title(tasks), TASKS_HEAD, list(_rows(results, PHOTOS))),
+            Table("Words and embeddings", TASKS_HEAD, list(_rows(results, WORDS))),
             _bound(results),
         ]
-    if subsets := group(results, "subsets"):
+    if subsets := _group(results, "subsets"):
         tables += [_subsets(subsets), _worse(subsets["monotonicity"])]
         notes.append(_subset_note(subsets))
-    return Report(tuple(tables), " ".join(notes))
+    return Report(tables, " ".join(notes))
 
 
 def _title(tasks: Results) -> str:
@@ -109,19 +147,18 @@ def _title(tasks: Results) -> str:
 def _rows(results: Results, metrics: Sequence[Metric]) -> Iterator[tuple[str, ...]]:
     for text, pattern, form, *references in metrics:
         before, star, after = f"tasks.{pattern}".partition("*")
-        for key in group(results, before.rstrip(".")) if star else ("",):
+        for key in _group(results, before.rstrip(".")) if star else ("",):
             path = before + key + after
-            value = number(results, path)
-            if value is not None:
+            if (value := _number(results, path)) is not None:
                 found = (_compared(results, reference, key, form) for reference in references)
-                count = f"{examples(results, path):,}"
+                count = f"{_examples(results, path):,}"
                 yield text.format(key), f"{value:{form}}", count, "; ".join(filter(None, found))
 
 
 def _compared(results: Results, reference: Reference, key: str, form: str) -> str:
     text, path, *own = reference
     guesses, _, path = path.replace("{}", key).rpartition("/")
-    value = number(results, path)
+    value = _number(results, path)
     if value and guesses:
         value = int(guesses) / value
     return "" if value is None else f"{text} {value:{own[0] if own else form}}"
@@ -129,9 +166,9 @@ def _compared(results: Results, reference: Reference, key: str, form: str) -> st
 
 def _bound(results: Results) -> Table:
     rows = []
-    for term in group(results, "tasks.bound.nats"):
-        nats = number(results, f"tasks.bound.nats.{term}")
-        bits = number(results, f"tasks.bound.bits_per_dimension.{term}")
+    for term in _group(results, "tasks.bound.nats"):
+        nats = _number(results, f"tasks.bound.nats.{term}")
+        bits = _number(results, f"tasks.bound.bits_per_dimension.{term}")
         rows.append((term, "–" if nats is None else f"{nats:,.2f}", "–" if bits is None else f"{bits:.4f}"))
     return Table("The bound, term by term", ("Term", "nats", "bits per dimension"), rows, detail=True)
 
@@ -148,7 +185,7 @@ def _subsets(found: Results) -> Table:
 
 def _mean(row: dict[str, Any], metric: str, form: str) -> str:
     """A mean, of a negative distance with its usual sign; LPIPS only where there are holes."""
-    mean = number(row["metrics"].get(metric), "mean")
+    mean = _number(row["metrics"].get(metric), "mean")
     if mean is None or ("lpips" in metric and "holes" not in row["given"]):
         return ""
     return f"{-mean if '.negative_' in metric else mean:{form}}"
@@ -175,13 +212,38 @@ def _subset_note(found: Results) -> str:
 
 def _settings(results: Results) -> str:
     """Examples, sampler and guidance in words, and what differs in holes."""
-    settings = group(results, "settings")
-    count = int(number(results, "subsets.examples") or number(results, "examples") or 0)
+    settings = _group(results, "settings")
+    count = int(_number(results, "subsets.examples") or _number(results, "examples") or 0)
     words = f"{count:,} examples of {results.get('data', '?')}, {settings.get('steps', '?')} steps of "
     words += f"`{settings.get('sampler', '?')}`"
-    if (scale := number(settings, "guidance")) is not None:
+    if (scale := _number(settings, "guidance")) is not None:
         words += f", guidance {scale:g}"
-    steps, scale = number(settings, "filling_steps"), number(settings, "filling_guidance")
+    steps, scale = _number(settings, "filling_steps"), _number(settings, "filling_guidance")
     holes = "" if steps is None else f" in {steps:g} steps"
     holes += "" if scale in (None, 1) else f" guided by the pixels around them ({scale:g})"
     return words + (f"; holes{holes}." if holes else ".")
+
+
+def _number(tree: Any, path: str) -> float | None:
+    """The number at a path, None if there is none; {"skipped": reason} stands for what was not measurable."""
+    value = look_up(tree, path)
+    if isinstance(value, dict) and "skipped" in value:
+        return None
+    if value is None or isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"“{path}” is {str(value)[:40]!r} instead of a number")
+
+
+def _group(tree: Any, path: str) -> dict[str, Any]:
+    if isinstance(value := look_up(tree, path) or {}, dict):
+        return value
+    raise ValueError(f"“{path}” is {str(value)[:40]!r} instead of a group of figures")
+
+
+def _examples(results: Results, path: str) -> int:
+    """Number of examples behind a figure: the nearest "n" above it, else that of the whole evaluation."""
+    keys = path.split(".")
+    for end in range(len(keys) - 1, 1, -1):
+        if (n := _number(results, ".".join([*keys[:end], "n"]))) is not None:
+            return int(n)
+    return int(_number(results, "examples") or 0)
