@@ -214,20 +214,21 @@ class Words:
         return [f"a photo of {with_article(article, f'{probe} {noun}')}" for noun, article in kinds.items()]
 
 
-def prompt_centres(embedder: Any, groups: Sequence[Mapping[str, float]], batch: int = 256) -> Tensor:
-    """The weighted mean of each group's prompts, {prompt: weight}, as unit vectors (groups, D) on the CPU.
-
-    Each distinct prompt is embedded once.
-    """
-    rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(p for group in groups for p in group))}
-    texts = list(rows)
-    chunks = [embedder.embed_texts(texts[i : i + batch]).cpu() for i in range(0, len(texts), batch)]
-    vectors = torch.cat(chunks) if chunks else torch.empty(0, embedder.dim)
+def prompt_centres(embedder: Any, groups: Sequence[Mapping[str, float]]) -> Tensor:
+    """The weighted mean of each group's prompts, {prompt: weight}, as unit vectors (groups, D) on the CPU."""
+    vectors = embed_distinct(embedder, [prompt for group in groups for prompt in group])
     centres = torch.zeros(len(groups), vectors.shape[1])
-    for centre, group in zip(centres, groups, strict=True):
-        weights = torch.tensor([float(weight) for weight in group.values()])
-        centre += weights @ vectors[[rows[prompt] for prompt in group]]
+    for centre, group, own in zip(centres, groups, vectors.split([*map(len, groups)]), strict=True):
+        centre += torch.tensor([float(weight) for weight in group.values()]) @ own
     return F.normalize(centres, dim=1)
+
+
+def embed_distinct(embedder: Any, texts: Sequence[str], batch: int = 256) -> Tensor:
+    """Unit vectors (n, D) of n texts on the CPU; equal texts are embedded once."""
+    row = {text: k for k, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(row)
+    chunks = [embedder.embed_texts(distinct[k : k + batch]).cpu() for k in range(0, len(distinct), batch)]
+    return torch.cat(chunks)[[row[text] for text in texts]] if chunks else torch.empty(0, embedder.dim)
 
 
 def _nearest(vectors: np.ndarray, texts: Sequence[str], table: np.ndarray, count: int) -> list[Near]:

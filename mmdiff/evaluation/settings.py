@@ -41,7 +41,6 @@ class EvaluationSettings:
         ("blocks",), f"which kinds of holes, of {', '.join(HOLES)}", choices=tuple(HOLES), metavar="KIND"
     )
     classical: bool = _option(True, "also inpaint by Telea's method and by Navier-Stokes")
-    repaint: int = _option(0, "also inpaint by RePaint, with this many resamples; 0 leaves it out")
     bound_draws: int = _option(4, "random times per example in the estimate of the bound")
 
     def __post_init__(self) -> None:
@@ -53,8 +52,6 @@ class EvaluationSettings:
             raise ValueError(f"filling_steps is {self.filling_steps}; give at least 1, or leave it out.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}; give at least 1, or leave it out to use all examples.")
-        if self.repaint < 0:
-            raise ValueError(f"repaint is {self.repaint}; give the number of resamples, or 0 for none.")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; give a whole number from 0 on.")
         if self.sampler not in SAMPLERS:
