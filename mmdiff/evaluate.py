@@ -29,6 +29,7 @@ from mmdiff.evaluation.skip import Skip, or_reason
 from mmdiff.evaluation.subsets import all_subsets
 from mmdiff.evaluation.subsets import table as subsets_table
 from mmdiff.evaluation.tasks import TASKS
+from mmdiff.options import add_options, from_options
 from mmdiff.pipeline import Pipeline
 
 SUBSET_EXAMPLES = 96  # with --all-subsets, which samples up to 23 times
@@ -77,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     """Load everything that the arguments name and measure it."""
-    names = [f.name for f in dataclasses.fields(EvaluationSettings)]
-    chosen = {n: tuple(v) if isinstance(v := getattr(args, n), list) else v for n in names}
-    settings = EvaluationSettings(**chosen)
+    settings = from_options(EvaluationSettings, args)
     if args.all_subsets and settings.limit is None:
         settings = dataclasses.replace(settings, limit=SUBSET_EXAMPLES)
     start = time.perf_counter()
@@ -186,21 +185,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="TASK",
         help=f"which tasks to measure, of {', '.join(TASKS)} (default: all)",
     )
-    for field in dataclasses.fields(EvaluationSettings):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **_argument(field))
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    add_options(parser, EvaluationSettings)
     return parser.parse_args(argv)
-
-
-def _argument(field: dataclasses.Field) -> dict:
-    """Arguments of `add_argument` for a field of `EvaluationSettings`."""
-    kind = type(field.default)
-    how: dict = {"type": kind, "default": field.default}
-    if kind is bool:
-        how = {"action": argparse.BooleanOptionalAction, "default": field.default}
-    elif kind is tuple:
-        how = {"nargs": "+", "default": list(field.default)}
-    return how | field.metadata
 
 
 if __name__ == "__main__":

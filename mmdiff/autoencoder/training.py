@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,41 +18,38 @@ from mmdiff.device import fast_bfloat16
 from mmdiff.evaluation.perceptual import lpips_network
 from mmdiff.evaluation.skip import Skip
 from mmdiff.files import write_tensors
+from mmdiff.options import option
 from mmdiff.training.learning_rate import warm_cosine
+from mmdiff.training.recipe import TimedRecipe
 
 WARMUP = 0.03  # of the training
 EMA = 0.998
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train. The end is at `images` crops or `max_minutes`, whichever comes first.
+class Recipe(TimedRecipe):
+    """How to train; `images` counts random parts of photos."""
 
-    Raises ValueError for values that cannot be used.
-    """
-
-    images: float = math.inf
-    max_minutes: float = math.inf
-    size: int = 104  # pixels; photos are cut to a square of that size when they are read
-    crop: int = 64  # pixels of the random part of it that a step uses
-    batch: int = 16
-    lr: float = 8e-4  # peak; the discriminator's is half of it
-    perceptual: float = 1.0  # weight of LPIPS beside the mean absolute error
-    noise: float = 0.15  # standard deviation of the noise on latents, which have that of 1
-    latent_channels: int = 6
-    widths: Sequence[int] = WIDTHS  # channels at a half, a quarter and an eighth of the photo's size
-    adversarial: float = 0.0  # norm of the discriminator's gradient, as a share of that of L1 + LPIPS
-    adversarial_after: float = 0.5  # share of the training after which the discriminator takes part
-    decoder_only: bool = False  # the encoder stays, so that latents keep their meaning
-    seed: int = 0
+    lr: float = option(8e-4, "peak learning rate; the discriminator's is half of it")
+    size: int = option(104, "pixels; photos are cut to a square of that size when they are read")
+    crop: int = option(64, "pixels of the random part of it that a step uses")
+    perceptual: float = option(1.0, "weight of LPIPS beside the mean absolute error")
+    noise: float = option(0.15, "standard deviation of the noise on latents, which have that of 1")
+    latent_channels: int = option(6, "numbers at each position of the latents")
+    widths: Sequence[int] = option(
+        WIDTHS, "channels at 1/2, 1/4 and 1/8 of the photo's size", type=int, nargs=len(WIDTHS)
+    )
+    adversarial: float = option(0.0, "norm of the discriminator's gradient, as a share of that of L1 + LPIPS")
+    adversarial_after: float = option(0.5, "share of the training after which the discriminator takes part")
+    decoder_only: bool = option(False, "the encoder stays, so that latents keep their meaning")
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.images) or math.isfinite(self.max_minutes)):
-            raise ValueError("the training has no end; give --images or --max-minutes, or both.")
-        if min(self.images, self.max_minutes, self.batch, self.lr, self.latent_channels) <= 0:
-            raise ValueError(f"images, max_minutes, batch, lr and latent_channels must be positive: {self}.")
-        if len(self.widths) != len(WIDTHS) or min(self.widths) < 1:
-            raise ValueError(f"widths are {self.widths}; give {len(WIDTHS)} numbers of channels.")
+        super().__post_init__()
+        if len(self.widths) != len(WIDTHS) or min(self.latent_channels, *self.widths) < 1:
+            raise ValueError(
+                f"latent_channels is {self.latent_channels} and widths are {self.widths}; give a number of "
+                f"channels and {len(WIDTHS)} numbers of channels."
+            )
         if self.adversarial < 0 or not 0 <= self.adversarial_after <= 1:
             raise ValueError(
                 f"adversarial is {self.adversarial} after {self.adversarial_after}; give a share of at least "
@@ -118,8 +114,8 @@ class Training:
 
     @property
     def share(self) -> float:
-        """Of the recipe that is done, 0 to 1."""
-        return max(self.images / self.recipe.images, self.seconds / (60 * self.recipe.max_minutes))
+        """Share of the recipe that is done, 0 to 1."""
+        return self.recipe.share(self.images, self.seconds)
 
     def train_step(self) -> dict[str, Tensor]:
         """One step of both networks; returns the terms of the loss, on the device."""
@@ -169,8 +165,6 @@ class Training:
         self.critic.step()
         return loss.detach()
 
-    # -- state on disk -------------------------------------------------------------------------------
-
     def save_state(self, path: Path) -> None:
         """Everything that a resumed training needs. Raises OSError if it cannot be written."""
         tensors = {}
@@ -179,8 +173,7 @@ class Training:
         for name, optimizer in self._optimizers().items():
             for i, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}/{i}/{n}": t for n, t in moments.items()}
-        position = {"step": self.step, "images": self.images, "seconds": self.seconds}
-        write_tensors(tensors, path, {n: str(v) for n, v in position.items()})
+        write_tensors(tensors, path, {n: str(getattr(self, n)) for n in ("step", "images", "seconds")})
 
     def load_state(self, path: Path) -> None:
         """Continue from `save_state`. Raises ValueError if it is damaged or of another network."""

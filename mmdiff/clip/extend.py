@@ -28,6 +28,7 @@ from mmdiff.clip.data import read_captions
 from mmdiff.clip.embedder import CONFIG_NAME, ClipEmbedder
 from mmdiff.clip.recolour import recoloured_copies
 from mmdiff.clip.train import save, shuffled_batches
+from mmdiff.clip.vocabulary import embed_distinct
 from mmdiff.config import DataConfig
 from mmdiff.data.examples import Examples
 from mmdiff.data.parquet import read_parquet
@@ -98,10 +99,7 @@ def kept_texts(
     for caption in dict.fromkeys(filter(None, captions)):
         if parse(caption) not in rare:
             texts |= dict.fromkeys([caption, *(vary(caption, rng) for _ in range(VARIANTS))])
-    words = list(texts)
-    chunks = [words[k : k + 512] for k in range(0, len(words), 512)]
-    targets = [embedder.embed_texts(chunk).cpu() for chunk in tqdm(chunks, desc="texts to keep")]
-    return Texts(embedder.tokenizer(words), torch.cat(targets))
+    return Texts(embedder.tokenizer(list(texts)), embed_distinct(embedder, list(texts), batch=512))
 
 
 def text_tower(model: CLIP) -> list[torch.nn.Parameter]:
