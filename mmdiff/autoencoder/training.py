@@ -16,7 +16,6 @@ from mmdiff.autoencoder.discriminator import PatchDiscriminator, combined_gradie
 from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder
 from mmdiff.device import fast_bfloat16
 from mmdiff.evaluation.perceptual import lpips_network
-from mmdiff.evaluation.skip import Skip
 from mmdiff.files import write_tensors
 from mmdiff.options import option
 from mmdiff.training.learning_rate import warm_cosine
@@ -104,7 +103,7 @@ class Training:
             network.norm.eval()
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
         self.discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)
-        self.perceptual = _lpips(device)
+        self.perceptual = lpips_network(device)
         trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, recipe.lr, (0.9, 0.99), weight_decay=0, fused=True)
         self.critic = torch.optim.AdamW(
@@ -220,10 +219,3 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device))
-
-
-def _lpips(device: torch.device) -> nn.Module:
-    try:
-        return lpips_network(device)
-    except Skip as reason:
-        raise ValueError(f"the loss cannot be computed: {reason}") from None

@@ -55,10 +55,10 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     )
 
 
-def read_captions(path: str | Path) -> tuple[list[str], list[int]]:
-    """Captions and labels of one parquet file, without touching its pictures; an empty cell is None."""
-    table = _read_table(path, ("caption", "label"))
-    return table["caption"].to_pylist(), table["label"].to_pylist()
+def read_captions(paths: Iterable[str | Path]) -> tuple[list[str | None], list[int | None]]:
+    """Captions and labels of all rows of the parquet files, without touching their pictures."""
+    rows = [row for path in paths for row in _read_table(path, ("caption", "label")).to_pylist()]
+    return [row["caption"] for row in rows], [row["label"] for row in rows]
 
 
 class CaptionTexts:

@@ -163,7 +163,7 @@ def class_prompts(names: list[str], captions: set[str], train: str | Path) -> tu
     """
     if all(any(name.lower() in caption for caption in captions) for name in names):
         return "class names", [Counter(t.format(name.lower()) for t in TEMPLATES) for name in names]
-    return "training captions of the class", caption_prompts(len(names), *read_captions(train))
+    return "training captions of the class", caption_prompts(len(names), *read_captions([train]))
 
 
 def main() -> None:

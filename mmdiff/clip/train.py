@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, ClipEmbedder, resize
 from mmdiff.clip.evaluate import evaluate
 from mmdiff.clip.loss import pair_loss
 from mmdiff.device import choose_device
+from mmdiff.files import write_weights
 from mmdiff.options import add_options, from_options, option
 from mmdiff.training.learning_rate import warm_cosine
 from mmdiff.training.loop import MetricsLog
@@ -129,8 +129,7 @@ def save(model: CLIP, config: dict, record: dict, folder: Path) -> None:
     """The folder as open_clip's "local-dir:" loads it, weights in half precision."""
     content = {"model_cfg": config, "preprocess_cfg": PREPROCESS, "training": record}
     (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
-    weights = {name: tensor.half().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_NAME)
+    write_weights(model.state_dict(), folder / WEIGHTS_NAME)
 
 
 def train(

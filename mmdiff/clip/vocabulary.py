@@ -59,7 +59,7 @@ class Vocabulary:
         Classes without a caption are left out. Raises ValueError if there is no caption at all, or a class
         number without a name.
         """
-        counts, of_class = Counter(filter(None, captions)), defaultdict(Counter)
+        counts, of_class, said = Counter(filter(None, captions)), defaultdict(Counter), Counter()
         if not counts:
             raise ValueError("the data has no captions, so there are no words; give data with captions.")
         for caption, label in zip(captions, labels, strict=True):
@@ -71,7 +71,6 @@ class Vocabulary:
                 f"the data has the class number {nameless[0]}, but the checkpoint has {len(class_names)} "
                 "classes; give the data that it was trained on."
             )
-        said: Counter[str] = Counter()
         for caption, count in counts.items():
             said.update(dict.fromkeys(read_caption(caption).probes(), count))
         return cls(
@@ -122,9 +121,6 @@ def _check_counts(what: str, counts: Any) -> None:
     numbers = list(counts.values()) if isinstance(counts, dict) else []
     if not numbers or not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError(f"{what}: expected texts and how often they occur, whole numbers above 0")
-
-
-# -- describing vectors --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -193,9 +189,8 @@ class Words:
         for caption, count in self.vocabulary.captions.items():
             said = read_caption(caption)
             articles[said.noun][said.article] += count
-        return {
-            noun: articles[noun].most_common(1)[0][0] for noun in self.vocabulary.probes if noun in articles
-        }
+        probes = filter(articles.__contains__, self.vocabulary.probes)
+        return {noun: articles[noun].most_common(1)[0][0] for noun in probes}
 
     def prompts(self, probe: str) -> list[str]:
         """Texts whose mean embedding represents a probe: captions of every noun with it.
@@ -239,9 +234,6 @@ def _nearest(vectors: np.ndarray, texts: Sequence[str], table: np.ndarray, count
     ]
 
 
-# -- the command ---------------------------------------------------------------------------------------
-
-
 def write(checkpoint: str | Path, data: Sequence[str | Path]) -> Path:
     """Write the vocabulary of the Parquet files `data` into a checkpoint folder; returns its path.
 
@@ -251,19 +243,12 @@ def write(checkpoint: str | Path, data: Sequence[str | Path]) -> Path:
 
     modalities = load_config(Path(checkpoint)).modalities
     classes = next((m.options["classes"] for m in modalities if m.kind == "label"), [])
-    captions, labels = [], []
-    for path in data:
-        more_captions, more_labels = read_captions(path)
-        captions += more_captions
-        labels += more_labels
-    return Vocabulary.from_captions(captions, labels, classes).save(checkpoint)
+    return Vocabulary.from_captions(*read_captions(data), classes).save(checkpoint)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mmdiff.clip.vocabulary",
-        description="Write the words of the training data to a checkpoint.",
-    )
+    about = "Write the words of the training data to a checkpoint."
+    parser = argparse.ArgumentParser(prog="python -m mmdiff.clip.vocabulary", description=about)
     parser.add_argument("checkpoint", help="checkpoint folder")
     parser.add_argument("--data", nargs="+", required=True, metavar="PARQUET", help="its training data")
     args = parser.parse_args(arguments)

@@ -75,8 +75,6 @@ class Evaluation:
         """Height and width of the pictures in pixels."""
         return self.pipe.modalities["image"].shape[-1]
 
-    # -- examples ------------------------------------------------------------------------------------
-
     def require(self, *names: str) -> None:
         """Raises `Skip` unless the model has these modalities."""
         for name in names:
@@ -112,8 +110,6 @@ class Evaluation:
     def read(self, rows: Tensor) -> dict[str, Tensor]:
         """Data-space values of the examples, on the CPU; the embedding is the photo's."""
         return draw_batch(self.examples, self.pipe.modalities, rows, None, flip=False)[0]
-
-    # -- sampling ------------------------------------------------------------------------------------
 
     def sample(
         self,
@@ -184,8 +180,6 @@ class Evaluation:
         """The seeds of the samples of these numbers (n,)."""
         return [self.settings.seed * 1_000_003 + int(k) for k in index]
 
-    # -- the embedding space -------------------------------------------------------------------------
-
     def embed_images(self, images: Tensor) -> Tensor:
         """Pictures (n, 3, H, W) in [-1, 1] -> unit vectors (n, D) on the CPU."""
         embedder = self._embedder()
@@ -222,8 +216,6 @@ class Evaluation:
             gallery = self.read(torch.cat([own, others]))["embedding"]
             ranks.append(metrics.gallery_ranks(predicted[chunk], gallery, torch.arange(len(own))))
         return torch.cat(ranks), size
-
-    # -- what a picture shows, by independent observers ----------------------------------------------
 
     def classify(self, images: Tensor) -> Tensor:
         """The classifier's class of each picture, numbered like the model's labels: (n,) long."""
@@ -278,8 +270,6 @@ class Evaluation:
     def _lpips(self) -> Callable[[Tensor, Tensor], Tensor]:
         return perceptual.load_lpips(self.pipe.device)
 
-    # -- the rule "what is not white is the object" ----------------------------------------------------
-
     @cached_property
     def white_rule_iou(self) -> float:
         """Mean IoU of the white-background rule and the annotated masks on real photos."""
@@ -301,8 +291,6 @@ class Evaluation:
         """IoU of each mask with the object that the white-background rule finds in the picture: (n,)."""
         self.require_rule()
         return metrics.object_iou(metrics.white_background_mask(images), masks == 1)
-
-    # -- for the grid of samples ---------------------------------------------------------------------
 
     def picture(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) in [-1, 1] -> (n, H, W, 3) uint8."""

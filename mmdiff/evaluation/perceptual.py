@@ -16,6 +16,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,16 +41,26 @@ def load_lpips(device: torch.device, batch: int = 64) -> Callable[[Tensor, Tenso
     Nothing is downloaded, and the random numbers of torch stay as they were. Raises `Skip` with the reason
     where something is not installed; the distance raises it for pictures below `SMALLEST` pixels a side.
     """
-    network = lpips_network(device)
+    network = in_batches("LPIPS", lpips_network(device), device, batch)
+    return lambda a, b: network(a, b).flatten()
+
+
+def in_batches(
+    name: str, network: Callable[..., Tensor], device: torch.device, batch: int, smallest: int = SMALLEST
+) -> Callable[..., Tensor]:
+    """The network on any number of pictures (n, 3, H, W), for measurements: (n, ...) on the CPU.
+
+    It raises `Skip`, calling the network ``name``, for pictures below ``smallest`` pixels a side.
+    """
 
     @torch.no_grad()
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        if (side := min(a.shape[2:])) < SMALLEST:
-            raise Skip(f"LPIPS needs pictures of at least {SMALLEST} pixels a side; these have {side}")
-        pairs = zip(a.split(batch), b.split(batch), strict=True)
-        return torch.cat([network(x.to(device), y.to(device)).flatten().cpu() for x, y in pairs])
+    def measured(*pictures: Tensor) -> Tensor:
+        if (side := min(pictures[0].shape[2:])) < smallest:
+            raise Skip(f"{name} needs pictures of at least {smallest} pixels a side; these have {side}")
+        chunks = zip(*(p.split(batch) for p in pictures), strict=True)
+        return torch.cat([network(*(x.to(device) for x in chunk)).cpu() for chunk in chunks])
 
-    return distance
+    return measured
 
 
 def lpips_network(device: torch.device) -> nn.Module:
@@ -74,12 +85,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError:
         raise Skip(NO_TORCHMETRICS) from None
-    if (side := min(a.shape[2:])) < SSIM_WINDOW:
-        raise Skip(f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side; these have {side}")
-    chunks = zip(a.split(64), b.split(64), strict=True)
-    return torch.cat(
-        [structural_similarity_index_measure(x, y, data_range=2.0, reduction="none") for x, y in chunks]
-    )
+    each = partial(structural_similarity_index_measure, data_range=2.0, reduction="none")
+    return in_batches("SSIM", each, a.device, 64, SSIM_WINDOW)(a, b)
 
 
 def _network(lpips: Any, weights: Mapping[str, Tensor]) -> nn.Module:
