@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -141,23 +141,17 @@ def _device_name(device: torch.device) -> str:
 
 def table(results: Mapping[str, dict]) -> str:
     """The figures of `evaluate` as text, one number a line."""
-    lines = []
-    for task, figures in results.items():
-        lines += [(f"{task}.{name}", value) for name, value in _flatten(figures)]
+    lines = list(_flatten(results))
     width = max((len(name) for name, _ in lines), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-def _flatten(figures: Mapping, prefix: str = "") -> list[tuple[str, str]]:
-    lines = []
+def _flatten(figures: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in figures.items():
-        if isinstance(value, Mapping) and not name.startswith("by_"):
-            lines += _flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, float):
-            lines.append((prefix + name, f"{value:.4f}"))
-        elif not isinstance(value, Mapping):
-            lines.append((prefix + name, str(value)))
-    return lines
+        if not isinstance(value, Mapping):
+            yield prefix + name, f"{value:.4f}" if isinstance(value, float) else str(value)
+        elif not name.startswith("by_"):
+            yield from _flatten(value, f"{prefix}{name}.")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

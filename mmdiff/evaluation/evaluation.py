@@ -47,28 +47,27 @@ class Outcome:
     each: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Evaluation:
     """A pipeline, examples, settings and independent observers.
 
-    Args:
+    Attributes:
         classifier, segmenter: networks that say what a generated picture shows.
         train_captions: texts that the model was trained with, for the task `prompts`.
         train_photos: (n, 3, H, W) uint8 that the model was trained with, for `copies` and `likeness`.
+        rows: (n,) of the examples to measure.
     """
 
-    def __init__(
-        self,
-        pipe: Pipeline,
-        examples: Examples,
-        settings: EvaluationSettings,
-        classifier: Classifier | None = None,
-        train_captions: Sequence[str] = (),
-        segmenter: Segmenter | None = None,
-        train_photos: Tensor | None = None,
-    ) -> None:
-        self.pipe, self.settings, self.classifier, self.segmenter = pipe, settings, classifier, segmenter
-        self.examples, self.train_captions, self.train_photos = examples, train_captions, train_photos
-        self.rows = self._drawn(len(examples), settings.limit)
+    pipe: Pipeline
+    examples: Examples
+    settings: EvaluationSettings
+    classifier: Classifier | None = None
+    train_captions: Sequence[str] = ()
+    segmenter: Segmenter | None = None
+    train_photos: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.rows = self._drawn(len(self.examples), self.settings.limit)
 
     @property
     def size(self) -> int:
@@ -162,15 +161,8 @@ class Evaluation:
     ) -> dict[str, Tensor]:
         """`sample` of photos with holes, with the settings for these."""
         s = self.settings
-        return self.sample(
-            title,
-            wanted,
-            len(known_pixels),
-            given,
-            known_pixels,
-            guidance_scale={"image": s.filling_guidance},
-            steps=s.filling_steps or s.steps,
-        )
+        options = {"guidance_scale": {"image": s.filling_guidance}, "steps": s.filling_steps or s.steps}
+        return self.sample(title, wanted, len(known_pixels), given, known_pixels, **options)
 
     def inpainting_methods(self) -> Mapping[str, InpaintingMethod]:
         """Methods to compare inpainting with, by name."""

@@ -6,6 +6,7 @@ A task raises `Skip` with the reason where the data, the model or the observers 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -220,21 +221,15 @@ def bound(ev: Evaluation) -> Outcome:
     rows = ev.drawn(ev.rows_with("image"))
     device = ev.pipe.device
     generator = torch.Generator(device).manual_seed(ev.settings.seed)
-    totals: dict[str, float] = {}
-    seen = dict.fromkeys(ev.pipe.modalities, 0)
-    with tqdm(total=len(rows), desc="bound", unit="example", mininterval=1) as bar:
-        for index in rows.split(ev.settings.batch):
-            x, flags = draw_batch(ev.examples, ev.pipe.modalities, index, None, flip=False)
-            x = {n: v.to(device) for n, v in x.items()}
-            present = dict(zip(ev.pipe.modalities, flags.T.to(device), strict=True))
-            terms = losses.bound(
-                ev.pipe.model, ev.pipe.schedule, x, present, generator, draws=ev.settings.bound_draws
-            )
-            for name, nats in terms.items():
-                totals[name] = totals.get(name, 0.0) + nats.double().sum().item()
-            for name, has in present.items():
-                seen[name] += int(has.sum())
-            bar.update(len(index))
+    totals, seen = Counter(), Counter()  # nats of each term, and examples that have each modality
+    batches, draws = rows.split(ev.settings.batch), ev.settings.bound_draws
+    for index in tqdm(batches, desc="bound", unit="batch", mininterval=1):
+        x, flags = draw_batch(ev.examples, ev.pipe.modalities, index, None, flip=False)
+        x = {n: v.to(device) for n, v in x.items()}
+        present = dict(zip(ev.pipe.modalities, flags.T.to(device), strict=True))
+        terms = losses.bound(ev.pipe.model, ev.pipe.schedule, x, present, generator, draws=draws)
+        totals.update({name: nats.double().sum().item() for name, nats in terms.items()})
+        seen.update({name: int(has.sum()) for name, has in present.items()})
     nats, bits = {}, {}
     for name, total in totals.items():
         modality = name.removeprefix("L2/") if name.startswith("L2/") else "image"
