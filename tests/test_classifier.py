@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from mmdiff.evaluation.observers import classifier as module
 from mmdiff.evaluation.observers.augmentation import blur
 from mmdiff.evaluation.observers.classifier import Classifier
-from mmdiff.evaluation.observers.photos import Photos, read_annotated
+from mmdiff.evaluation.observers.observer import Photos, read_annotated
 from mmdiff.modalities.label import LabelModality
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 190)}

@@ -8,7 +8,7 @@ from PIL import Image as PIL
 
 from mmdiff.evaluation.observers import segmenter as segmenting
 from mmdiff.evaluation.observers.augmentation import draw_moves, moved
-from mmdiff.evaluation.observers.photos import Photos, read_annotated
+from mmdiff.evaluation.observers.observer import Photos, read_annotated
 from mmdiff.evaluation.observers.segmenter import Segmenter
 from mmdiff.modalities.mask import MaskModality
 

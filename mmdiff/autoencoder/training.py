@@ -20,6 +20,7 @@ from mmdiff.files import write_tensors
 from mmdiff.options import option
 from mmdiff.training.learning_rate import warm_cosine
 from mmdiff.training.recipe import TimedRecipe
+from mmdiff.training.state import load_moments, moments_of, part_of
 
 WARMUP = 0.03  # of the training
 EMA = 0.998
@@ -166,12 +167,9 @@ class Training:
 
     def save_state(self, path: Path) -> None:
         """Everything that a resumed training needs. Raises OSError if it cannot be written."""
-        tensors = {}
-        for name, part in self._parts().items():
-            tensors |= {f"{name}/{n}": t for n, t in part.state_dict().items()}
-        for name, optimizer in self._optimizers().items():
-            for i, moments in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}/{i}/{n}": t for n, t in moments.items()}
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        states |= {name: moments_of(optimizer) for name, optimizer in self._optimizers().items()}
+        tensors = {f"{name}/{n}": t for name, state in states.items() for n, t in state.items()}
         write_tensors(tensors, path, {n: str(getattr(self, n)) for n in ("step", "images", "seconds")})
 
     def load_state(self, path: Path) -> None:
@@ -181,11 +179,11 @@ class Training:
                 position = file.metadata()
                 tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
             for name, part in self._parts().items():
-                part.load_state_dict(_below(tensors, f"{name}/"))
+                part.load_state_dict(part_of(tensors, f"{name}/"))
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path} is of another network; use a new --out folder ({error}).") from error
         for name, optimizer in self._optimizers().items():
-            _load_moments(optimizer, _below(tensors, f"{name}/"))
+            load_moments(optimizer, part_of(tensors, f"{name}/"))
         self.step, self.images = int(position["step"]), int(position["images"])
         self.seconds = float(position["seconds"])
 
@@ -194,27 +192,6 @@ class Training:
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"optimizer": self.optimizer, "critic": self.critic}
-
-
-def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what was saved as "0/exp_avg" and so on.
-
-    Moments get the memory layout of their parameter, because the fused kernel pairs them by position in
-    memory: contiguous moments of a channels-last parameter would belong to other weights.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, moment = key.split("/")
-        parameter = parameters[int(index)]
-        if value.shape == parameter.shape:
-            value = torch.empty_like(parameter).copy_(value)
-        state.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _autocast(device: torch.device) -> torch.autocast:

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from mmdiff.evaluation.metrics import mean
 from mmdiff.evaluation.observers.augmentation import blur, draw_moves, moved, roughened
 from mmdiff.evaluation.observers.command import run
-from mmdiff.evaluation.observers.observer import Observer, ResidualBlock, stem
-from mmdiff.evaluation.observers.photos import Photos
+from mmdiff.evaluation.observers.observer import Observer, Photos, ResidualBlock, stem
 from mmdiff.modalities.label import LabelModality
 
 WEAK_RECALL = 0.9

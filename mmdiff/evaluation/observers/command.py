@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from mmdiff.device import choose_device
-from mmdiff.evaluation.observers.observer import Observer
-from mmdiff.evaluation.observers.photos import read_annotated
+from mmdiff.evaluation.observers.observer import Observer, read_annotated
 from mmdiff.files import CARD_FILE, write_text
 
 CARD = """# {title}

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.observers.augmentation import draw_moves, moved, roughened
 from mmdiff.evaluation.observers.command import run
-from mmdiff.evaluation.observers.observer import Observer, ResidualBlock, stem
-from mmdiff.evaluation.observers.photos import Photos
+from mmdiff.evaluation.observers.observer import Observer, Photos, ResidualBlock, stem
 from mmdiff.modalities.mask import VOID, MaskModality
 
 COLOUR = 3.0  # times that of a classifier: light and weather differ more outdoors than in a studio
