@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from mmdiff.evaluation.skip import Skip, or_reason
 from mmdiff.evaluation.subsets import all_subsets
 from mmdiff.evaluation.subsets import table as subsets_table
 from mmdiff.evaluation.tasks import TASKS
+from mmdiff.modalities import Modality
 from mmdiff.options import add_options, from_options
 from mmdiff.pipeline import Pipeline
 
@@ -86,8 +87,10 @@ def run(args: argparse.Namespace) -> dict:
     classifier = Classifier.from_pretrained(args.judge, pipe.device) if args.judge else None
     examples = read_examples(args.data, pipe)
     segmenter = Segmenter.from_pretrained(args.segmenter, pipe.device) if args.segmenter else None
-    captions, photos = read_training_data(args.train, pipe) if args.train else ((), None)
-    ev = Evaluation(pipe, examples, settings, classifier, captions, segmenter, photos)
+    ev = Evaluation(pipe, examples, settings, classifier, segmenter=segmenter)
+    if args.train:
+        trained_on = _read(args.train, [pipe.modalities["image"]])
+        ev.train_captions, ev.train_photos = trained_on.captions, trained_on.stored["image"]
     results = measure(ev, args)
     return results | {
         "checkpoint": Path(args.checkpoint).name,
@@ -116,20 +119,15 @@ def measure(ev: Evaluation, args: argparse.Namespace) -> dict:
 
 def read_examples(path: str, pipe: Pipeline) -> Examples:
     """The data set, with the embeddings of its photos if the model has an embedding modality."""
-    examples = _with_photos(read_parquet(path, pipe.modalities.values(), DataConfig()), path)
+    examples = _read(path, pipe.modalities.values())
     if "embedding" in pipe.modalities and "embedding" not in examples.stored and pipe.embedder is not None:
         size = pipe.modalities["image"].shape[-1]
         add_embeddings(examples, "embedding", "image", pipe.embedder, size)
     return examples
 
 
-def read_training_data(path: str, pipe: Pipeline) -> tuple[list[str], torch.Tensor]:
-    """Captions and photos (n, 3, H, W) uint8 that the model was trained with."""
-    examples = _with_photos(read_parquet(path, [pipe.modalities["image"]], DataConfig()), path)
-    return examples.captions, examples.stored["image"]
-
-
-def _with_photos(examples: Examples, path: str) -> Examples:
+def _read(path: str, modalities: Iterable[Modality]) -> Examples:
+    examples = read_parquet(path, modalities, DataConfig())
     if "image" not in examples.stored:
         raise ValueError(f"{path} has no photo in a column 'image'; rename the column that holds them.")
     return examples

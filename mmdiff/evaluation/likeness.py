@@ -28,9 +28,7 @@ def load_features(device: torch.device, batch: int = 128) -> Callable[[Tensor], 
 
     network = make().features[: LAYERS[-1] + 2]  # with the last convolution's ReLU
     weights = alexnet()
-    for layer in LAYERS:
-        state = {kind: weights[f"features.{layer}.{kind}"] for kind in ("weight", "bias")}
-        network[layer].load_state_dict(state)
+    network.load_state_dict({name: weights[f"features.{name}"] for name in network.state_dict()})
     network = network.to(device).eval().requires_grad_(False)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
     return in_batches("AlexNet", lambda x: network(((x + 1) / 2 - mean) / std).mean((2, 3)), device, batch)

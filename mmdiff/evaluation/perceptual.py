@@ -95,9 +95,8 @@ def _network(lpips: Any, weights: Mapping[str, Tensor]) -> nn.Module:
         # lpips 0.1.4 uses a deprecated argument of torchvision
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models\._utils")
         network = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
-    for number, layer in enumerate(LAYERS, start=1):
-        state = {kind: weights[f"features.{layer}.{kind}"] for kind in ("weight", "bias")}
-        network.net.get_submodule(f"slice{number}.{layer}").load_state_dict(state)
+    names = network.net.state_dict()  # slice1.0.weight and so on
+    network.net.load_state_dict({name: weights[f"features.{name.partition('.')[2]}"] for name in names})
     heads = _load(Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth")
     for number, head in enumerate(network.lins):
         head.load_state_dict({"model.1.weight": heads[f"lin{number}.model.1.weight"]})
