@@ -26,6 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.repaint import RePaintEvaluation
 from benchmarks.report import build
 from benchmarks.study import (
     CPU,
@@ -51,7 +52,6 @@ from mmdiff.evaluation.holes import HOLES, interval
 from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
 
-RESAMPLES = 10  # of every jump of RePaint; with half as many jumps, as the others' steps, it is worse
 PHOTOS = {"joint": 0.0, "given": 1.0, "holes": 1.0}  # every photo is given, with holes
 
 
@@ -116,8 +116,9 @@ SYSTEMS: dict[str, System] = {
     ),
     "diffusion of photos, RePaint": System(
         alone(given=0.0),
-        settings=UNGUIDED | {"repaint": RESAMPLES},
+        settings=UNGUIDED,
         tasks=("holes", "likeness"),
+        evaluation=RePaintEvaluation,
         fills="repaint",
     ),
     "diffusion for holes only": System(alone(**PHOTOS), settings=UNGUIDED, tasks=("holes",)),
@@ -190,7 +191,7 @@ def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
 def calls(system: System, settings: EvaluationSettings) -> int:
     """Calls of the network that fill a hole; guidance doubles them."""
     if system.fills == "repaint":
-        return settings.steps * settings.repaint
+        return settings.steps * RePaintEvaluation.resamples
     return (settings.filling_steps or settings.steps) * (1 if settings.filling_guidance == 1 else 2)
 
 

@@ -48,7 +48,7 @@ class Variant:
         annotated: name of the modality that every training example must have, if any.
         settings: of the evaluation, where they differ from the baseline's.
         tasks: of the evaluation; None: all.
-        trainer: class of the trainer.
+        trainer, evaluation: classes that train and measure it.
     """
 
     change: Change = lambda config: config
@@ -56,6 +56,7 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] | None = None
     trainer: type[Trainer] = Trainer
+    evaluation: type[Evaluation] = Evaluation
 
     def train(
         self, config: TrainConfig, examples: Examples, kept: Path | None = None
@@ -98,7 +99,8 @@ class Bench:
         """The evaluation of the averaged model, with the variant's settings."""
         pipe = Pipeline(trainer.ema.model, CPU, self.embedder)
         settings = dataclasses.replace(self.settings, **variant.settings)
-        return Evaluation(pipe, self.val, settings, self.judge, train_photos=self.train.stored["image"])
+        photos = self.train.stored["image"]
+        return variant.evaluation(pipe, self.val, settings, self.judge, train_photos=photos)
 
 
 def load_bench(

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ from mmdiff.evaluation.skip import Skip, or_reason
 from mmdiff.evaluation.subsets import all_subsets
 from mmdiff.evaluation.subsets import table as subsets_table
 from mmdiff.evaluation.tasks import TASKS
+from mmdiff.modalities import Modality
+from mmdiff.options import add_options, from_options
 from mmdiff.pipeline import Pipeline
 
 SUBSET_EXAMPLES = 96  # with --all-subsets, which samples up to 23 times
@@ -77,9 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     """Load everything that the arguments name and measure it."""
-    names = [f.name for f in dataclasses.fields(EvaluationSettings)]
-    chosen = {n: tuple(v) if isinstance(v := getattr(args, n), list) else v for n in names}
-    settings = EvaluationSettings(**chosen)
+    settings = from_options(EvaluationSettings, args)
     if args.all_subsets and settings.limit is None:
         settings = dataclasses.replace(settings, limit=SUBSET_EXAMPLES)
     start = time.perf_counter()
@@ -87,8 +87,10 @@ def run(args: argparse.Namespace) -> dict:
     classifier = Classifier.from_pretrained(args.judge, pipe.device) if args.judge else None
     examples = read_examples(args.data, pipe)
     segmenter = Segmenter.from_pretrained(args.segmenter, pipe.device) if args.segmenter else None
-    captions, photos = read_training_data(args.train, pipe) if args.train else ((), None)
-    ev = Evaluation(pipe, examples, settings, classifier, captions, segmenter, photos)
+    ev = Evaluation(pipe, examples, settings, classifier, segmenter=segmenter)
+    if args.train:
+        trained_on = _read(args.train, [pipe.modalities["image"]])
+        ev.train_captions, ev.train_photos = trained_on.captions, trained_on.stored["image"]
     results = measure(ev, args)
     return results | {
         "checkpoint": Path(args.checkpoint).name,
@@ -117,20 +119,15 @@ def measure(ev: Evaluation, args: argparse.Namespace) -> dict:
 
 def read_examples(path: str, pipe: Pipeline) -> Examples:
     """The data set, with the embeddings of its photos if the model has an embedding modality."""
-    examples = _with_photos(read_parquet(path, pipe.modalities.values(), DataConfig()), path)
+    examples = _read(path, pipe.modalities.values())
     if "embedding" in pipe.modalities and "embedding" not in examples.stored and pipe.embedder is not None:
         size = pipe.modalities["image"].shape[-1]
         add_embeddings(examples, "embedding", "image", pipe.embedder, size)
     return examples
 
 
-def read_training_data(path: str, pipe: Pipeline) -> tuple[list[str], torch.Tensor]:
-    """Captions and photos (n, 3, H, W) uint8 that the model was trained with."""
-    examples = _with_photos(read_parquet(path, [pipe.modalities["image"]], DataConfig()), path)
-    return examples.captions, examples.stored["image"]
-
-
-def _with_photos(examples: Examples, path: str) -> Examples:
+def _read(path: str, modalities: Iterable[Modality]) -> Examples:
+    examples = read_parquet(path, modalities, DataConfig())
     if "image" not in examples.stored:
         raise ValueError(f"{path} has no photo in a column 'image'; rename the column that holds them.")
     return examples
@@ -142,23 +139,17 @@ def _device_name(device: torch.device) -> str:
 
 def table(results: Mapping[str, dict]) -> str:
     """The figures of `evaluate` as text, one number a line."""
-    lines = []
-    for task, figures in results.items():
-        lines += [(f"{task}.{name}", value) for name, value in _flatten(figures)]
+    lines = list(_flatten(results))
     width = max((len(name) for name, _ in lines), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-def _flatten(figures: Mapping, prefix: str = "") -> list[tuple[str, str]]:
-    lines = []
+def _flatten(figures: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in figures.items():
-        if isinstance(value, Mapping) and not name.startswith("by_"):
-            lines += _flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, float):
-            lines.append((prefix + name, f"{value:.4f}"))
-        elif not isinstance(value, Mapping):
-            lines.append((prefix + name, str(value)))
-    return lines
+        if not isinstance(value, Mapping):
+            yield prefix + name, f"{value:.4f}" if isinstance(value, float) else str(value)
+        elif not name.startswith("by_"):
+            yield from _flatten(value, f"{prefix}{name}.")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -186,21 +177,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="TASK",
         help=f"which tasks to measure, of {', '.join(TASKS)} (default: all)",
     )
-    for field in dataclasses.fields(EvaluationSettings):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **_argument(field))
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    add_options(parser, EvaluationSettings)
     return parser.parse_args(argv)
-
-
-def _argument(field: dataclasses.Field) -> dict:
-    """Arguments of `add_argument` for a field of `EvaluationSettings`."""
-    kind = type(field.default)
-    how: dict = {"type": kind, "default": field.default}
-    if kind is bool:
-        how = {"action": argparse.BooleanOptionalAction, "default": field.default}
-    elif kind is tuple:
-        how = {"nargs": "+", "default": list(field.default)}
-    return how | field.metadata
 
 
 if __name__ == "__main__":

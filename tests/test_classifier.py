@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 from mmdiff.evaluation.observers import classifier as module
 from mmdiff.evaluation.observers.augmentation import blur
 from mmdiff.evaluation.observers.classifier import Classifier
-from mmdiff.evaluation.observers.photos import Photos
+from mmdiff.evaluation.observers.observer import Photos, read_annotated
+from mmdiff.modalities.label import LabelModality
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 190)}
 
@@ -58,8 +59,8 @@ def test_training_learns_and_records_what_it_measured(trained):
     assert (classifier.facts["train_examples"], classifier.facts["val_examples"]) == (135, 54)
     assert classifier.classes == tuple(COLOURS)
     assert f"{classifier.facts['val_top1']:.4f}" in (trained / "out" / "README.md").read_text()
-    val = module.read_photos(trained / "val.parquet", classifier.classes, classifier.size)
-    found = module.measure(classifier, val)
+    label = LabelModality("label", classifier.size, patch_size=2, classes=classifier.classes)
+    found = classifier.measure(read_annotated(trained / "val.parquet", label))
     assert found["val_top1"] == pytest.approx(
         classifier.facts["val_top1"], abs=0.02
     )  # half precision on disk
@@ -101,7 +102,7 @@ def test_weak_classes_are_named():
             return torch.tensor([1.0, 0.0, 0.0]).expand(len(images), -1)
 
     photos = Photos(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1, 2]))
-    found = module.measure(Constant(["a", "b", "c"], size=8), photos)
+    found = Constant(["a", "b", "c"], size=8).measure(photos)
     assert found["val_top1"] == 0.5 and found["val_weak_classes"] == {"b": 0, "c": 0}
 
 

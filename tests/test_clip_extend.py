@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mmdiff.clip import extend as module
-from mmdiff.clip.card import _extension
+from mmdiff.clip.card import extension
 from mmdiff.clip.colours import Said, parse
 from mmdiff.clip.embedder import ClipEmbedder
 from mmdiff.clip.extend import extend, kept_texts, mean_cosine, new_texts, photos_with_masks, text_tower
@@ -136,9 +136,8 @@ def test_the_card_describes_the_extension():
         "new_cosine": {"before": 0.4, "after": 0.99},
         "kept_cosine": 0.995,
     }
-    text = _extension(found)
-    assert "red cherry" in text and "0.99, before 0.40" in text and "0.995" in text
-    assert _extension(None) == ""
+    text = extension(found)
+    assert "red cherry" in text and "0.99, before\n0.40" in text and "0.995" in text
 
 
 def test_captions_without_missing_combinations_are_refused(checkpoint, tmp_path, fruit, capsys):

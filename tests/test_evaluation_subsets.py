@@ -214,7 +214,9 @@ def test_ranks_in_a_gallery_equal_a_sort():
     generator = torch.Generator().manual_seed(0)
     queries, gallery = torch.randn(20, 8, generator=generator), torch.randn(50, 8, generator=generator)
     own = torch.randint(50, (20,), generator=generator)
-    order = metrics.cosine(queries[:, None].mT.expand(-1, -1, 50), gallery.T[None].expand(20, -1, -1))
+    order = torch.cosine_similarity(
+        queries[:, None].mT.expand(-1, -1, 50), gallery.T[None].expand(20, -1, -1)
+    )
     expected = [order[k].argsort(descending=True).tolist().index(own[k]) + 1 for k in range(20)]
     assert metrics.gallery_ranks(queries, gallery, own).tolist() == expected
     equal = torch.ones(5, 3)

@@ -78,7 +78,9 @@ def test_blocks_come_in_several_amounts(kind, hidden):
     assert ((~HOLES[kind](3, 64, 0)).sum((1, 2)) == hidden * 64).all()
 
 
-@pytest.mark.parametrize("arguments", [(0, 64), (1, 4), (1, 64, 0, 0.0), (1, 64, 0, 1.5)])
-def test_impossible_requests_are_refused(arguments):
+@pytest.mark.parametrize(
+    ("count", "size", "fraction"), [(0, 64, 0.5), (1, 4, 0.5), (1, 64, 0.0), (1, 64, 1.5)]
+)
+def test_impossible_requests_are_refused(count, size, fraction):
     with pytest.raises(ValueError, match="ask for|between 0 and 1"):
-        random_blocks(*arguments)
+        random_blocks(count, size, fraction=fraction)

@@ -1,10 +1,7 @@
 """Metrics against torchmetrics, scipy and closed forms."""
 
-import math
-
 import pytest
 import torch
-from scipy.ndimage import binary_fill_holes
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -69,13 +66,6 @@ def test_top_k_of_fewer_classes_than_k_always_hits():
     assert metrics.top_k_hits(torch.tensor([[0.9, 0.1]]), torch.tensor([1]), 5).all()
 
 
-def test_cosine_of_known_angles():
-    angles = torch.tensor([0.0, 0.5, math.pi / 2, math.pi])
-    a = torch.tensor([[2.0, 0.0]]).expand(4, 2)
-    b = 3 * torch.stack([angles.cos(), angles.sin()], 1)
-    torch.testing.assert_close(metrics.cosine(a, b), angles.cos())
-
-
 def test_psnr_inside_holes_equals_torchmetrics_on_the_hidden_values(generator):
     truth = torch.rand(3, 3, 12, 12, generator=generator) * 2 - 1
     guess = (truth + 0.2 * torch.randn(truth.shape, generator=generator)).clamp(-1, 1)
@@ -111,13 +101,6 @@ def test_mean_fill_leaves_the_variance_of_the_hidden_part(generator):
     expected = image[..., :4].mean((2, 3))[:, :, None, None].expand(-1, -1, 8, 4)
     torch.testing.assert_close(filled[..., 4:], expected)
     assert (mean_fill(image, torch.zeros_like(known)) == 0).all()
-
-
-def test_fill_enclosed_equals_scipy(generator):
-    maps = torch.rand(40, 24, 24, generator=generator) < torch.linspace(0.2, 0.8, 40)[:, None, None]
-    expected = torch.stack([torch.from_numpy(binary_fill_holes(m.numpy())) for m in maps])
-    assert not torch.equal(expected, maps)
-    assert torch.equal(metrics.fill_enclosed(maps), expected)
 
 
 def test_white_rule_finds_a_disc_with_a_white_highlight():

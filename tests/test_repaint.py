@@ -1,19 +1,17 @@
 """RePaint on a Gaussian whose unconditional denoiser and conditional distribution are known."""
 
-import json
 import math
 
+import numpy as np
 import pytest
 import torch
-from synthetic import lively_model, tiny_config
+from synthetic import lively_model
 
-from mmdiff.checkpoint import save_checkpoint
+from benchmarks.repaint import RePaintEvaluation, repaint
 from mmdiff.config import ModalityConfig, ModelConfig
 from mmdiff.data.examples import collate
-from mmdiff.evaluate import main
-from mmdiff.evaluation.evaluation import Evaluation
+from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.holes import HOLES
-from mmdiff.evaluation.repaint import repaint, repainted
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SampleNoise
@@ -85,28 +83,34 @@ def test_less_than_one_resample_is_refused(schedule):
         repaint(schedule, Gaussian(schedule), z0, z0 > 0, 5, 0, SampleNoise([0]))
 
 
-def test_the_command_reports_it_beside_ours(tmp_path, shapes):
-    save_checkpoint(lively_model(tiny_config(("image", "mask", "label"))), tmp_path / "tiny")
-    arguments = ["--data", str(shapes), "--tasks", "holes", "--steps", "3", "--limit", "5", "--device", "cpu"]
-    main([str(tmp_path / "tiny"), *arguments, "--repaint", "2", "--out", str(tmp_path / "out.json")])
-    found = json.loads((tmp_path / "out.json").read_text())["tasks"]["holes"]["blocks"]["fillings"]["repaint"]
-    assert math.isfinite(found["psnr"])
-    main([str(tmp_path / "tiny"), *arguments, "--out", str(tmp_path / "out.json")])
-    report = json.loads((tmp_path / "out.json").read_text())
-    assert "repaint" not in report["tasks"]["holes"]["blocks"]["fillings"]
+def evaluation(config, seed=0, photos=3):
+    pipe = Pipeline(lively_model(config, seed), torch.device("cpu"))
+    examples = collate(
+        [{"image": np.full((3, 32, 32), 30 * k, np.uint8)} for k in range(photos)], [""] * photos, 0
+    )
+    return RePaintEvaluation(pipe, examples, EvaluationSettings(steps=3, batch=2))
+
+
+def only_images(kind="image"):
+    return ModelConfig((ModalityConfig("image", kind),), 32, 8, width=32, depth=2, heads=2, refiner_width=8)
+
+
+def test_it_is_reported_beside_ours(monkeypatch):
+    monkeypatch.setattr(RePaintEvaluation, "resamples", 2)
+    fillings = evaluate(evaluation(only_images()), ["holes"])["holes"]["blocks"]["fillings"]
+    assert math.isfinite(fillings["repaint"]["psnr"]) and "telea" in fillings
 
 
 @pytest.mark.parametrize("kind", ["image", "latent_image"])
-def test_known_pixels_are_kept_and_the_model_fills_the_rest(kind):
-    config = ModelConfig((ModalityConfig("image", kind),), 32, 8, width=32, depth=2, heads=2, refiner_width=8)
+def test_known_pixels_are_kept_and_the_model_fills_the_rest(kind, monkeypatch):
+    monkeypatch.setattr(RePaintEvaluation, "resamples", 2)
     photos = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     known = HOLES["half"](3, 32, 0)
     fills = []
     for seed in (0, 1):
-        pipe = Pipeline(lively_model(config, seed), torch.device("cpu"))
-        ev = Evaluation(pipe, collate([{}] * 3, [""] * 3, 0), EvaluationSettings(steps=3, repaint=2, batch=2))
-        fills.append(repainted(ev, photos, known))
+        ev = evaluation(only_images(kind), seed)
+        fills.append(ev.repainted(photos, known))
         assert torch.equal(fills[-1].where(known[:, None], 0), photos.where(known[:, None], 0))
         hidden = torch.where(known[:, None], photos, 0)
-        assert torch.equal(repainted(ev, hidden, known), fills[-1])  # hidden pixels do not matter
+        assert torch.equal(ev.repainted(hidden, known), fills[-1])  # hidden pixels do not matter
     assert (fills[0] - fills[1]).abs().mean() > 0.01

@@ -8,8 +8,9 @@ from PIL import Image as PIL
 
 from mmdiff.evaluation.observers import segmenter as segmenting
 from mmdiff.evaluation.observers.augmentation import draw_moves, moved
-from mmdiff.evaluation.observers.photos import Photos
+from mmdiff.evaluation.observers.observer import Photos, read_annotated
 from mmdiff.evaluation.observers.segmenter import Segmenter
+from mmdiff.modalities.mask import MaskModality
 
 CLASSES = ("void", "sky", "ground")
 
@@ -47,7 +48,7 @@ def test_training_learns_and_records_what_it_measured(trained):
     assert segmenter.facts["val_miou"] >= 0.95 and set(segmenter.facts["val_iou"]) == {"sky", "ground"}
     assert (segmenter.facts["train_examples"], segmenter.facts["val_examples"]) == (80, 24)
     assert f"{segmenter.facts['val_miou']:.3f}" in (trained / "out" / "README.md").read_text()
-    photos = segmenting.read_photos(trained / "val.parquet", CLASSES, 32)
+    photos = read_annotated(trained / "val.parquet", MaskModality("mask", 32, 2, CLASSES))
     images, masks = photos.batch(torch.arange(24), torch.device("cpu"))
     seen = segmenter.read(images)
     counted = masks != 0
@@ -57,7 +58,7 @@ def test_training_learns_and_records_what_it_measured(trained):
 
 def test_pictures_of_another_size_are_read_at_their_own(trained):
     segmenter = Segmenter.from_pretrained(trained / "out")
-    photos = segmenting.read_photos(trained / "val.parquet", CLASSES, 32)
+    photos = read_annotated(trained / "val.parquet", MaskModality("mask", 32, 2, CLASSES))
     images, _ = photos.batch(torch.arange(2), torch.device("cpu"))
     large = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     seen = segmenter.read(large)

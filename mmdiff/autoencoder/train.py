@@ -8,12 +8,10 @@ Captions, masks and labels are ignored. Ctrl-C or SIGTERM saves the state; the s
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -22,15 +20,16 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from mmdiff.autoencoder.card import card
-from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder, read_config
+from mmdiff.autoencoder.network import STRIDE, Autoencoder, read_config
 from mmdiff.autoencoder.training import Recipe, Training, draw_crops
 from mmdiff.config import DataConfig
 from mmdiff.data.parquet import read_parquet
 from mmdiff.device import choose_device
 from mmdiff.evaluation.metrics import psnr
 from mmdiff.evaluation.perceptual import load_lpips
-from mmdiff.files import write_text
 from mmdiff.modalities.image import ImageModality
+from mmdiff.options import add_options, from_options
+from mmdiff.training.loop import MetricsLog
 from mmdiff.training.signals import signals_stop
 
 STATE_FILE = "training_state.safetensors"
@@ -71,11 +70,19 @@ def train(
     state = out / STATE_FILE
     if state.exists():
         training.load_state(state)
-    stopped: list[str] = []
+    log, stopped = MetricsLog(out / "metrics.csv", training.images), []
     last_save = time.monotonic()
-    with _Log(out / "metrics.csv", training) as log, signals_stop(stopped):
+    total = recipe.images if math.isfinite(recipe.images) else None
+    bar = tqdm(total=total, initial=training.images, unit="photo", unit_scale=True, mininterval=2)
+    with bar, signals_stop(stopped):
         while training.share < 1 and not stopped:
-            log.write(training, training.train_step())
+            terms = training.train_step()
+            bar.update(recipe.batch)
+            if training.step % LOG_EVERY == 0:
+                values = dict.fromkeys(("l1", "lpips", "critic"), math.nan)  # there may be no critic yet
+                values |= {name: value.item() for name, value in terms.items()}
+                log.write({"images": training.images, "seconds": training.seconds} | values)
+                bar.set_postfix(l1=f"{values['l1']:.3f}", lpips=f"{values['lpips']:.3f}")
             if time.monotonic() - last_save > SAVE_EVERY:
                 training.save_state(state)
                 _save(training, out, {}, before)
@@ -96,50 +103,13 @@ def normalise_latents(network: Autoencoder, photos: Tensor, recipe: Recipe) -> N
     network.eval()
 
 
-class _Log:
-    """The progress bar and metrics.csv; a resumed training drops the rows after its saved state."""
-
-    COLUMNS = ("images", "seconds", "l1", "lpips", "critic", "lr")
-
-    def __init__(self, path: Path, training: Training) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines[1:] if int(line.split(",")[0]) <= training.images]
-        write_text(path, "\n".join([",".join(self.COLUMNS), *kept]) + "\n")
-        self.file = path.open("a", newline="", buffering=1)
-        self.writer = csv.writer(self.file)
-        total = training.recipe.images
-        self.bar = tqdm(
-            total=total if math.isfinite(total) else None,
-            initial=training.images,
-            desc="autoencoder",
-            unit="photo",
-            unit_scale=True,
-            mininterval=2,
-        )
-
-    def write(self, training: Training, terms: dict[str, Tensor]) -> None:
-        self.bar.update(training.recipe.batch)
-        if training.step % LOG_EVERY == 0:
-            values = {name: value.item() for name, value in terms.items()}
-            measured = (training.seconds, *(values.get(name, math.nan) for name in self.COLUMNS[2:]))
-            self.writer.writerow([training.images, *(f"{v:.5g}" for v in measured)])
-            self.bar.set_postfix(l1=f"{values['l1']:.3f}", lpips=f"{values['lpips']:.3f}")
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        self.file.close()
-
-
 def _save(training: Training, out: Path, figures: dict, before: dict | None) -> dict:
     network = training.average.module
     facts = {
         "init": before,  # the facts of what it started from
         "photos": len(training.photos),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "recipe": {k: v for k, v in asdict(training.recipe).items() if v != math.inf},
+        "recipe": training.recipe.as_dict(),
         "images_seen": training.images,
         "seconds": round(training.seconds, 1),
         "device": training.device.type,
@@ -179,19 +149,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--val", nargs="+", required=True, metavar="PARQUET", help="measured at the end")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--init", type=Path, metavar="FOLDER", help="autoencoder to start from")
-    parser.add_argument("--images", type=float, default=math.inf, help="stop after that many crops")
-    parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop after that time")
-    for field in fields(Recipe)[2:]:
-        flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
-        how = {"action": "store_true"} if kind is bool else {"type": kind, "default": field.default}
-        if kind is tuple:
-            how |= {"type": int, "nargs": len(WIDTHS)}
-        parser.add_argument(flag, **how)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    add_options(parser, Recipe)
     args = parser.parse_args(arguments)
     try:
         device = choose_device(args.device)
-        recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+        recipe = from_options(Recipe, args)
         torch.backends.cudnn.benchmark = True  # all batches have one shape
         if recipe.decoder_only and not args.init:
             raise ValueError("--decoder-only keeps an encoder; name the autoencoder's folder with --init.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,43 +16,40 @@ from mmdiff.autoencoder.discriminator import PatchDiscriminator, combined_gradie
 from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder
 from mmdiff.device import fast_bfloat16
 from mmdiff.evaluation.perceptual import lpips_network
-from mmdiff.evaluation.skip import Skip
 from mmdiff.files import write_tensors
+from mmdiff.options import option
 from mmdiff.training.learning_rate import warm_cosine
+from mmdiff.training.recipe import TimedRecipe
+from mmdiff.training.state import load_moments, moments_of, part_of
 
 WARMUP = 0.03  # of the training
 EMA = 0.998
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train. The end is at `images` crops or `max_minutes`, whichever comes first.
+class Recipe(TimedRecipe):
+    """How to train; `images` counts random parts of photos."""
 
-    Raises ValueError for values that cannot be used.
-    """
-
-    images: float = math.inf
-    max_minutes: float = math.inf
-    size: int = 104  # pixels; photos are cut to a square of that size when they are read
-    crop: int = 64  # pixels of the random part of it that a step uses
-    batch: int = 16
-    lr: float = 8e-4  # peak; the discriminator's is half of it
-    perceptual: float = 1.0  # weight of LPIPS beside the mean absolute error
-    noise: float = 0.15  # standard deviation of the noise on latents, which have that of 1
-    latent_channels: int = 6
-    widths: Sequence[int] = WIDTHS  # channels at a half, a quarter and an eighth of the photo's size
-    adversarial: float = 0.0  # norm of the discriminator's gradient, as a share of that of L1 + LPIPS
-    adversarial_after: float = 0.5  # share of the training after which the discriminator takes part
-    decoder_only: bool = False  # the encoder stays, so that latents keep their meaning
-    seed: int = 0
+    lr: float = option(8e-4, "peak learning rate; the discriminator's is half of it")
+    size: int = option(104, "pixels; photos are cut to a square of that size when they are read")
+    crop: int = option(64, "pixels of the random part of it that a step uses")
+    perceptual: float = option(1.0, "weight of LPIPS beside the mean absolute error")
+    noise: float = option(0.15, "standard deviation of the noise on latents, which have that of 1")
+    latent_channels: int = option(6, "numbers at each position of the latents")
+    widths: Sequence[int] = option(
+        WIDTHS, "channels at 1/2, 1/4 and 1/8 of the photo's size", type=int, nargs=len(WIDTHS)
+    )
+    adversarial: float = option(0.0, "norm of the discriminator's gradient, as a share of that of L1 + LPIPS")
+    adversarial_after: float = option(0.5, "share of the training after which the discriminator takes part")
+    decoder_only: bool = option(False, "the encoder stays, so that latents keep their meaning")
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.images) or math.isfinite(self.max_minutes)):
-            raise ValueError("the training has no end; give --images or --max-minutes, or both.")
-        if min(self.images, self.max_minutes, self.batch, self.lr, self.latent_channels) <= 0:
-            raise ValueError(f"images, max_minutes, batch, lr and latent_channels must be positive: {self}.")
-        if len(self.widths) != len(WIDTHS) or min(self.widths) < 1:
-            raise ValueError(f"widths are {self.widths}; give {len(WIDTHS)} numbers of channels.")
+        super().__post_init__()
+        if len(self.widths) != len(WIDTHS) or min(self.latent_channels, *self.widths) < 1:
+            raise ValueError(
+                f"latent_channels is {self.latent_channels} and widths are {self.widths}; give a number of "
+                f"channels and {len(WIDTHS)} numbers of channels."
+            )
         if self.adversarial < 0 or not 0 <= self.adversarial_after <= 1:
             raise ValueError(
                 f"adversarial is {self.adversarial} after {self.adversarial_after}; give a share of at least "
@@ -108,7 +104,7 @@ class Training:
             network.norm.eval()
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
         self.discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)
-        self.perceptual = _lpips(device)
+        self.perceptual = lpips_network(device)
         trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, recipe.lr, (0.9, 0.99), weight_decay=0, fused=True)
         self.critic = torch.optim.AdamW(
@@ -118,8 +114,8 @@ class Training:
 
     @property
     def share(self) -> float:
-        """Of the recipe that is done, 0 to 1."""
-        return max(self.images / self.recipe.images, self.seconds / (60 * self.recipe.max_minutes))
+        """Share of the recipe that is done, 0 to 1."""
+        return self.recipe.share(self.images, self.seconds)
 
     def train_step(self) -> dict[str, Tensor]:
         """One step of both networks; returns the terms of the loss, on the device."""
@@ -169,18 +165,12 @@ class Training:
         self.critic.step()
         return loss.detach()
 
-    # -- state on disk -------------------------------------------------------------------------------
-
     def save_state(self, path: Path) -> None:
         """Everything that a resumed training needs. Raises OSError if it cannot be written."""
-        tensors = {}
-        for name, part in self._parts().items():
-            tensors |= {f"{name}/{n}": t for n, t in part.state_dict().items()}
-        for name, optimizer in self._optimizers().items():
-            for i, moments in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}/{i}/{n}": t for n, t in moments.items()}
-        position = {"step": self.step, "images": self.images, "seconds": self.seconds}
-        write_tensors(tensors, path, {n: str(v) for n, v in position.items()})
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        states |= {name: moments_of(optimizer) for name, optimizer in self._optimizers().items()}
+        tensors = {f"{name}/{n}": t for name, state in states.items() for n, t in state.items()}
+        write_tensors(tensors, path, {n: str(getattr(self, n)) for n in ("step", "images", "seconds")})
 
     def load_state(self, path: Path) -> None:
         """Continue from `save_state`. Raises ValueError if it is damaged or of another network."""
@@ -189,11 +179,11 @@ class Training:
                 position = file.metadata()
                 tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
             for name, part in self._parts().items():
-                part.load_state_dict(_below(tensors, f"{name}/"))
+                part.load_state_dict(part_of(tensors, f"{name}/"))
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path} is of another network; use a new --out folder ({error}).") from error
         for name, optimizer in self._optimizers().items():
-            _load_moments(optimizer, _below(tensors, f"{name}/"))
+            load_moments(optimizer, part_of(tensors, f"{name}/"))
         self.step, self.images = int(position["step"]), int(position["images"])
         self.seconds = float(position["seconds"])
 
@@ -204,33 +194,5 @@ class Training:
         return {"optimizer": self.optimizer, "critic": self.critic}
 
 
-def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what was saved as "0/exp_avg" and so on.
-
-    Moments get the memory layout of their parameter, because the fused kernel pairs them by position in
-    memory: contiguous moments of a channels-last parameter would belong to other weights.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, moment = key.split("/")
-        parameter = parameters[int(index)]
-        if value.shape == parameter.shape:
-            value = torch.empty_like(parameter).copy_(value)
-        state.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
 def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device))
-
-
-def _lpips(device: torch.device) -> nn.Module:
-    try:
-        return lpips_network(device)
-    except Skip as reason:
-        raise ValueError(f"the loss cannot be computed: {reason}") from None

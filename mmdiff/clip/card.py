@@ -20,98 +20,39 @@ ORIGINS = {  # `source` column of the data: what it is and on which terms
 EXTENDED = """
 Then the text tower alone was taught {count} combinations of colour and kind that no photo shows, or
 hardly any: {combinations}.
-Such texts now lie where recoloured photos do (mean cosine {after:.2f}, before {before:.2f}); all others
-stayed where they were (mean cosine {kept:.3f}). `python -m mmdiff.clip.extend` repeats it. The image tower,
-which did not take part, tells kinds apart by their usual colours, so such texts say little about the kind.
+Such texts now lie where recoloured photos do (mean cosine {found[new_cosine][after]:.2f}, before
+{found[new_cosine][before]:.2f}); all others stayed where they were (mean cosine {found[kept_cosine]:.3f}).
+`python -m mmdiff.clip.extend` repeats it. The image tower, which did not take part, tells kinds apart by
+their usual colours, so such texts say little about the kind.
 """
-CONTENT = """\
----
-library_name: open_clip
-license: other
-pipeline_tag: zero-shot-image-classification
-tags: [clip]
----
-# {name}
-
-A CLIP-style model of {parameters:.1f} M parameters that puts small pictures and short English attribute
-sentences into one space of {dim} dimensions: "a dark red round apple", "a photo of the sea with blue above,
-grey below". open_clip loads it from this folder:
-
-```python
-import open_clip
-
-model = open_clip.create_model("local-dir:{folder}")
-tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
-```
-
-`mmdiff.clip.ClipEmbedder("{folder}")` does so too and takes pictures of any size.
-
-## Data and licence
-
-{pairs:,} pictures with {distinct_captions:,} distinct captions, made from colours, shapes, classes and masks:
-
-{origins}
-
-The weights may be used as the strictest of these terms allows{research}.
-
-## Training
-
-{seen:,} pairs ({epochs:.0f} epochs) in {seconds:,.0f} s on one {device} with torch {torch}: {recipe}.
-Images {image_size} px in {patch_size}-px patches; the loss over time is in `metrics.csv`.
-`python -m mmdiff.clip.train` repeats it.
-{extended}
-## Results
-
-{results}
-
-## Limits
-
-- It knows the words of its captions, a few dozen, and ignores the rest; it reads no counts and no relations
-  beyond "above" and "below". The vocabulary is that of CLIP, so any text is accepted.
-- Its captions were made by rules from pixels and labels, not by people, and share the rules' mistakes.
-- Pictures are read at {image_size} px, as their central square.
-- Validation fruit are the ends of turntable sequences trained on: near-duplicates of training pictures.
-"""
+TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def write_card(folder: Path, results: list[dict]) -> None:
     """Write it. folder: a checkpoint of `mmdiff.clip.train`; results: of `evaluate`, one per data set."""
     config = json.loads((folder / CONFIG_NAME).read_text())
-    model, training = config["model_cfg"], config["training"]
+    training, found = config["training"], config["training"].get("extended")
     origins = [ORIGINS.get(source, f"{source} (terms unknown)") for source in training["sources"]]
-    text = CONTENT.format(
+    text = TEMPLATE.read_text(encoding="utf-8").format(
         name=folder.resolve().name,
         folder=folder.as_posix() if not folder.is_absolute() else folder.name,
-        parameters=training["parameters"] / 1e6,
-        dim=model["embed_dim"],
-        pairs=training["pairs"],
-        distinct_captions=training["distinct_captions"],
+        model=config["model_cfg"],
+        training=training,
+        millions=training["parameters"] / 1e6,
+        epochs=training["images_seen"] / training["pairs"],
         origins="\n".join(f"- {origin}" for origin in dict.fromkeys(origins)),
         research=": research, not commerce" if any("research" in origin for origin in origins) else "",
-        seen=training["images_seen"],
-        epochs=training["images_seen"] / training["pairs"],
-        seconds=training["seconds"],
-        device=training["device"],
-        torch=training["torch"],
         recipe=", ".join(f"{name} {value:g}" for name, value in training["recipe"].items()),
-        extended=_extension(training.get("extended")),
-        image_size=model["vision_cfg"]["image_size"],
-        patch_size=model["vision_cfg"]["patch_size"],
+        extended=extension(found) if found else "",
         results="\n\n".join(map(_results_table, results)) or "Not measured.",
     )
     (folder / "README.md").write_text(text)
 
 
-def _extension(found: dict | None) -> str:
-    """About `mmdiff.clip.extend`, if it was used."""
-    if found is None:
-        return ""
-    return EXTENDED.format(
-        count=len(found["combinations"]),
-        combinations=", ".join(found["combinations"]),
-        kept=found["kept_cosine"],
-        **found["new_cosine"],
-    )
+def extension(found: dict) -> str:
+    """About `mmdiff.clip.extend`, from what it found."""
+    combinations = found["combinations"]
+    return EXTENDED.format(found=found, count=len(combinations), combinations=", ".join(combinations))
 
 
 def _results_table(result: dict) -> str:

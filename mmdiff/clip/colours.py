@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmdiff.clip.captions import with_article
+
 HUES = (  # hue in degrees up to which the word applies, beginning at -60 (300)
     (-20.0, "pink"),
     (10.0, "red"),
@@ -110,8 +112,8 @@ def parse(caption: str) -> Said | None:
 def with_colour(caption: str, colour: str) -> str:
     """A caption that `parse` can read, with another colour."""
     start, _, rest = caption.partition(f" {parse(caption).colour} ")
-    start = start.removesuffix("n") if start.endswith("an") else start
-    return f"{start}{'n' if colour[0] in 'aeiou' else ''} {colour} {rest}"
+    before = start.removesuffix("an").removesuffix("a")
+    return f"{before}{with_article('a', colour)} {rest}"
 
 
 def combinations(captions: Sequence[str]) -> tuple[Counter[Said], list[Said], list[Said]]:

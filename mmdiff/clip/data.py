@@ -41,7 +41,7 @@ class Pairs:
 
 def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     """All rows of the parquet files that have a caption."""
-    rows = [row for path in paths for row in _read_rows(Path(path)) if row["caption"]]
+    rows = [row for path in paths for row in _read_table(path, COLUMNS).to_pylist() if row["caption"]]
     if not rows:
         raise ValueError(f"no row with a caption in {[str(path) for path in paths]}; expected at least one")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -55,10 +55,10 @@ def read_pairs(paths: Sequence[str | Path]) -> Pairs:
     )
 
 
-def read_captions(path: str | Path) -> tuple[list[str], list[int]]:
-    """Captions and labels of one parquet file, without touching its pictures; an empty cell is None."""
-    table = _read_table(Path(path), ("caption", "label"))
-    return table["caption"].to_pylist(), table["label"].to_pylist()
+def read_captions(paths: Iterable[str | Path]) -> tuple[list[str | None], list[int | None]]:
+    """Captions and labels of all rows of the parquet files, without touching their pictures."""
+    rows = [row for path in paths for row in _read_table(path, ("caption", "label")).to_pylist()]
+    return [row["caption"] for row in rows], [row["label"] for row in rows]
 
 
 class CaptionTexts:
@@ -85,18 +85,15 @@ class CaptionTexts:
         return self.tokens[texts], matches
 
 
-def _read_rows(path: Path) -> list[dict]:
-    return _read_table(path, COLUMNS).to_pylist()
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    if not path.is_file():
+def _read_table(path: str | Path, columns: Sequence[str]) -> pa.Table:
+    """Columns, with "caption" among them, of a Parquet file."""
+    if not Path(path).is_file():
         raise ValueError(f"{path} is not a file; expected parquet with the columns {', '.join(columns)}")
     schema = pq.read_schema(path)
     missing = set(columns) - set(schema.names)
     if missing:
         raise ValueError(f"{path} lacks the columns {sorted(missing)}; expected {', '.join(columns)}")
-    kind = schema.field("caption").type if "caption" in columns else pa.string()
+    kind = schema.field("caption").type
     if not any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
         raise ValueError(f"{path} has captions of type {kind}; expected texts, one a row")
     return pq.read_table(path, columns=list(columns))

@@ -17,14 +17,13 @@ from torch import Tensor
 from mmdiff.clip.card import write_card
 from mmdiff.clip.data import Pairs, read_captions, read_pairs
 from mmdiff.clip.embedder import ClipEmbedder
-from mmdiff.clip.vocabulary import prompt_centres
+from mmdiff.clip.vocabulary import embed_distinct, prompt_centres
 from mmdiff.device import choose_device
 
 GALLERY = 400
 NUM_GALLERIES = 10
 RANKS = (1, 5, 10)
 TEMPLATES = ("{}", "a photo of {}", "a photo of a {}", "a photo of the {}")
-
 
 Recalls = dict[str, float]  # "recall@k" and "chance@k"
 
@@ -37,7 +36,8 @@ def retrieval(images: Tensor, texts: Tensor, captions: list[str], seed: int = 0)
     image must find its caption, a caption any of its images.
     """
     generator = torch.Generator().manual_seed(seed)
-    caption_ids = torch.tensor(_enumerate(captions))
+    numbers = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
+    caption_ids = torch.tensor([numbers[caption] for caption in captions])
     totals: dict[str, Counter] = defaultdict(Counter)
     for _ in range(NUM_GALLERIES):
         rows = torch.randperm(len(captions), generator=generator)[:GALLERY]
@@ -107,11 +107,6 @@ def zero_shot(
     }
 
 
-def name_prompts(classes: list[str]) -> list[Counter[str]]:
-    """The TEMPLATES filled with each class name."""
-    return [Counter(template.format(name.lower()) for template in TEMPLATES) for name in classes]
-
-
 def caption_prompts(num_classes: int, captions: list[str], labels: list[int]) -> list[Counter[str]]:
     """Each class's own training captions, weighted by how often they occur."""
     prompts: list[Counter[str]] = [Counter() for _ in range(num_classes)]
@@ -125,12 +120,9 @@ def caption_prompts(num_classes: int, captions: list[str], labels: list[int]) ->
 
 
 def embed_pairs(embedder: ClipEmbedder, pairs: Pairs, batch: int = 256) -> tuple[Tensor, Tensor]:
-    """(N, D) image and (N, D) text embeddings on the CPU. Each distinct caption is embedded once."""
+    """(N, D) image and (N, D) text embeddings on the CPU."""
     images = [embedder.embed_images(chunk.float() / 127.5 - 1).cpu() for chunk in pairs.images.split(batch)]
-    distinct = list(dict.fromkeys(pairs.captions))
-    chunks = [distinct[i : i + batch] for i in range(0, len(distinct), batch)]
-    texts = torch.cat([embedder.embed_texts(chunk).cpu() for chunk in chunks])
-    return torch.cat(images), texts[torch.tensor(_enumerate(pairs.captions))]
+    return torch.cat(images), embed_distinct(embedder, pairs.captions, batch)
 
 
 def evaluate(
@@ -170,14 +162,8 @@ def class_prompts(names: list[str], captions: set[str], train: str | Path) -> tu
     the model, so the training captions of the class are used.
     """
     if all(any(name.lower() in caption for caption in captions) for name in names):
-        return "class names", name_prompts(names)
-    return "training captions of the class", caption_prompts(len(names), *read_captions(train))
-
-
-def _enumerate(captions: list[str]) -> list[int]:
-    """The index of each caption among the distinct ones, in order of first appearance."""
-    index = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    return [index[caption] for caption in captions]
+        return "class names", [Counter(t.format(name.lower()) for t in TEMPLATES) for name in names]
+    return "training captions of the class", caption_prompts(len(names), *read_captions([train]))
 
 
 def main() -> None:
@@ -188,16 +174,16 @@ def main() -> None:
     parser.add_argument("--classes", metavar="TXT", help="class names, one a line [classes.txt beside]")
     parser.add_argument("--train", metavar="PARQUET", help="captions of the classes [train.parquet beside]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     try:
-        embedder = ClipEmbedder(arguments.checkpoint, choose_device(arguments.device))
-        results = [evaluate(embedder, data, arguments.classes, arguments.train) for data in arguments.data]
+        embedder = ClipEmbedder(args.checkpoint, choose_device(args.device))
+        results = [evaluate(embedder, data, args.classes, args.train) for data in args.data]
     except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    if Path(arguments.checkpoint).is_dir():
-        write_card(Path(arguments.checkpoint), results)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=2) + "\n")
+    if Path(args.checkpoint).is_dir():
+        write_card(Path(args.checkpoint), results)
     print(json.dumps(results, indent=2))
 
 

@@ -28,6 +28,7 @@ from mmdiff.clip.data import read_captions
 from mmdiff.clip.embedder import CONFIG_NAME, ClipEmbedder
 from mmdiff.clip.recolour import recoloured_copies
 from mmdiff.clip.train import save, shuffled_batches
+from mmdiff.clip.vocabulary import embed_distinct
 from mmdiff.config import DataConfig
 from mmdiff.data.examples import Examples
 from mmdiff.data.parquet import read_parquet
@@ -84,7 +85,7 @@ def _wordings(said: Said, captions: Sequence[str], vectors: Tensor, rng: random.
         own = torch.tensor([other == caption for other in captions])
         exact = F.normalize(vectors[own].mean(0), dim=0) if own.sum() >= FEWEST else anyhow
         shape = caption.split()[-2]
-        for text in [caption, *(vary(caption, rng) for _ in range(VARIANTS))]:
+        for text in _varied(caption, rng):
             if f"{said.colour} " in text:
                 texts[text] = exact if shape in text.split() else anyhow
     return texts
@@ -94,14 +95,13 @@ def kept_texts(
     embedder: ClipEmbedder, captions: Sequence[str], rare: Sequence[Said], rng: random.Random
 ) -> Texts:
     """Wordings of the captions without rare combinations, and their present embeddings."""
-    texts: dict[str, None] = {}
-    for caption in dict.fromkeys(filter(None, captions)):
-        if parse(caption) not in rare:
-            texts |= dict.fromkeys([caption, *(vary(caption, rng) for _ in range(VARIANTS))])
-    words = list(texts)
-    chunks = [words[k : k + 512] for k in range(0, len(words), 512)]
-    targets = [embedder.embed_texts(chunk).cpu() for chunk in tqdm(chunks, desc="texts to keep")]
-    return Texts(embedder.tokenizer(words), torch.cat(targets))
+    kept = [caption for caption in dict.fromkeys(filter(None, captions)) if parse(caption) not in rare]
+    texts = list(dict.fromkeys(text for caption in kept for text in _varied(caption, rng)))
+    return Texts(embedder.tokenizer(texts), embed_distinct(embedder, texts, batch=512))
+
+
+def _varied(caption: str, rng: random.Random) -> list[str]:
+    return [caption, *(vary(caption, rng) for _ in range(VARIANTS))]
 
 
 def text_tower(model: CLIP) -> list[torch.nn.Parameter]:
@@ -123,9 +123,8 @@ def extend(model: CLIP, new: Texts, kept: Texts, steps: int, lr: float) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     device = parameters[0].device
-    draws = [
-        shuffled_batches(len(t.tokens), min(BATCH, len(t.tokens)), torch.device("cpu")) for t in (new, kept)
-    ]
+    sizes = [len(texts.tokens) for texts in (new, kept)]
+    draws = [shuffled_batches(size, min(BATCH, size), torch.device("cpu")) for size in sizes]
     bar = tqdm(range(steps), desc="extend", mininterval=1)
     for step in bar:
         far = [
@@ -167,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
         embedder = ClipEmbedder(args.checkpoint, choose_device(args.device))
         photos = photos_with_masks(args.data)
         new, rare = new_texts(embedder, photos, rng)
-        captions = [*photos.captions, *(c for path in args.keep for c in read_captions(path)[0])]
+        captions = [*photos.captions, *read_captions(args.keep)[0]]
         kept = kept_texts(embedder, captions, rare, rng)
     except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

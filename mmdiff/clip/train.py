@@ -6,19 +6,17 @@ python -m mmdiff.clip.train --data A.parquet B.parquet --val C.parquet --out FOL
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,7 +26,11 @@ from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, ClipEmbedder, resize
 from mmdiff.clip.evaluate import evaluate
 from mmdiff.clip.loss import pair_loss
 from mmdiff.device import choose_device
+from mmdiff.files import write_weights
+from mmdiff.options import add_options, from_options, option
 from mmdiff.training.learning_rate import warm_cosine
+from mmdiff.training.loop import MetricsLog
+from mmdiff.training.recipe import TimedRecipe
 
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 20  # steps; reading the loss waits for the device
@@ -41,21 +43,11 @@ PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train. The end is at `images` pairs or `max_minutes`, whichever comes first."""
+class Recipe(TimedRecipe):
+    """How to train; `images` counts pairs."""
 
-    images: float = math.inf
-    max_minutes: float = math.inf
-    batch: int = 1024
-    lr: float = 1e-3  # peak
-    weight_decay: float = 0.2  # on matrices
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.images) or math.isfinite(self.max_minutes)):
-            raise ValueError("the training has no end; give --images or --max-minutes, or both")
-        if min(self.images, self.max_minutes, self.batch, self.lr) <= 0:
-            raise ValueError(f"images, max_minutes, batch and lr must be positive, got {self}")
+    batch: int = option(1024, "pairs a step")
+    weight_decay: float = option(0.2, "on matrices")
 
 
 class Validation:
@@ -66,9 +58,14 @@ class Validation:
         captions = [pairs.captions[i] for i in order]
         self.images = resize_square(pairs.images[order].float() / 127.5 - 1, size).to(device)
         self.tokens = SimpleTokenizer(context_length=context_length)(captions).to(device)
+        self.next_check = 0.0
 
     @torch.no_grad()
-    def loss(self, model: CLIP) -> float:
+    def loss(self, model: CLIP, progress: float) -> float:
+        """The mean loss; NaN, for speed, if it was measured within the last `CHECK_EVERY` of the training."""
+        if progress < min(self.next_check, 1):
+            return math.nan
+        self.next_check = progress + CHECK_EVERY
         model.eval()
         losses = []
         for images, tokens in zip(self.images.split(VAL_BATCH), self.tokens.split(VAL_BATCH), strict=True):
@@ -132,8 +129,7 @@ def save(model: CLIP, config: dict, record: dict, folder: Path) -> None:
     """The folder as open_clip's "local-dir:" loads it, weights in half precision."""
     content = {"model_cfg": config, "preprocess_cfg": PREPROCESS, "training": record}
     (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
-    weights = {name: tensor.half().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_NAME)
+    write_weights(model.state_dict(), folder / WEIGHTS_NAME)
 
 
 def train(
@@ -156,53 +152,31 @@ def train(
     validation = Validation(val, size, model.context_length, device) if val else None
     record = describe(pairs, model, recipe, device)
     out.mkdir(parents=True, exist_ok=True)
+    log = MetricsLog(out / "metrics.csv", -1)  # of this training alone
     start = last_save = time.monotonic()
     seen, progress = 0, 0.0
-    with _Log(out / "metrics.csv", recipe, validation) as log:
+    total = recipe.images if math.isfinite(recipe.images) else None
+    with tqdm(total=total, desc="train", unit="pair", unit_scale=True, mininterval=1) as bar:
         for step, rows in enumerate(shuffled_batches(len(pairs), recipe.batch, device)):
             rate = warm_cosine(progress, recipe.lr, WARMUP)
             loss = pair_loss(model, augment(pixels, rows, size, rng), *texts.sample(rows))
             update(model, optimizer, loss, rate)
             seen += recipe.batch
             now = time.monotonic()
-            progress = max(seen / recipe.images, (now - start) / (60 * recipe.max_minutes))
+            progress = recipe.share(seen, now - start)
             record |= {"images_seen": seen, "seconds": round(now - start, 1)}
-            log.bar.update(recipe.batch)
+            bar.update(recipe.batch)
             if step % LOG_EVERY == 0 or progress >= 1:
-                log.write(record, progress, model, loss, rate)
+                row = {"images": seen, "seconds": now - start, "loss": loss.item()}
+                row["val_loss"] = validation.loss(model, progress) if validation else math.nan
+                log.write(row | {"logit_scale": model.logit_scale.exp().item(), "lr": rate})
+                bar.set_postfix(loss=f"{loss.item():.3f}")
             if progress >= 1:
                 break
             if now - last_save > SAVE_EVERY:
                 save(model, config, record, out)
                 last_save = now
     save(model, config, record, out)
-
-
-class _Log:
-    """metrics.csv and the progress bar; the validation loss is measured every CHECK_EVERY."""
-
-    def __init__(self, path: Path, recipe: Recipe, validation: Validation | None) -> None:
-        self.validation, self.next_check = validation, 0.0
-        total = recipe.images if math.isfinite(recipe.images) else None
-        self.bar = tqdm(total=total, desc="train", unit="pair", unit_scale=True, mininterval=1)
-        self.file = path.open("w", newline="", buffering=1)
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(["images", "seconds", "loss", "val_loss", "logit_scale", "lr"])
-
-    def write(self, record: dict, progress: float, model: CLIP, loss: Tensor, rate: float) -> None:
-        val_loss = math.nan
-        if self.validation and (progress >= self.next_check or progress >= 1):
-            val_loss, self.next_check = self.validation.loss(model), progress + CHECK_EVERY
-            self.bar.set_postfix(loss=f"{loss.item():.3f}", val_loss=f"{val_loss:.3f}")
-        measured = (record["seconds"], loss.item(), val_loss, model.logit_scale.exp().item(), rate)
-        self.writer.writerow([record["images_seen"], *(f"{value:.4g}" for value in measured)])
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        self.file.close()
 
 
 def describe(pairs: Pairs, model: CLIP, recipe: Recipe, device: torch.device) -> dict:
@@ -212,7 +186,7 @@ def describe(pairs: Pairs, model: CLIP, recipe: Recipe, device: torch.device) ->
         "distinct_captions": len(set(pairs.captions)),
         "sources": sorted(set(pairs.sources)),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "recipe": {name: value for name, value in asdict(recipe).items() if math.isfinite(value)},
+        "recipe": recipe.as_dict(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "torch": torch.__version__,
     }
@@ -224,17 +198,11 @@ def main() -> None:
     parser.add_argument("--val", nargs="*", default=[], metavar="PARQUET", help="measured at the end")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--config", type=Path, default=Path("configs/clip-tiny.json"), metavar="JSON")
-    parser.add_argument("--images", type=float, default=math.inf, help="stop after that many pairs")
-    parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop after that time")
-    parser.add_argument("--batch", type=int, default=Recipe.batch)
-    parser.add_argument("--lr", type=float, default=Recipe.lr, help="peak learning rate")
-    parser.add_argument("--weight-decay", type=float, default=Recipe.weight_decay)
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    add_options(parser, Recipe)
     given = parser.parse_args()
     try:
         device = choose_device(given.device)
-        recipe = Recipe(**{field.name: getattr(given, field.name) for field in fields(Recipe)})
+        recipe = from_options(Recipe, given)
         config = json.loads(given.config.read_text())
         val = read_pairs(given.val) if given.val else None
         train(read_pairs(given.data), val, config, given.out, recipe, device)

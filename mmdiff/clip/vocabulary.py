@@ -59,7 +59,7 @@ class Vocabulary:
         Classes without a caption are left out. Raises ValueError if there is no caption at all, or a class
         number without a name.
         """
-        counts, of_class = Counter(filter(None, captions)), defaultdict(Counter)
+        counts, of_class, said = Counter(filter(None, captions)), defaultdict(Counter), Counter()
         if not counts:
             raise ValueError("the data has no captions, so there are no words; give data with captions.")
         for caption, label in zip(captions, labels, strict=True):
@@ -71,7 +71,6 @@ class Vocabulary:
                 f"the data has the class number {nameless[0]}, but the checkpoint has {len(class_names)} "
                 "classes; give the data that it was trained on."
             )
-        said: Counter[str] = Counter()
         for caption, count in counts.items():
             said.update(dict.fromkeys(read_caption(caption).probes(), count))
         return cls(
@@ -122,9 +121,6 @@ def _check_counts(what: str, counts: Any) -> None:
     numbers = list(counts.values()) if isinstance(counts, dict) else []
     if not numbers or not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError(f"{what}: expected texts and how often they occur, whole numbers above 0")
-
-
-# -- describing vectors --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -193,9 +189,8 @@ class Words:
         for caption, count in self.vocabulary.captions.items():
             said = read_caption(caption)
             articles[said.noun][said.article] += count
-        return {
-            noun: articles[noun].most_common(1)[0][0] for noun in self.vocabulary.probes if noun in articles
-        }
+        probes = filter(articles.__contains__, self.vocabulary.probes)
+        return {noun: articles[noun].most_common(1)[0][0] for noun in probes}
 
     def prompts(self, probe: str) -> list[str]:
         """Texts whose mean embedding represents a probe: captions of every noun with it.
@@ -214,20 +209,21 @@ class Words:
         return [f"a photo of {with_article(article, f'{probe} {noun}')}" for noun, article in kinds.items()]
 
 
-def prompt_centres(embedder: Any, groups: Sequence[Mapping[str, float]], batch: int = 256) -> Tensor:
-    """The weighted mean of each group's prompts, {prompt: weight}, as unit vectors (groups, D) on the CPU.
-
-    Each distinct prompt is embedded once.
-    """
-    rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(p for group in groups for p in group))}
-    texts = list(rows)
-    chunks = [embedder.embed_texts(texts[i : i + batch]).cpu() for i in range(0, len(texts), batch)]
-    vectors = torch.cat(chunks) if chunks else torch.empty(0, embedder.dim)
+def prompt_centres(embedder: Any, groups: Sequence[Mapping[str, float]]) -> Tensor:
+    """The weighted mean of each group's prompts, {prompt: weight}, as unit vectors (groups, D) on the CPU."""
+    vectors = embed_distinct(embedder, [prompt for group in groups for prompt in group])
     centres = torch.zeros(len(groups), vectors.shape[1])
-    for centre, group in zip(centres, groups, strict=True):
-        weights = torch.tensor([float(weight) for weight in group.values()])
-        centre += weights @ vectors[[rows[prompt] for prompt in group]]
+    for centre, group, own in zip(centres, groups, vectors.split([*map(len, groups)]), strict=True):
+        centre += torch.tensor([float(weight) for weight in group.values()]) @ own
     return F.normalize(centres, dim=1)
+
+
+def embed_distinct(embedder: Any, texts: Sequence[str], batch: int = 256) -> Tensor:
+    """Unit vectors (n, D) of n texts on the CPU; equal texts are embedded once."""
+    row = {text: k for k, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(row)
+    chunks = [embedder.embed_texts(distinct[k : k + batch]).cpu() for k in range(0, len(distinct), batch)]
+    return torch.cat(chunks)[[row[text] for text in texts]] if chunks else torch.empty(0, embedder.dim)
 
 
 def _nearest(vectors: np.ndarray, texts: Sequence[str], table: np.ndarray, count: int) -> list[Near]:
@@ -236,9 +232,6 @@ def _nearest(vectors: np.ndarray, texts: Sequence[str], table: np.ndarray, count
     return [
         tuple((texts[i], float(row[i])) for i in nearest) for row, nearest in zip(cosines, order, strict=True)
     ]
-
-
-# -- the command ---------------------------------------------------------------------------------------
 
 
 def write(checkpoint: str | Path, data: Sequence[str | Path]) -> Path:
@@ -250,19 +243,12 @@ def write(checkpoint: str | Path, data: Sequence[str | Path]) -> Path:
 
     modalities = load_config(Path(checkpoint)).modalities
     classes = next((m.options["classes"] for m in modalities if m.kind == "label"), [])
-    captions, labels = [], []
-    for path in data:
-        more_captions, more_labels = read_captions(path)
-        captions += more_captions
-        labels += more_labels
-    return Vocabulary.from_captions(captions, labels, classes).save(checkpoint)
+    return Vocabulary.from_captions(*read_captions(data), classes).save(checkpoint)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mmdiff.clip.vocabulary",
-        description="Write the words of the training data to a checkpoint.",
-    )
+    about = "Write the words of the training data to a checkpoint."
+    parser = argparse.ArgumentParser(prog="python -m mmdiff.clip.vocabulary", description=about)
     parser.add_argument("checkpoint", help="checkpoint folder")
     parser.add_argument("--data", nargs="+", required=True, metavar="PARQUET", help="its training data")
     args = parser.parse_args(arguments)

@@ -6,6 +6,7 @@ Each takes pictures (n, 3, H, W) in [-1, 1] and maps of known pixels (n, H, W) b
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from mmdiff.images import to_uint8
 RADIUS = 3  # pixels around each missing one that count
 REMEDY = "pip install opencv-python-headless"
 
+InpaintingMethod = Callable[[Tensor, Tensor], Tensor]
+
 
 def mean_fill(images: Tensor, known: Tensor) -> Tensor:
     """Every hole filled with the mean of that picture's known pixels, channel by channel.
@@ -27,16 +30,6 @@ def mean_fill(images: Tensor, known: Tensor) -> Tensor:
     count = weights.sum((2, 3), keepdim=True).clamp(min=1)
     mean = (images * weights).sum((2, 3), keepdim=True) / count
     return torch.where(known[:, None], images, mean)
-
-
-def telea(images: Tensor, known: Tensor) -> Tensor:
-    """Fast marching from the border of the hole inwards (Telea 2004), of OpenCV."""
-    return _with_opencv("INPAINT_TELEA", images, known)
-
-
-def navier_stokes(images: Tensor, known: Tensor) -> Tensor:
-    """Lines of equal light continued into the hole (Bertalmio et al. 2001), of OpenCV."""
-    return _with_opencv("INPAINT_NS", images, known)
 
 
 def _with_opencv(method: str, images: Tensor, known: Tensor) -> Tensor:
@@ -51,8 +44,8 @@ def _with_opencv(method: str, images: Tensor, known: Tensor) -> Tensor:
     return torch.where(known[:, None], images, pictures)
 
 
-CLASSICAL_METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+CLASSICAL_METHODS: dict[str, InpaintingMethod] = {
     "mean": mean_fill,
-    "telea": telea,
-    "navier_stokes": navier_stokes,
+    "telea": partial(_with_opencv, "INPAINT_TELEA"),  # fast marching inwards from the border (Telea 2004)
+    "navier_stokes": partial(_with_opencv, "INPAINT_NS"),  # lines of equal light (Bertalmio et al. 2001)
 }

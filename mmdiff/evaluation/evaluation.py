@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mmdiff.clip.vocabulary import embed_distinct
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples
 from mmdiff.evaluation import metrics, perceptual
+from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS, InpaintingMethod, mean_fill
 from mmdiff.evaluation.metrics import json_numbers
 from mmdiff.evaluation.observers.classifier import Classifier
-from mmdiff.evaluation.observers.observer import Observer
 from mmdiff.evaluation.observers.segmenter import Segmenter
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.evaluation.skip import Skip
@@ -46,35 +47,32 @@ class Outcome:
     each: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Evaluation:
     """A pipeline, examples, settings and independent observers.
 
-    Args:
+    Attributes:
         classifier, segmenter: networks that say what a generated picture shows.
         train_captions: texts that the model was trained with, for the task `prompts`.
         train_photos: (n, 3, H, W) uint8 that the model was trained with, for `copies` and `likeness`.
+        rows: (n,) of the examples to measure.
     """
 
-    def __init__(
-        self,
-        pipe: Pipeline,
-        examples: Examples,
-        settings: EvaluationSettings,
-        classifier: Classifier | None = None,
-        train_captions: Sequence[str] = (),
-        segmenter: Segmenter | None = None,
-        train_photos: Tensor | None = None,
-    ) -> None:
-        self.pipe, self.settings, self.classifier, self.segmenter = pipe, settings, classifier, segmenter
-        self.examples, self.train_captions, self.train_photos = examples, train_captions, train_photos
-        self.rows = self._drawn(len(examples), settings.limit)
+    pipe: Pipeline
+    examples: Examples
+    settings: EvaluationSettings
+    classifier: Classifier | None = None
+    train_captions: Sequence[str] = ()
+    segmenter: Segmenter | None = None
+    train_photos: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.rows = self._drawn(len(self.examples), self.settings.limit)
 
     @property
     def size(self) -> int:
         """Height and width of the pictures in pixels."""
         return self.pipe.modalities["image"].shape[-1]
-
-    # -- examples ------------------------------------------------------------------------------------
 
     def require(self, *names: str) -> None:
         """Raises `Skip` unless the model has these modalities."""
@@ -112,8 +110,6 @@ class Evaluation:
         """Data-space values of the examples, on the CPU; the embedding is the photo's."""
         return draw_batch(self.examples, self.pipe.modalities, rows, None, flip=False)[0]
 
-    # -- sampling ------------------------------------------------------------------------------------
-
     def sample(
         self,
         title: str,
@@ -146,7 +142,8 @@ class Evaluation:
                 for step in self.pipe.run_batch(request, self.seeds(index)):
                     last = step
                 for name in wanted:
-                    parts[name].append(self._compact(name, last.x_hat[name]))
+                    x_hat, form = last.x_hat[name], self.pipe.modalities[name].form
+                    parts[name].append((x_hat.argmax(1) if form == "class_map" else x_hat.float()).cpu())
                 bar.update(len(index))
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
@@ -164,25 +161,16 @@ class Evaluation:
     ) -> dict[str, Tensor]:
         """`sample` of photos with holes, with the settings for these."""
         s = self.settings
-        return self.sample(
-            title,
-            wanted,
-            len(known_pixels),
-            given,
-            known_pixels,
-            guidance_scale={"image": s.filling_guidance},
-            steps=s.filling_steps or s.steps,
-        )
+        options = {"guidance_scale": {"image": s.filling_guidance}, "steps": s.filling_steps or s.steps}
+        return self.sample(title, wanted, len(known_pixels), given, known_pixels, **options)
+
+    def inpainting_methods(self) -> Mapping[str, InpaintingMethod]:
+        """Methods to compare inpainting with, by name."""
+        return CLASSICAL_METHODS if self.settings.classical else {"mean": mean_fill}
 
     def seeds(self, index: Tensor) -> list[int]:
         """The seeds of the samples of these numbers (n,)."""
         return [self.settings.seed * 1_000_003 + int(k) for k in index]
-
-    def _compact(self, name: str, prediction: Tensor) -> Tensor:
-        is_class_map = self.pipe.modalities[name].form == "class_map"
-        return (prediction.argmax(1) if is_class_map else prediction.float()).cpu()
-
-    # -- the embedding space -------------------------------------------------------------------------
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Pictures (n, 3, H, W) in [-1, 1] -> unit vectors (n, D) on the CPU."""
@@ -191,12 +179,7 @@ class Evaluation:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """n texts -> unit vectors (n, D) on the CPU; equal texts are embedded once."""
-        embedder = self._embedder()
-        row = {text: k for k, text in enumerate(dict.fromkeys(texts))}
-        distinct = list(row)
-        chunks = [distinct[k : k + 256] for k in range(0, len(distinct), 256)]
-        vectors = torch.cat([embedder.embed_texts(chunk).cpu() for chunk in chunks])
-        return vectors[[row[text] for text in texts]]
+        return embed_distinct(self._embedder(), texts)
 
     def _embedder(self) -> Any:
         if self.pipe.embedder is None:
@@ -226,30 +209,20 @@ class Evaluation:
             ranks.append(metrics.gallery_ranks(predicted[chunk], gallery, torch.arange(len(own))))
         return torch.cat(ranks), size
 
-    # -- what a picture shows, by independent observers ----------------------------------------------
-
     def classify(self, images: Tensor) -> Tensor:
         """The classifier's class of each picture, numbered like the model's labels: (n,) long."""
-        return self.classifier_classes()[self.classifier.probabilities(images).argmax(1)]
+        return self.class_numbers("classifier")[self.classifier.probabilities(images).argmax(1)]
 
     def segment(self, images: Tensor) -> Tensor:
         """The segmenter's mask of each picture, numbered like the model's classes: (n, H, W) long."""
-        return self.segmenter_classes()[self.segmenter.read(images)]
+        return self.class_numbers("segmenter")[self.segmenter.read(images)]
 
-    def classifier_classes(self) -> Tensor:
-        """The model's number of each class of the classifier. Raises `Skip` without a suitable one."""
-        if self.classifier is None:
-            raise Skip("no classifier: give --judge a folder made by mmdiff.evaluation.observers.classifier")
-        return self._numbers_of_classes(self.classifier, "label", "classifier")
-
-    def segmenter_classes(self) -> Tensor:
-        """The model's number of each class of the segmenter. Raises `Skip` without a suitable one."""
-        if self.segmenter is None:
-            command = "mmdiff.evaluation.observers.segmenter"
-            raise Skip(f"no segmenter: give --segmenter a folder made by {command}")
-        return self._numbers_of_classes(self.segmenter, "mask", "segmenter")
-
-    def _numbers_of_classes(self, observer: Observer, name: str, noun: str) -> Tensor:
+    def class_numbers(self, noun: str) -> Tensor:
+        """The model's number of each class of the "classifier" or "segmenter"; `Skip` if none is suitable."""
+        option, name = {"classifier": ("--judge", "label"), "segmenter": ("--segmenter", "mask")}[noun]
+        observer = getattr(self, noun)
+        if observer is None:
+            raise Skip(f"no {noun}: give {option} a folder made by mmdiff.evaluation.observers.{noun}")
         self.require(name)
         own = self.pipe.modalities[name].classes
         if set(own) != set(observer.classes):
@@ -289,8 +262,6 @@ class Evaluation:
     def _lpips(self) -> Callable[[Tensor, Tensor], Tensor]:
         return perceptual.load_lpips(self.pipe.device)
 
-    # -- the rule "what is not white is the object" ----------------------------------------------------
-
     @cached_property
     def white_rule_iou(self) -> float:
         """Mean IoU of the white-background rule and the annotated masks on real photos."""
@@ -312,8 +283,6 @@ class Evaluation:
         """IoU of each mask with the object that the white-background rule finds in the picture: (n,)."""
         self.require_rule()
         return metrics.object_iou(metrics.white_background_mask(images), masks == 1)
-
-    # -- for the grid of samples ---------------------------------------------------------------------
 
     def picture(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) in [-1, 1] -> (n, H, W, 3) uint8."""

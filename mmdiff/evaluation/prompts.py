@@ -8,23 +8,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmdiff.clip.captions import with_article
 from mmdiff.clip.colours import Said, colour_names, combinations, hue_word, median_colour, parse
 from mmdiff.clip.recolour import recoloured_copies
 from mmdiff.data.augment import draw_batch
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.evaluation import Evaluation, Outcome
-from mmdiff.evaluation.metrics import mean
 from mmdiff.evaluation.skip import Skip, or_reason
 
 WORDINGS = (
-    "a photo of {a} {colour} {kind}",
-    "{a} {colour} {kind}",
-    "a photo of {a} {colour} round {kind}",
-    "{a} {colour} wide {kind}",
-    "a photo of {a} {colour} tall {kind}",
-    "{a} {colour} round {kind}",
-    "a photo of {a} {colour} wide {kind}",
-    "{a} {colour} tall {kind}",
+    "a photo of {} {}",
+    "{} {}",
+    "a photo of {} round {}",
+    "{} wide {}",
+    "a photo of {} tall {}",
+    "{} round {}",
+    "a photo of {} wide {}",
+    "{} tall {}",
 )
 
 
@@ -32,8 +32,9 @@ def write_prompts(pairs: Sequence[Said], count: int) -> tuple[list[str], list[Sa
     """``count`` texts that cycle through the pairs, in other words each time, and the pair of each."""
     said = [pairs[k % len(pairs)] for k in range(count)]
     wordings = [WORDINGS[k // len(pairs) % len(WORDINGS)] for k in range(count)]
-    articles = ["an" if s.colour[0] in "aeiou" else "a" for s in said]
-    return [w.format(a=a, **s._asdict()) for w, a, s in zip(wordings, articles, said, strict=True)], said
+    subjects = [with_article("a", s.colour) for s in said]
+    texts = zip(wordings, subjects, said, strict=True)
+    return [wording.format(subject, s.kind) for wording, subject, s in texts], said
 
 
 def seen_colours(images: Tensor) -> list[str]:
@@ -110,13 +111,12 @@ def _kind_agreement(ev: Evaluation, images: Tensor, asked: Sequence[Said]) -> fl
     """How often the classifier's class begins with the kind that the text names."""
     named = ev.class_names(ev.classify(images))
     hits = [name.lower().startswith(said.kind) for name, said in zip(named, asked, strict=True)]
-    return mean(torch.tensor(hits))
+    return sum(hits) / len(hits)
 
 
 def _by_combination(counts: Counter[Said], asked: Sequence[Said], seen: Sequence[str]) -> dict[str, dict]:
     """For each colour and kind: number of training captions, and how often each colour was seen."""
     found: dict[str, dict] = {}
     for said, colour in zip(asked, seen, strict=True):
-        entry = found.setdefault(" ".join(said), {"train": counts[said], "seen": {}})
-        entry["seen"][colour] = entry["seen"].get(colour, 0) + 1
+        found.setdefault(" ".join(said), {"train": counts[said], "seen": Counter()})["seen"][colour] += 1
     return found

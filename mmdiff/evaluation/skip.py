@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Skip(Exception):
+class Skip(ValueError):
     """Why something cannot be measured here."""
 
 

@@ -11,6 +11,7 @@ from itertools import permutations, product
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.evaluation import Evaluation
@@ -172,7 +173,7 @@ def _label(bench: Bench, predicted: Tensor) -> Scores:
 
 def _embedding(bench: Bench, predicted: Tensor) -> Scores:
     ranks, bench.gallery = bench.ev.embedding_ranks(predicted, bench.rows)
-    cosine = metrics.cosine(predicted, bench.real["embedding"])
+    cosine = F.cosine_similarity(predicted, bench.real["embedding"])
     return {"embedding.cosine": cosine, f"embedding.recall@{RECALL_RANK}": ranks <= RECALL_RANK}
 
 
@@ -202,7 +203,7 @@ METRICS: dict[str, Callable[[Bench, Tensor], Scores]] = {
 IMAGE_METRICS: dict[str, Callable[[Bench, Tensor], Tensor]] = {
     # against the true label in every subset, whether or not it is given
     "image.judge": lambda bench, images: bench.ev.classify(images) == bench.real["label"],
-    "image.caption": lambda bench, images: metrics.cosine(
+    "image.caption": lambda bench, images: F.cosine_similarity(
         bench.ev.embed_images(images), bench.caption_vectors
     ),
     "image.mask_rule_iou": lambda bench, images: bench.ev.rule_ious(images, bench.real["mask"]),

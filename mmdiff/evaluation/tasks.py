@@ -6,25 +6,25 @@ A task raises `Skip` with the reason where the data, the model or the observers 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from mmdiff import losses
 from mmdiff.data.augment import draw_batch
 from mmdiff.evaluation import metrics
-from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS, mean_fill
+from mmdiff.evaluation.classical_inpainting import InpaintingMethod
 from mmdiff.evaluation.copies import copies
 from mmdiff.evaluation.evaluation import Evaluation, Outcome
 from mmdiff.evaluation.holes import HOLES, Inpainted, compared, inpainting_figures
 from mmdiff.evaluation.likeness import likeness
 from mmdiff.evaluation.metrics import json_numbers, mean
 from mmdiff.evaluation.prompts import caption_colours, prompts
-from mmdiff.evaluation.repaint import repainted
 from mmdiff.evaluation.skip import Skip, or_reason
 
 RANKS = (1, 5, 10)  # k of recall@k
@@ -66,7 +66,7 @@ def image_from_label(ev: Evaluation) -> Outcome:
     classes = ev.pipe.modalities["label"].classes
     each = math.ceil(ev.settings.samples / len(classes))
     labels = torch.arange(len(classes)).repeat(each)
-    ev.classifier_classes()  # raises `Skip` before the sampling
+    ev.class_numbers("classifier")  # raises `Skip` before the sampling
     images = ev.images_from("image from label", len(labels), label=labels)
     hits = ev.classify(images) == labels
     by_class = hits.view(each, -1).double().mean(0)
@@ -147,7 +147,8 @@ def holes(ev: Evaluation) -> Outcome:
         visible = torch.where(known[:, None], real, 0)
         exact = torch.equal(torch.where(known[:, None], out, 0), visible)
         ours = inpainting_figures(out, real, known, ev.lpips)
-        others = {name: _inpainted(ev, method, real, known) for name, method in _other_methods(ev).items()}
+        methods = ev.inpainting_methods().items()
+        others = {name: _inpainted(ev, method, real, known) for name, method in methods}
         fillings = {name: compared(ours, other) for name, other in others.items()}
         each |= {f"{kind}/{n}": f.lpips for n, f in {"ours": ours, **others}.items() if f.lpips is not None}
         shares = {"n": len(real), "hidden": mean(~known), "known_exact": exact}
@@ -160,15 +161,7 @@ def holes(ev: Evaluation) -> Outcome:
     return Outcome(figures, panels, ["holes, filled, true"] * len(real), each)
 
 
-def _other_methods(ev: Evaluation) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Inpainting methods to compare with."""
-    methods = dict(CLASSICAL_METHODS) if ev.settings.classical else {"mean": mean_fill}
-    return methods | ({"repaint": partial(repainted, ev)} if ev.settings.repaint else {})
-
-
-def _inpainted(
-    ev: Evaluation, method: Callable[[Tensor, Tensor], Tensor], real: Tensor, known: Tensor
-) -> Inpainted:
+def _inpainted(ev: Evaluation, method: InpaintingMethod, real: Tensor, known: Tensor) -> Inpainted:
     try:
         return inpainting_figures(method(real, known), real, known, ev.lpips)
     except Skip as reason:
@@ -184,8 +177,8 @@ def embedding_from_image(ev: Evaluation) -> Outcome:
     return Outcome(
         {
             "n": len(rows),
-            "cosine": mean(metrics.cosine(predicted, real["embedding"])),
-            "cosine_to_another": mean(metrics.cosine(predicted, real["embedding"].roll(1, 0))),
+            "cosine": mean(F.cosine_similarity(predicted, real["embedding"])),
+            "cosine_to_another": mean(F.cosine_similarity(predicted, real["embedding"].roll(1, 0))),
             "gallery": gallery,
             **_recalls(ranks, gallery),
         }
@@ -216,7 +209,7 @@ def image_from_text(ev: Evaluation) -> Outcome:
         seen = ev.embed_images(images)
         ranks = metrics.gallery_ranks(seen, ev.embed_texts(distinct), own)
         figures[name] = {
-            "cosine": mean(metrics.cosine(seen, vectors)),
+            "cosine": mean(F.cosine_similarity(seen, vectors)),
             **_recalls(ranks, len(distinct)),
             "colour": or_reason(lambda images=images: caption_colours(ev, images, texts)),
         }
@@ -228,21 +221,15 @@ def bound(ev: Evaluation) -> Outcome:
     rows = ev.drawn(ev.rows_with("image"))
     device = ev.pipe.device
     generator = torch.Generator(device).manual_seed(ev.settings.seed)
-    totals: dict[str, float] = {}
-    seen = dict.fromkeys(ev.pipe.modalities, 0)
-    with tqdm(total=len(rows), desc="bound", unit="example", mininterval=1) as bar:
-        for index in rows.split(ev.settings.batch):
-            x, flags = draw_batch(ev.examples, ev.pipe.modalities, index, None, flip=False)
-            x = {n: v.to(device) for n, v in x.items()}
-            present = dict(zip(ev.pipe.modalities, flags.T.to(device), strict=True))
-            terms = losses.bound(
-                ev.pipe.model, ev.pipe.schedule, x, present, generator, draws=ev.settings.bound_draws
-            )
-            for name, nats in terms.items():
-                totals[name] = totals.get(name, 0.0) + nats.double().sum().item()
-            for name, has in present.items():
-                seen[name] += int(has.sum())
-            bar.update(len(index))
+    totals, seen = Counter(), Counter()  # nats of each term, and examples that have each modality
+    batches, draws = rows.split(ev.settings.batch), ev.settings.bound_draws
+    for index in tqdm(batches, desc="bound", unit="batch", mininterval=1):
+        x, flags = draw_batch(ev.examples, ev.pipe.modalities, index, None, flip=False)
+        x = {n: v.to(device) for n, v in x.items()}
+        present = dict(zip(ev.pipe.modalities, flags.T.to(device), strict=True))
+        terms = losses.bound(ev.pipe.model, ev.pipe.schedule, x, present, generator, draws=draws)
+        totals.update({name: nats.double().sum().item() for name, nats in terms.items()})
+        seen.update({name: int(has.sum()) for name, has in present.items()})
     nats, bits = {}, {}
     for name, total in totals.items():
         modality = name.removeprefix("L2/") if name.startswith("L2/") else "image"

@@ -129,9 +129,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """The whole ``tensor``, which every process has, sharded like ``model`` if that is sharded."""
-    if not isinstance(model, DTensor) or tensor.shape != model.shape:
+    """The whole ``tensor``, which every process has, in the memory layout of ``model`` and sharded like it.
+
+    A tensor of another shape is returned unchanged.
+    """
+    if tensor.shape != model.shape:
         return tensor
+    if not isinstance(model, DTensor):
+        return torch.empty_like(model).copy_(tensor)
     tensor = tensor.to(model.device)
     # None: no communication, each process takes its part of its own copy
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)

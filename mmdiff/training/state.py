@@ -33,8 +33,7 @@ def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     tensors = {f"model/{n}": t for n, t in trainer.model.state_dict().items()}
     tensors |= {f"ema/{n}": t for n, t in trainer.ema.model.state_dict().items()}
-    for i, moments in trainer.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{n}": t for n, t in moments.items()}
+    tensors |= {f"optimizer/{n}": t for n, t in moments_of(trainer.optimizer).items()}
     tensors["skipped"] = trainer.skipped
     gathered = {}
     for name, tensor in tensors.items():  # one by one: a sharded model may not fit on one device
@@ -68,9 +67,9 @@ def load_state(trainer: Trainer, path: Path) -> None:
     """
     tensors, metadata = _read(path)
     _check_model(path, json.loads(metadata["config"]), trainer.config.model)
-    _load_weights(trainer.model, _part(tensors, "model/"))
-    _load_weights(trainer.ema.model, _part(tensors, "ema/"))
-    _load_moments(trainer.optimizer, _part(tensors, "optimizer/"))
+    _load_weights(trainer.model, part_of(tensors, "model/"))
+    _load_weights(trainer.ema.model, part_of(tensors, "ema/"))
+    load_moments(trainer.optimizer, part_of(tensors, "optimizer/"))
     trainer.step = int(metadata["step"])
     trainer.skipped = tensors.get("skipped", torch.zeros(2, dtype=torch.long)).to(trainer.device)
     older = json.dumps([{"step": trainer.step}])  # of states that were written without it
@@ -100,11 +99,23 @@ def _check_model(path: Path, saved: dict[str, Any], config: ModelConfig) -> None
         raise ValueError(f"{path} belongs to another model configuration{REMEDY}")
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer as "0/exp_avg" and so on, by the number of the parameter."""
+    state = optimizer.state_dict()["state"].items()
+    return {f"{i}/{name}": tensor for i, moments in state for name, tensor in moments.items()}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restore `moments_of`.
+
+    Moments get the memory layout of their parameter, because the fused kernel pairs them by position in
+    memory: contiguous moments of a channels-last parameter would belong to other weights.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

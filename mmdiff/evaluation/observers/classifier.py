@@ -7,17 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdiff.evaluation.metrics import mean
 from mmdiff.evaluation.observers.augmentation import blur, draw_moves, moved, roughened
-from mmdiff.evaluation.observers.command import Command
-from mmdiff.evaluation.observers.observer import WIDTHS, Observer, ResidualBlock, fit, stem
-from mmdiff.evaluation.observers.photos import Photos, read_annotated
+from mmdiff.evaluation.observers.command import run
+from mmdiff.evaluation.observers.observer import Observer, Photos, ResidualBlock, stem
 from mmdiff.modalities.label import LabelModality
 
 WEAK_RECALL = 0.9
@@ -26,11 +25,19 @@ WEAK_RECALL = 0.9
 class Classifier(Observer):
     """Pictures (B, 3, H, W) in [-1, 1], of any size, to class logits (B, K)."""
 
-    noun, command = "classifier", "python -m mmdiff.evaluation.observers.classifier"
+    noun, modality, class_file = "classifier", LabelModality, "classes.txt"
+    default_size, epochs, batch_size, lr = 64, 8, 64, 4e-3
+    texts = {
+        "network": "A convolutional network",
+        "reads": "names the class of a picture",
+        "use": "show their class: `python -m mmdiff.evaluate --judge`",
+        "changes": "blur, grain and slight colour changes",
+        "measured": f"""top-1 {{val_top1:.4f}}, blurred by one pixel {{val_top1_blurred:.4f}}.
+- Classes whose photos it names correctly less often than {WEAK_RECALL}: {{val_weak_classes}}.
+- Limits: it knows these {{classes}} classes only and names one of them whatever it is shown.""",
+    }
 
-    def __init__(self, classes: Sequence[str], size: int = 64, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__(classes, size, widths)
-        first, second, third = self.widths
+    def build(self, first: int, second: int, third: int) -> None:
         self.stem = stem(first)
         self.blocks = nn.Sequential(
             ResidualBlock(first, second, stride=2),
@@ -42,6 +49,32 @@ class Classifier(Observer):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(self.sized(images))).mean((2, 3)))
 
+    def loss(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Cross-entropy with smoothed labels."""
+        images = augment(images, generator).contiguous(memory_format=torch.channels_last)
+        return F.cross_entropy(self(images), targets, label_smoothing=0.1)
+
+    def measure(self, photos: Photos) -> dict:
+        """Accuracy on photos, sharp and blurred, and the recall of the classes below `WEAK_RECALL`."""
+        hits = self.hits(photos)
+        recall = {name: mean(hits[photos.targets == k]) for k, name in enumerate(self.classes)}
+        return {
+            "val_examples": len(photos),
+            "val_top1": round(mean(hits), 4),
+            "val_top1_blurred": round(mean(self.hits(photos, blur_sigma=1.0)), 4),
+            "val_weak_classes": {name: round(r, 3) for name, r in recall.items() if r < WEAK_RECALL},
+        }
+
+    @torch.no_grad()
+    def hits(self, photos: Photos, blur_sigma: float = 0.0) -> Tensor:
+        """Which photos, blurred by ``blur_sigma`` pixels, get their own label: (N,) bool."""
+        hits = []
+        for index in torch.arange(len(photos)).split(256):
+            images, labels = photos.batch(index, self.device)
+            images = blur(images, torch.full((len(index),), blur_sigma))
+            hits.append((self(images).argmax(1) == labels).cpu())
+        return torch.cat(hits)
+
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Moved, blurred and grainy pictures (B, 3, H, W) in [-1, 1].
@@ -51,87 +84,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return roughened(moved(images, draw_moves(len(images), generator)), generator)
 
 
-# -- training ----------------------------------------------------------------------------------------
-
-
-def read_photos(path: str | Path, classes: Sequence[str], size: int) -> Photos:
-    """The labelled photos of a Parquet file. Raises ValueError if there are none."""
-    return read_annotated(path, LabelModality("label", size, patch_size=2, classes=classes))
-
-
-def train(classifier: Classifier, photos: Photos, epochs: int, seed: int) -> None:
-    """Train in place with smoothed labels, on the classifier's own device."""
-    device = classifier.head.weight.device
-
-    def loss_of(rows: Tensor, generator: torch.Generator) -> Tensor:
-        images, labels = photos.batch(rows, device)
-        images = augment(images, generator).contiguous(memory_format=torch.channels_last)
-        return F.cross_entropy(classifier(images), labels, label_smoothing=0.1)
-
-    fit(classifier, len(photos), loss_of, epochs, seed)
-
-
-@torch.no_grad()
-def right(classifier: Classifier, photos: Photos, blur_sigma: float = 0.0) -> Tensor:
-    """Which photos, blurred by ``blur_sigma`` pixels, get their own label: (N,) bool."""
-    device = classifier.head.weight.device
-    hits = []
-    for index in torch.arange(len(photos)).split(256):
-        images, labels = photos.batch(index, device)
-        images = blur(images, torch.full((len(index),), blur_sigma))
-        hits.append((classifier(images).argmax(1) == labels).cpu())
-    return torch.cat(hits)
-
-
-def measure(classifier: Classifier, photos: Photos) -> dict:
-    """Accuracy on photos, sharp and blurred, and the recall of the classes below `WEAK_RECALL`."""
-    hits = right(classifier, photos)
-    recall = {
-        name: hits[photos.targets == k].double().mean().item() for k, name in enumerate(classifier.classes)
-    }
-    return {
-        "val_examples": len(photos),
-        "val_top1": round(hits.double().mean().item(), 4),
-        "val_top1_blurred": round(right(classifier, photos, blur_sigma=1.0).double().mean().item(), 4),
-        "val_weak_classes": {name: round(r, 3) for name, r in recall.items() if r < WEAK_RECALL},
-    }
-
-
-def card(facts: dict) -> str:
-    """The README.md beside the weights."""
-    weak = ", ".join(f"{name} {recall:.2f}" for name, recall in facts["val_weak_classes"].items()) or "none"
-    return f"""# Classifier
-
-A convolutional network of {facts["parameters"]:,} parameters that names the class of a picture of \
-{facts["size"]} x {facts["size"]} pixels.
-It measures whether generated pictures show their class: `python -m mmdiff.evaluate --judge`.
-
-- Trained for {facts["epochs"]} epochs on {facts["train_examples"]:,} real photos of `{facts["data"]}` and \
-on nothing else, with flips, small
-  shifts, rotations, scaling, blur, grain and slight colour changes ({facts["seconds"]:.0f} s on \
-{facts["device"]}).
-- On {facts["val_examples"]:,} photos of `{facts["val"]}`: top-1 {facts["val_top1"]:.4f}, \
-blurred by one pixel {facts["val_top1_blurred"]:.4f}.
-- Classes whose photos it names correctly less often than {WEAK_RECALL}: {weak}.
-- Limits: it knows these {facts["classes"]} classes only and names one of them whatever it is shown.
-- The weights derive from the training photos, so their licence and attribution apply.
-- Made by `python -m mmdiff.evaluation.observers.classifier --data {facts["data"]} --val {facts["val"]} \
---epochs {facts["epochs"]} --seed {facts["seed"]}`.
-"""
-
-
-main = Command(
-    Classifier,
-    __doc__.split("\n")[0],
-    annotation="labels",
-    class_file="classes.txt",
-    epochs=8,
-    size=64,
-    read=read_photos,
-    train=train,
-    measure=measure,
-    card=card,
-).run
+main = partial(run, Classifier, __doc__.split("\n")[0])
 
 if __name__ == "__main__":
     main()

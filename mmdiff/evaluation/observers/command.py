@@ -5,85 +5,84 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mmdiff.device import choose_device
-from mmdiff.evaluation.observers.observer import Observer
+from mmdiff.evaluation.observers.observer import Observer, read_annotated
+from mmdiff.files import CARD_FILE, write_text
 
-CARD = "README.md"
+CARD = """# {title}
+
+{network} of {parameters:,} parameters that {reads} of {size} x {size} pixels.
+It measures whether generated pictures {use}.
+
+- Trained for {epochs} epochs on {train_examples:,} real photos of `{data}` and on nothing else, with flips,
+  small shifts, rotations, scaling, {changes} ({seconds:.0f} s on {device}).
+- On {val_examples:,} photos of `{val}`: {measured}
+- The weights derive from the training photos, so their licence and attribution apply.
+- Made by `{command} --data {data} --val {val} --epochs {epochs} --seed {seed}`.
+"""
 
 
-@dataclass(frozen=True)
-class Command:
-    """How one kind of observer is trained from the command line.
+def run(make: type[Observer], summary: str, argv: Sequence[str] | None) -> None:
+    """Read the arguments, train an observer of that class, save it, and print the measured facts as JSON."""
+    parser = argparse.ArgumentParser(prog=make.command(), description=summary)
+    annotated = f"Parquet file with real training photos and {make.modality.kind}s"
+    parser.add_argument("--data", required=True, help=annotated)
+    parser.add_argument("--val", required=True, help="Parquet file to measure it on")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument(
+        "--classes", help=f"class names, one a line (default: {make.class_file} beside --data)"
+    )
+    parser.add_argument("--epochs", type=int, default=make.epochs)
+    parser.add_argument("--size", type=int, default=make.default_size, help="pixels; a multiple of 8")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    args = parser.parse_args(argv)
+    try:
+        facts = _train_and_save(make, args)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    print(json.dumps(facts, indent=2, sort_keys=True))
 
-    Attributes:
-        make: class of the observer. summary: of the help text. annotation: of the photos ("labels").
-        class_file: beside the data, read without --classes. epochs, size: defaults.
-        read: path, classes, size -> photos. train: observer, photos, epochs, seed; in place.
-        measure: observer and validation photos -> facts. card: facts -> the README.md beside the weights.
-    """
 
-    make: type[Observer]
-    summary: str
-    annotation: str
-    class_file: str
-    epochs: int
-    size: int
-    read: Callable[[str, Sequence[str], int], Sized]
-    train: Callable[[Any, Any, int, int], None]
-    measure: Callable[[Any, Any], dict]
-    card: Callable[[dict], str]
+def _train_and_save(make: type[Observer], args: argparse.Namespace) -> dict:
+    classes = read_classes(args.classes or Path(args.data).parent / make.class_file)
+    target = make.modality(make.modality.kind, args.size, patch_size=2, classes=classes)
+    photos, val = (read_annotated(path, target) for path in (args.data, args.val))
+    torch.manual_seed(args.seed)  # the initial weights
+    observer = make(classes, args.size).to(choose_device(args.device))
+    start = time.perf_counter()
+    observer.fit(photos, args.epochs, args.seed)
+    observer.facts = {
+        "classes": len(classes),
+        "data": Path(args.data).name,
+        "device": observer.device.type,
+        "epochs": args.epochs,
+        "parameters": sum(p.numel() for p in observer.parameters()),
+        "seconds": round(time.perf_counter() - start, 1),
+        "seed": args.seed,
+        "size": args.size,
+        "train_examples": len(photos),
+        "val": Path(args.val).name,
+    } | observer.measure(val)
+    observer.save(args.out)
+    write_text(Path(args.out) / CARD_FILE, card(observer))
+    return observer.facts
 
-    def run(self, argv: Sequence[str] | None = None) -> None:
-        """Read the arguments, train, and print the measured facts as JSON."""
-        parser = argparse.ArgumentParser(prog=self.make.command, description=self.summary)
-        parser.add_argument(
-            "--data", required=True, help=f"Parquet file with real training photos and {self.annotation}"
-        )
-        parser.add_argument("--val", required=True, help="Parquet file to measure it on")
-        parser.add_argument("--out", required=True, help="folder to write")
-        parser.add_argument(
-            "--classes", help=f"class names, one a line (default: {self.class_file} beside --data)"
-        )
-        parser.add_argument("--epochs", type=int, default=self.epochs)
-        parser.add_argument("--size", type=int, default=self.size, help="pixels; a multiple of 8")
-        parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-        args = parser.parse_args(argv)
-        try:
-            facts = self._train_and_save(args)
-        except ValueError as error:
-            parser.exit(2, f"error: {error}\n")
-        print(json.dumps(facts, indent=2, sort_keys=True))
 
-    def _train_and_save(self, args: argparse.Namespace) -> dict:
-        classes = read_classes(args.classes or Path(args.data).parent / self.class_file)
-        photos, val = (self.read(path, classes, args.size) for path in (args.data, args.val))
-        torch.manual_seed(args.seed)  # the initial weights
-        observer = self.make(classes, args.size).to(choose_device(args.device))
-        start = time.perf_counter()
-        self.train(observer, photos, args.epochs, args.seed)
-        observer.facts = {
-            "classes": len(classes),
-            "data": Path(args.data).name,
-            "device": next(observer.parameters()).device.type,
-            "epochs": args.epochs,
-            "parameters": sum(p.numel() for p in observer.parameters()),
-            "seconds": round(time.perf_counter() - start, 1),
-            "seed": args.seed,
-            "size": args.size,
-            "train_examples": len(photos),
-            "val": Path(args.val).name,
-        } | self.measure(observer, val)
-        observer.save(args.out)
-        (Path(args.out) / CARD).write_text(self.card(observer.facts), encoding="utf-8")
-        return observer.facts
+def card(observer: Observer) -> str:
+    """The README.md beside the weights, from the facts."""
+    facts = {name: _listed(v) if isinstance(v, dict) else v for name, v in observer.facts.items()}
+    texts = {name: text.format(**facts) for name, text in observer.texts.items()}
+    return CARD.format(title=observer.noun.capitalize(), command=observer.command(), **facts, **texts)
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items()) or "none"
 
 
 def read_classes(path: str | Path) -> list[str]:

@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,8 @@ from torch.nn import functional as F
 
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.observers.augmentation import draw_moves, moved, roughened
-from mmdiff.evaluation.observers.command import Command
-from mmdiff.evaluation.observers.observer import WIDTHS, Observer, ResidualBlock, fit, stem
-from mmdiff.evaluation.observers.photos import Photos, read_annotated
+from mmdiff.evaluation.observers.command import run
+from mmdiff.evaluation.observers.observer import Observer, Photos, ResidualBlock, stem
 from mmdiff.modalities.mask import VOID, MaskModality
 
 COLOUR = 3.0  # times that of a classifier: light and weather differ more outdoors than in a studio
@@ -27,11 +25,17 @@ COLOUR = 3.0  # times that of a classifier: light and weather differ more outdoo
 class Segmenter(Observer):
     """Pictures (B, 3, H, W) in [-1, 1], of any size, to class logits (B, K, size, size); never void."""
 
-    noun, command = "segmenter", "python -m mmdiff.evaluation.observers.segmenter"
+    noun, modality, class_file = "segmenter", MaskModality, "mask_classes.txt"
+    default_size, epochs, batch_size, lr = 96, 30, 16, 3e-3
+    texts = {
+        "network": "A U-Net",
+        "reads": "segments a picture",
+        "use": "show the mask they were made from: `python -m mmdiff.evaluate --segmenter`",
+        "changes": "blur, grain and changes of light and colour",
+        "measured": "mean IoU {val_miou:.3f} ({val_iou}), pooled over all pixels, void left out.",
+    }
 
-    def __init__(self, classes: Sequence[str], size: int = 96, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__(classes, size, widths)
-        first, second, third = self.widths
+    def build(self, first: int, second: int, third: int) -> None:
         self.stem = stem(first)
         self.down = ResidualBlock(first, second, stride=2)
         self.bottom = nn.Sequential(ResidualBlock(second, third, stride=2), ResidualBlock(third, third))
@@ -40,6 +44,7 @@ class Segmenter(Observer):
         self.head = nn.Conv2d(first, len(self.classes), 1)
         is_void = torch.tensor([name == VOID for name in self.classes])
         self.register_buffer("is_void", is_void, persistent=False)
+        self.void = self.classes.index(VOID) if VOID in self.classes else None
 
     def forward(self, images: Tensor) -> Tensor:
         half = self.stem(self.sized(images))
@@ -55,80 +60,33 @@ class Segmenter(Observer):
         probabilities = self.probabilities(images, batch=64)
         return F.interpolate(probabilities, images.shape[-2:], mode="bilinear").argmax(1)
 
+    def loss(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Cross-entropy where the moved mask is not void."""
+        moves = draw_moves(len(images), generator)
+        masks = moved(targets[:, None].float(), moves, "nearest")[:, 0].long()
+        images = roughened(moved(images, moves), generator, COLOUR)
+        logits = self(images.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits, masks, ignore_index=-100 if self.void is None else self.void)
+
+    def measure(self, photos: Photos) -> dict:
+        """IoU of every class over all pixels of the photos, and their mean."""
+        images, masks = photos.batch(torch.arange(len(photos)), self.device)
+        counts = metrics.confusion(self.read(images), masks.cpu(), len(self.classes), ignore=self.void)
+        each = metrics.iou(counts.sum(0))
+        return {
+            "val_examples": len(photos),
+            "val_iou": {
+                n: round(v, 4) for n, v in zip(self.classes, each.tolist(), strict=True) if n != VOID
+            },
+            "val_miou": round(each[~self.is_void.cpu()].nanmean().item(), 4),
+        }
+
 
 def _twice(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def read_photos(path: str | Path, classes: Sequence[str], size: int) -> Photos:
-    """The photos with masks of a Parquet file. Raises ValueError if there are none."""
-    return read_annotated(path, MaskModality("mask", size, patch_size=2, classes=classes))
-
-
-def train(segmenter: Segmenter, photos: Photos, epochs: int, seed: int) -> None:
-    """Train in place on photos that are moved, blurred and tinted at random; void pixels do not count."""
-    device = segmenter.head.weight.device
-    void = segmenter.classes.index(VOID) if VOID in segmenter.classes else -100
-
-    def loss_of(rows: Tensor, generator: torch.Generator) -> Tensor:
-        images, masks = photos.batch(rows, device)
-        moves = draw_moves(len(rows), generator)
-        masks = moved(masks[:, None].float(), moves, "nearest")[:, 0].long()
-        images = roughened(moved(images, moves), generator, COLOUR)
-        logits = segmenter(images.contiguous(memory_format=torch.channels_last))
-        return F.cross_entropy(logits, masks, ignore_index=void)
-
-    fit(segmenter, len(photos), loss_of, epochs, seed, batch_size=16, lr=3e-3)
-
-
-def measure(segmenter: Segmenter, photos: Photos) -> dict:
-    """IoU of every class over all pixels of the photos, and their mean."""
-    images, masks = photos.batch(torch.arange(len(photos)), segmenter.head.weight.device)
-    void = segmenter.classes.index(VOID) if VOID in segmenter.classes else None
-    counts = metrics.confusion(segmenter.read(images), masks.cpu(), len(segmenter.classes), ignore=void)
-    kept = [k for k in range(len(segmenter.classes)) if k != void]
-    each = metrics.iou(counts.sum(0))[kept]
-    return {
-        "val_examples": len(photos),
-        "val_iou": {segmenter.classes[k]: round(v, 4) for k, v in zip(kept, each.tolist(), strict=True)},
-        "val_miou": round(each.nanmean().item(), 4),
-    }
-
-
-def card(facts: dict) -> str:
-    """The README.md beside the weights."""
-    each = ", ".join(f"{name} {iou:.3f}" for name, iou in facts["val_iou"].items())
-    return f"""# Segmenter
-
-A U-Net of {facts["parameters"]:,} parameters that segments pictures of {facts["size"]} x \
-{facts["size"]} pixels.
-It measures whether generated pictures show the mask they were made from: \
-`python -m mmdiff.evaluate --segmenter`.
-
-- Trained for {facts["epochs"]} epochs on {facts["train_examples"]:,} real photos with masks of \
-`{facts["data"]}` and on nothing else, with
-  flips, small shifts, rotations, scaling, blur, grain and changes of light and colour \
-({facts["seconds"]:.0f} s on {facts["device"]}).
-- On {facts["val_examples"]:,} photos of `{facts["val"]}`: mean IoU {facts["val_miou"]:.3f} ({each}), \
-pooled over all pixels, void left out.
-- The weights derive from the training photos, so their licence and attribution apply.
-- Made by `python -m mmdiff.evaluation.observers.segmenter --data {facts["data"]} --val {facts["val"]} \
---epochs {facts["epochs"]} --seed {facts["seed"]}`.
-"""
-
-
-main = Command(
-    Segmenter,
-    __doc__.split("\n")[0],
-    annotation="masks",
-    class_file="mask_classes.txt",
-    epochs=30,
-    size=96,
-    read=read_photos,
-    train=train,
-    measure=measure,
-    card=card,
-).run
+main = partial(run, Segmenter, __doc__.split("\n")[0])
 
 if __name__ == "__main__":
     main()
