@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -29,10 +28,11 @@ from tqdm import tqdm
 from mmdiff.config import DataConfig, TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
 from mmdiff.data.examples import Examples, add_embeddings
-from mmdiff.data.parquet import BrokenRows
+from mmdiff.data.parquet import CAPTION, BrokenRows, Row, examples_of
 from mmdiff.data.sources import Source
-from mmdiff.data.stream import CAPTION, Decoded, embeddings_to_make, examples_of, good_rows, rows_in_order
+from mmdiff.data.stream import embeddings_to_make, good_rows
 from mmdiff.device import choose_device
+from mmdiff.images import encoded
 from mmdiff.modalities import Modality, build_modality
 from mmdiff.modalities.label import UNKNOWN_CLASS
 
@@ -91,9 +91,9 @@ def _without_border(data: DataConfig) -> DataConfig:
 
 def _shards(
     source: Source, modalities: Mapping[str, Modality], data: DataConfig, start: Place, count: int
-) -> Generator[tuple[Place | None, list[Decoded]], None, None]:
+) -> Generator[tuple[Place | None, list[Row]], None, None]:
     """Where the next shard begins (None after the last), and the rows of this one, from ``start`` on."""
-    good = good_rows(rows_in_order(source, *start), modalities, data, BrokenRows())
+    good = good_rows(source.rows_in_order(*start), modalities, data, BrokenRows())
     with closing(good):
         rows = iter(tqdm(good, source.where, unit="row", mininterval=2, disable=None))
         following = next(rows, None)
@@ -157,9 +157,7 @@ def _png(name: str, value: np.ndarray) -> bytes:
             f"{name!r} has values of shape {value.shape} and type {value.dtype}, which no PNG holds; store "
             "whole numbers, up to 255 in three channels or 65535 in one, or leave data.prepared empty."
         )
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(np.ascontiguousarray(pixels)), compress_level=3)
 
 
 def _classes(name: str, values: Tensor, present: Tensor) -> pa.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from mmdiff.folder.pictures import open_picture
-from mmdiff.images import upright
+from mmdiff.images import encoded, upright
 from mmdiff.modalities.mask import VOID
 
 MOST = 255  # classes, whose numbers are kept in a byte
@@ -169,9 +168,7 @@ class MaskCoding:
         known = np.array(sorted(table))
         written = np.array([table[value] for value in known.tolist()], np.uint8)
         indices = Image.fromarray(written[np.searchsorted(known, values)])
-        buffer = io.BytesIO()
-        indices.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG")
-        return buffer.getvalue()
+        return encoded(indices.resize(size, Image.Resampling.NEAREST))
 
 
 def decide_coding(masks: Iterable[MaskFacts], listed: Mapping[str, Colour | None] | None) -> MaskCoding:

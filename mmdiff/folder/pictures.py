@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmdiff.images import to_rgb, turn_of
+from mmdiff.images import encoded, to_rgb, turn_of
 
 Image.init()
 FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if name in Image.OPEN]
@@ -74,9 +74,7 @@ def shrink_photo(path: Path, short_side: int) -> tuple[bytes, tuple[int, int]]:
     image = to_rgb(open_picture(path.read_bytes()))
     scale = min(1, short_side / min(image.size))
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=WEBP_QUALITY)
-    return buffer.getvalue(), image.size
+    return encoded(image, "WEBP", quality=WEBP_QUALITY), image.size
 
 
 def _frames(image: Image.Image) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 
-
 from mmdiff.folder.layout import Findings, Photo
 
 
