@@ -8,13 +8,13 @@ little and needs no embedder. An interrupted run continues with the first missin
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def prepare(
             modality's values fit into no column.
     """
     out.mkdir(parents=True, exist_ok=True)
-    data = _without_border(config.data)
+    # Training repeats the border around stored pictures when it reads them.
+    data = replace(config.data, margin=0) if config.data.margin_from == "pad" else config.data
     size, patch = config.model.image_size, config.model.patch_size
     modalities = {m.name: build_modality(m, size, patch) for m in config.model.modalities}
     source = Source(getattr(data, part), data, [*modalities, CAPTION])
@@ -82,11 +83,6 @@ def prepare(
             else:  # the source ended
                 start = None
     return written
-
-
-def _without_border(data: DataConfig) -> DataConfig:
-    """The same data without the border that training repeats around stored pictures when it reads them."""
-    return dataclasses.replace(data, margin=0) if data.margin_from == "pad" else data
 
 
 def _shards(
@@ -180,12 +176,7 @@ def _vectors(name: str, values: Tensor, present: Tensor) -> pa.Array:
 
 
 # Form of a modality's values -> the column made of its name, stored values (n, ...) and their presence (n,).
-COLUMNS: dict[str, Callable[[str, Tensor, Tensor], pa.Array]] = {
-    "picture": _pictures,
-    "class_map": _pictures,
-    "class": _classes,
-    "vector": _vectors,
-}
+COLUMNS = {"picture": _pictures, "class_map": _pictures, "class": _classes, "vector": _vectors}
 
 
 def main(arguments: list[str] | None = None) -> None:

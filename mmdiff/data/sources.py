@@ -62,7 +62,9 @@ class Source:
 
         self.where = where
         data, self.files = _open_files([where]) if file else open_source(where, config.root)
-        there = data.column_names or _columns_of_first_row(data, where)
+        there = data.column_names or list(next(iter(data), {}))
+        if not there:
+            raise ValueError(f"{where} has no rows.")
         self.columns = _find_columns(where, config, names, there, strict=not file)
         self.num_shards: int = data.num_shards
         if data.features is not None and self.columns:
@@ -127,7 +129,7 @@ def open_source(where: str, root: str) -> tuple[IterableDataset, list[str]]:
     """
     kind, _, name = where.partition(":")
     if kind == "hub" and name:
-        return _undecoded(_open_hub(name)), []
+        return _open_hub(name), []
     if kind == "torchvision" and name:
         return _open_torchvision(name, root), []
     return _open_local(where)
@@ -136,7 +138,7 @@ def open_source(where: str, root: str) -> tuple[IterableDataset, list[str]]:
 def _open_local(where: str) -> tuple[IterableDataset, list[str]]:
     path = Path(where)
     if path.is_dir():
-        return _undecoded(_load(where, str(path))), []
+        return _load(where, str(path)), []
     files = [where] if path.is_file() else sorted(glob(where, recursive=True))
     endings = {Path(file).suffix for file in files}
     if not files:
@@ -152,7 +154,7 @@ def _open_local(where: str) -> tuple[IterableDataset, list[str]]:
 
 
 def _open_files(files: list[str], layout: str = "parquet") -> tuple[IterableDataset, list[str]]:
-    return _undecoded(_load(", ".join(files), layout, data_files=[escape(file) for file in files])), files
+    return _load(", ".join(files), layout, data_files=[escape(file) for file in files]), files
 
 
 def _open_hub(name: str) -> IterableDataset:
@@ -166,10 +168,12 @@ def _open_hub(name: str) -> IterableDataset:
 
 
 def _load(where: str, *arguments: Any, split: str = "train", **options: Any) -> IterableDataset:
+    """Pictures stay bytes or paths: threads decode them later, where an error can name the row."""
     from datasets import load_dataset
 
     try:
-        return load_dataset(*arguments, split=split, streaming=True, **options)
+        data = load_dataset(*arguments, split=split, streaming=True, **options)
+        return data.decode(False) if data.features else data
     except Exception as error:
         remedy = "mend the name or the files"
         if where.startswith("hub:"):
@@ -178,11 +182,6 @@ def _load(where: str, *arguments: Any, split: str = "train", **options: Any) -> 
                 "page and log in with `hf auth login`"
             )
         raise ValueError(f"{where} cannot be opened ({error}); {remedy}.") from error
-
-
-def _undecoded(data: IterableDataset) -> IterableDataset:
-    """Pictures stay bytes or paths: threads decode them later, where an error can name the row."""
-    return data.decode(False) if data.features else data
 
 
 def torchvision_set(name: str) -> tuple[str, str]:
@@ -194,11 +193,18 @@ def torchvision_set(name: str) -> tuple[str, str]:
 
 
 def _open_torchvision(name: str, root: str) -> IterableDataset:
+    import torchvision
     from datasets import IterableDataset
 
     kind, split = torchvision_set(name)
-    examples = _torchvision_examples(kind, split, root)
-    columns = TORCHVISION[kind][2]
+    options, usual_split, columns = TORCHVISION[kind]
+    try:
+        examples = getattr(torchvision.datasets, kind)(root, split=split or usual_split, **options)
+    except Exception as error:
+        raise ValueError(
+            f"torchvision:{kind} cannot be opened below {root!r} ({error}); see the documentation of "
+            f"torchvision.datasets.{kind} for the files it expects."
+        ) from error
 
     def read(rows: list[int]) -> Iterator[dict[str, Any]]:
         for row in rows:
@@ -208,26 +214,6 @@ def _open_torchvision(name: str, root: str) -> IterableDataset:
 
     # One shard of all rows: `datasets` divides lists, not tuples.
     return IterableDataset.from_generator(read, gen_kwargs={"rows": tuple(range(len(examples)))})
-
-
-def _torchvision_examples(kind: str, split: str, root: str) -> Any:
-    import torchvision
-
-    options, usual_split, _ = TORCHVISION[kind]
-    try:
-        return getattr(torchvision.datasets, kind)(root, split=split or usual_split, **options)
-    except Exception as error:
-        raise ValueError(
-            f"torchvision:{kind} cannot be opened below {root!r} ({error}); see the documentation of "
-            f"torchvision.datasets.{kind} for the files it expects."
-        ) from error
-
-
-def _columns_of_first_row(data: IterableDataset, where: str) -> list[str]:
-    first = next(iter(data), None)
-    if first is None:
-        raise ValueError(f"{where} has no rows.")
-    return list(first)
 
 
 def _find_columns(
