@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-
-def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    """The picture as a file of this form; the options are those of `Image.save`."""
-    data = io.BytesIO()
-    picture.save(data, form, **options)
-    return data.getvalue()
+from mmdiff.images import encoded
 
 
 def data_uri(picture: Image.Image, form: str = "PNG", **options: Any) -> str:

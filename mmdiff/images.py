@@ -57,6 +57,13 @@ def _from_array(array: np.ndarray, what: str) -> Image.Image:
     return Image.fromarray(array)
 
 
+def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """The picture as a file of this form; the options are those of `Image.save`."""
+    data = io.BytesIO()
+    picture.save(data, form, **options)
+    return data.getvalue()
+
+
 def decode_cell(cell: Any) -> Image.Image:
     """An image cell of a Parquet file ({"bytes": ..., "path": ...}) or a PIL image -> PIL image."""
     if isinstance(cell, dict):

@@ -20,8 +20,8 @@ from mmdiff import train
 from mmdiff.config import load_train_config
 from mmdiff.data.parquet import read_parquet
 from mmdiff.folder import __main__ as folder
-from mmdiff.folder.classes import read_classes
 from mmdiff.folder.configuration import render
+from mmdiff.folder.masks import read_classes
 from mmdiff.model import MultiModalDiffusion
 
 ROOT = Path(__file__).parents[1]
@@ -320,7 +320,7 @@ def test_a_flat_mask_is_found_by_a_unique_name(tmp_path, capsys):
 def test_lists_of_classes(tmp_path, text, names, colours):
     (tmp_path / "classes.txt").write_text(text, newline="", encoding="utf-8")
     listed = read_classes(tmp_path / "classes.txt")
-    assert (listed.names, listed.colours) == (names, colours)
+    assert (tuple(listed), tuple(listed.values())) == (names, colours)
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,9 @@ def draw_batch(
     size = next(iter(modalities.values())).image_size
     zoomed = generator is not None and zoom < 1
     if zoomed:
-        places = _boxes(len(rows), size, size + examples.margin, zoom, generator, flip, device)
+        places = _boxes(rows, size, size + examples.margin, zoom, generator, flip)
     else:
-        places = _windows(len(rows), size, examples.margin, generator, flip, device)
+        places = _windows(rows, size, examples.margin, generator, flip)
     x, present = {}, []
     for name, modality in modalities.items():
         if name not in examples.stored:
@@ -73,9 +73,10 @@ def _choose(batch: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _windows(
-    count: int, size: int, margin: int, generator: torch.Generator | None, flip: bool, device: torch.device
+    examples: Tensor, size: int, margin: int, generator: torch.Generator | None, flip: bool
 ) -> tuple[Tensor, Tensor]:
     """Row and column indices of each example's crop, (B, size) each; columns reversed where flipped."""
+    count, device = len(examples), examples.device
     axis = torch.arange(size, device=device)
     if generator is None:
         centre = (axis + margin // 2).expand(count, -1)
@@ -87,19 +88,14 @@ def _windows(
 
 
 def _boxes(
-    count: int,
-    size: int,
-    stored: int,
-    zoom: float,
-    generator: torch.Generator,
-    flip: bool,
-    device: torch.device,
+    examples: Tensor, size: int, stored: int, zoom: float, generator: torch.Generator, flip: bool
 ) -> tuple[Tensor, Tensor]:
     """Rows and columns of each example's crop in a picture of ``stored`` pixels a side, (B, size) float each.
 
     The crop is a square whose side is a random share of the picture's, from ``zoom`` to 1; columns are
     reversed where flipped.
     """
+    count, device = len(examples), examples.device
     draws = torch.rand(4, count, 1, generator=generator, device=device)
     side = stored * (zoom + (1 - zoom) * draws[0])
     start = (stored - side) * draws[1:3]
@@ -124,9 +120,6 @@ def _resampled(batch: Tensor, rows: Tensor, columns: Tensor, blend: bool) -> Ten
 
 def _crop(batch: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Pictures (B, ..., H, W) -> (B, ..., size, size) at the rows and columns of `_windows`."""
-    lead = batch.shape[1:-2]
-    flat = batch.reshape(batch.shape[0], -1, *batch.shape[-2:])
-    index = torch.arange(len(batch), device=batch.device)[:, None, None, None]
-    channel = torch.arange(flat.shape[1], device=batch.device)[None, :, None, None]
-    cut = flat[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    return cut.reshape(len(batch), *lead, *cut.shape[-2:])
+    index = torch.arange(len(batch), device=batch.device)[:, None, None]
+    cut = batch[index, ..., rows[:, :, None], columns[:, None, :]]  # (B, size, size, ...)
+    return cut.movedim((1, 2), (-2, -1)).contiguous()

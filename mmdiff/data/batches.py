@@ -70,14 +70,9 @@ def training_data(
     if not config.data.stream:
         return load_examples(config.data.ready().train, model, config, embedder, strict=False)
     share = processes.share(config.optim.batch_size, accumulate)
+    rows, seed = share.stop - share.start, config.optim.seed
     return StreamedBatches(
-        config.data,
-        model.modalities,
-        share.stop - share.start,
-        processes.rank,
-        processes.count,
-        config.optim.seed,
-        embedder,
+        config.data, model.modalities, rows, processes.rank, processes.count, seed, embedder
     )
 
 

@@ -75,17 +75,12 @@ def add_embeddings(
         embedder: a `mmdiff.clip.ClipEmbedder`. batch: photos or texts embedded in one call.
     """
     low = examples.margin // 2
-    photos = []
-    for start in range(0, len(examples), batch):
-        pixels = examples.stored[image][start : start + batch, :, low : low + size, low : low + size]
-        photos.append(embedder.embed_images(pixels.float() / 127.5 - 1).cpu())
+    photos = examples.stored[image][..., low : low + size, low : low + size].split(batch)
+    photo = torch.cat([embedder.embed_images(pixels.float() / 127.5 - 1).cpu() for pixels in photos])
     texts = sorted(set(examples.captions))
-    vectors = torch.cat(
-        [embedder.embed_texts(texts[i : i + batch]).cpu() for i in range(0, len(texts), batch)]
-    )
+    vectors = [embedder.embed_texts(texts[i : i + batch]).cpu() for i in range(0, len(texts), batch)]
     row = {text: i for i, text in enumerate(texts)}
-    captions = vectors[[row[c] for c in examples.captions]]
-    photo = torch.cat(photos)
+    captions = torch.cat(vectors)[[row[c] for c in examples.captions]]
     captions = torch.where(torch.tensor([bool(c) for c in examples.captions])[:, None], captions, photo)
     examples.stored[name] = torch.stack([photo, captions], dim=1).half()
     examples.present[name] = torch.ones(len(examples), dtype=torch.bool)

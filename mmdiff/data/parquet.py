@@ -1,26 +1,35 @@
-"""Rows of data sets: Parquet files read, their cells decoded into the compact form of each modality."""
+"""Rows of data sets, decoded into the compact form of each modality, and Parquet files read into memory."""
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from mmdiff.config import DataConfig
 from mmdiff.data.examples import Examples, collate
+from mmdiff.data.sources import Raw, Source, T
 from mmdiff.images import decode_cell
 from mmdiff.modalities import Modality
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+CAPTION, SOURCE = "caption", "source"  # names of columns of texts
+
+
+class Row(NamedTuple):
+    """A row: its modalities in the compact form of `decode_row`, and its texts."""
+
+    stored: dict[str, np.ndarray]
+    caption: str
+    source: str
 
 
 class BrokenRows:
@@ -64,105 +73,80 @@ def read_parquet(
     Raises:
         ValueError: no such file, no rows, a row that cannot be decoded, or too many of them.
     """
-    modalities, broken, total = list(modalities), BrokenRows(), 0
-    rows: list[dict[str, np.ndarray]] = []
-    captions: list[str] = []
-    sources: list[str] = []
+    named = {m.name: m for m in modalities}
+    anchor = None if strict else next(iter(named), None)
+    rows, broken = [], BrokenRows()
     for file in _parquet_files(path):
-        table = _open_parquet(file)
-        texts, origins = (_texts(table, config.column(name), file) for name in ("caption", "source"))
-        decoded = list(_decode_table(table, modalities, config, file, strict))
-        for row, text, origin in zip(decoded, texts, origins, strict=True):
-            if isinstance(row, ValueError):
-                broken.add(row)
-            else:
-                rows.append(row)
-                captions.append(text)
-                sources.append(origin)
-        total += len(decoded)
-    broken.check(total)
-    return collate(rows, captions, config.margin, sources if any(sources) else [])
+        with closing(decode_ahead(_rows_of(file, named, config), named, config, anchor)) as decoded:
+            for _, row in decoded:
+                if isinstance(row, Row):
+                    rows.append(row)
+                elif strict:
+                    raise row
+                else:
+                    broken.add(row)
+    broken.check(len(rows) + broken.count)
+    return examples_of(rows, config)
 
 
-def _parquet_files(path: str | Path) -> list[Path]:
+def _parquet_files(path: str | Path) -> list[str]:
     """The file, or those of a glob; a file whose name contains a mark of globs is taken literally."""
-    exists = Path(path).exists()
-    files = [Path(path)] if exists else [Path(file) for file in sorted(glob(str(path), recursive=True))]
-    if not files or not all(file.is_file() for file in files):
+    files = [str(path)] if Path(path).exists() else sorted(glob(str(path), recursive=True))
+    if not files or not all(Path(file).is_file() for file in files):
         raise ValueError(
             f"no data at {path}; set data.train and data.val, or --train and --val, to Parquet files."
         )
     return files
 
 
-def _open_parquet(path: Path) -> Dataset:
-    """The file with its pictures undecoded, so that an error can name the row."""
-    from datasets import Dataset, disable_progress_bars
-    from datasets import Image as ImageFeature
-
-    disable_progress_bars()
+def _rows_of(file: str, modalities: Mapping[str, Modality], config: DataConfig) -> Raw[tuple[int, int]]:
     try:
-        table = Dataset.from_parquet(str(path), keep_in_memory=True)
+        source = Source(file, config, [*modalities, CAPTION, SOURCE], file=True)
+        rows = list(source.rows_in_order())
+        if source.columns and not rows:
+            raise ValueError("it has none")
     except Exception as error:
         cause = error.__cause__ or error
-        raise ValueError(f"{path} is not a Parquet file with rows ({cause}); write it again.") from error
-    for name, feature in table.features.items():
-        if isinstance(feature, ImageFeature):
-            table = table.cast_column(name, ImageFeature(decode=False))
-    if len(table) == 0:
-        raise ValueError(f"{path} has no rows.")
-    return table
+        raise ValueError(f"{file} is not a Parquet file with rows ({cause}); write it again.") from error
+    yield from rows
 
 
-def _texts(table: Dataset, column: str, path: Path) -> list[str]:
-    texts = table[column] if column in table.column_names else [""] * len(table)
-    return [text_of(text, f"{path}, row {row}: {column}") for row, text in enumerate(texts)]
+def examples_of(rows: list[Row], config: DataConfig) -> Examples:
+    """Decoded rows as one set of examples."""
+    sources = [row.source for row in rows]
+    captions = [row.caption for row in rows]
+    return collate([row.stored for row in rows], captions, config.margin, sources if any(sources) else [])
 
 
-def text_of(cell: Any, what: str) -> str:
-    """A cell of a column of texts, "" if empty. Raises ValueError, calling it ``what``, if it is no text."""
+def decode_ahead(
+    rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig, anchor: str | None
+) -> Generator[tuple[T, Row | ValueError], None, None]:
+    """The rows in the same order, decoded by `data.workers` threads a few rows ahead, or their errors.
+
+    Args:
+        anchor: the modality that every row must have, if any.
+    """
+
+    def decode(place: str, cells: dict[str, Any]) -> Row | ValueError:
+        try:
+            stored = decode_row(cells, modalities.values(), config, place, anchor)
+            return Row(stored, *(_text(cells.get(name), f"{place}: {name}") for name in (CAPTION, SOURCE)))
+        except ValueError as error:
+            return error
+
+    with closing(rows), ThreadPoolExecutor(config.workers) as pool:
+        work = ((key, pool.submit(decode, place, cells)) for key, place, cells in rows)
+        waiting = deque(itertools.islice(work, 4 * config.workers))
+        while waiting:
+            key, future = waiting.popleft()
+            waiting.extend(itertools.islice(work, 1))
+            yield key, future.result()
+
+
+def _text(cell: Any, what: str) -> str:
     if not isinstance(cell, str | None):
         raise ValueError(f"{what} is {cell!r}; expected a text.")
     return cell or ""
-
-
-def _decode_table(
-    table: Dataset, modalities: list[Modality], config: DataConfig, path: Path, strict: bool
-) -> Iterator[dict[str, np.ndarray] | ValueError]:
-    columns = {m.name: config.column(m.name) for m in modalities}
-    there = {name: column for name, column in columns.items() if column in table.column_names}
-    anchor = None if strict or not modalities else modalities[0].name
-
-    values = table.with_format("arrow")[:]
-    cells = {name: cells_of(values[column]) for name, column in there.items()}
-
-    def one(row: int) -> dict[str, np.ndarray] | ValueError:
-        mine = {name: column[row] for name, column in cells.items()}
-        try:
-            return decode_row(mine, modalities, config, f"{path}, row {row}", anchor)
-        except ValueError as error:
-            if strict:
-                raise
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        yield from pool.map(one, range(len(table)))
-
-
-def cells_of(column: pa.ChunkedArray | Sequence[Any]) -> Sequence[Any]:
-    """The cells of a column; vectors of equal length as arrays, fifty times as fast as lists."""
-    if not isinstance(column, pa.ChunkedArray):
-        return column
-    array = column.combine_chunks()
-    shape = [len(array)]
-    while pa.types.is_list(array.type) and not array.null_count:
-        lengths = pc.unique(pc.list_value_length(array)).to_pylist()
-        if len(lengths) != 1:
-            break
-        shape.append(lengths[0])
-        array = array.flatten()
-    flat = pa.types.is_floating(array.type) and not array.null_count and len(shape) > 1
-    return array.to_numpy(zero_copy_only=False).reshape(shape) if flat else column.to_pylist()
 
 
 def decode_row(

@@ -8,14 +8,13 @@ little and needs no embedder. An interrupted run continues with the first missin
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import io
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,11 @@ from tqdm import tqdm
 from mmdiff.config import DataConfig, TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
 from mmdiff.data.examples import Examples, add_embeddings
-from mmdiff.data.parquet import BrokenRows
+from mmdiff.data.parquet import CAPTION, BrokenRows, Row, examples_of
 from mmdiff.data.sources import Source
-from mmdiff.data.stream import CAPTION, Decoded, embeddings_to_make, examples_of, good_rows, rows_in_order
+from mmdiff.data.stream import embeddings_to_make, good_rows
 from mmdiff.device import choose_device
+from mmdiff.images import encoded
 from mmdiff.modalities import Modality, build_modality
 from mmdiff.modalities.label import UNKNOWN_CLASS
 
@@ -51,7 +51,8 @@ def prepare(
             modality's values fit into no column.
     """
     out.mkdir(parents=True, exist_ok=True)
-    data = _without_border(config.data)
+    # Training repeats the border around stored pictures when it reads them.
+    data = replace(config.data, margin=0) if config.data.margin_from == "pad" else config.data
     size, patch = config.model.image_size, config.model.patch_size
     modalities = {m.name: build_modality(m, size, patch) for m in config.model.modalities}
     source = Source(getattr(data, part), data, [*modalities, CAPTION])
@@ -84,16 +85,11 @@ def prepare(
     return written
 
 
-def _without_border(data: DataConfig) -> DataConfig:
-    """The same data without the border that training repeats around stored pictures when it reads them."""
-    return dataclasses.replace(data, margin=0) if data.margin_from == "pad" else data
-
-
 def _shards(
     source: Source, modalities: Mapping[str, Modality], data: DataConfig, start: Place, count: int
-) -> Generator[tuple[Place | None, list[Decoded]], None, None]:
+) -> Generator[tuple[Place | None, list[Row]], None, None]:
     """Where the next shard begins (None after the last), and the rows of this one, from ``start`` on."""
-    good = good_rows(rows_in_order(source, *start), modalities, data, BrokenRows())
+    good = good_rows(source.rows_in_order(*start), modalities, data, BrokenRows())
     with closing(good):
         rows = iter(tqdm(good, source.where, unit="row", mininterval=2, disable=None))
         following = next(rows, None)
@@ -157,9 +153,7 @@ def _png(name: str, value: np.ndarray) -> bytes:
             f"{name!r} has values of shape {value.shape} and type {value.dtype}, which no PNG holds; store "
             "whole numbers, up to 255 in three channels or 65535 in one, or leave data.prepared empty."
         )
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(np.ascontiguousarray(pixels)), compress_level=3)
 
 
 def _classes(name: str, values: Tensor, present: Tensor) -> pa.Array:
@@ -182,12 +176,7 @@ def _vectors(name: str, values: Tensor, present: Tensor) -> pa.Array:
 
 
 # Form of a modality's values -> the column made of its name, stored values (n, ...) and their presence (n,).
-COLUMNS: dict[str, Callable[[str, Tensor, Tensor], pa.Array]] = {
-    "picture": _pictures,
-    "class_map": _pictures,
-    "class": _classes,
-    "vector": _vectors,
-}
+COLUMNS = {"picture": _pictures, "class_map": _pictures, "class": _classes, "vector": _vectors}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,33 +7,25 @@ uninterrupted one: it reads the current block again and continues in the middle 
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import itertools
-import queue
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from mmdiff.config import DataConfig
-from mmdiff.data.examples import Examples, add_embeddings, collate
-from mmdiff.data.parquet import BrokenRows, decode_row, text_of
-from mmdiff.data.sources import Source
+from mmdiff.data.examples import Examples, add_embeddings
+from mmdiff.data.parquet import CAPTION, BrokenRows, Row, decode_ahead, examples_of
+from mmdiff.data.sources import Cells, Raw, Source, T
 from mmdiff.modalities import Modality
-
-T = TypeVar("T")
-Cells = tuple[str, dict[str, Any]]  # file and row, for messages; undecoded cells by name
-Raw = Generator[tuple[T, str, dict[str, Any]], None, None]  # the same after a key of any type
 
 READY_BATCHES = 3  # decoded ahead
 MANY_SHARDS = 16  # for each process; one more or less then hardly matters
-CAPTION = "caption"
 
 
 @dataclass(frozen=True)
@@ -45,14 +37,6 @@ class Position:
     row: int = 0  # rows of that shard before the block
     block: int = 0  # blocks of this epoch before this one
     used: int = 0
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A row: its modalities in the compact form of `decode_row`, and its caption."""
-
-    stored: dict[str, np.ndarray]
-    caption: str
 
 
 class StreamedBatches:
@@ -88,6 +72,8 @@ class StreamedBatches:
         self.config, self.modalities, self.batch = config.ready(), modalities, batch
         self.rank, self.world, self.seed, self.embedder = rank, world, seed, embedder
         self.source = Source(self.config.train, self.config, [*modalities, CAPTION])
+        shards = self.source.num_shards
+        self._own_shards = shards % world == 0 or shards >= MANY_SHARDS * world
         self._to_embed = embeddings_to_make(self.source, modalities, embedder)
         self._identity = {"rank": rank, "world": world, "seed": seed}
         self._broken = BrokenRows()
@@ -112,7 +98,6 @@ class StreamedBatches:
         """
         if self._batches is None:
             self._batches = Ahead(self._make_batches(self._position), READY_BATCHES)
-            atexit.register(self.close)  # its threads must end before the interpreter does
         self._position, examples = next(self._batches)
         for name in self._to_embed:
             # not in the reading thread: two thread pools that compute at once slow each other down
@@ -140,10 +125,9 @@ class StreamedBatches:
         if self._batches is not None:
             self._batches.close()
             self._batches = None
-            atexit.unregister(self.close)
 
     def _make_batches(self, start: Position) -> Generator[tuple[Position, Examples], None, None]:
-        rows: list[Decoded] = []
+        rows: list[Row] = []
         shuffled = self._shuffled(start)
         with closing(good_rows(shuffled, self.modalities, self.config, self._broken)) as decoded:
             for position, row in decoded:
@@ -164,12 +148,13 @@ class StreamedBatches:
 
     def _blocks(self, first: Position) -> Generator[tuple[Position, list[Cells]], None, None]:
         """Rows in the order of the files, a block at a time, epoch after epoch."""
+        part = (0, 1) if self._own_shards else (self.rank, self.world)
         while True:
             block: list[Cells] = []
             shards = self._shards(first.epoch)
             row = first.row
             for place in range(first.shard, len(shards)):
-                for item in self._rows(shards[place], row):
+                for item in self.source.rows(shards[place], row, *part):
                     block.append(item)
                     row += 1
                     if len(block) == self.config.shuffle_rows:
@@ -187,16 +172,6 @@ class StreamedBatches:
         """The shards that this process reads in an epoch, in order."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.source.num_shards).tolist()
         return order[self.rank :: self.world] if self._own_shards else order
-
-    @property
-    def _own_shards(self) -> bool:
-        shards = self.source.num_shards
-        return shards % self.world == 0 or shards >= MANY_SHARDS * self.world
-
-    def _rows(self, shard: int, start: int) -> Iterator[Cells]:
-        if self._own_shards:
-            return self.source.rows(shard, start)
-        return self.source.rows(shard, start, self.rank, self.world)
 
 
 def embeddings_to_make(source: Source, modalities: Mapping[str, Modality], embedder: Any) -> list[str]:
@@ -220,30 +195,21 @@ def first_examples(
     ready = config.ready()
     source = Source(ready.val, ready, [*modalities, CAPTION])
     names = embeddings_to_make(source, modalities, embedder)
-    with closing(good_rows(rows_in_order(source), modalities, ready, BrokenRows())) as decoded:
+    with closing(good_rows(source.rows_in_order(), modalities, ready, BrokenRows())) as decoded:
         examples = examples_of([row for _, row in itertools.islice(decoded, limit)], ready)
     for name in names:
         add_embeddings(examples, name, next(iter(modalities)), embedder, modalities[name].image_size)
     return examples
 
 
-def rows_in_order(source: Source, shard: int = 0, row: int = 0) -> Raw[tuple[int, int]]:
-    """Undecoded rows from a place on: (shard, row) of the next row, file and row as text, cells."""
-    for k in range(shard, source.num_shards):
-        for place, cells in source.rows(k, row):
-            row += 1
-            yield (k, row), place, cells
-        row = 0
-
-
 def good_rows(
     rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig, broken: BrokenRows
-) -> Generator[tuple[T, Decoded], None, None]:
+) -> Generator[tuple[T, Row], None, None]:
     """The rows that can be decoded, in the same order, decoded by `data.workers` threads a few rows ahead.
 
     The others are added to ``broken``. Raises ValueError if they are too many.
     """
-    with closing(_decode_ahead(rows, modalities, config)) as decoded:
+    with closing(decode_ahead(rows, modalities, config, next(iter(modalities)))) as decoded:
         for seen, (key, row) in enumerate(decoded, start=1):
             if isinstance(row, ValueError):
                 broken.add(row)
@@ -252,73 +218,20 @@ def good_rows(
                 yield key, row
 
 
-def _decode_ahead(
-    rows: Raw[T], modalities: Mapping[str, Modality], config: DataConfig
-) -> Generator[tuple[T, Decoded | ValueError], None, None]:
-    anchor = next(iter(modalities))
-
-    def decode(place: str, cells: dict[str, Any]) -> Decoded | ValueError:
-        try:
-            stored = decode_row(cells, modalities.values(), config, place, anchor)
-            return Decoded(stored, text_of(cells.get(CAPTION), f"{place}: the caption"))
-        except ValueError as error:
-            return error
-
-    waiting: deque[tuple[T, Future[Decoded | ValueError]]] = deque()
-    with closing(rows), ThreadPoolExecutor(config.workers) as pool:
-        for key, place, cells in rows:
-            waiting.append((key, pool.submit(decode, place, cells)))
-            if len(waiting) > 4 * config.workers:
-                key, future = waiting.popleft()
-                yield key, future.result()
-        for key, future in waiting:
-            yield key, future.result()
-
-
-def examples_of(rows: list[Decoded], config: DataConfig) -> Examples:
-    """Decoded rows as one set of examples."""
-    return collate([row.stored for row in rows], [row.caption for row in rows], config.margin)
-
-
 class Ahead(Iterator[T]):
     """The same items, made by a thread up to ``size`` items ahead; its error follows the last item."""
 
     def __init__(self, items: Generator[T, None, None], size: int) -> None:
-        self._items = items
-        self._end: Exception | None = None
-        self._queue: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue(size)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._items, self._thread = items, ThreadPoolExecutor(1)
+        self._waiting = deque(self._thread.submit(next, items) for _ in range(size))
 
     def __next__(self) -> T:
-        if self._end is None:
-            item, self._end = self._queue.get()
-        if self._end is not None:
-            raise self._end
+        item = self._waiting[0].result()  # an error stays the first, so that it is raised again
+        self._waiting.popleft()
+        self._waiting.append(self._thread.submit(next, self._items))
         return item
 
     def close(self) -> None:
         """Stop the thread and wait for it; finished items are dropped."""
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        with closing(self._items):
-            try:
-                for item in self._items:
-                    if not self._put((item, None)):
-                        return
-                self._put((None, StopIteration()))
-            except Exception as error:
-                self._put((None, error))
-
-    def _put(self, result: tuple[T | None, Exception | None]) -> bool:
-        """Put into the queue once it has room; False if `close` came first."""
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(result, timeout=0.05)
-                return True
-            except queue.Full:
-                continue
-        return False
+        self._thread.shutdown(cancel_futures=True)
+        self._items.close()

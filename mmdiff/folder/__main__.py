@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmdiff.folder.check import Checked, check_folder
 from mmdiff.folder.configuration import PATCH, configuration_of, margin_of
-from mmdiff.folder.findings import Finding
+from mmdiff.folder.layout import Finding
 from mmdiff.folder.write import write_split
 
 
@@ -62,7 +62,7 @@ def report(checked: Checked) -> None:
     masks = sum(photo.mask is not None for photo in photos)
     captions = sum(bool(photo.caption) for photo in photos)
     say(
-        f"{checked.root}: {len(photos):,} usable photos, {len(checked.classes):,} classes, "
+        f"{checked.findings.root}: {len(photos):,} usable photos, {len(checked.classes):,} classes, "
         f"{masks:,} masks, {captions:,} captions"
     )
     for side in (*checked.classes, None):

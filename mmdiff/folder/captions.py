@@ -5,46 +5,45 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from mmdiff.folder.findings import Findings
-from mmdiff.folder.layout import Layout, Photo, readable
+from mmdiff.folder.layout import Findings, Layout, Photo, readable
 
 
 def add_captions(layout: Layout, findings: Findings) -> None:
     """Give photos their captions; a text beside the photo takes precedence over a table."""
     index = PhotoIndex(layout.photos)
-    broken, lost, empty = [], [], []
-    for table in layout.caption_tables:
-        prefix = layout.name(table.parent) if table.parent != layout.root else ""
+    broken, lost, empty = {}, [], []
+
+    def read(path: Path, parse: Callable[[str], Iterable[Any]]) -> list[Any]:
         try:
-            rows = list(_csv_rows(table) if table.suffix == ".csv" else _jsonl_rows(table))
+            return list(parse(path.read_text(encoding="utf-8-sig")))
         except (ValueError, OSError, csv.Error) as error:
-            broken.append(f"{layout.name(table)}: {error}")
-            continue
-        for file, caption in rows:
-            photos = index.find(file, prefix)
+            broken[path] = error
+            return []
+
+    for table in layout.caption_tables:
+        name = findings.name(table)
+        for file, caption in read(table, _csv_rows if table.suffix == ".csv" else _jsonl_rows):
+            photos = index.find(file, name.rpartition("/")[0])
             if not photos:
-                lost.append(f"{file or 'a row without a file'} in {layout.name(table)}")
+                lost.append(f"{file or 'a row without a file'} in {name}")
             elif not caption:
-                empty.append(f"{file} in {layout.name(table)}")
+                empty.append(f"{file} in {name}")
             for photo in photos:
                 photo.caption = caption
     for key, path in layout.texts.items():
-        photos = index.by_key.get(key, [])
+        photos = index.by_key[key]
         if not photos:
-            lost.append(layout.name(path))
-            continue
-        try:
-            caption = _one_line(path.read_text(encoding="utf-8-sig"))
-        except (ValueError, OSError) as error:
-            broken.append(f"{layout.name(path)}: {error}")
-            continue
-        if not caption:
-            empty.append(layout.name(path))
-        for photo in photos:
-            photo.caption = caption or photo.caption
+            lost.append(path)
+        for caption in read(path, lambda text: [_one_line(text)]) if photos else ():
+            if not caption:
+                empty.append(path)
+            for photo in photos:
+                photo.caption = caption or photo.caption
     findings.problem(
         "Files of captions that cannot be read",
         broken,
@@ -59,41 +58,39 @@ def add_captions(layout: Layout, findings: Findings) -> None:
 
 
 class PhotoIndex:
-    """Photos by every name that a table may use."""
+    """Photos by every name that a table may use: the path, with or without ending, and the file's name."""
 
     def __init__(self, photos: list[Photo]) -> None:
         self.by_name = {photo.name: [photo] for photo in photos}
-        self.by_key: dict[str, list[Photo]] = {}
-        self.by_file: dict[str, list[Photo]] = {}
+        self.by_key, self.by_file = defaultdict(list), defaultdict(list)
         for photo in photos:
-            self.by_key.setdefault(photo.key, []).append(photo)
-            self.by_file.setdefault(photo.name.rpartition("/")[2], []).append(photo)
+            self.by_key[photo.key].append(photo)
+            self.by_file[photo.name.rpartition("/")[2]].append(photo)
 
     def find(self, file: str, prefix: str) -> list[Photo]:
         """Photos called ``file``: a path, perhaps from the table's folder ``prefix``, or a unique name."""
         name = readable(file).replace("\\", "/").removeprefix("./")
         inside = f"{prefix}/{name}" if prefix else name
-        for found in (self.by_name.get(inside), self.by_name.get(name)):
-            if found:
+        for photos in (self.by_name, self.by_key):
+            if found := photos.get(inside) or photos.get(name):
                 return found
-        alone = self.by_file.get(name, [])
-        return self.by_key.get(inside) or self.by_key.get(name) or (alone if len(alone) == 1 else [])
+        return self.by_file[name] if len(self.by_file[name]) == 1 else []
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, str]]:
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+def _csv_rows(text: str) -> Iterator[tuple[str, str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     if not {"file", "caption"} <= set(reader.fieldnames or ()):
         raise ValueError(f"its first line is {reader.fieldnames}, not file,caption")
     for row in reader:
         yield (row["file"] or "").strip(), _one_line(row["caption"] or "")
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+def _jsonl_rows(text: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

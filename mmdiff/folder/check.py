@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from mmdiff.folder.captions import add_captions
-from mmdiff.folder.classes import VOID, ClassList, read_classes
-from mmdiff.folder.findings import Findings
-from mmdiff.folder.layout import Layout, Photo, scan
-from mmdiff.folder.masks import MaskCoding, MaskFacts, black_and_white, decide_coding, inspect_mask
+from mmdiff.folder.layout import Findings, Layout, Photo, scan
+from mmdiff.folder.masks import (
+    VOID,
+    MaskCoding,
+    MaskFacts,
+    black_and_white,
+    decide_coding,
+    inspect_mask,
+    read_classes,
+)
 from mmdiff.folder.pictures import PhotoFacts, inspect_photo
 from mmdiff.folder.split import assign_splits
 
@@ -38,7 +44,6 @@ class Checked:
         masks: facts about each usable mask.
     """
 
-    root: Path
     findings: Findings
     photos: list[Photo] = field(default_factory=list)
     classes: tuple[str, ...] = ()
@@ -57,14 +62,15 @@ def check_folder(root: Path, size: int, val_share: float, seed: int) -> Checked:
     Raises:
         ValueError: ``root`` is no folder. All other flaws become findings.
     """
-    checked = Checked(root, Findings())
-    layout = scan(root, checked.findings)
+    findings = Findings(root)
+    checked = Checked(findings)
+    layout = scan(findings)
     facts = _check_photos(layout, size, checked)
     _check_masks(layout, facts, checked)
-    add_captions(layout, checked.findings)
+    add_captions(layout, findings)
     checked.classes = tuple(sorted({photo.label for photo in checked.photos if photo.label is not None}))
     _check_classes(checked)
-    assign_splits(checked.photos, val_share, seed, checked.findings)
+    assign_splits(checked.photos, val_share, seed, findings)
     _check_splits(checked)
     return checked
 
@@ -77,7 +83,7 @@ def workers() -> ThreadPoolExecutor:
 def _inspect(work: Callable[[Path], T], paths: Iterable[Path], what: str) -> tuple[dict, dict[Path, str]]:
     """Facts about each file, or the reason why there are none."""
     paths = list(paths)
-    facts: dict[Path, Any] = {}
+    facts: dict[Path, T] = {}
     errors: dict[Path, str] = {}
 
     def one(path: Path) -> T | str:
@@ -98,43 +104,39 @@ def _check_photos(layout: Layout, size: int, checked: Checked) -> dict[Path, Pho
     if not layout.photos:
         findings.problem(
             "No photos found",
-            [str(checked.root)],
+            [str(findings.root)],
             "Put photos (JPEG, PNG, WebP …) into a subfolder for each class.",
         )
     facts, errors = _inspect(inspect_photo, (photo.path for photo in layout.photos), "photos")
-    for photo in layout.photos:
-        if photo.path in facts:
-            photo.digest = facts[photo.path].digest
-            checked.photos.append(photo)
+    checked.photos = [photo for photo in layout.photos if photo.path in facts]
+    for photo in checked.photos:
+        photo.digest = facts[photo.path].digest
     findings.problem(
         "Photos that cannot be read",
-        [f"{layout.name(path)}: {error}" for path, error in errors.items()],
+        errors,
         "Left out; copy them again from where they came, or save them anew as JPEG or PNG.",
     )
 
-    def names(where: Callable[[PhotoFacts], bool]) -> list[str]:
-        return [photo.name for photo in checked.photos if where(facts[photo.path])]
+    def note(what: str, where: Callable[[PhotoFacts], bool], advice: str) -> None:
+        findings.note(what, [photo.name for photo in checked.photos if where(facts[photo.path])], advice)
 
-    findings.note(
+    note(
         f"Photos smaller than {size} pixels",
-        names(lambda f: min(f.size) < size),
+        lambda f: min(f.size) < size,
         "They are enlarged in training and stay soft; choose a smaller --size or remove them.",
     )
-    findings.note(
+    note(
         f"Photos over {LONG:g} times longer than wide",
-        names(lambda f: max(f.size) > LONG * min(f.size)),
+        lambda f: max(f.size) > LONG * min(f.size),
         "Training sees their central square only; cut them yourself if what matters is elsewhere.",
     )
-    findings.note("Pictures of several frames", names(lambda f: f.frames > 1), "The first frame is used.")
-    findings.note("Photos with transparency", names(lambda f: f.transparent), "It becomes white.")
-    findings.note(
-        "Photos in print colours (CMYK)",
-        names(lambda f: f.mode == "CMYK"),
-        "Turned into RGB; colours can shift a little.",
-    )
-    findings.note(
+    note("Pictures of several frames", lambda f: f.frames > 1, "The first frame is used.")
+    note("Photos with transparency", lambda f: f.transparent, "It becomes white.")
+    cmyk = "Turned into RGB; colours can shift a little."
+    note("Photos in print colours (CMYK)", lambda f: f.mode == "CMYK", cmyk)
+    note(
         "Photos of 16 bits",
-        names(lambda f: f.mode.startswith("I")),
+        lambda f: f.mode.startswith("I"),
         "Turned into 8 bits, 65535 is white; brighten them first if they use a part of the range.",
     )
     return facts
@@ -147,48 +149,47 @@ def _check_masks(layout: Layout, photos: dict[Path, PhotoFacts], checked: Checke
     facts, errors = _inspect(inspect_mask, dict.fromkeys(photo.mask for photo in masked), "masks")
     findings.problem(
         "Masks that cannot be used",
-        [f"{layout.name(path)}: {error}" for path, error in errors.items()],
+        errors,
         "Left out; save masks as PNG without transparency, one number or colour for each class.",
     )
+    pairs = [(p, facts[p.mask], photos[p.path]) for p in masked if p.mask in facts]
     shapes = {
-        p.mask: f"{layout.name(p.mask)}: {_pixels(facts[p.mask].size)}, photo {_pixels(photos[p.path].size)}"
-        for p in masked
-        if p.mask in facts and facts[p.mask].size != photos[p.path].size
+        p.mask: f"{_pixels(mask.size)}, photo {_pixels(photo.size)}"
+        for p, mask, photo in pairs
+        if mask.size != photo.size
     }
-    fitting = {p.mask for p in masked if p.mask in facts and facts[p.mask].fits(photos[p.path].size)}
+    fitting = {p.mask for p, mask, photo in pairs if mask.fits(photo.size)}
     findings.problem(
         "Masks of another shape than their photo",
-        [text for path, text in shapes.items() if path not in fitting],
+        {path: text for path, text in shapes.items() if path not in fitting},
         "Left out; export them at the size of the photo, upright where the camera says how it was held.",
     )
     findings.note(
         "Masks of another size than their photo",
-        [text for path, text in shapes.items() if path in fitting],
+        {path: text for path, text in shapes.items() if path in fitting},
         "Resized, as the shape is the same.",
     )
     findings.note(
         "Photos with a mask that the camera held turned",
-        [p.name for p in masked if p.mask in fitting and photos[p.path].turned],
+        [p.name for p, _, photo in pairs if p.mask in fitting and photo.turned],
         "Photos are stored upright; see that their masks are drawn upright too.",
     )
-    for p in masked:  # two photos of one name, x.jpg and x.png, share a mask that may fit one of them
-        if p.mask in facts and not facts[p.mask].fits(photos[p.path].size):
+    for p, mask, photo in pairs:  # photos of one name, x.jpg and x.png, share a mask that may fit one of them
+        if not mask.fits(photo.size):
             p.mask = None
-    usable = {path: facts[path] for path in facts if path in fitting}
+    usable = {path: mask for path, mask in facts.items() if path in fitting}
     coding = decide_coding(usable.values(), listed)
     _report_values(layout, usable, coding, listed, findings)
     _keep_masks(layout, {p: f for p, f in usable.items() if coding.reads(f)}, coding, checked)
 
 
-def _class_list(layout: Layout, findings: Findings) -> ClassList | None:
-    if layout.class_file is None:
-        return None
+def _class_list(layout: Layout, findings: Findings) -> dict | None:
     try:
-        return read_classes(layout.class_file)
+        return read_classes(layout.class_file) if layout.class_file else None
     except ValueError as error:
         findings.problem(
             "The list of mask classes that cannot be read",
-            [f"{layout.name(layout.class_file)}: {error}"],
+            {layout.class_file: error},
             "Passed over, as if there were none.",
         )
         return None
@@ -198,7 +199,7 @@ def _report_values(
     layout: Layout,
     masks: dict[Path, MaskFacts],
     coding: MaskCoding,
-    listed: ClassList | None,
+    listed: Mapping | None,
     findings: Findings,
 ) -> None:
     """Findings about masks that the coding cannot read, and about values that may surprise."""
@@ -207,21 +208,21 @@ def _report_values(
     if coding.colours:
         findings.problem(
             "Masks with colours that masks/classes.txt does not list",
-            [f"{layout.name(p)}: {_unlisted(f, coding)}" for p, f in coloured.items()],
+            {path: _unlisted(facts, coding) for path, facts in coloured.items()},
             "Left out; add the colours to the list, or save the masks without soft edges.",
         )
     else:
         findings.problem(
             "Masks in colours, but nothing says what the colours mean",
-            [layout.name(p) for p in coloured],
+            list(coloured),
             "Left out; write masks/classes.txt with a line such as 'sky 70 130 180' for each class.",
         )
-    numbered = [f"{layout.name(p)}: {_beyond(f, coding)}" for p, f in unread.items() if p not in coloured]
+    numbered = {path: _beyond(facts, coding) for path, facts in unread.items() if path not in coloured}
     if listed:
         findings.problem(
-            f"Masks with values beyond the {len(listed.names)} classes of {layout.name(layout.class_file)}",
+            f"Masks with values beyond the {len(listed)} classes of {findings.name(layout.class_file)}",
             numbered,
-            f"Left out; values count from 0 to {len(listed.names) - 1}, 255 is ignored. "
+            f"Left out; values count from 0 to {len(listed) - 1}, 255 is ignored. "
             "List the missing classes or renumber the masks.",
         )
     else:
@@ -231,7 +232,7 @@ def _report_values(
             "Left out; save them without soft edges, or list all classes in masks/classes.txt.",
         )
     by_value = {p: f for p, f in masks.items() if coding.reads(f) and not coding.by_colour(f)}
-    white = [layout.name(p) for p, f in by_value.items() if 255 in f.numbers]
+    white = [path for path, facts in by_value.items() if 255 in facts.numbers]
     if black_and_white(by_value.values()) and coding.numbers[255]:
         findings.note("Masks in black and white", white, f"White (255) is the class {coding.classes[1]!r}.")
     else:
@@ -241,34 +242,30 @@ def _report_values(
 def _keep_masks(layout: Layout, good: dict[Path, MaskFacts], coding: MaskCoding, checked: Checked) -> None:
     """Drop masks that are void or show one class only."""
     findings = checked.findings
-    empty = {p for p, f in good.items() if {coding.classes[i] for i in coding.seen(f)} == {VOID}}
-    findings.note("Masks that are void everywhere", [layout.name(p) for p in empty], "Left out.")
+    empty = [path for path, facts in good.items() if coding.seen(facts) == {VOID}]
+    findings.note("Masks that are void everywhere", empty, "Left out.")
     good = {path: facts for path, facts in good.items() if path not in empty}
     if good and len(coding.real_classes) < 2:
         findings.problem(
             "Masks that all show one class only",
-            [layout.name(path) for path in good],
+            list(good),
             "Left out; a mask needs at least two classes, such as background and object.",
         )
         good = {}
     if good:
-        shown = {coding.classes[i] for facts in good.values() for i in coding.seen(facts)}
-        findings.note(
-            "Classes that no mask shows",
-            [n for n in coding.real_classes if n not in shown],
-            "List classes that exist only.",
-        )
+        checked.coding, checked.masks = coding, good
+        shown = set().union(*map(coding.seen, good.values()))
+        hidden = [name for name in coding.real_classes if name not in shown]
+        findings.note("Classes that no mask shows", hidden, "List classes that exist only.")
         findings.note(
             "Classes of masks that are called by their value",
             [name for name in coding.classes if name.startswith("class ") and layout.class_file is None],
             "Name them in masks/classes.txt, the first line for the value 0.",
         )
-    without = [photo.name for photo in checked.photos if photo.mask not in good]
+        without = [photo.name for photo in checked.photos if photo.mask not in good]
+        findings.note("Photos without a mask", without, "That is fine: they are trained on without.")
     for photo in checked.photos:
         photo.mask = photo.mask if photo.mask in good else None
-    if good:
-        checked.coding, checked.masks = coding, good
-        findings.note("Photos without a mask", without, "That is fine: they are trained on without.")
 
 
 def _check_classes(checked: Checked) -> None:
@@ -286,13 +283,13 @@ def _check_classes(checked: Checked) -> None:
             [photo.name for photo in checked.photos],
             "Labels are not trained; make a subfolder for each class if there are any.",
         )
-    few = [f"{name}: {counts[name]}" for name in checked.classes if counts[name] < FEW]
+    few = {name: counts[name] for name in checked.classes if counts[name] < FEW}
     findings.note(f"Classes of fewer than {FEW} photos", few, "Add photos or join classes.")
     if counts and max(counts.values()) >= UNBALANCED * min(counts.values()):
         most, least = max(counts, key=counts.get), min(counts, key=counts.get)
         findings.note(
             "Very unbalanced classes",
-            [f"{most}: {counts[most]}", f"{least}: {counts[least]}"],
+            {most: counts[most], least: counts[least]},
             "The model sees the rare ones seldom; add photos of them, or take some of the others away.",
         )
     odd = [name for name in checked.classes if name != name.strip() or not name.isprintable()]
@@ -327,8 +324,7 @@ def _pixels(size: tuple[int, int]) -> str:
 def _unlisted(facts: MaskFacts, coding: MaskCoding) -> str:
     if facts.colours is None:
         return "more than 256 colours"
-    extra = sorted(facts.colours - coding.colours.keys())
-    return ", ".join(f"{c >> 16} {c >> 8 & 255} {c & 255}" for c in extra[:3])
+    return ", ".join(" ".join(map(str, c)) for c in sorted(facts.colours - coding.colours.keys())[:3])
 
 
 def _beyond(facts: MaskFacts, coding: MaskCoding) -> str:

@@ -12,6 +12,22 @@ PASSES = 400  # times that training sees each photo, within the limits below
 FEWEST, MOST = 200_000, 6_000_000  # images of a training run
 
 
+EMBEDDING = """\
+# Captions: train an embedder first (docs/your-data.md), then take the marks away here and above.
+# [[model.modalities]]
+# name = "embedding"
+# kind = "embedding"
+# scale = 0.25
+# loss_weight = 0.1
+# options = { dim = 128 }
+"""
+
+
+def margin_of(size: int) -> int:
+    """Pixels by which stored photos are larger than the model's, for random crops."""
+    return size // 8
+
+
 def configuration_of(checked: Checked, size: int, train: str, val: str) -> str:
     """The configuration for a checked folder whose data are in the files ``train`` and ``val``."""
     return render(
@@ -23,11 +39,6 @@ def configuration_of(checked: Checked, size: int, train: str, val: str) -> str:
         checked.coding.classes if checked.coding else (),
         any(photo.caption for photo in checked.photos),
     )
-
-
-def margin_of(size: int) -> int:
-    """Pixels by which stored photos are larger than the model's, for random crops."""
-    return size // 8
 
 
 def render(
@@ -44,15 +55,22 @@ def render(
     Args:
         size: pixels a side of the model's pictures. photos: number of training photos.
     """
-    parts = [_model(size, captions), _modality("image", "", 0.2, "")]
+    modalities = [_modality("image", "", 0.2)]
     if mask_classes:
-        parts.append(_modality("mask", "scale = 0.5\n", 0.2, _classes(mask_classes)))
+        modalities.append(_modality("mask", "scale = 0.5\n", 0.2, mask_classes))
     if classes:
-        parts.append(_modality("label", "scale = 0.25\n", 0.05, _classes(classes)))
+        modalities.append(_modality("label", "scale = 0.25\n", 0.05, classes))
     if captions:
-        parts.append(EMBEDDING)
-    budget = min(max(PASSES * photos, FEWEST), MOST)
-    return "\n".join([*parts, _data(size, train, val), _optim(budget)])
+        modalities.append(EMBEDDING)
+    data = f"""\
+[data]
+train = {_quoted(train)}
+val = {_quoted(val)}
+margin = {margin_of(size)} # photos are stored larger by this and cut at random
+margin_from = "resize"
+flip = true # false if left and right matter, as in writing
+"""
+    return "\n".join([_model(size, captions), *modalities, data, _optim(photos)])
 
 
 def _model(size: int, captions: bool) -> str:
@@ -71,18 +89,9 @@ dropout = 0.1 # small sets are learned by heart without it
 {embedder}"""
 
 
-EMBEDDING = """\
-# Captions: train an embedder first (docs/your-data.md), then take the marks away here and above.
-# [[model.modalities]]
-# name = "embedding"
-# kind = "embedding"
-# scale = 0.25
-# loss_weight = 0.1
-# options = { dim = 128 }
-"""
-
-
-def _modality(name: str, scale: str, loss_weight: float, options: str) -> str:
+def _modality(name: str, scale: str, loss_weight: float, classes: Sequence[str] = ()) -> str:
+    lines = "".join(f"  {_quoted(name)},\n" for name in classes)
+    options = f"[model.modalities.options]\nclasses = [\n{lines}]\n" if classes else ""
     return f"""\
 [[model.modalities]]
 name = "{name}"
@@ -91,23 +100,8 @@ kind = "{name}"
 {options}"""
 
 
-def _classes(names: Sequence[str]) -> str:
-    lines = "".join(f"  {_quoted(name)},\n" for name in names)
-    return f"[model.modalities.options]\nclasses = [\n{lines}]\n"
-
-
-def _data(size: int, train: str, val: str) -> str:
-    return f"""\
-[data]
-train = {_quoted(train)}
-val = {_quoted(val)}
-margin = {margin_of(size)} # photos are stored larger by this and cut at random
-margin_from = "resize"
-flip = true # false if left and right matter, as in writing
-"""
-
-
-def _optim(budget: int) -> str:
+def _optim(photos: int) -> str:
+    budget = min(max(PASSES * photos, FEWEST), MOST)
     return f"""\
 [optim]
 images = {budget:_} # examples seen in all; --images changes it

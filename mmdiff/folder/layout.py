@@ -1,14 +1,13 @@
-"""The roles of a folder's files: photos with their class and split, masks, captions."""
+"""The roles of a folder's files, photos with class and split, masks, captions, and findings about them."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from mmdiff.folder.findings import Findings
 
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo"}
 CAMERA_FILES = {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
@@ -18,6 +17,57 @@ MASKS = "masks"
 CLASS_FILES = ("classes.txt", "classes.json")
 CAPTION_TABLES = ("captions.csv", "captions.jsonl")
 JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of operating systems; hidden files are skipped, too
+SHOWN = 3  # names that a finding lists
+
+Files = Iterable[Path | str] | Mapping[Path, object] | Mapping[str, object]  # paths or names, with details
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of finding: what, in which files, and advice."""
+
+    what: str
+    files: tuple[str, ...]
+    advice: str
+
+    def __str__(self) -> str:
+        names = ", ".join(self.files[:SHOWN])
+        if len(self.files) > SHOWN:
+            names += f" and {len(self.files) - SHOWN:,} more"
+        count = f" ({len(self.files):,})" if len(self.files) > 1 else ""
+        return f"{self.what}{count}: {names}. {self.advice}"
+
+
+@dataclass
+class Findings:
+    """Findings about the folder ``root``, in the order in which they are made.
+
+    Files with problems are left out until they are mended; notes are worth a look. Without files there is no
+    finding.
+    """
+
+    root: Path
+    problems: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+    def problem(self, what: str, files: Files, advice: str) -> None:
+        """Record a problem of ``files``."""
+        self._add(self.problems, what, files, advice)
+
+    def note(self, what: str, files: Files, advice: str) -> None:
+        """Record a note about ``files``."""
+        self._add(self.notes, what, files, advice)
+
+    def _add(self, findings: list[Finding], what: str, files: Files, advice: str) -> None:
+        names = [self.name(file) if isinstance(file, Path) else file for file in files]
+        if isinstance(files, Mapping):
+            names = [f"{name}: {detail}" for name, detail in zip(names, files.values(), strict=True)]
+        if names:
+            findings.append(Finding(what, tuple(names), advice))
+
+    def name(self, path: Path) -> str:
+        """Path inside the folder, as `readable` text."""
+        return readable(path.relative_to(self.root).as_posix())
 
 
 @dataclass
@@ -49,16 +99,11 @@ class Photo:
 class Layout:
     """The files of a folder by their role; masks and texts by name without ending."""
 
-    root: Path
     photos: list[Photo] = field(default_factory=list)
     masks: dict[str, Path] = field(default_factory=dict)
     texts: dict[str, Path] = field(default_factory=dict)
     caption_tables: list[Path] = field(default_factory=list)
     class_file: Path | None = None
-
-    def name(self, path: Path) -> str:
-        """Path inside the folder, as `readable` text."""
-        return readable(path.relative_to(self.root).as_posix())
 
 
 def readable(text: str) -> str:
@@ -69,32 +114,31 @@ def readable(text: str) -> str:
 def without_ending(name: str) -> str:
     """class/x.jpg -> class/x"""
     folder, slash, file = name.rpartition("/")
-    stem = file.rpartition(".")[0]
-    return folder + slash + (stem or file)
+    return folder + slash + (file.rpartition(".")[0] or file)
 
 
-def scan(root: Path, findings: Findings) -> Layout:
-    """Sort the files of ``root`` by their role and give photos their masks.
+def scan(findings: Findings) -> Layout:
+    """Sort the files of the folder by their role and give photos their masks.
 
     Raises:
-        ValueError: ``root`` is no folder.
+        ValueError: there is no such folder.
     """
-    if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; give the folder that holds your photos.")
-    layout, strays, cameras, outside = Layout(root), [], [], []
-    files = [(path, layout.name(path)) for path in _files(root, findings)]
-    top = {name.partition("/")[0] for _, name in files if "/" in name}
+    if not findings.root.is_dir():
+        raise ValueError(f"there is no folder {findings.root}; give the folder that holds your photos.")
+    layout, strays, cameras, outside = Layout(), [], [], []
+    files = {path: findings.name(path) for path in _files(findings)}
+    top = {name.partition("/")[0] for name in files.values() if "/" in name}
     split_folders = [name for name in SPLITS if name in top] if "train" in top else []
-    for path, name in files:
+    for path, name in files.items():
         parts = name.split("/")
         split = parts[0] if parts[0] in split_folders and len(parts) > 1 else None
         inner = parts[1:] if split else parts
         ending = path.suffix.lower()
         if inner[0] == MASKS and len(inner) > 1:
             if not _keep_mask(layout, path, split, inner[1:]):
-                strays.append(name)
+                strays.append(path)
         elif ending in PICTURES and split_folders and not split:
-            outside.append(name)
+            outside.append(path)
         elif ending in PICTURES:
             label = inner[0] if len(inner) > 1 and inner[0] not in UNLABELLED else None
             layout.photos.append(Photo(path, name, label, split if len(split_folders) == 2 else None))
@@ -103,7 +147,7 @@ def scan(root: Path, findings: Findings) -> Layout:
         elif ending == ".txt":
             layout.texts[without_ending(name)] = path
         else:
-            (cameras if ending in CAMERA_FILES else strays).append(name)
+            (cameras if ending in CAMERA_FILES else strays).append(path)
     findings.problem("Camera files that cannot be read", cameras, "Left out; save them as JPEG or PNG.")
     findings.problem(
         "Photos outside of train/ and val/",
@@ -116,38 +160,33 @@ def scan(root: Path, findings: Findings) -> Layout:
     return layout
 
 
-def _files(root: Path, findings: Findings) -> list[Path]:
-    """All files below ``root``, sorted by name; links are followed, but no folder is read twice."""
-    found, repeated, closed = [], [], []
-    seen, pending = set(), [root]
-    while pending:
-        folder = pending.pop()
-        try:
-            status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                repeated.append(readable(folder.relative_to(root).as_posix()))
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.name not in JUNK]
-        except OSError:
-            closed.append(readable(folder.relative_to(root).as_posix()))
+def _files(findings: Findings) -> list[Path]:
+    """All files of the folder, sorted by name; links are followed, but no folder is read twice."""
+    found, repeated, closed, seen = [], [], [], set()
+
+    def kept(names: list[str]) -> list[str]:
+        return sorted(name for name in names if not name.startswith(".") and name not in JUNK)
+
+    for folder, folders, files in os.walk(findings.root, onerror=closed.append, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            repeated.append(Path(folder))
+            folders.clear()
             continue
-        pending += sorted((Path(e.path) for e in entries if _is_folder(e)), reverse=True)
-        found += [Path(e.path) for e in entries if not _is_folder(e)]
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = kept(folders)
+        found += [Path(folder, name) for name in kept(files)]
     findings.problem(
         "Links to a folder that was seen already",
         repeated,
         "Not followed, so that nothing is read for ever or twice; remove the links.",
     )
-    findings.problem("Folders that may not be opened", closed, "Left out; give yourself the right to read.")
+    findings.problem(
+        "Folders that may not be opened",
+        [Path(error.filename) for error in closed],
+        "Left out; give yourself the right to read.",
+    )
     return sorted(found)
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _keep_mask(layout: Layout, path: Path, split: str | None, inner: list[str]) -> bool:
@@ -155,7 +194,7 @@ def _keep_mask(layout: Layout, path: Path, split: str | None, inner: list[str]) 
 
     Of two masks of one name, the one that is no JPEG is kept.
     """
-    if inner in [[name] for name in CLASS_FILES]:
+    if len(inner) == 1 and inner[0] in CLASS_FILES:
         layout.class_file = path
     elif path.suffix.lower() in PICTURES:
         key = without_ending("/".join([split, *inner] if split else inner))
@@ -195,14 +234,13 @@ def _match_masks(layout: Layout, split_folders: list[str], findings: Findings) -
             photo.mask = layout.masks[key]
             used.add(key)
             break
-    name = {key: layout.name(path) for key, path in layout.masks.items()}
     findings.problem(
         "Masks whose name fits several photos",
-        [name[key] for key in layout.masks if key in ambiguous - used],
+        [path for key, path in layout.masks.items() if key in ambiguous - used],
         "Left out; put them into folders like those of the photos, such as masks/CLASS/x.png.",
     )
     findings.problem(
         "Masks without a photo",
-        [name[key] for key in layout.masks if key not in used | ambiguous],
+        [path for key, path in layout.masks.items() if key not in used | ambiguous],
         "Left out; a mask is called like its photo, such as masks/CLASS/x.png for CLASS/x.jpg.",
     )

@@ -1,22 +1,87 @@
-"""Masks coded by numbers or colours, turned into class numbers; void is 0."""
+"""Masks coded by numbers or colours, which masks/classes.txt may list, as class numbers; void is 0."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
-from mmdiff.folder.classes import VOID, ClassList
 from mmdiff.folder.pictures import open_picture
-from mmdiff.images import upright
+from mmdiff.images import encoded, upright
+from mmdiff.modalities.mask import VOID
 
+MOST = 255  # classes, whose numbers are kept in a byte
 IGNORED = 255  # written by most tools where nothing is annotated
 MOST_UNNAMED = 64  # different values of masks without a list of classes; more are blended edges
 ASPECT_TOLERANCE = 0.02
+
+Colour = tuple[int, int, int]
+
+
+def read_classes(path: Path) -> dict[str, Colour | None]:
+    """Names of the classes in the order of their numbers, with their colours where listed.
+
+    Raises:
+        ValueError: the list cannot be read, is empty, or names a class or colour twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        pairs = _from_json(json.loads(text)) if path.suffix == ".json" else _from_lines(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{error}; write one class a line, such as 'sky' or 'sky 70 130 180'") from None
+    classes = {VOID if name.casefold() == VOID else name: colour for name, colour in pairs}
+    colours = [colour for _, colour in pairs if colour]
+    if not 1 <= len(pairs) <= MOST:
+        raise ValueError(f"it names {len(pairs)} classes; name 1 to {MOST}")
+    if len(classes) < len(pairs) or len(set(colours)) < len(colours):
+        raise ValueError("it names a class or a colour twice; make them differ")
+    return classes
+
+
+def _from_lines(text: str) -> list[tuple[str, Colour | None]]:
+    """Lines such as `sky`, `sky 70 130 180`, `sky #4682b4` or `sky,70,130,180`."""
+    pairs = []
+    for line in text.splitlines():
+        fields = re.fullmatch(r"(.*?)(?:[\s,;:]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)|[\s,;:]+(#\w+))?", line.strip())
+        name, *numbers, code = fields.groups()
+        if name:
+            pairs.append((name, _colour(code or (None if numbers[0] is None else numbers))))
+    return pairs
+
+
+def _from_json(content: Any) -> list[tuple[str, Colour | None]]:
+    """["sky", …], {"sky": [70, 130, 180], …} or [{"name": "sky", "colour": "#4682b4"}, …]."""
+    if isinstance(content, dict):
+        content = [{"name": name, "colour": colour} for name, colour in content.items()]
+    if not isinstance(content, list):
+        raise ValueError("it is neither a list nor a table")
+    pairs = []
+    for item in content:
+        entry = {"name": item} if isinstance(item, str) else item
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+            raise ValueError(f"{item!r} names no class")
+        pairs.append((entry["name"].strip(), _colour(entry.get("colour", entry.get("color")))))
+    return pairs
+
+
+def _colour(value: Any) -> Colour | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return ImageColor.getrgb(value)[:3]
+    try:
+        numbers = tuple(int(v) for v in value)
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if len(numbers) != 3 or not all(0 <= v <= 255 for v in numbers):
+        raise ValueError(f"{value!r} is no colour of three numbers from 0 to 255")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -26,17 +91,17 @@ class MaskFacts:
     Attributes:
         size: (width, height).
         numbers: values that occur, None if the mask is coloured.
-        colours: colours that occur, as 0xRRGGBB; None if there are more than 256.
+        colours: colours that occur, None if there are more than 256.
     """
 
     size: tuple[int, int]
     numbers: frozenset[int] | None
-    colours: frozenset[int] | None
+    colours: frozenset[Colour] | None
 
     @property
     def grey(self) -> bool:
         """Whether all colours are grey, so that values may be numbers or grey levels."""
-        return self.colours is not None and all(c == (c & 255) * 0x010101 for c in self.colours)
+        return self.colours is not None and all(r == g == b for r, g, b in self.colours)
 
     def fits(self, photo: tuple[int, int]) -> bool:
         """Whether a photo of this (width, height) has the same shape, perhaps at another scale."""
@@ -52,7 +117,7 @@ def inspect_mask(path: Path) -> MaskFacts:
     return MaskFacts(
         image.size,
         None if numbers is None else frozenset(np.unique(numbers).tolist()),
-        None if counted is None else frozenset(r << 16 | g << 8 | b for _, (r, g, b) in counted),
+        None if counted is None else frozenset(colour for _, colour in counted),
     )
 
 
@@ -62,14 +127,13 @@ class MaskCoding:
 
     Attributes:
         classes: names in the order of the numbers written; "void" comes first if there is such a class.
-        numbers: value in a file -> number written.
-        colours: 0xRRGGBB in a file -> number written.
+        numbers, colours: value or colour in a file -> number written.
         grey_is_number: a grey mask is read by its values even if its grey levels are listed colours.
     """
 
     classes: tuple[str, ...]
     numbers: dict[int, int]
-    colours: dict[int, int]
+    colours: dict[Colour, int]
     grey_is_number: bool = True
 
     @property
@@ -86,32 +150,30 @@ class MaskCoding:
         """Whether every pixel of this mask has a class."""
         return self.by_colour(facts) or (facts.numbers is not None and facts.numbers <= self.numbers.keys())
 
-    def seen(self, facts: MaskFacts) -> set[int]:
-        """Numbers that are written for this mask."""
+    def seen(self, facts: MaskFacts) -> set[str]:
+        """Names of the classes that this mask shows."""
         if self.by_colour(facts):
-            return {self.colours[colour] for colour in facts.colours}
-        return {self.numbers[value] for value in facts.numbers}
+            return {self.classes[self.colours[colour]] for colour in facts.colours}
+        return {self.classes[self.numbers[value]] for value in facts.numbers}
 
     def shrink(self, path: Path, facts: MaskFacts, size: tuple[int, int]) -> bytes:
         """A mask as it is stored: class numbers as PNG of (width, height) ``size``, never blended."""
         image = _open_mask(path)
         if self.by_colour(facts):
-            rgb = np.asarray(image.convert("RGB")).astype(np.int64)
-            values, table = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2], self.colours
+            packing = np.array([1 << 16, 1 << 8, 1])
+            values = np.asarray(image.convert("RGB")) @ packing
+            table = {int(packing @ colour): number for colour, number in self.colours.items()}
         else:
             values, table = _numbers(image), self.numbers
         known = np.array(sorted(table))
         written = np.array([table[value] for value in known.tolist()], np.uint8)
         indices = Image.fromarray(written[np.searchsorted(known, values)])
-        buffer = io.BytesIO()
-        indices.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG")
-        return buffer.getvalue()
+        return encoded(indices.resize(size, Image.Resampling.NEAREST))
 
 
-def decide_coding(masks: Iterable[MaskFacts], listed: ClassList | None) -> MaskCoding:
-    """The coding of all masks of a folder, by the list of classes if there is one."""
-    masks = list(masks)
-    return _from_values(masks) if listed is None else _from_list(masks, listed)
+def decide_coding(masks: Iterable[MaskFacts], listed: Mapping[str, Colour | None] | None) -> MaskCoding:
+    """The coding of all masks of a folder, by the list of classes of `read_classes` if there is one."""
+    return _from_values(masks) if listed is None else _from_list(list(masks), listed)
 
 
 def black_and_white(masks: Iterable[MaskFacts]) -> bool:
@@ -120,7 +182,7 @@ def black_and_white(masks: Iterable[MaskFacts]) -> bool:
     return IGNORED in values <= {0, IGNORED}
 
 
-def _from_values(masks: list[MaskFacts]) -> MaskCoding:
+def _from_values(masks: Iterable[MaskFacts]) -> MaskCoding:
     """Every value that occurs is a class; masks with too many values are ignored."""
     plain = [m for m in masks if m.numbers is not None and len(m.numbers) <= MOST_UNNAMED]
     if black_and_white(plain):
@@ -129,21 +191,16 @@ def _from_values(masks: list[MaskFacts]) -> MaskCoding:
     real = sorted(values - {IGNORED})
     if len(real) > MOST_UNNAMED:
         return MaskCoding((), {}, {})
-    names = [f"class {value}" for value in real]
-    first = int(IGNORED in values)
-    numbers = {value: i for i, value in enumerate(real, first)} | ({IGNORED: 0} if first else {})
-    return MaskCoding((VOID, *names) if first else tuple(names), numbers, {})
+    void = (VOID,) if IGNORED in values else ()
+    numbers = {value: i for i, value in enumerate(real, len(void))} | ({IGNORED: 0} if void else {})
+    return MaskCoding((*void, *(f"class {value}" for value in real)), numbers, {})
 
 
-def _from_list(masks: list[MaskFacts], listed: ClassList) -> MaskCoding:
-    real = [name for name in listed.names if name != VOID]
-    by_number = {i: name for i, name in enumerate(listed.names)}
-    by_colour = {
-        r << 16 | g << 8 | b: name
-        for name, (r, g, b) in ((n, c) for n, c in zip(listed.names, listed.colours, strict=True) if c)
-    }
+def _from_list(masks: list[MaskFacts], listed: Mapping[str, Colour | None]) -> MaskCoding:
+    real = tuple(name for name in listed if name != VOID)
+    by_colour = {colour: name for name, colour in listed.items() if colour}
     grey_is_number = any(
-        m.grey and m.numbers <= by_number.keys() | {IGNORED} and not m.colours <= by_colour.keys()
+        m.grey and m.numbers <= {*range(len(listed)), IGNORED} and not m.colours <= by_colour.keys()
         for m in masks
     )
     by_value = [
@@ -152,11 +209,11 @@ def _from_list(masks: list[MaskFacts], listed: ClassList) -> MaskCoding:
         if m.numbers is not None
         and ((m.grey and grey_is_number) or m.colours is None or not m.colours <= by_colour.keys())
     ]
-    white_is_class = len(real) == len(listed.names) == 2 and black_and_white(by_value)
+    white_is_class = len(real) == len(listed) == 2 and black_and_white(by_value)
     ignored = any(IGNORED in m.numbers for m in by_value) and not white_is_class
-    has_void = VOID in listed.names or ignored
-    classes = (VOID, *real) if has_void else tuple(real)
-    numbers = {value: classes.index(name) for value, name in by_number.items()}
+    has_void = VOID in listed or ignored
+    classes = (VOID, *real) if has_void else real
+    numbers = {value: classes.index(name) for value, name in enumerate(listed)}
     if white_is_class:
         numbers[IGNORED] = 1
     elif has_void:

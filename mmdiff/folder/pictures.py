@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmdiff.images import to_rgb, turn_of
+from mmdiff.images import encoded, to_rgb, turn_of
 
 Image.init()
 FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if name in Image.OPEN]
@@ -66,19 +66,15 @@ def inspect_photo(path: Path) -> PhotoFacts:
     )
 
 
-def stored_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """(width, height) with the short side cut down to ``short_side``; small photos keep their size."""
-    scale = short_side / min(size)
-    return size if scale >= 1 else (round(size[0] * scale), round(size[1] * scale))
-
-
 def shrink_photo(path: Path, short_side: int) -> tuple[bytes, tuple[int, int]]:
-    """A photo as stored, in WebP, and its (width, height). Raises ValueError or OSError."""
+    """A photo as stored, in WebP, and its (width, height). Raises ValueError or OSError.
+
+    The short side is cut down to ``short_side``; small photos keep their size.
+    """
     image = to_rgb(open_picture(path.read_bytes()))
-    image = image.resize(stored_size(image.size, short_side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=WEBP_QUALITY)
-    return buffer.getvalue(), image.size
+    scale = min(1, short_side / min(image.size))
+    image = image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
+    return encoded(image, "WEBP", quality=WEBP_QUALITY), image.size
 
 
 def _frames(image: Image.Image) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 
-from mmdiff.folder.findings import Findings
-from mmdiff.folder.layout import Photo
+from mmdiff.folder.layout import Findings, Photo
 
 
 def assign_splits(photos: list[Photo], share: float, seed: int, findings: Findings) -> None:

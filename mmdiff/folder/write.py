@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +27,27 @@ def write_split(checked: Checked, split: str, path: Path, short_side: int, seed:
         ValueError: a photo or mask changed since it was checked and cannot be read any more.
         OSError: the file cannot be written.
     """
+    from datasets import Features, Image, Value
+
+    text = Value("string")
+    kinds = {"image": Image(), "mask": Image(), "label": Value("int64")}
+    schema = Features(kinds | {"caption": text, "source": text, "id": text}).arrow_schema
     photos = sorted((p for p in checked.photos if p.split == split), key=lambda p: order(p, seed))
-    schema = _schema()
     part = path.with_name(path.name + ".part")
     bar = tqdm(total=len(photos), desc=f"write {path.name}", unit="photo", disable=None)
     with workers() as pool, pq.ParquetWriter(part, schema) as writer, bar:
-        for rows in _batches(checked, photos, short_side, pool):
+        for start in range(0, len(photos), BATCH):
+            rows = list(pool.map(lambda p: _row(checked, p, short_side), photos[start : start + BATCH]))
             writer.write_table(pa.Table.from_pylist(rows, schema))
             bar.update(len(rows))
     os.replace(part, path)
     return len(photos)
 
 
-def _schema() -> pa.Schema:
-    from datasets import Features, Image, Value
-
-    text = Value("string")
-    return Features(
-        {
-            "image": Image(),
-            "mask": Image(),
-            "label": Value("int64"),
-            "caption": text,
-            "source": text,
-            "id": text,
-        }
-    ).arrow_schema
-
-
-def _batches(
-    checked: Checked, photos: list[Photo], short_side: int, pool: Executor
-) -> Iterator[list[dict[str, Any]]]:
-    for start in range(0, len(photos), BATCH):
-        batch = photos[start : start + BATCH]
-        yield list(pool.map(lambda photo: _row(checked, photo, short_side), batch))
-
-
 def _row(checked: Checked, photo: Photo, short_side: int) -> dict[str, Any]:
     try:
         image, size = shrink_photo(photo.path, short_side)
-        mask = None
-        if photo.mask:
-            mask = checked.coding.shrink(photo.mask, checked.masks[photo.mask], size)
+        mask = photo.mask and checked.coding.shrink(photo.mask, checked.masks[photo.mask], size)
     except (ValueError, OSError) as error:
         raise ValueError(f"{photo.name} cannot be read any more ({error}); run the check again.") from error
     return {
@@ -78,6 +55,6 @@ def _row(checked: Checked, photo: Photo, short_side: int) -> dict[str, Any]:
         "mask": mask and {"bytes": mask, "path": f"{photo.key}.png"},
         "label": -1 if photo.label is None else checked.classes.index(photo.label),
         "caption": photo.caption,
-        "source": readable(checked.root.resolve().name),
+        "source": readable(checked.findings.root.resolve().name),
         "id": photo.name,
     }

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 
@@ -55,8 +56,6 @@ class Modality(nn.Module):
             return "class_map" if self.classes else "picture"
         return "class" if self.classes else "vector"
 
-    # -- between data and the shared space ------------------------------------------------------
-
     def encode(self, x: Tensor) -> Tensor:
         """E_i: data (B, *shape) -> its channels of Z (B, z_channels, h, w), unit RMS or bounded by 1."""
         raise NotImplementedError
@@ -70,8 +69,8 @@ class Modality(nn.Module):
         raise NotImplementedError
 
     def as_prediction(self, x: Tensor) -> Tensor:
-        """Known values (B, *shape) in the form of `predict`: one-hot for classes."""
-        raise NotImplementedError
+        """Known values (B, *shape) in the form of `predict`: one-hot for classes, else as they are."""
+        return x
 
     def draw(self, prediction: Tensor, uniform: Tensor) -> Tensor:
         """Values (B, *shape) drawn from predicted distributions by uniform numbers (B,) in [0, 1).
@@ -79,8 +78,6 @@ class Modality(nn.Module):
         For `drawable` modalities only: dense predictions are of single pixels, not of all jointly.
         """
         raise NotImplementedError
-
-    # -- between files and data ------------------------------------------------------------------
 
     def store(self, cell: Any, size: int) -> np.ndarray | None:
         """A cell of a data set -> its compact form in memory, None if the example lacks this modality.
@@ -104,8 +101,6 @@ class Modality(nn.Module):
         value = self.present(self.predict(torch.from_numpy(noise)).numpy())[0]
         return next(iter(self.export(value)[0].values()))
 
-    # -- likelihood ------------------------------------------------------------------------------
-
     def loss(self, raw: Tensor, x: Tensor) -> Tensor:
         """Training loss of each example, averaged over its dimensions: (B,)."""
         raise NotImplementedError
@@ -114,15 +109,11 @@ class Modality(nn.Module):
         """-log p(x_i | z_t) of each example in nats, summed over its dimensions: (B,)."""
         raise NotImplementedError
 
-    # -- training -----------------------------------------------------------------------------------
-
     def load_pretrained(self, folder: Path) -> None:
         """Load frozen weights, such as an autoencoder's, from ``folder``, which holds all checkpoints.
 
         Raises ValueError if they are missing.
         """
-
-    # -- input and output --------------------------------------------------------------------------
 
     def attach(self, embedder: Any) -> None:
         """Set the checkpoint's CLIP-style embedder, which modalities that `takes_text` need."""
@@ -157,13 +148,8 @@ def class_codes(num_classes: int) -> Tensor:
 
     They are rows of Sylvester's Hadamard matrix without its constant column, the corners of a simplex.
     """
-    size = 2
-    while size < num_classes:
-        size *= 2
-    hadamard = torch.ones(1, 1)
-    while hadamard.shape[0] < size:
-        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)], 0)
-    return hadamard[:num_classes, 1:].clone()
+    size = 1 << max(1, (num_classes - 1).bit_length())
+    return torch.from_numpy(hadamard(size, dtype=np.float32)[:num_classes, 1:].copy())
 
 
 def palette(num_classes: int) -> np.ndarray:

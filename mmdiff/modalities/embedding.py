@@ -46,20 +46,14 @@ class EmbeddingModality(Modality):
         rotation = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
         self.register_buffer("projection", (rotation * math.sqrt(dim)).float())  # unit RMS in Z
 
-    def _project(self, vector: Tensor) -> Tensor:
-        return spread(vector @ self.projection, self.grid)
-
     def encode(self, x: Tensor) -> Tensor:
-        return self._project(x)
+        return spread(x @ self.projection, self.grid)
 
     def predict(self, raw: Tensor) -> Tensor:
         return F.normalize(raw.float(), dim=1)
 
     def expected_encoding(self, raw: Tensor) -> Tensor:
-        return self._project(raw.float())
-
-    def as_prediction(self, x: Tensor) -> Tensor:
-        return x
+        return self.encode(raw.float())
 
     def store(self, cell: Any, size: int) -> np.ndarray | None:
         if cell is None:

@@ -40,9 +40,6 @@ class ImageModality(AnchorModality):
     def expected_encoding(self, raw: Tensor) -> Tensor:
         return self.encode(self.predict(raw))
 
-    def as_prediction(self, x: Tensor) -> Tensor:
-        return x
-
     def store(self, cell: Any, size: int) -> np.ndarray | None:
         return None if cell is None else np.moveaxis(np.asarray(square(decode_cell(cell), size)), -1, 0)
 

@@ -50,9 +50,6 @@ class MaskModality(Modality):
         self.head_channels = len(classes)
         self.palette = palette(len(classes))
 
-    def _from_distribution(self, distribution: Tensor) -> Tensor:
-        return self._folded(torch.einsum("bkhw,kc->bchw", distribution, self.codes.to(distribution.dtype)))
-
     def _folded(self, coded: Tensor) -> Tensor:
         if self.stride > 1:
             coded = F.avg_pool2d(coded, self.stride)
@@ -68,7 +65,7 @@ class MaskModality(Modality):
         return self._logits(raw).softmax(1)
 
     def expected_encoding(self, raw: Tensor) -> Tensor:
-        return self._from_distribution(self.predict(raw))
+        return self._folded(torch.einsum("bkhw,kc->bchw", self.predict(raw), self.codes))
 
     def as_prediction(self, x: Tensor) -> Tensor:
         return F.one_hot(x, len(self.classes)).permute(0, 3, 1, 2).float()
@@ -76,7 +73,7 @@ class MaskModality(Modality):
     def store(self, cell: Any, size: int) -> np.ndarray | None:
         if cell is None:
             return None
-        indices = self._checked(self._indices(decode_cell(cell)))
+        indices = self._class_map(decode_cell(cell))
         return np.asarray(nearest_square(Image.fromarray(indices.astype(np.uint8)), size))
 
     def from_stored(self, stored: Tensor) -> Tensor:
@@ -95,7 +92,7 @@ class MaskModality(Modality):
         return self._cross_entropy(raw, x)[0]
 
     def parse(self, value: Any) -> Tensor:
-        indices = self._checked(self._indices(value))
+        indices = self._class_map(value)
         if self.is_void[torch.from_numpy(indices)].all():
             raise ValueError(f"{self.name}: the mask is {VOID} everywhere and says nothing; leave it out.")
         size = (self.image_size, self.image_size)
@@ -107,40 +104,38 @@ class MaskModality(Modality):
         resized = Image.fromarray(indices.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
         return torch.from_numpy(np.asarray(resized).astype(np.int64))
 
-    def _checked(self, indices: np.ndarray) -> np.ndarray:
-        """The same class map. Raises ValueError if it is not one, or of other classes."""
-        if indices.ndim != 2:
-            raise ValueError(
-                f"{self.name}: expected a map of class numbers (H, W), but got shape {indices.shape}; "
-                "give a single-channel picture or array whose values are 0 to "
-                f"{len(self.classes) - 1}."
-            )
-        low, high = int(indices.min()), int(indices.max())
-        if low < 0 or high >= len(self.classes):
-            names = ", ".join(f"{i} = {c}" for i, c in enumerate(self.classes))
-            raise ValueError(
-                f"{self.name}: found class number {high if high >= len(self.classes) else low}, but the "
-                f"classes are {names}; renumber the mask."
-            )
-        return indices
-
-    def _indices(self, value: Any) -> np.ndarray:
+    def _class_map(self, value: Any) -> np.ndarray:
+        """Class numbers (H, W) int64. Raises ValueError if ``value`` is none, or of other classes."""
         if isinstance(value, Tensor):
             value = value.cpu().numpy()
-        if isinstance(value, np.ndarray):
-            if value.size == 0 or value.dtype.kind not in "iub":
+        if not isinstance(value, np.ndarray):
+            image = open_image(value, "mask")
+            if image.mode not in ("L", "P", "1", "I", "I;16"):
                 raise ValueError(
-                    f"{self.name}: expected whole numbers, but got an array of shape {value.shape} and "
-                    f"type {value.dtype}."
+                    f"{self.name}: the mask has colour mode {image.mode}; give class numbers in one channel "
+                    "(mode L or P), not colours."
                 )
-            return value.astype(np.int64)
-        image = open_image(value, "mask")
-        if image.mode not in ("L", "P", "1", "I", "I;16"):
+            value = np.asarray(image)
+        elif value.size == 0 or value.dtype.kind not in "iub":
             raise ValueError(
-                f"{self.name}: the mask has colour mode {image.mode}; give class numbers in one channel "
-                "(mode L or P), not colours."
+                f"{self.name}: expected whole numbers, but got an array of shape {value.shape} and "
+                f"type {value.dtype}."
             )
-        return np.asarray(image).astype(np.int64)
+        last = len(self.classes) - 1
+        if value.ndim != 2:
+            raise ValueError(
+                f"{self.name}: expected a map of class numbers (H, W), but got shape {value.shape}; "
+                f"give a single-channel picture or array whose values are 0 to {last}."
+            )
+        indices = value.astype(np.int64)
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high > last:
+            names = ", ".join(f"{i} = {c}" for i, c in enumerate(self.classes))
+            raise ValueError(
+                f"{self.name}: found class number {high if high > last else low}, but the classes are "
+                f"{names}; renumber the mask."
+            )
+        return indices
 
     def present(self, predictions: np.ndarray) -> np.ndarray:
         return predictions.argmax(1).astype(np.int64)

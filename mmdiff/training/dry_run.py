@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from mmdiff.data.stream import StreamedBatches, first_examples
 from mmdiff.forward_process import q_sample
 from mmdiff.losses import total_loss, training_losses, z0_weight
 from mmdiff.modalities import Modality
-from mmdiff.model import ABSENT, UNKNOWN, Conditioning, MultiModalDiffusion
+from mmdiff.model import ABSENT, UNKNOWN, MultiModalDiffusion
 from mmdiff.schedule import log_snr
 from mmdiff.training.fake_source import ROWS, SHARDS, write_fake
 
@@ -67,13 +67,11 @@ class FakeEmbedder:
     def __init__(self, dim: int) -> None:
         self.dim = dim
 
-    def embed_images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, dim)."""
+    def embed_images(self, images: Sequence) -> Tensor:
+        """n photos or texts -> (n, dim)."""
         return F.normalize(torch.ones(len(images), self.dim), dim=1)
 
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        """n texts -> (n, dim)."""
-        return F.normalize(torch.ones(len(texts), self.dim), dim=1)
+    embed_texts = embed_images
 
 
 def dry_run(config: TrainConfig, real: bool = False) -> str:
@@ -136,30 +134,20 @@ def measure(model: MultiModalDiffusion) -> Work:
             kept[id(tensor.untyped_storage())] = tensor
         return tensor
 
-    inputs = _meta_inputs(model)
+    size, anchor = model.config.image_size, model.modalities[model.anchor]
+    with torch.device("meta"):
+        photo, known = torch.zeros(1, *anchor.shape), torch.zeros(1, 1, size, size)
+        flags = torch.zeros(1, len(model.names), dtype=torch.long)
+        inputs = torch.zeros(1, *model.z_shape), torch.zeros(1), model.condition({}, flags, known, photo)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         model(*inputs)
+    with FlopCounterMode(display=False) as encoding:
+        anchor.encode(photo)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as both, hooks:
         sum(output.sum() for output in model(*inputs).values()).backward()
     numbers = sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
-    return Work(forward.get_total_flops(), both.get_total_flops(), _encoding(model), numbers)
-
-
-def _encoding(model: MultiModalDiffusion) -> int:
-    anchor = model.modalities[model.anchor]
-    with FlopCounterMode(display=False) as counter:
-        anchor.encode(torch.zeros(1, *anchor.shape, device="meta"))
-    return counter.get_total_flops()
-
-
-def _meta_inputs(model: MultiModalDiffusion) -> tuple[Tensor, Tensor, Conditioning]:
-    size = model.config.image_size
-    z = torch.zeros(1, *model.z_shape, device="meta")
-    flags = torch.zeros(1, len(model.names), dtype=torch.long, device="meta")
-    known = torch.zeros(1, 1, size, size, device="meta")
-    photo = torch.zeros(1, 3, size, size, device="meta")
-    return z, torch.zeros(1, device="meta"), model.condition({}, flags, known, photo)
+    return Work(*(mode.get_total_flops() for mode in (forward, both, encoding)), numbers)
 
 
 def describe_cost(config: TrainConfig, model: MultiModalDiffusion) -> str:
@@ -212,45 +200,32 @@ def embedder_dim(embedder: str) -> int | None:
 
 def describe_data(config: TrainConfig, modalities: Mapping[str, Modality], real: bool) -> str:
     """Pass rows through source, mapping, preparation and a training step; returns a line on each pass."""
-    made = {n for n, m in modalities.items() if m.takes_text and _is_made(n, config)}
+    texts = [name for name, m in modalities.items() if m.takes_text and config.model.embedder]
+    made = {name for name in texts if name not in config.data.columns}
     embedder = FakeEmbedder(modalities[next(iter(made))].shape[0]) if made else None
-    lines = _describe_fakes(config, modalities, made, embedder)
+    with tempfile.TemporaryDirectory(prefix="mmdiff-") as folder:
+        fakes, shards = Path(folder, "source"), Path(folder, "prepared")
+        fakes.mkdir()
+        data = write_fake(config.data, modalities, made, fakes)
+        trained = _train_on(replace(data, prepared=""), modalities, config, embedder)
+        lines = [f"made-up rows like {config.data.train or 'a Parquet file'}: {trained}"]
+        if config.data.prepared:
+            data = replace(data, val="", prepared=str(shards))
+            prepare(replace(config, data=data), "train", shards, embedder, rows_per_shard=3)
+            lines.append("prepared shards of them: " + _train_on(data, modalities, config, None))
     if real:
-        source = dataclasses.replace(config.data, val=config.data.train, prepared="")
+        source = replace(config.data, val=config.data.train, prepared="")
         rows = first_examples(source, modalities, REAL_ROWS, embedder)
         lines.append(f"first rows of {config.data.train}: " + _step(rows, config))
     return "\n".join(lines)
 
 
-def _describe_fakes(
-    config: TrainConfig, modalities: Mapping[str, Modality], made: set[str], embedder: FakeEmbedder | None
-) -> list[str]:
-    with tempfile.TemporaryDirectory(prefix="mmdiff-") as folder:
-        fakes, shards = Path(folder, "source"), Path(folder, "prepared")
-        fakes.mkdir()
-        data = write_fake(config.data, modalities, made, fakes)
-        lines = [f"made-up rows like {config.data.train or 'a Parquet file'}: "]
-        lines[0] += _train_on(dataclasses.replace(data, prepared=""), modalities, config, embedder)
-        if config.data.prepared:
-            data = dataclasses.replace(data, val="", prepared=str(shards))
-            prepare(dataclasses.replace(config, data=data), "train", shards, embedder, rows_per_shard=3)
-            lines.append("prepared shards of them: " + _train_on(data, modalities, config, None))
-    return lines
-
-
-def _is_made(name: str, config: TrainConfig) -> bool:
-    return bool(config.model.embedder) and name not in config.data.columns
-
-
 def _train_on(
     data: DataConfig, modalities: Mapping[str, Modality], config: TrainConfig, embedder: FakeEmbedder | None
 ) -> str:
-    stream = StreamedBatches(data, modalities, batch=2, embedder=embedder)
-    try:
+    with closing(StreamedBatches(data, modalities, batch=2, embedder=embedder)) as stream:
         for _ in range(SHARDS * ROWS // 2):  # every row, even if one is left out
             batch = stream.next_batch()
-    finally:
-        stream.close()
     if stream.broken:
         raise ValueError(f"{stream.broken} made-up rows cannot be read; the warnings say why.")
     return _step(batch, config)
@@ -259,7 +234,7 @@ def _train_on(
 def _step(examples: Examples, config: TrainConfig) -> str:
     """Loss and gradients of a narrow model with the same modalities; returns a summary."""
     torch.manual_seed(0)
-    small = dataclasses.replace(config.model, width=32, depth=2, heads=2, refiner_width=32)
+    small = replace(config.model, width=32, depth=2, heads=2, refiner_width=32)
     model = MultiModalDiffusion(small)
     rows, generator = torch.arange(len(examples)), torch.Generator().manual_seed(0)
     data = config.data
@@ -295,8 +270,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = load_train_config(args.config)
         if args.batch_size is not None:
-            optim = dataclasses.replace(config.optim, batch_size=args.batch_size)
-            config = dataclasses.replace(config, optim=optim)
+            optim = replace(config.optim, batch_size=args.batch_size)
+            config = replace(config, optim=optim)
         print(dry_run(config, args.real))
     except ValueError as error:
         sys.exit(f"mmdiff.training.dry_run: {error}")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from mmdiff.config import DataConfig
 from mmdiff.data.sources import torchvision_set
+from mmdiff.images import encoded
 from mmdiff.modalities import Modality
 
 HEIGHT, WIDTH = 80, 120  # not square, as photos are
@@ -73,24 +73,10 @@ def _raw_values(table: Mapping[str, int]) -> list[Any]:
     return [other if key == "*" else int(key) for key in table if int(key if key != "*" else 0) >= 0]
 
 
-def _encoded(picture: Image.Image, format: str) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format)
-    return buffer.getvalue()
-
-
 def _write_parquet(rows: list[dict[str, Any]], folder: Path) -> str:
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    from datasets import Dataset
 
-    def column(name: str) -> pa.Array:
-        values = [row[name] for row in rows]
-        if isinstance(values[0], Image.Image):
-            return pa.array([{"bytes": _encoded(v, "PNG"), "path": None} for v in values], picture)
-        if isinstance(values[0], np.ndarray):
-            return pa.array([v.tolist() for v in values], pa.list_(pa.list_(pa.float32())))
-        return pa.array(values)
-
-    table = pa.table({name: column(name) for name in rows[0]})
+    table = Dataset.from_list(rows).data.table
     for k in range(SHARDS):
         pq.write_table(table.slice(k * ROWS, ROWS), folder / f"part-{k}.parquet")
     return f"{folder}/part-*.parquet"
@@ -101,21 +87,21 @@ def _write_tars(rows: list[dict[str, Any]], folder: Path) -> str:
         with tarfile.open(folder / f"part-{k}.tar", "w") as tar:
             for number in range(k * ROWS, (k + 1) * ROWS):
                 for column, cell in rows[number].items():
-                    _add(tar, f"{number:06d}.{column}", cell)
+                    info = tarfile.TarInfo(f"{number:06d}.{column}")
+                    data = _as_file(cell, column)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
     return f"{folder}/part-*.tar"
 
 
-def _add(tar: tarfile.TarFile, name: str, cell: Any) -> None:
-    data = str(cell).encode()
+def _as_file(cell: Any, column: str) -> bytes:
     if isinstance(cell, Image.Image):
-        data = _encoded(cell, "JPEG" if name.endswith((".jpg", ".jpeg")) else "PNG")
-    elif isinstance(cell, np.ndarray):
+        return encoded(cell, "JPEG" if f".{column}".endswith((".jpg", ".jpeg")) else "PNG")
+    if isinstance(cell, np.ndarray):
         buffer = io.BytesIO()
         np.save(buffer, cell)
-        data = buffer.getvalue()
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+        return buffer.getvalue()
+    return str(cell).encode()
 
 
 def _write_pets(rows: list[dict[str, Any]], data: DataConfig, folder: Path) -> None:
