@@ -178,8 +178,7 @@ def _samples(
         return _masks(frame, spec, bool(record.of_form("picture")), stamp)
     if spec.form == "class":
         return np.rint(LABEL_SCALE * x).astype(int).tolist()
-    said = record.describe(x) if spec.takes_text else []
-    return [_words(description) for description in said] or [_strip(vector.ravel()) for vector in x]
+    return [_words(description) for description in record.said(spec, x)] or [_strip(v.ravel()) for v in x]
 
 
 def _webp(image: Image.Image) -> str:
