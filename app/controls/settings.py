@@ -79,16 +79,10 @@ class SamplingControls:
     def _seed_row(self) -> None:
         name = self._task.name
         with gr.Row(elem_classes="seed"):
-            self.seed = gr.Number(
-                value=0,
-                precision=0,  # no limits: Gradio's own message would name neither field nor mending
-                label="Seed",
-                min_width=120,
-                elem_id=f"{name}-seed",
-            )
-            self.keep = gr.Checkbox(
-                False, label="Keep", container=False, min_width=70, scale=0, elem_id=f"{name}-keep-seed"
-            )
+            # no limits: Gradio's own message would name neither field nor mending
+            self.seed = gr.Number(0, precision=0, label="Seed", min_width=120, elem_id=f"{name}-seed")
+            looks = {"container": False, "min_width": 70, "scale": 0}
+            self.keep = gr.Checkbox(False, label="Keep", elem_id=f"{name}-keep-seed", **looks)
             draw = gr.Button("New seed", size="sm", min_width=90, scale=0, elem_id=f"{name}-new-seed")
         draw.click(new_seed, None, self.seed, **QUIET)
 
