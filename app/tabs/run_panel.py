@@ -79,25 +79,14 @@ class RunPanel:
 
     def connect(self, form: Form, compare: Compare) -> None:
         """Wires all of it to the controls."""
-        self._form = form
-        self.outputs = [
-            self.status,
-            self.player.component,
-            self.run,
-            self.halt,
-            self.fork,
-            compare.button,
-            form.sampling.seed,
-            form.sampling.keep,
-            form.sampling.estimate,
-            self.shown,
-            *self.downloads.outputs,
-        ]
-        every = form.sampling.every
+        self._form, self._compare, sampling = form, compare, form.sampling
+        buttons = [self.run, self.halt, self.fork, compare.button]
+        self.outputs = [self.status, self.player.component, *buttons, sampling.seed, sampling.estimate]
+        self.outputs += [self.shown, *self.downloads.outputs]
+        every = sampling.every
         self._on(self.run.click, self.run_form, [every, *form.components])
         inputs = [self.step, self.downloads.run, self.shown, every, *form.components]
         self._on(self.fork.click, self._fork, inputs, js=STEP_SHOWN % self._task.name)
-        self._compare = compare
         self._on(compare.button.click, self._run_both, [every, *compare.components, *form.components])
         self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
 
@@ -118,12 +107,10 @@ class RunPanel:
                 yield from start(visitor, *values)
             except Exception as error:
                 problem = explain(error)
-                yield self._ended(status(problem.message, kind="problem"))
+                yield self._going(status(problem.message, kind="problem"), False)
                 raise problem from None
 
         return run
-
-    # -- ways to start a run -----------------------------------------------------------------------------
 
     def run_form(self, visitor: gr.Request, every: int, *form: Any) -> Iterator[Updates]:
         """Runs what the form says."""
@@ -170,8 +157,6 @@ class RunPanel:
         """Runs exactly this request, as a settings file or a link says."""
         yield from self._start(visitor, [self._track(self._service, request)], 1)
 
-    # -- a run, or two ---------------------------------------------------------------------------------
-
     def _start(
         self, visitor: gr.Request, runs: list[Track], every: int, beside: Sequence[Track] = ()
     ) -> Iterator[Updates]:
@@ -181,7 +166,7 @@ class RunPanel:
         """
         key = f"{visitor.session_hash}/{self._task.name}"
         self._service.stop(key)
-        yield self._busy(status("Starting …", 0.0, "busy"))
+        yield self._going(status("Starting …", 0.0, "busy"))
         begun = False  # whether all of them have
         try:
             for updates in self._watched(self._in_turn(runs, key), runs, every, beside):
@@ -193,7 +178,7 @@ class RunPanel:
             raise
         kept = self._kept(runs, beside, visitor)
         text = _summary(_begun(runs)) if kept else status("Stopped before it began.")
-        yield self._ended(text) | kept
+        yield self._going(text, False) | kept
 
     def _in_turn(self, runs: list[Track], session: str) -> Iterator[tuple[Track, Waiting | Frame]]:
         """Each run with its next event, one of each in turn, until all are over.
@@ -203,23 +188,20 @@ class RunPanel:
         """
         several = len({run.record.checkpoint for run in runs}) > 1
         with ExitStack() as stack:
-            going = [
-                (
-                    run,
-                    stack.enter_context(
-                        closing(self._services[run.record.checkpoint].stream(run.record, session))
-                    ),
-                )
-                for run in runs
-            ]
+            streams = [self._services[run.record.checkpoint].stream(run.record, session) for run in runs]
+            for stream in streams:
+                stack.enter_context(closing(stream))
+            going = list(zip(runs, streams, strict=True))
             while going:
                 events = []
                 for run, stream in going:
                     with _errors_of(run.record.checkpoint if several else ""):
                         events.append(next(stream, None))
-                going = [pair for pair, event in zip(going, events, strict=True) if event is not None]
-                events = [event for event in events if event is not None]
-                yield from ((run, event) for (run, _), event in zip(going, events, strict=True))
+                turns = [
+                    (pair, event) for pair, event in zip(going, events, strict=True) if event is not None
+                ]
+                going = [pair for pair, _ in turns]
+                yield from ((run, event) for (run, _), event in turns)
 
     def _watched(
         self,
@@ -232,7 +214,7 @@ class RunPanel:
         sent = False
         for run, event in events:
             if isinstance(event, Waiting):
-                yield self._busy(status(_waiting(event), kind="busy"))
+                yield self._going(status(_waiting(event), kind="busy"))
                 continue
             due = event.index == 1 or event.index % every == 0 or run.record.finished
             if due and not all(run.record.finished for run in runs):
@@ -241,7 +223,9 @@ class RunPanel:
                 if sent:  # tracks beside, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
                 sent = True
-                yield self._busy(_progress(_begun(runs))) | {self.player.component: self.player.value(tracks)}
+                yield self._going(_progress(_begun(runs))) | {
+                    self.player.component: self.player.value(tracks)
+                }
 
     def _kept(self, runs: list[Track], beside: Sequence[Track], visitor: gr.Request) -> Updates:
         """Shows for good the steps that there are of these runs; nothing if none has begun."""
@@ -249,11 +233,11 @@ class RunPanel:
         if not begun:
             return {}
         tracks = [*beside, *(replace(run, running=False) for run in begun)]
-        estimate = self._form.sampling.estimate
+        sampling = self._form.sampling
         return {
             self.player.component: self.player.value(tracks),
             self.shown: tracks,
-            estimate: self._form.sampling.estimate_of(begun[0].record.request),
+            sampling.estimate: sampling.estimate_of(begun[0].record.request),
         } | self.downloads.update(tracks, visitor)
 
     def _track(
@@ -278,18 +262,15 @@ class RunPanel:
             return {self.status: status("Stopping after this step …", kind="busy")}
         return {self.halt: gr.update(interactive=False)}
 
-    def _busy(self, text: str) -> Updates:
-        return self._idle(text, False) | {self.run: gr.update(interactive=False, value="Running …")}
-
-    def _ended(self, text: str) -> Updates:
-        return self._idle(text, True) | {self.run: gr.update(interactive=True, value="Run")}
-
-    def _idle(self, text: str, idle: bool) -> Updates:
+    def _going(self, text: str, going: bool = True) -> Updates:
+        """The status line and the buttons while runs go on, or once they are over."""
+        idle = gr.update(interactive=not going)
         return {
             self.status: text,
-            self.halt: gr.update(interactive=not idle),
-            self.fork: gr.update(interactive=idle),
-            self._compare.button: gr.update(interactive=idle),
+            self.run: gr.update(interactive=not going, value="Running …" if going else "Run"),
+            self.halt: gr.update(interactive=going),
+            self.fork: idle,
+            self._compare.button: idle,
         }
 
 
@@ -309,9 +290,8 @@ def _begun(runs: Sequence[Track]) -> list[Track]:
 
 
 def _waiting(event: Waiting) -> str:
-    if event.place == 1:
-        return "All places are taken. Yours is the next run to start."
-    return f"All places are taken. {event.place - 1} are before you; yours starts by itself."
+    before = f"{event.place - 1} are before you; yours starts by itself."
+    return f"All places are taken. {before if event.place > 1 else 'Yours is the next run to start.'}"
 
 
 def _progress(begun: Sequence[Track]) -> str:
