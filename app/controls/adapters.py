@@ -230,9 +230,7 @@ def _is_black_and_white(colours: np.ndarray) -> bool:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        return False
-    return image.convert("RGBA").getextrema()[3][0] < 255
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
 
 
 def _on_ground(image: Image.Image, colour: np.ndarray) -> Image.Image:

@@ -56,15 +56,14 @@ class SamplingControls:
         self._start = FILLING if task.inpaints else PLAIN
         scales = {name: self._start.guidance if name == ANCHOR else 1 for name in choices}
         self.steps = self._slider("steps", "Steps", 1, LIMITS.steps, self._start.steps)
-        roles = [choice.value for choice in choices.values()]
-        estimate = self._estimated(self._start.steps, 1, FOLLOWED, *scales.values(), *roles)
-        self.estimate = html(estimate, elem_id=f"{task.name}-estimate", elem_classes="estimate")
+        self.estimate = html("", elem_id=f"{task.name}-estimate", elem_classes="estimate")
         self._seed_row()
         with gr.Accordion("Sampler, samples, guidance", open=False, elem_id=f"{task.name}-more"):
             self._more(scales)
         how = [self.steps, self.seed, self.keep, self.sampler, self.samples]
         self.components = [*how, self.followed, *self.guidance]
         costs = [self.steps, self.samples, self.followed, *self.guidance, *choices.values()]
+        self.estimate.value = self._estimated(*(cost.value for cost in costs))
         gr.on(
             [cost.change for cost in costs],
             self._estimated,
