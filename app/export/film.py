@@ -86,8 +86,7 @@ def frames(tracks: Tracks) -> list[Image.Image]:
     if not tracks or not all(record.frames for _, record in tracks):
         raise ValueError("There is no step to show yet. Run it first.")
     cards, size = _arranged(tracks)
-    still = _still(cards, size)
-    return [_frame(still, cards, k) for k in sorted({frame.index for _, r in tracks for frame in r.frames})]
+    return [_frame(cards, size, k) for k in sorted({frame.index for _, r in tracks for frame in r.frames})]
 
 
 def overlaid(
@@ -157,8 +156,8 @@ def _arranged(tracks: Tracks) -> tuple[list[_Card], tuple[int, int]]:
     """All cards in their places, and the size of a frame."""
     samples = min(MAX_SAMPLES, *(record.request.num_samples for _, record in tracks))
     target = LARGE if len(tracks) == samples == 1 else SMALL
-    sides = [spec.image_size for _, record in tracks for spec in record.dense]
-    tile = _side(max(sides, default=target), target)
+    side = max((spec.image_size for _, record in tracks for spec in record.dense), default=target)
+    tile = side * round(target / side) if side <= target else target  # small pictures have whole pixels
     legend = any(record.of_form("class_map") for _, record in tracks)
     numbered = samples > 1
     height = 2 * PAD + SAMPLE * numbered + CAPTION + tile + LEGEND * legend
@@ -177,25 +176,23 @@ def _arranged(tracks: Tracks) -> tuple[list[_Card], tuple[int, int]]:
     return cards, (width + width % 2, bottom + bottom % 2)
 
 
-def _side(side: int, target: int) -> int:
-    """A whole multiple of a small picture's side, near the target; the target itself for a large one."""
-    return side * round(target / side) if side <= target else target
-
-
-def _still(cards: Sequence[_Card], size: tuple[int, int]) -> Image.Image:
-    """All that is the same in every step."""
-    picture = Image.new("RGB", size, PAPER)
+def _frame(cards: Sequence[_Card], size: tuple[int, int], index: int) -> Image.Image:
+    picture, right = Image.new("RGB", size, PAPER), size[0] - MARGIN
     draw = ImageDraw.Draw(picture)
     names = " / ".join(dict.fromkeys(card.record.checkpoint for card in cards))
     seeds = list(dict.fromkeys(str(card.record.request.seed) for card in cards))
-    left = MARGIN + write(draw, (MARGIN, 24), names, 20, INK, width=size[0] - 2 * MARGIN - 260) + 12
+    left = MARGIN + write(draw, (MARGIN, 24), names, 20, INK, width=right - MARGIN - 260) + 12
     write(draw, (left, 29), f"{'seed' if len(seeds) == 1 else 'seeds'} {' / '.join(seeds)}", 14, QUIET)
+    total = max(card.record.request.steps for card in cards)
+    write(draw, (right, 29), f"Step {index} of {total}", 14, QUIET, anchor="ra")
+    draw.rounded_rectangle((MARGIN, 56, right, 60), 2, EDGE)
+    draw.rounded_rectangle((MARGIN, 56, MARGIN + (right - MARGIN) * index / total, 60), 2, ACCENT)
     for card in cards:
-        _still_card(draw, card)
+        _draw(card, card.at(index), picture, draw)
     return picture
 
 
-def _still_card(draw: ImageDraw.ImageDraw, card: _Card) -> None:
+def _draw(card: _Card, frame: Frame, picture: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     if card.title:
         write(draw, (card.x + 2, card.y - TITLE + 4), card.title, 15, INK, width=card.width)
     box = (card.x, card.y, card.x + card.width - 1, card.y + card.height - 1)
@@ -204,9 +201,24 @@ def _still_card(draw: ImageDraw.ImageDraw, card: _Card) -> None:
         number = f"Sample {card.sample + 1} · seed {card.record.request.seed + card.sample}"
         write(draw, (card.left(0), card.y + PAD - 2), number, 13, QUIET)
     for panel, spec in enumerate(card.record.dense):
-        _caption(draw, card, spec, card.left(panel), card.inner_top, card.tile)
+        x, y, side = card.left(panel), card.inner_top + CAPTION, card.tile
+        _caption(draw, card, spec, x, card.inner_top, side)
         if spec.form == "class_map":
-            _legend(draw, card, spec, card.left(panel))
+            _legend(draw, card, spec, x)
+            shown = overlaid(card.record, frame, spec, card.sample, side)
+        else:
+            shown = picture_of(frame, spec, card.sample).resize((side, side), Image.Resampling.LANCZOS)
+        picture.paste(shown, (x, y), _corners(side))
+        draw.rounded_rectangle((x, y, x + side - 1, y + side - 1), 6, outline=EDGE)
+    x, y = card.left(len(card.record.dense)), card.inner_top
+    for spec in card.wordy:
+        _caption(draw, card, spec, x, y, WORDS)
+        value = frame.x[spec.name][card.sample]
+        if spec.form == "class":
+            many = len(card.wordy) == 1 or card.tile > SMALL
+            y = _bars(draw, x, y + CAPTION, spec, value, 5 if many else 3)
+        else:
+            y = _nearest(picture, draw, x, y + CAPTION, value, card.record.said(spec, value[None]))
 
 
 def _caption(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int, y: int, width: int) -> None:
@@ -227,42 +239,6 @@ def _legend(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int) -> N
         draw.rounded_rectangle((x, y + 1, x + 10, y + 11), 3, tuple(spec.palette[k].tolist()))
         write(draw, (x + 16, y), name, 12, QUIET)
         x += 30 + round(width_of(name, 12))
-
-
-def _frame(still: Image.Image, cards: Sequence[_Card], index: int) -> Image.Image:
-    picture = still.copy()
-    draw = ImageDraw.Draw(picture)
-    right, total = picture.width - MARGIN, max(card.record.request.steps for card in cards)
-    write(draw, (right, 29), f"Step {index} of {total}", 14, QUIET, anchor="ra")
-    draw.rounded_rectangle((MARGIN, 56, right, 60), 2, EDGE)
-    draw.rounded_rectangle((MARGIN, 56, MARGIN + (right - MARGIN) * index / total, 60), 2, ACCENT)
-    for card in cards:
-        _step(picture, draw, card, index)
-    return picture
-
-
-def _step(picture: Image.Image, draw: ImageDraw.ImageDraw, card: _Card, index: int) -> None:
-    """A card's predictions at a step."""
-    frame = card.at(index)
-    for panel, spec in enumerate(card.record.dense):
-        left, top, last = card.left(panel), card.inner_top + CAPTION, card.tile - 1
-        picture.paste(_tile(card, frame, spec), (left, top), _corners(card.tile))
-        draw.rounded_rectangle((left, top, left + last, top + last), 6, outline=EDGE)
-    x, y = card.left(len(card.record.dense)), card.inner_top
-    for spec in card.wordy:
-        _caption(draw, card, spec, x, y, WORDS)
-        value = frame.x[spec.name][card.sample]
-        if spec.form == "class":
-            many = len(card.wordy) == 1 or card.tile > SMALL
-            y = _bars(draw, x, y + CAPTION, spec, value, 5 if many else 3)
-        else:
-            y = _nearest(picture, draw, x, y + CAPTION, value, card.record.said(spec, value[None]))
-
-
-def _tile(card: _Card, frame: Frame, spec: Modality) -> Image.Image:
-    if spec.form == "class_map":
-        return overlaid(card.record, frame, spec, card.sample, card.tile)
-    return picture_of(frame, spec, card.sample).resize((card.tile, card.tile), Image.Resampling.LANCZOS)
 
 
 def _bars(draw: ImageDraw.ImageDraw, x: int, y: int, spec: Modality, shares: np.ndarray, count: int) -> int:
