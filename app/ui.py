@@ -81,7 +81,7 @@ class Restorer:
             demo.load(self._from_link, None, self._outputs, **QUIET),
         ):
             for tab in self._by_name.values():
-                tab.panel.after(event.success, [self._task, self._request], _replay(tab))
+                tab.panel.after(event.success, [self._task, self._request], tab.panel.replay)
 
     def _from_file(self, path: str) -> list[Any]:
         with plain_errors():
@@ -138,40 +138,23 @@ class Restorer:
         if not {*request.given, *request.wanted, *saved.missing} - {HOLE} <= self._modalities(name).keys():
             name = "any_to_any"
         form = {name: self._by_name[name].form.show(request, missing=saved.missing)}
-        runs = (None, "") if saved.missing else (request, name)
-        return self._updates(gr.update(selected=name), note, *runs, form)
+        run = (None, "") if saved.missing else (request, name)
+        return self._updates(gr.update(selected=name), note, run, **form)
 
     def _opened(self, note: str = "") -> list[Any]:
         """The page at first: forms that need something given have something."""
         requests = {name: opening(tab.task, self._service) for name, tab in self._by_name.items()}
         forms = {n: self._by_name[n].form.show(r, False) for n, r in requests.items() if r is not None}
-        return self._updates(gr.skip(), note, None, "", forms)
+        return self._updates(gr.skip(), note, **forms)
 
     def _updates(
-        self,
-        tabs: Any,
-        note: str,
-        request: Request | None = None,
-        task: str = "",
-        forms: Mapping[str, list[Any]] | None = None,
+        self, tabs: Any, note: str, run: tuple[Request | None, str] = (None, ""), **forms: list[Any]
     ) -> list[Any]:
-        """Updates of all outputs; forms that are not named stay as they are."""
-        updates = [tabs, note, request, task]
+        """Updates of all outputs; forms of tasks that are not named stay as they are."""
+        updates = [tabs, note, *run]
         for name, tab in self._by_name.items():
-            updates += (forms or {}).get(name) or [gr.skip() for _ in tab.form.outputs]
+            updates += forms.get(name) or [gr.skip() for _ in tab.form.outputs]
         return updates
-
-
-def _replay(tab: Tab) -> Any:
-    """Runs the request if it is of this tab's task."""
-
-    def replay(visitor: gr.Request, name: str, request: Any) -> Any:
-        if name == tab.task.name and request is not None:
-            yield from tab.panel.replay(visitor, request)
-        else:
-            yield {tab.panel.status: gr.skip()}
-
-    return replay
 
 
 def _problem(what: str, error: ValueError) -> str:

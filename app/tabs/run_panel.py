@@ -37,6 +37,7 @@ STEP_SHOWN = """(step, run, ...others) => {
 }"""
 
 Updates = dict[Any, Any]
+Events = Iterator[tuple[Track, Waiting | Frame]]
 _ids = count(1)
 
 
@@ -52,9 +53,8 @@ class RunPanel:
         name = self._task.name
         with gr.Row(elem_classes="run-row"):
             self.run = gr.Button("Run", variant="primary", scale=3, min_width=140, elem_id=f"{name}-run")
-            self.halt = gr.Button(
-                "Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id=f"{name}-stop"
-            )
+            looks = {"variant": "stop", "scale": 1, "min_width": 90, "elem_id": f"{name}-stop"}
+            self.halt = gr.Button("Stop", interactive=False, **looks)
 
     def view(self) -> None:
         """The player and what belongs to it; shows the example from the warm-up until the first run."""
@@ -153,9 +153,12 @@ class RunPanel:
         branch.record.modalities = {n: spec for n, spec in branch.record.modalities.items() if n in seen}
         yield from self._start(visitor, [branch], every, [original])
 
-    def replay(self, visitor: gr.Request, request: Request) -> Iterator[Updates]:
-        """Runs exactly this request, as a settings file or a link says."""
-        yield from self._start(visitor, [self._track(self._service, request)], 1)
+    def replay(self, visitor: gr.Request, task: str, request: Request | None) -> Iterator[Updates]:
+        """Runs exactly this request, as a settings file or a link says, if it is one of this task."""
+        if task == self._task.name and request is not None:
+            yield from self._start(visitor, [self._track(self._service, request)], 1)
+        else:
+            yield {self.status: gr.skip()}
 
     def _start(
         self, visitor: gr.Request, runs: list[Track], every: int, beside: Sequence[Track] = ()
@@ -180,7 +183,7 @@ class RunPanel:
         text = _summary(_begun(runs)) if kept else status("Stopped before it began.")
         yield self._going(text, False) | kept
 
-    def _in_turn(self, runs: list[Track], session: str) -> Iterator[tuple[Track, Waiting | Frame]]:
+    def _in_turn(self, runs: list[Track], session: str) -> Events:
         """Each run with its next event, one of each in turn, until all are over.
 
         One event of each is there before the first is handed out, so that a run that cannot begin ends all
@@ -193,22 +196,15 @@ class RunPanel:
                 stack.enter_context(closing(stream))
             going = list(zip(runs, streams, strict=True))
             while going:
-                events = []
+                turns = []
                 for run, stream in going:
                     with _errors_of(run.record.checkpoint if several else ""):
-                        events.append(next(stream, None))
-                turns = [
-                    (pair, event) for pair, event in zip(going, events, strict=True) if event is not None
-                ]
-                going = [pair for pair, _ in turns]
-                yield from ((run, event) for (run, _), event in turns)
+                        turns.append((run, stream, next(stream, None)))
+                going = [(run, stream) for run, stream, event in turns if event is not None]
+                yield from ((run, event) for run, _, event in turns if event is not None)
 
     def _watched(
-        self,
-        events: Iterator[tuple[Track, Waiting | Frame]],
-        runs: list[Track],
-        every: int,
-        beside: Sequence[Track],
+        self, events: Events, runs: list[Track], every: int, beside: Sequence[Track]
     ) -> Iterator[Updates]:
         """What the page shows while the runs go on."""
         sent = False
@@ -223,9 +219,8 @@ class RunPanel:
                 if sent:  # tracks beside, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
                 sent = True
-                yield self._going(_progress(_begun(runs))) | {
-                    self.player.component: self.player.value(tracks)
-                }
+                shown = {self.player.component: self.player.value(tracks)}
+                yield self._going(_progress(_begun(runs))) | shown
 
     def _kept(self, runs: list[Track], beside: Sequence[Track], visitor: gr.Request) -> Updates:
         """Shows for good the steps that there are of these runs; nothing if none has begun."""
@@ -240,11 +235,8 @@ class RunPanel:
             sampling.estimate: sampling.estimate_of(begun[0].record.request),
         } | self.downloads.update(tracks, visitor)
 
-    def _track(
-        self, service: Service, request: Request, title: str = "", fork_step: int | None = None
-    ) -> Track:
-        record = service.record(request)
-        return Track(f"run{next(_ids)}", title, record, running=True, fork_step=fork_step)
+    def _track(self, service: Service, request: Request, title: str = "", fork: int | None = None) -> Track:
+        return Track(f"run{next(_ids)}", title, service.record(request), running=True, fork_step=fork)
 
     def _example(self) -> Track:
         """The record of the warm-up, restricted to the modalities of the task.
