@@ -8,23 +8,12 @@ the true one.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-SCRIPT = b"""<script>
-(() => {
-  const frame = window.requestAnimationFrame;
-  let loading = true;
-  window.requestAnimationFrame = (callback) =>
-    loading ? frame(callback) : setTimeout(() => frame(callback), 1000);
-  const look = () => {
-    if (!document.getElementById('header')) return setTimeout(look, 100);
-    loading = false;
-    window.requestAnimationFrame = frame;
-  };
-  look();
-})();
-</script>"""
+SCRIPT = b"<script>\n%b</script>" % (Path(__file__).parent / "static/first_script.js").read_bytes()
 HEAD = b"<head>"
 
 

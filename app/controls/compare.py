@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import gradio as gr
 
@@ -54,11 +53,6 @@ class Compare:
             )
             self.button = gr.Button("Run both", size="sm", elem_id=f"{name}-run-both")
         self.components = [self.steps, self.guidance, self.sampler, self.checkpoint]
-
-    def split(self, values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Values of `components` and what follows them -> the two parts."""
-        count = len(self.components)
-        return values[:count], values[count:]
 
     def read(
         self, request: Request, steps: int | None, guidance: float | str, sampler: str, checkpoint: str

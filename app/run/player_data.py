@@ -33,19 +33,7 @@ from mmdiff.modalities import Modality
 STATIC = Path(__file__).parents[1] / "static"
 SCRIPTS = ("player_panels.js", "player_steps.js", "player.js")  # in this order one script
 SCRIPT = "\n".join((STATIC / name).read_text() for name in SCRIPTS)
-TEMPLATE = """
-<div class="player" data-state="empty" data-step="0" data-total="0" data-sample="0">
-  <p class="nothing">The result appears here, step by step.</p>
-  <div class="bar">
-    <button class="play" aria-label="Play"><svg viewBox="0 0 16 16" aria-hidden="true">
-      <path class="start" d="M4.5 2.5v11l9-5.5z"/><path class="pause" d="M4 3h3v10H4zM9 3h3v10H9z"/></svg>
-    </button>
-    <input class="scrubber" type="range" min="1" max="1" step="1" aria-label="Step">
-    <output class="where"></output>
-  </div>
-  <div class="lanes"></div>
-</div>
-"""
+TEMPLATE = (STATIC / "player.html").read_text()
 LEVELS = 16  # of certainty that a mask's overlay has
 LABEL_SCALE = 10_000  # probabilities and areas are sent as whole numbers
 MAX_STAMPS = 2**20  # bytes of settings, in all pictures of a step together; they include given pictures

@@ -118,9 +118,9 @@ class RunPanel:
 
     def _run_both(self, visitor: gr.Request, every: int, *values: Any) -> Iterator[Updates]:
         """Runs what the form says and, from the same seed, the same with what `Compare` says."""
-        own, form = self._compare.split(values)
-        request = self._form.read(*form)
-        other, checkpoint = self._compare.read(request, *own)
+        count = len(self._compare.components)
+        request = self._form.read(*values[count:])
+        other, checkpoint = self._compare.read(request, *values[:count])
         name = self._service.name
         titles = self._compare.titles(request, name, other, checkpoint)
         runs = []
