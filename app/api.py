@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -18,6 +19,7 @@ from app.run.defaults import ANCHOR
 from app.run.history import Record, picture_of
 from app.run.service import Service
 from app.tabs.run_panel import MAX_RUNS
+from mmdiff.modalities import Modality
 from mmdiff.request import Request
 
 Result = tuple[list[str] | None, list[str] | None, dict[str, Any]]  # pictures, masks, everything else
@@ -96,19 +98,22 @@ class Endpoints:
                 wanted = (*wanted, ANCHOR)
             seed = new_seed() if seed is None else seed
             scale = 1.0 if guidance_scale is None else guidance_scale
-            return self._result(
-                service, Request(given, wanted, known, scale, first, steps, seed, num_samples, sampler)
-            )
+            request = Request(given, wanted, known, scale, first, steps, seed, num_samples, sampler)
+            return self._result(service, request)
 
     def run_settings(self, settings: str) -> Result:
         """Runs the text of a settings file; the results are as of /generate."""
         with plain_errors():
-            service = self._service(_checkpoint_of(settings))
+            name = None
+            with suppress(ValueError, TypeError, LookupError, RecursionError):  # which `from_json` explains
+                name = json.loads(settings)["checkpoint"]
+            service = self._service(name if isinstance(name, str) else None)
             return self._result(service, settings_file.from_json(settings, service.modalities).request)
 
     def describe(self) -> dict[str, Any]:
         """All models: their modalities with classes, sizes and colours."""
-        return {name: _facts(service) for name, service in self._services.items()}
+        every = {name: service.modalities for name, service in self._services.items()}
+        return {name: {n: _facts(spec) for n, spec in specs.items()} for name, specs in every.items()}
 
     def _service(self, checkpoint: str | None) -> Service:
         name = checkpoint or next(iter(self._services))
@@ -130,15 +135,6 @@ class Endpoints:
         ] or None
 
 
-def _checkpoint_of(settings: str) -> str | None:
-    """The model that settings name; None if they cannot be read, which `from_json` explains."""
-    try:
-        name = json.loads(settings)["checkpoint"]
-    except (ValueError, TypeError, LookupError):
-        return None
-    return name if isinstance(name, str) else None
-
-
 def _names(what: str, names: Any) -> tuple[str, ...]:
     """A list of names that a client sent."""
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
@@ -146,14 +142,12 @@ def _names(what: str, names: Any) -> tuple[str, ...]:
     return tuple(names or ())
 
 
-def _facts(service: Service) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for name, spec in service.modalities.items():
-        facts[name] = {"kind": spec.kind, "shape": list(spec.shape)}
-        if spec.classes:
-            facts[name]["classes"] = list(spec.classes)
-        if spec.form == "class_map":
-            facts[name]["palette"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
+def _facts(spec: Modality) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kind": spec.kind, "shape": list(spec.shape)}
+    if spec.classes:
+        facts["classes"] = list(spec.classes)
+    if spec.form == "class_map":
+        facts["palette"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
     return facts
 
 
@@ -187,8 +181,7 @@ def _given(
         known = adapters.known_pixels(adapters.read_hole(hole, size, photo.size).cells) if hole else None
     if "mask" in given:
         spec = specs["mask"]
-        mask = adapters.read_mask(given["mask"], spec.image_size, spec.classes, spec.palette)
-        given["mask"] = mask.cells
+        given["mask"] = adapters.read_mask(mask, spec.image_size, spec.classes, spec.palette).cells
     if embedding_image:
         given["embedding"] = adapters.read_reference(embedding_image)
     return given, known
@@ -199,19 +192,13 @@ def _details(record: Record) -> dict[str, Any]:
     request = record.request
     details: dict[str, Any] = {
         "checkpoint": record.checkpoint,
-        "seed": request.seed,
-        "steps": request.steps,
-        "sampler": request.sampler,
+        **{name: getattr(request, name) for name in ("seed", "steps", "sampler")},
         "seconds": round(record.seconds, 3),
     }
     for spec in record.of_form("class", "vector"):
-        if spec.name not in request.wanted:
-            continue
-        if spec.form == "class":
-            details[spec.name] = record.in_words(spec)
-            continue
-        details[spec.name] = record.last.x[spec.name].tolist()
-        nearest = record.in_words(spec)
-        if all(nearest):
-            details["nearest"] = nearest
+        if spec.name in request.wanted:
+            words = record.in_words(spec)
+            details[spec.name] = words if spec.form == "class" else record.last.x[spec.name].tolist()
+            if spec.form == "vector" and all(words):
+                details["nearest"] = words
     return details

@@ -8,22 +8,12 @@ the true one.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-SCRIPT = b"""<script>
-(() => {
-  const frame = window.requestAnimationFrame;
-  let loading = true;
-  window.requestAnimationFrame = (callback) =>
-    loading ? frame(callback) : setTimeout(() => frame(callback), 1000);
-  const look = () => {
-    if (!document.getElementById('header')) return setTimeout(look, 100);
-    loading = false;
-    window.requestAnimationFrame = frame;
-  };
-  look();
-})();
-</script>"""
+SCRIPT = b"<script>\n%b</script>" % (Path(__file__).parent / "static/first_script.js").read_bytes()
 HEAD = b"<head>"
 
 
@@ -35,29 +25,21 @@ class FirstScript:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the request."""
-        started: list[Message] = []  # the start of an HTML page, held back until its body is there
+        start: Message | None = None  # of an HTML page, held back until its body is there
 
         async def send_on(message: Message) -> None:
-            if message["type"] == "http.response.start" and _is_html(message):
-                started.append(message)
-                return
-            if message["type"] == "http.response.body" and started:
-                start = started.pop()
+            nonlocal start
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("text/html") and "content-length" in headers:
+                    start = message
+                    return
+            elif start is not None:
                 if not message.get("more_body"):  # Gradio's page comes in one piece
                     message = {**message, "body": message["body"].replace(HEAD, HEAD + SCRIPT, 1)}
-                    start = _with_length(start, message)
+                    MutableHeaders(scope=start)["content-length"] = str(len(message["body"]))
                 await send(start)
+                start = None
             await send(message)
 
         await self._app(scope, receive, send_on)
-
-
-def _is_html(message: Message) -> bool:
-    headers = dict(message["headers"])
-    return headers.get(b"content-type", b"").startswith(b"text/html") and b"content-length" in headers
-
-
-def _with_length(start: Message, body: Message) -> Message:
-    """The start of a response whose whole body this is."""
-    others = [(name, value) for name, value in start["headers"] if name != b"content-length"]
-    return {**start, "headers": [*others, (b"content-length", b"%d" % len(body["body"]))]}

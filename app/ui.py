@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -24,6 +24,7 @@ from app.tabs import how_it_works
 from app.tabs.tab import Tab, build_tab
 from app.task import TASKS
 from app.wording import listed
+from mmdiff.modalities import Modality
 from mmdiff.request import Request
 
 CACHE_SECONDS = 24 * 3600
@@ -50,14 +51,8 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
     """The page of one of the models."""
     with gr.Row(elem_classes="top"):
         theme.html(_header(service, services), elem_id="header")
-        restore = gr.UploadButton(
-            "Restore a run",
-            file_types=[".json", ".png", ".zip"],
-            size="sm",
-            scale=0,
-            min_width=120,
-            elem_id="restore",
-        )
+        looks = {"size": "sm", "scale": 0, "min_width": 120, "elem_id": "restore"}
+        restore = gr.UploadButton("Restore a run", file_types=[".json", ".png", ".zip"], **looks)
     message = theme.html("", elem_id="message")
     with gr.Tabs() as tabs:
         models = [service, *(other for other in services if other is not service)]
@@ -86,7 +81,7 @@ class Restorer:
             demo.load(self._from_link, None, self._outputs, **QUIET),
         ):
             for tab in self._by_name.values():
-                tab.panel.after(event.success, [self._task, self._request], _replay(tab))
+                tab.panel.after(event.success, [self._task, self._request], tab.panel.replay)
 
     def _from_file(self, path: str) -> list[Any]:
         with plain_errors():
@@ -95,9 +90,8 @@ class Restorer:
                 self._check_checkpoint(saved.checkpoint)
             except (
                 ValueError
-            ) as error:  # in the place of the last success, which would seem to be of this file
-                note = _note(f"This file cannot be restored. {escape(str(error), quote=False)}", "problem")
-                return self._updates(gr.skip(), note)
+            ) as error:  # replaces a note on the last file, which would seem to be on this one
+                return self._updates(gr.skip(), _problem("file", error))
             return self._shown(saved, _note("The run is restored and starts again."))
 
     def _from_link(self, visitor: gr.Request) -> list[Any]:
@@ -108,8 +102,7 @@ class Restorer:
             saved = from_query(params, self._service.modalities)
             self._check_checkpoint(saved.checkpoint)
         except ValueError as error:
-            note = _note(f"This link cannot be restored. {escape(str(error), quote=False)}", "problem")
-            return self._opened(note)
+            return self._opened(_problem("link", error))
         if "want" not in params:
             saved = replace(saved, request=self._within(saved.task, saved.request))
         if not saved.missing:
@@ -124,10 +117,13 @@ class Restorer:
 
     def _within(self, name: str, request: Request) -> Request:
         """The request with only the task's modalities wanted."""
-        if name not in self._by_name:
-            return request
-        own = self._by_name[name].task.modalities(self._service.modalities)
+        own = self._modalities(name) or self._service.modalities
         return replace(request, wanted=tuple(n for n in request.wanted if n in own) or request.wanted)
+
+    def _modalities(self, name: str) -> Mapping[str, Modality]:
+        """Those of a task; none if there is no task of this name."""
+        tab = self._by_name.get(name)
+        return tab.task.modalities(self._service.modalities) if tab else {}
 
     def _check_checkpoint(self, name: str) -> None:
         if name and name != self._service.name:
@@ -139,50 +135,30 @@ class Restorer:
     def _shown(self, saved: SavedRun, note: str) -> list[Any]:
         """The form of the task filled in, and, if nothing is missing, its run to come."""
         name, request = saved.task, saved.request
-        if not self._has_room(name, {*request.given, *request.wanted, *saved.missing} - {HOLE}):
+        if not {*request.given, *request.wanted, *saved.missing} - {HOLE} <= self._modalities(name).keys():
             name = "any_to_any"
         form = {name: self._by_name[name].form.show(request, missing=saved.missing)}
-        runs = (None, "") if saved.missing else (request, name)
-        return self._updates(gr.update(selected=name), note, *runs, form)
-
-    def _has_room(self, name: str, modalities: Set[str]) -> bool:
-        """Whether there is a task of this name whose form has a row for each of these."""
-        tab = self._by_name.get(name)
-        return tab is not None and modalities <= set(tab.task.modalities(self._service.modalities))
+        run = (None, "") if saved.missing else (request, name)
+        return self._updates(gr.update(selected=name), note, run, **form)
 
     def _opened(self, note: str = "") -> list[Any]:
         """The page at first: forms that need something given have something."""
-        forms = {}
-        for name, tab in self._by_name.items():
-            if (request := opening(tab.task, self._service)) is not None:
-                forms[name] = tab.form.show(request, False)
-        return self._updates(gr.skip(), note, None, "", forms)
+        requests = {name: opening(tab.task, self._service) for name, tab in self._by_name.items()}
+        forms = {n: self._by_name[n].form.show(r, False) for n, r in requests.items() if r is not None}
+        return self._updates(gr.skip(), note, **forms)
 
     def _updates(
-        self,
-        tabs: Any,
-        note: str,
-        request: Request | None = None,
-        task: str = "",
-        forms: Mapping[str, list[Any]] | None = None,
+        self, tabs: Any, note: str, run: tuple[Request | None, str] = (None, ""), **forms: list[Any]
     ) -> list[Any]:
-        """Updates of all outputs; forms that are not named stay as they are."""
-        updates = [tabs, note, request, task]
+        """Updates of all outputs; forms of tasks that are not named stay as they are."""
+        updates = [tabs, note, *run]
         for name, tab in self._by_name.items():
-            updates += (forms or {}).get(name) or [gr.skip() for _ in tab.form.outputs]
+            updates += forms.get(name) or [gr.skip() for _ in tab.form.outputs]
         return updates
 
 
-def _replay(tab: Tab) -> Any:
-    """Runs the request if it is of this tab's task."""
-
-    def replay(visitor: gr.Request, name: str, request: Any) -> Any:
-        if name == tab.task.name and request is not None:
-            yield from tab.panel.replay(visitor, request)
-        else:
-            yield {tab.panel.status: gr.skip()}
-
-    return replay
+def _problem(what: str, error: ValueError) -> str:
+    return _note(f"This {what} cannot be restored. {escape(str(error), quote=False)}", "problem")
 
 
 def _note(text: str, kind: str = "calm") -> str:

@@ -51,7 +51,7 @@ class Page:
 
     def run(self, request, meanwhile=lambda: None):
         """The run of a request, to its end."""
-        self._follow(lambda visitor: self.panel.replay(visitor, request), meanwhile)
+        self._follow(lambda visitor: self.panel.replay(visitor, self.panel._task.name, request), meanwhile)
 
     def run_both(self, request, meanwhile=lambda: None, **other):
         """The run of a request and of another one side by side."""

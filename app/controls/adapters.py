@@ -139,9 +139,8 @@ def read_mask(path: str | Path, size: int, classes: Sequence[str], palette: np.n
     if _is_transparent(image):
         image = _on_ground(image, palette[0])
         notes.append(f"Transparent parts became {classes[0]}.")
-    if image.mode not in ("P", "L", "1", "I", "I;16") or (
-        image.mode == "P" and not _is_index_map(image, classes)
-    ):
+    numbers = image.mode in ("P", "L", "1", "I", "I;16")
+    if not numbers or (image.mode == "P" and np.asarray(image).max() >= len(classes)):
         image = image.convert("RGB")
     values = np.asarray(image)
     if values.ndim == 3 and (values == values[..., :1]).all() and values.max() < len(classes):
@@ -231,9 +230,7 @@ def _is_black_and_white(colours: np.ndarray) -> bool:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        return False
-    return image.convert("RGBA").getextrema()[3][0] < 255
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
 
 
 def _on_ground(image: Image.Image, colour: np.ndarray) -> Image.Image:
@@ -251,30 +248,20 @@ def _cut_and_scaled(what: str, from_size: Size, size: int) -> list[str]:
     return [] if short == size else [f"The {what} was scaled {scaled}."]
 
 
-def _is_index_map(image: Image.Image, classes: Sequence[str]) -> bool:
-    return int(np.asarray(image).max()) < len(classes)
-
-
 def _classes_of_colours(
     values: np.ndarray, classes: Sequence[str], palette: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Colours (H, W, 3) -> class indices (H, W) int64 and the share of inexact colours."""
-    nearest, distance = _nearest(values.reshape(-1, 3), palette)
+    distances = np.linalg.norm(values[:, :, None].astype(np.float32) - palette.astype(np.float32), axis=-1)
+    distance = distances.min(-1)
     if (distance > FAR).mean() > 0.02:
-        colours = ", ".join(
-            f"{name} = #{bytes(rgb).hex()}" for name, rgb in zip(classes, palette, strict=True)
-        )
+        names = zip(classes, palette, strict=True)
+        colours = ", ".join(f"{name} = #{bytes(rgb).hex()}" for name, rgb in names)
         raise ValueError(
             f"The mask has colours that stand for no class. Use the palette ({colours}) or a "
             f"picture of class numbers ({_numbered(classes)})."
         )
-    return nearest.reshape(values.shape[:2]), float((distance > 0).mean())
-
-
-def _nearest(colours: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P, 3) colours -> index of the nearest palette colour (P,) int64 and its distance (P,)."""
-    distance = np.linalg.norm(colours[:, None].astype(np.float32) - palette[None].astype(np.float32), axis=2)
-    return distance.argmin(1), distance.min(1)
+    return distances.argmin(-1), float((distance > 0).mean())
 
 
 def _numbered(classes: Sequence[str]) -> str:

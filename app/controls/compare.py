@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import gradio as gr
 
@@ -30,40 +30,29 @@ class Compare:
 
     def __init__(self, task: Task, checkpoints: Sequence[str]) -> None:
         name = task.name
+        choose = partial(gr.Dropdown, filterable=False)
         with gr.Accordion("Side by side", open=False, elem_id=f"{name}-compare"):
             html(HINT)
             self.steps = gr.Slider(
                 0, LIMITS.steps, value=10, step=1, label="Steps (0: the same)", elem_id=f"{name}-other-steps"
             )
-            self.guidance = gr.Dropdown(  # an empty number would be shown, and sent, as 0
+            self.guidance = choose(  # an empty number would be shown, and sent, as 0
                 [("The same", SAME), *((f"{s:g} (off)" if s == 1 else f"{s:g}", s) for s in GUIDANCES)],
                 value=SAME,
                 label="Guidance of all that is given",
-                filterable=False,
                 elem_id=f"{name}-other-guidance",
             )
-            self.sampler = gr.Dropdown(
-                [("The same", SAME), *((title, key) for key, title in SAMPLERS.items())],
-                value=SAME,
-                label="Sampler",
-                filterable=False,
-                elem_id=f"{name}-other-sampler",
-            )
-            self.checkpoint = gr.Dropdown(
+            samplers = [("The same", SAME), *((title, key) for key, title in SAMPLERS.items())]
+            self.sampler = choose(samplers, value=SAME, label="Sampler", elem_id=f"{name}-other-sampler")
+            self.checkpoint = choose(
                 list(checkpoints),
                 value=checkpoints[0],
                 label="Checkpoint",
-                filterable=False,
                 visible=len(checkpoints) > 1,
                 elem_id=f"{name}-other-checkpoint",
             )
             self.button = gr.Button("Run both", size="sm", elem_id=f"{name}-run-both")
         self.components = [self.steps, self.guidance, self.sampler, self.checkpoint]
-
-    def split(self, values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Values of `components` and what follows them -> the two parts."""
-        count = len(self.components)
-        return values[:count], values[count:]
 
     def read(
         self, request: Request, steps: int | None, guidance: float | str, sampler: str, checkpoint: str

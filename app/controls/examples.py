@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,7 @@ from app.task import Task
 from mmdiff.modalities import Modality
 from mmdiff.request import Request
 
-
-@dataclass(frozen=True)
-class Example:
-    """A button and the request that it runs."""
-
-    title: str
-    request: Request
+Example = tuple[str, Request]  # title of a button, and what it runs
 
 
 def examples(task: Task, service: Service) -> list[Example]:
@@ -29,20 +22,20 @@ def examples(task: Task, service: Service) -> list[Example]:
     specs = task.modalities(service.modalities)
     if task.inpaints:
         return list(_holes(specs, service))
-    found = [Example("Surprise me", Request(wanted=tuple(specs))), *_given(specs, service)]
+    found = [("Surprise me", Request(wanted=tuple(specs))), *_given(specs, service)]
     return found if task.forms else [*found, *list(_holes(specs, service))[:1]]
 
 
 def opening(task: Task, service: Service) -> Request | None:
     """The request that the form of a task shows at first; None for a task that can start from nothing."""
-    return examples(task, service)[0].request if task.inpaints else None
+    return examples(task, service)[0][1] if task.inpaints else None
 
 
 def _given(specs: Mapping[str, Modality], service: Service) -> Iterator[Example]:
     """One modality given, all others generated."""
 
     def example(title: str, name: str, value: Any) -> Example:
-        return Example(title, Request({name: value}, tuple(n for n in specs if n != name)))
+        return title, Request({name: value}, tuple(n for n in specs if n != name))
 
     made = service.example.last
     for name, spec in specs.items():
@@ -67,7 +60,7 @@ def _holes(specs: Mapping[str, Modality], service: Service) -> Iterator[Example]
         "Fill random blocks": _blocks(size),
     }
     for title, known in known_pixels.items():
-        yield Example(title, Request({ANCHOR: photo}, tuple(specs), known))
+        yield title, Request({ANCHOR: photo}, tuple(specs), known)
 
 
 def _blocks(size: int) -> np.ndarray:

@@ -44,18 +44,13 @@ class Form:
         self._size = service.modalities[ANCHOR].image_size
         with gr.Column(elem_classes="card"):
             self._rows = [self._row(spec) for spec in task.modalities(service.modalities).values()]
-            choices = [row.choice.value for row in self._rows]
-            plan = html(self._plan(choices), elem_id=f"{task.name}-plan")
+            choices = [row.choice for row in self._rows]
+            watched = [*choices, *chain.from_iterable(row.input.components for row in self._rows)]
+            plan = html(self._plan(*(component.value for component in watched)), elem_id=f"{task.name}-plan")
         with gr.Column(elem_classes="card"):
-            choices_by_name = {row.spec.name: row.choice for row in self._rows}
-            self.sampling = SamplingControls(service, task, choices_by_name)
-        self._keep_in_step(plan)
-        inputs = [row.input.components for row in self._rows]
-        self.components = [
-            *(row.choice for row in self._rows),
-            *chain.from_iterable(inputs),
-            *self.sampling.components,
-        ]
+            self.sampling = SamplingControls(service, task, {row.spec.name: row.choice for row in self._rows})
+        self._keep_in_step(watched, plan)
+        self.components = [*watched, *self.sampling.components]
         self.outputs = [
             *chain.from_iterable([row.choice, *row.input.shown] for row in self._rows),
             *self.sampling.components,
@@ -80,11 +75,9 @@ class Form:
 
     def read(self, *values: Any) -> Request:
         """The request that the controls describe. Raises ValueError, in words for the page."""
-        remaining = list(values)
-        choices = [remaining.pop(0) for _ in self._rows]
         given, wanted, known_pixels = {}, [], None
-        for row, choice in zip(self._rows, choices, strict=True):
-            own = [remaining.pop(0) for _ in row.input.components]
+        rows, settings = self._split(values)
+        for row, choice, own in rows:
             hole = None
             if choice == GIVEN:
                 given[row.spec.name] = self._sized(row.input.read(*own))
@@ -96,7 +89,14 @@ class Form:
             raise ValueError(
                 "There is nothing to generate. Set a row to Generate, or paint a hole in the photo."
             )
-        return Request(given, tuple(wanted), known_pixels, **self.sampling.read(given, wanted, *remaining))
+        return Request(given, tuple(wanted), known_pixels, **self.sampling.read(given, wanted, *settings))
+
+    def _split(self, values: Sequence[Any]) -> tuple[list[tuple[Row, str, list[Any]]], list[Any]]:
+        """Every row with its choice and the values of its controls, and what follows them."""
+        rest = list(values)
+        choices = [rest.pop(0) for _ in self._rows]
+        rows = zip(self._rows, choices, strict=True)
+        return [(row, choice, [rest.pop(0) for _ in row.input.components]) for row, choice in rows], rest
 
     def _sized(self, value: Any) -> Any:
         """A photo at the model's size, which a settings file can hold; other values as they are."""
@@ -113,10 +113,8 @@ class Form:
         for row in self._rows:
             name = row.spec.name
             known = request.known_pixels if name == ANCHOR else None
-            if name in request.given and row.input.components:
-                updates += [GIVEN, *row.input.show(request.given[name], known)]
-            elif name in missing:
-                updates += [GIVEN, *row.input.awaiting(known)]
+            if row.input.components and name in (*request.given, *missing):
+                updates += [GIVEN, *row.input.show(request.given.get(name), known)]
             else:
                 other = IGNORE if IGNORE in self._task.choices else GENERATE
                 choice = GENERATE if name in request.wanted else other
@@ -126,28 +124,17 @@ class Form:
             return updates + self.sampling.show(request, missing)
         return updates + [gr.skip() for _ in self.sampling.components]
 
-    def _keep_in_step(self, plan: gr.HTML) -> None:
+    def _keep_in_step(self, watched: Sequence[gr.components.Component], plan: gr.HTML) -> None:
         """Updates the plan when a control changes; style.css hides the controls of modalities not given."""
-        watched = [row.choice for row in self._rows]
-        watched += chain.from_iterable(row.input.watched for row in self._rows)
         events = [component.change for component in watched]
         events += [component.input for component in watched if isinstance(component, gr.HTML)]  # strokes
-        count = len(self._rows)
-        gr.on(
-            events,
-            lambda *values: self._plan(values[:count], values[count:]),
-            watched,
-            plan,
-            trigger_mode="always_last",
-            **QUIET,
-        )
+        gr.on(events, self._plan, watched, plan, trigger_mode="always_last", **QUIET)
 
-    def _plan(self, choices: Sequence[str], watched: Sequence[Any] = ()) -> str:
+    def _plan(self, *values: Any) -> str:
         """The plan of a run, or what it still lacks, as HTML."""
-        values, given, wanted, missing = list(watched), [], [], []
-        for row, choice in zip(self._rows, choices, strict=True):
+        given, wanted, missing = [], [], []
+        for row, choice, own in self._split(values)[0]:
             name = row.spec.name
-            own = [values.pop(0) if values else None for _ in row.input.watched]
             if choice == GENERATE:
                 wanted.append(name)
             elif choice == GIVEN and (need := row.input.missing(*own)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from html import escape
 from typing import Any, ClassVar
 
@@ -30,27 +30,25 @@ class Input:
 
     Attributes:
         prefix: with which the ids of the controls start, "task-modality".
-        components: what `read` takes, in this order.
-        watched: what `missing` takes when one of them changes.
+        components: what `read`, `known_pixels`, `missing` and `has_hole` take, in this order.
         shown: what the updates from `show` go to.
     """
 
     asks_for: ClassVar[str] = ""  # completes "First …"
 
     components: list[gr.components.Component]
-    watched: list[gr.components.Component]
     shown: list[gr.blocks.Block]
 
     def __init__(self, spec: Modality, task: str) -> None:
         self.spec = spec
         self.prefix = f"{task}-{spec.name}"
-        self.components = self.watched = self.shown = []
+        self.components = self.shown = []
 
-    def missing(self, *watched: Any) -> str:
+    def missing(self, *values: Any) -> str:
         """What the visitor still has to do, "" for nothing."""
-        return "" if any(value not in (None, "") for value in watched) else self.asks_for
+        return "" if any(value not in (None, "") for value in values) else self.asks_for
 
-    def has_hole(self, *watched: Any) -> bool:
+    def has_hole(self, *values: Any) -> bool:
         """Whether the modality is partly generated although it is given."""
         return False
 
@@ -63,12 +61,11 @@ class Input:
         return None
 
     def show(self, value: Any, known_pixels: np.ndarray | None = None) -> tuple[Any, ...]:
-        """The updates of `shown` after which `read` and `known_pixels` return this."""
-        raise NotImplementedError
+        """The updates of `shown` after which `read` and `known_pixels` return this.
 
-    def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
-        """The updates of `shown` for a value still to be added; ``known_pixels`` of a photo are known."""
-        return tuple(gr.skip() for _ in self.shown)
+        ``value`` is None where the visitor is still to give it.
+        """
+        raise NotImplementedError
 
     def nothing(self, remedy: str) -> ValueError:
         """The error of a modality that is set to Given while its controls are empty."""
@@ -89,55 +86,30 @@ class ImageInput(Input):
         self.about_photo = _note(f"{self.prefix}-note")
         with gr.Column(visible=False, elem_classes="painting") as self.painting:
             self._paint_area()
-        self.components = self.watched = [self.photo, self.hole.component]
-        self.shown = [
-            self.photo,
-            self.uploaded_size,
-            self.file,
-            self.about_photo,
-            self.painting,
-            self.hole.component,
-            self.about_hole,
-        ]
+        self.components = [self.photo, self.hole.component]
+        painted = [self.hole.component, self.about_hole]
+        self.shown = [self.photo, self.uploaded_size, self.file, self.about_photo, self.painting, *painted]
         self.file.upload(self._accept, self.file, self.shown, **QUIET)
         self._again.click(self._start_over, self._keep, self.shown, **QUIET)
-        self._upload.upload(
-            self._accept_hole,
-            [self._upload, self.uploaded_size],
-            [self.hole.component, self.about_hole],
-            **QUIET,
-        )
+        self._upload.upload(self._accept_hole, [self._upload, self.uploaded_size], painted, **QUIET)
         _forget(self.about_hole, self.hole)
 
     def _paint_area(self) -> None:
-        colours = [(0, 0, 0, 0), HOLE_COLOUR]
-        self.hole = Painter(
-            self.size, ["Erase", "Hole"], colours, hole=True, elem_id=f"{self.prefix}-painter"
-        )
+        names, colours = ["Erase", "Hole"], [(0, 0, 0, 0), HOLE_COLOUR]
+        self.hole = Painter(self.size, names, colours, hole=True, elem_id=f"{self.prefix}-painter")
         html('<p class="hint">What you paint is made anew, the rest comes back unchanged.</p>')
         self.about_hole = _note(f"{self.prefix}-hole-note")
         with gr.Row(elem_classes="beneath"):
             self._upload = _upload("Upload hole", f"{self.prefix}-hole-file")
-            self._again = gr.Button(
-                "Other photo", size="sm", scale=0, min_width=104, elem_id=f"{self.prefix}-other"
-            )
-            self._keep = gr.Checkbox(
-                True,
-                label="Keep hole",
-                container=False,
-                scale=0,
-                min_width=96,
-                elem_id=f"{self.prefix}-keep-hole",
-            )
+            small = {"scale": 0, "min_width": 104}
+            self._again = gr.Button("Other photo", size="sm", elem_id=f"{self.prefix}-other", **small)
+            small = {"scale": 0, "min_width": 96, "container": False}
+            self._keep = gr.Checkbox(True, label="Keep hole", elem_id=f"{self.prefix}-keep-hole", **small)
 
-    def show(self, photo: Image.Image, known_pixels: np.ndarray | None = None) -> tuple[Any, ...]:
+    def show(self, photo: Image.Image | None, known_pixels: np.ndarray | None = None) -> tuple[Any, ...]:
         """A photo of the model's size, with or without a hole, as if uploaded and painted."""
         hole = self.hole.update(None if known_pixels is None else ~known_pixels, photo)
-        return self._with_photo(photo, photo.size, "", hole, "")
-
-    def awaiting(self, known_pixels: np.ndarray | None) -> tuple[Any, ...]:
-        hole = self.hole.update(None if known_pixels is None else ~known_pixels)
-        return self._without_photo("", hole, "")
+        return self._updates(photo, photo and photo.size, "", hole, "")
 
     def missing(self, photo: Image.Image | None, hole: str | None) -> str:
         return super().missing(photo)
@@ -154,36 +126,31 @@ class ImageInput(Input):
         cells = self.hole.cells(hole)
         return adapters.known_pixels(cells > 0) if cells.any() else None
 
-    def _with_photo(
-        self, photo: Image.Image, uploaded_size: adapters.Size, note: str, hole: Any, hole_note: Any
+    def _updates(
+        self,
+        photo: Image.Image | None,
+        uploaded_size: adapters.Size | None,
+        note: str,
+        hole: Any,
+        hole_note: Any,
     ) -> tuple[Any, ...]:
-        file, painting = gr.update(value=None, visible=False), gr.update(visible=True)
+        file, painting = gr.update(value=None, visible=photo is None), gr.update(visible=photo is not None)
         return photo, uploaded_size, file, note, painting, hole, hole_note
 
-    @plain_errors()
     def _accept(self, path: str) -> tuple[Any, ...]:
         """A new photo; the painted hole stays."""
-        try:
-            photo = adapters.read_photo(path, self.size)
-        except ValueError as error:
-            return self._without_photo(_problem(error), gr.skip(), gr.skip())
-        note, hole = _hints(photo.notes), self.hole.over(photo.larger)
-        return self._with_photo(photo.for_model, photo.size, note, hole, gr.skip())
+        photo, note = _accepted(adapters.read_photo, path, self.size)
+        if photo is None:
+            return self._updates(None, None, note, gr.skip(), gr.skip())
+        return self._updates(photo.for_model, photo.size, note, self.hole.over(photo.larger), gr.skip())
 
     def _start_over(self, keep: bool) -> tuple[Any, ...]:
-        return self._without_photo("", *((gr.skip(), gr.skip()) if keep else (self.hole.update(None), "")))
+        hole = (gr.skip(), gr.skip()) if keep else (self.hole.update(None), "")
+        return self._updates(None, None, "", *hole)
 
-    def _without_photo(self, note: str, hole: Any, hole_note: Any) -> tuple[Any, ...]:
-        file, painting = gr.update(value=None, visible=True), gr.update(visible=False)
-        return None, None, file, note, painting, hole, hole_note
-
-    @plain_errors()
     def _accept_hole(self, path: str, uploaded_size: adapters.Size) -> tuple[Any, str]:
-        try:
-            hole = adapters.read_hole(path, self.size, uploaded_size)
-        except ValueError as error:
-            return gr.skip(), _problem(error)
-        return to_text(hole.cells), _hints(hole.notes)
+        hole, note = _accepted(adapters.read_hole, path, self.size, uploaded_size)
+        return to_text(hole.cells) if hole else gr.skip(), note
 
 
 class MaskInput(Input):
@@ -193,19 +160,18 @@ class MaskInput(Input):
 
     def __init__(self, spec: Modality, task: str) -> None:
         super().__init__(spec, task)
-        self.size = spec.image_size
         colours = [(*colour, 255) for colour in spec.palette]
-        self.mask = Painter(self.size, spec.classes, colours, elem_id=f"{self.prefix}-painter")
+        self.mask = Painter(spec.image_size, spec.classes, colours, elem_id=f"{self.prefix}-painter")
         self.about = _note(f"{self.prefix}-note")
         with gr.Row(elem_classes="beneath"):
             upload = _upload("Upload mask", f"{self.prefix}-file")
             html('<p class="hint">Class numbers or these colours</p>')
-        self.components = self.watched = [self.mask.component]
+        self.components = [self.mask.component]
         self.shown = [self.mask.component, self.about]
         upload.upload(self._accept, upload, self.shown, **QUIET)
         _forget(self.about, self.mask)
 
-    def show(self, mask: np.ndarray, known_pixels: None = None) -> tuple[Any, ...]:
+    def show(self, mask: np.ndarray | None, known_pixels: None = None) -> tuple[Any, ...]:
         """A class map (H, W), as if uploaded."""
         return to_text(mask), ""
 
@@ -217,13 +183,10 @@ class MaskInput(Input):
             )
         return mask
 
-    @plain_errors()
     def _accept(self, path: str) -> tuple[Any, str]:
-        try:
-            mask = adapters.read_mask(path, self.size, self.spec.classes, self.spec.palette)
-        except ValueError as error:
-            return gr.skip(), _problem(error)
-        return to_text(mask.cells), _hints(mask.notes)
+        spec = self.spec
+        mask, note = _accepted(adapters.read_mask, path, spec.image_size, spec.classes, spec.palette)
+        return to_text(mask.cells) if mask else gr.skip(), note
 
 
 class LabelInput(Input):
@@ -233,16 +196,11 @@ class LabelInput(Input):
 
     def __init__(self, spec: Modality, task: str) -> None:
         super().__init__(spec, task)
-        self.choice = gr.Dropdown(
-            list(spec.classes),
-            value=None,
-            container=False,
-            label=spec.name.capitalize(),
-            elem_id=f"{self.prefix}-choice",
-        )
-        self.components = self.watched = self.shown = [self.choice]
+        looks = {"container": False, "label": spec.name.capitalize(), "elem_id": f"{self.prefix}-choice"}
+        self.choice = gr.Dropdown(list(spec.classes), value=None, **looks)
+        self.components = self.shown = [self.choice]
 
-    def show(self, label: str, known_pixels: None = None) -> tuple[Any, ...]:
+    def show(self, label: str | None, known_pixels: None = None) -> tuple[Any, ...]:
         """The name of a class."""
         return (gr.update(value=label),)
 
@@ -260,21 +218,20 @@ class EmbeddingInput(Input):
     def __init__(self, spec: Modality, task: str) -> None:
         super().__init__(spec, task)
         self.text = gr.Textbox(
-            container=False,
+            label="Text",
             placeholder="a dark red apple",
             max_length=300,
+            container=False,
             elem_id=f"{self.prefix}-text",
-            label="Text",
         )
-        self.file = gr.File(
-            label="or a photo", file_types=["image"], height=140, elem_id=f"{self.prefix}-file"
-        )
-        self.components = self.watched = self.shown = [self.text, self.file]
+        looks = {"height": 140, "elem_id": f"{self.prefix}-file"}
+        self.file = gr.File(label="or a photo", file_types=["image"], **looks)
+        self.components = self.shown = [self.text, self.file]
 
-    def show(self, value: str | Image.Image, known_pixels: None = None) -> tuple[Any, ...]:
+    def show(self, value: str | Image.Image | None, known_pixels: None = None) -> tuple[Any, ...]:
         """A text, or a photo, which is kept where uploaded files are."""
-        if isinstance(value, str):
-            return gr.update(value=value), gr.update(value=None)
+        if not isinstance(value, Image.Image):
+            return gr.update(value=value or ""), gr.update(value=None)
         path = save_pil_to_cache(to_rgb(value), self.file.GRADIO_CACHE, "photo", "png")
         return gr.update(value=""), gr.update(value=path)
 
@@ -311,10 +268,12 @@ def _forget(note: gr.HTML, painter: Painter) -> None:
     painter.component.input(None, None, note, js="() => ''", **QUIET)
 
 
-def _hints(notes: Iterable[str]) -> str:
-    text = " ".join(escape(note, quote=False) for note in notes)
-    return f'<p class="hint" role="status">{text}</p>' if text else ""
-
-
-def _problem(error: ValueError) -> str:
-    return f'<p class="hint problem" role="alert">{escape(str(error), quote=False)}</p>'
+@plain_errors()
+def _accepted(read: Callable[..., Any], *upload: Any) -> tuple[Any, str]:
+    """What `read` makes of an upload, None if it refuses it, and a note on what was done or is wrong."""
+    try:
+        result = read(*upload)
+    except ValueError as error:
+        return None, f'<p class="hint problem" role="alert">{escape(str(error), quote=False)}</p>'
+    text = " ".join(escape(note, quote=False) for note in result.notes)
+    return result, text and f'<p class="hint" role="status">{text}</p>'

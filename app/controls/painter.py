@@ -37,12 +37,7 @@ TITLES = {
     "redo": "Redo (Shift Ctrl Z)",
     "clear": "Clear",
 }
-PRESETS = {
-    "box": "Box",
-    "left": "Left half",
-    "around": "All but centre",
-    "invert": "Invert",
-}
+PRESETS = {"box": "Box", "left": "Left half", "around": "All but centre", "invert": "Invert"}
 
 
 class Painter:

@@ -56,15 +56,14 @@ class SamplingControls:
         self._start = FILLING if task.inpaints else PLAIN
         scales = {name: self._start.guidance if name == ANCHOR else 1 for name in choices}
         self.steps = self._slider("steps", "Steps", 1, LIMITS.steps, self._start.steps)
-        roles = [choice.value for choice in choices.values()]
-        estimate = self._estimated(self._start.steps, 1, FOLLOWED, *scales.values(), *roles)
-        self.estimate = html(estimate, elem_id=f"{task.name}-estimate", elem_classes="estimate")
+        self.estimate = html("", elem_id=f"{task.name}-estimate", elem_classes="estimate")
         self._seed_row()
         with gr.Accordion("Sampler, samples, guidance", open=False, elem_id=f"{task.name}-more"):
             self._more(scales)
         how = [self.steps, self.seed, self.keep, self.sampler, self.samples]
         self.components = [*how, self.followed, *self.guidance]
         costs = [self.steps, self.samples, self.followed, *self.guidance, *choices.values()]
+        self.estimate.value = self._estimated(*(cost.value for cost in costs))
         gr.on(
             [cost.change for cost in costs],
             self._estimated,
@@ -79,28 +78,18 @@ class SamplingControls:
     def _seed_row(self) -> None:
         name = self._task.name
         with gr.Row(elem_classes="seed"):
-            self.seed = gr.Number(
-                value=0,
-                precision=0,  # no limits: Gradio's own message would name neither field nor mending
-                label="Seed",
-                min_width=120,
-                elem_id=f"{name}-seed",
-            )
-            self.keep = gr.Checkbox(
-                False, label="Keep", container=False, min_width=70, scale=0, elem_id=f"{name}-keep-seed"
-            )
+            # no limits: Gradio's own message would name neither field nor mending
+            self.seed = gr.Number(0, precision=0, label="Seed", min_width=120, elem_id=f"{name}-seed")
+            looks = {"container": False, "min_width": 70, "scale": 0}
+            self.keep = gr.Checkbox(False, label="Keep", elem_id=f"{name}-keep-seed", **looks)
             draw = gr.Button("New seed", size="sm", min_width=90, scale=0, elem_id=f"{name}-new-seed")
         draw.click(new_seed, None, self.seed, **QUIET)
 
     def _more(self, scales: Mapping[str, float]) -> None:
         """Everything that few visitors change; the guidance of each modality is `scales` at first."""
-        self.sampler = gr.Dropdown(
-            [(title, name) for name, title in SAMPLERS.items()],
-            value=self._start.sampler,
-            label="Sampler",
-            filterable=False,
-            elem_id=f"{self._task.name}-sampler",
-        )
+        samplers = [(title, name) for name, title in SAMPLERS.items()]
+        looks = {"label": "Sampler", "filterable": False, "elem_id": f"{self._task.name}-sampler"}
+        self.sampler = gr.Dropdown(samplers, value=self._start.sampler, **looks)
         self.samples = self._slider("samples", "Samples", 1, LIMITS.num_samples, 1)
         self.every = self._slider("every", "Show every … steps", 1, 10, self._start.every)
         most = LIMITS.guidance_scale
@@ -124,17 +113,15 @@ class SamplingControls:
         scales, roles = values[: len(self._names)], values[len(self._names) :]
         given = {name: None for name, role in zip(self._names, roles, strict=True) if role == GIVEN}
         wanted = [name for name, role in zip(self._names, roles, strict=True) if role == GENERATE]
-        wanted += [ANCHOR] if ANCHOR in given else []
+        wanted += given.keys() & {ANCHOR}
         guidance = self._guided(given, wanted, followed, scales)
         steps, samples = _within(steps, LIMITS.steps), _within(samples, LIMITS.num_samples)
         return self.estimate_of(Request(given, wanted, steps=steps, num_samples=samples, **guidance))
 
     def estimate_of(self, request: Request) -> str:
         """HTML that says how long a run would take here."""
-        seconds = self._service.timing.estimate(request)
-        return (
-            f'<p class="hint">about <b>{duration(seconds)}</b> on this {self._service.device.split()[0]}</p>'
-        )
+        time, device = duration(self._service.timing.estimate(request)), self._service.device.split()[0]
+        return f'<p class="hint">about <b>{time}</b> on this {device}</p>'
 
     def _guided(
         self, given: Collection[str], wanted: Collection[str], followed: float, scales: Collection[float]
@@ -143,8 +130,8 @@ class SamplingControls:
         if self._follows(given, wanted):
             return from_nothing(self._service.modalities, followed)
         counted = guidable(given, wanted)
-        scale_of = {name: scale for name, scale in zip(self._names, scales, strict=True) if name in counted}
-        return {"guidance_scale": scale_of}
+        by_name = zip(self._names, scales, strict=True)
+        return {"guidance_scale": {name: scale for name, scale in by_name if name in counted}}
 
     def _follows(self, given: Collection[str], wanted: Collection[str]) -> bool:
         """Whether a photo is made from nothing and can follow a modality that is not ignored."""
@@ -177,12 +164,9 @@ class SamplingControls:
         """
         scales, given = request.scales(), (*request.given, *missing)
         followed = scales.get(self._first, 1) if self._first in request.sample_first else 1
+        how = [request.steps, request.seed, True, request.sampler, request.num_samples]
         return [
-            request.steps,
-            request.seed,
-            True,
-            request.sampler,
-            request.num_samples,
+            *how,
             followed if self._follows(given, request.wanted) else gr.skip(),
             *(scales.get(n, 1) if n in given else 1 for n in self._names),
         ]

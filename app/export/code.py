@@ -71,10 +71,10 @@ def client_program(request: Request, address: str, checkpoint: str = "", task: s
         return _client(address, "/run_settings", {"settings": "SETTINGS"}, constants)
     constants, arguments = {}, {}
     for name, value in request.given.items():
-        argument = _argument(name, value)
         if isinstance(value, str):
-            arguments[argument] = _literal(value)
+            arguments["text" if name == "embedding" else name] = _literal(value)
         else:
+            argument = "embedding_image" if name == "embedding" else name
             constants[argument.upper()] = _data(value)
             arguments[argument] = f'file("{argument}.png", {argument.upper()})'
     if request.known_pixels is not None:
@@ -89,44 +89,32 @@ def library_program(request: Request, checkpoint: str) -> str:
     """A program that does the same run with `mmdiff.Pipeline`; `checkpoint` is the path that it loads."""
     constants: dict[str, str] = {}
     arguments = _condition(request, "", constants) | _numbers(request)
-    if request.changes:
-        forks = [
-            FORK.format(
-                after=change.after, arguments=_lines(_condition(change.request, f"FORK_{i}_", constants), 16)
-            )
-            for i, change in enumerate(request.changes, 1)
-        ]
-        arguments["changes"] = "[\n" + "".join(forks) + "    ]"
+    forks = ""
+    for i, change in enumerate(request.changes, 1):
+        fork = _condition(change.request, f"FORK_{i}_", constants)
+        forks += FORK.format(after=change.after, arguments=_lines(fork, 16))
+    if forks:
+        arguments["changes"] = f"[\n{forks}    ]"
     imports = "import mmdiff\n"
     if constants:
         imports = "import base64\nimport io\n\nimport numpy as np\nfrom PIL import Image\n\n" + imports
     call = LIBRARY.format(checkpoint=_literal(checkpoint), arguments=_lines(arguments, 4))
-    helpers = [PNG] if constants else []
-    return _program(
-        "pip install -r requirements.txt, then run this beside mmdiff/", imports, constants, helpers, call
-    )
+    comment = "pip install -r requirements.txt, then run this beside mmdiff/"
+    return _program(comment, imports, constants, PNG if constants else "", call)
 
 
 def _client(address: str, endpoint: str, arguments: Mapping[str, str], constants: Mapping[str, str]) -> str:
-    helpers, imports = [], "from gradio_client import Client\n"
+    helper, imports = "", "from gradio_client import Client\n"
     if endpoint == "/generate" and constants:
-        imports = "import base64\nimport tempfile\nfrom pathlib import Path\n\n"
+        helper, imports = FILE, "import base64\nimport tempfile\nfrom pathlib import Path\n\n"
         imports += "from gradio_client import Client, handle_file\n"
-        helpers = [FILE]
     call = CLIENT.format(address=_literal(address), arguments=_lines(arguments, 4), endpoint=endpoint)
-    return _program("pip install gradio_client", imports, constants, helpers, call)
+    return _program("pip install gradio_client", imports, constants, helper, call)
 
 
-def _program(comment: str, imports: str, constants: Mapping[str, str], helpers: list[str], call: str) -> str:
+def _program(comment: str, imports: str, constants: Mapping[str, str], helper: str, call: str) -> str:
     assigned = [f"{name} = {literal}\n" for name, literal in constants.items()]
-    return "\n".join([f"# {comment}\n{imports}", *assigned, *helpers, call])
-
-
-def _argument(name: str, value: Any) -> str:
-    """The endpoint's argument for a modality."""
-    if name != "embedding":
-        return name
-    return "text" if isinstance(value, str) else "embedding_image"
+    return "\n".join([f"# {comment}\n{imports}", *assigned, *filter(None, [helper]), call])
 
 
 def _numbers(request: Request) -> dict[str, str]:
@@ -147,16 +135,16 @@ def _guidance(request: Request) -> dict[str, str]:
 
 def _condition(request: Request, prefix: str, constants: dict[str, str]) -> dict[str, str]:
     """The library's arguments that a change may have, too; pictures become constants."""
-    given = []
+    given = {}
     for name, value in request.given.items():
-        constant = f"{prefix}{name.upper()}"
-        text = _literal(value) if isinstance(value, str) else f"png({constant})"
-        if not isinstance(value, str):
-            constants[constant] = _data(value)
-        if not isinstance(value, str | Image.Image):
-            text = f"np.asarray({text})"
-        given.append(f"{_literal(name)}: {text}")
-    arguments = {"given": f"{{{', '.join(given)}}}", "wanted": _literal(list(request.wanted))}
+        if isinstance(value, str):
+            given[name] = _literal(value)
+            continue
+        constants[f"{prefix}{name.upper()}"] = _data(value)
+        png = f"png({prefix}{name.upper()})"
+        given[name] = png if isinstance(value, Image.Image) else f"np.asarray({png})"
+    literal = ", ".join(f"{_literal(name)}: {text}" for name, text in given.items())
+    arguments = {"given": f"{{{literal}}}", "wanted": _literal(list(request.wanted))}
     if request.known_pixels is not None:
         constants[f"{prefix}KNOWN_PIXELS"] = _data(request.known_pixels)
         arguments["known_pixels"] = f"np.asarray(png({prefix}KNOWN_PIXELS))"

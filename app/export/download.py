@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,11 @@ class Downloads:
                 placeholder="After a run, its link is here.",
             )
             self.note = html("", elem_id=f"{task.name}-link-note")
-            self.client = _program(
-                "The same from Python, through this page’s API", f"{task.name}-client-code"
-            )
-            self.library = _program("The same with the library", f"{task.name}-library-code")
+            program = partial(gr.Code, language="python", interactive=False, max_lines=24)
+            label = "The same from Python, through this page’s API"
+            self.client = program(label=label, elem_id=f"{task.name}-client-code")
+            label = "The same with the library"
+            self.library = program(label=label, elem_id=f"{task.name}-library-code")
         self.outputs = [self.link, self.note, self.client, self.library]
 
     def _buttons(self, shown: gr.State) -> None:
@@ -114,28 +116,22 @@ class Downloads:
 
     def _write(self, kind: str, path: Path, tracks: Sequence[Track]) -> None:
         """A file of all tracks; settings are those of the last one."""
-        runs = [(track.title, track.record) for track in tracks]
-        last = runs[-1][1]
+        runs, last = [(track.title, track.record) for track in tracks], tracks[-1].record
         if kind == "gif":
-            return film.write_gif(path, runs)
-        if kind == "mp4":
-            return film.write_mp4(path, runs)
-        if kind == "zip" and len(runs) == 1:
-            return write_zip(last, path, self._task.name)
-        settings = to_json(last.request, last.checkpoint, self._task.name)
-        if kind == "json":
-            path.write_text(settings)
-            return None
-        with zipfile.ZipFile(path, "w") as together:  # a zip for each track
-            together.writestr(ZIP_ENTRY, settings)
-            for k, (title, record) in enumerate(runs, 1):
-                part = path.with_name(f"part{k}.zip")
-                write_zip(record, part, self._task.name)
-                together.write(part, f"{k} {title}.zip".replace("/", "-"))
-
-
-def _program(label: str, elem_id: str) -> gr.Code:
-    return gr.Code(label=label, language="python", interactive=False, max_lines=24, elem_id=elem_id)
+            film.write_gif(path, runs)
+        elif kind == "mp4":
+            film.write_mp4(path, runs)
+        elif kind == "json":
+            path.write_text(to_json(last.request, last.checkpoint, self._task.name))
+        elif len(runs) == 1:
+            write_zip(last, path, self._task.name)
+        else:
+            with zipfile.ZipFile(path, "w") as together:  # a zip for each track
+                together.writestr(ZIP_ENTRY, to_json(last.request, last.checkpoint, self._task.name))
+                for k, (title, record) in enumerate(runs, 1):
+                    part = path.with_name(f"part{k}.zip")
+                    write_zip(record, part, self._task.name)
+                    together.write(part, f"{k} {title}.zip".replace("/", "-"))
 
 
 def check_kept(run: str, tracks: Sequence[Track]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageColor, ImageDraw
 
-from app.export.lettering import fitted, latin, width_of, wrapped, write
+from app.export.lettering import latin, width_of, wrapped, write
 from app.run.history import Frame, Record, areas, picture_of
 from mmdiff.modalities import Modality
 
@@ -39,9 +39,6 @@ MAX_SAMPLES, MAX_LEGEND, MAX_LINES = 4, 4, 4
 MASK_OPACITY = 0.62
 FILM_MS, LAST_MS = 5000, 2000  # length of the film, about; how long the last frame is held
 STEP_MS = (60, 250)  # shortest and longest time for a step
-
-
-# -- films ---------------------------------------------------------------------------------------------------
 
 
 def write_gif(path: str | Path, tracks: Tracks) -> None:
@@ -89,10 +86,7 @@ def frames(tracks: Tracks) -> list[Image.Image]:
     if not tracks or not all(record.frames for _, record in tracks):
         raise ValueError("There is no step to show yet. Run it first.")
     cards, size = _arranged(tracks)
-    still = _still([record for _, record in tracks], cards, size)
-    shown = sorted({frame.index for _, record in tracks for frame in record.frames})
-    total = max(record.request.steps for _, record in tracks)
-    return [_frame(still, cards, index, total) for index in shown]
+    return [_frame(cards, size, k) for k in sorted({frame.index for _, r in tracks for frame in r.frames})]
 
 
 def overlaid(
@@ -117,21 +111,17 @@ def overlaid(
     return Image.alpha_composite(photo.convert("RGBA"), layer).convert("RGB")
 
 
-# -- layout --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Card:
     """A sample of a track.
 
     Attributes:
-        title: of the track, above its first card, or "". said: name of a vector -> its descriptions, by
-            step and sample. x, y, tile, height: pixels. numbered: whether its sample's number is shown.
+        title: of the track, above its first card, or "". x, y, tile, height: pixels.
+        numbered: whether its sample's number is shown.
     """
 
     title: str
     record: Record
-    said: dict[str, list[Sequence[Any]]]
     sample: int
     x: int
     y: int
@@ -140,16 +130,12 @@ class _Card:
     numbered: bool
 
     @property
-    def visuals(self) -> list[Modality]:
-        return self.record.dense
-
-    @property
     def wordy(self) -> list[Modality]:
         return self.record.of_form("class", "vector")
 
     @property
     def width(self) -> int:
-        parts = [self.tile] * len(self.visuals) + [WORDS] * bool(self.wordy)
+        parts = [self.tile] * len(self.record.dense) + [WORDS] * bool(self.wordy)
         return 2 * PAD + sum(parts) + GAP * (len(parts) - 1)
 
     @property
@@ -161,18 +147,17 @@ class _Card:
         """Left edge of a panel."""
         return self.x + PAD + panel * (self.tile + GAP)
 
-    def at(self, index: int) -> tuple[int, Frame]:
-        """The latest frame up to a step, and its place in the record."""
-        places = [i for i, frame in enumerate(self.record.frames) if frame.index <= index] or [0]
-        return places[-1], self.record.frames[places[-1]]
+    def at(self, index: int) -> Frame:
+        """The latest frame up to a step."""
+        return ([f for f in self.record.frames if f.index <= index] or self.record.frames[:1])[-1]
 
 
 def _arranged(tracks: Tracks) -> tuple[list[_Card], tuple[int, int]]:
     """All cards in their places, and the size of a frame."""
     samples = min(MAX_SAMPLES, *(record.request.num_samples for _, record in tracks))
     target = LARGE if len(tracks) == samples == 1 else SMALL
-    sides = [spec.image_size for _, record in tracks for spec in record.dense]
-    tile = _side(max(sides, default=target), target)
+    side = max((spec.image_size for _, record in tracks for spec in record.dense), default=target)
+    tile = side * round(target / side) if side <= target else target  # small pictures have whole pixels
     legend = any(record.of_form("class_map") for _, record in tracks)
     numbered = samples > 1
     height = 2 * PAD + SAMPLE * numbered + CAPTION + tile + LEGEND * legend
@@ -180,51 +165,34 @@ def _arranged(tracks: Tracks) -> tuple[list[_Card], tuple[int, int]]:
     columns = 2 if len(tracks) == 1 and samples > 2 else 1
     cards, x = [], MARGIN
     for title, record in tracks:
-        said = _said(record)
         for sample in range(samples):
             row, column = divmod(sample, columns)
             left = cards[-1].x + cards[-1].width + GAP if column else x
             y = top + row * (height + GAP)
             name = "" if sample else title
-            cards.append(_Card(name, record, said, sample, left, y, tile, height, numbered))
+            cards.append(_Card(name, record, sample, left, y, tile, height, numbered))
         x = max(card.x + card.width for card in cards) + GAP
     width, bottom = max(x - GAP + MARGIN, NARROW), cards[-1].y + height + MARGIN
     return cards, (width + width % 2, bottom + bottom % 2)
 
 
-def _side(side: int, target: int) -> int:
-    """A whole multiple of a small picture's side, near the target; the target itself for a large one."""
-    return side * round(target / side) if side <= target else target
-
-
-def _said(record: Record) -> dict[str, list[Sequence[Any]]]:
-    """The embeddings in words, of all steps at once, for speed."""
-    said = {}
-    for spec in record.of_form("vector"):
-        vectors = np.concatenate([frame.x[spec.name] for frame in record.frames])
-        words = list(record.describe(vectors) if spec.takes_text else [])
-        count = record.request.num_samples
-        said[spec.name] = [words[i : i + count] for i in range(0, len(words), count)]
-    return said
-
-
-# -- the same in every step ----------------------------------------------------------------------------------
-
-
-def _still(records: Sequence[Record], cards: Sequence[_Card], size: tuple[int, int]) -> Image.Image:
-    picture = Image.new("RGB", size, PAPER)
+def _frame(cards: Sequence[_Card], size: tuple[int, int], index: int) -> Image.Image:
+    picture, right = Image.new("RGB", size, PAPER), size[0] - MARGIN
     draw = ImageDraw.Draw(picture)
-    names = list(dict.fromkeys(record.checkpoint for record in records))
-    seeds = list(dict.fromkeys(str(record.request.seed) for record in records))
-    write(draw, (MARGIN, 24), " / ".join(names), 20, INK, width=size[0] - 2 * MARGIN - 260)
-    left = MARGIN + width_of(fitted(latin(" / ".join(names)), 20, size[0] - 2 * MARGIN - 260), 20) + 12
+    names = " / ".join(dict.fromkeys(card.record.checkpoint for card in cards))
+    seeds = list(dict.fromkeys(str(card.record.request.seed) for card in cards))
+    left = MARGIN + write(draw, (MARGIN, 24), names, 20, INK, width=right - MARGIN - 260) + 12
     write(draw, (left, 29), f"{'seed' if len(seeds) == 1 else 'seeds'} {' / '.join(seeds)}", 14, QUIET)
+    total = max(card.record.request.steps for card in cards)
+    write(draw, (right, 29), f"Step {index} of {total}", 14, QUIET, anchor="ra")
+    draw.rounded_rectangle((MARGIN, 56, right, 60), 2, EDGE)
+    draw.rounded_rectangle((MARGIN, 56, MARGIN + (right - MARGIN) * index / total, 60), 2, ACCENT)
     for card in cards:
-        _still_card(draw, card)
+        _draw(card, card.at(index), picture, draw)
     return picture
 
 
-def _still_card(draw: ImageDraw.ImageDraw, card: _Card) -> None:
+def _draw(card: _Card, frame: Frame, picture: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     if card.title:
         write(draw, (card.x + 2, card.y - TITLE + 4), card.title, 15, INK, width=card.width)
     box = (card.x, card.y, card.x + card.width - 1, card.y + card.height - 1)
@@ -232,10 +200,25 @@ def _still_card(draw: ImageDraw.ImageDraw, card: _Card) -> None:
     if card.numbered:
         number = f"Sample {card.sample + 1} · seed {card.record.request.seed + card.sample}"
         write(draw, (card.left(0), card.y + PAD - 2), number, 13, QUIET)
-    for panel, spec in enumerate(card.visuals):
-        _caption(draw, card, spec, card.left(panel), card.inner_top, card.tile)
+    for panel, spec in enumerate(card.record.dense):
+        x, y, side = card.left(panel), card.inner_top + CAPTION, card.tile
+        _caption(draw, card, spec, x, card.inner_top, side)
         if spec.form == "class_map":
-            _legend(draw, card, spec, card.left(panel))
+            _legend(draw, card, spec, x)
+            shown = overlaid(card.record, frame, spec, card.sample, side)
+        else:
+            shown = picture_of(frame, spec, card.sample).resize((side, side), Image.Resampling.LANCZOS)
+        picture.paste(shown, (x, y), _corners(side))
+        draw.rounded_rectangle((x, y, x + side - 1, y + side - 1), 6, outline=EDGE)
+    x, y = card.left(len(card.record.dense)), card.inner_top
+    for spec in card.wordy:
+        _caption(draw, card, spec, x, y, WORDS)
+        value = frame.x[spec.name][card.sample]
+        if spec.form == "class":
+            many = len(card.wordy) == 1 or card.tile > SMALL
+            y = _bars(draw, x, y + CAPTION, spec, value, 5 if many else 3)
+        else:
+            y = _nearest(picture, draw, x, y + CAPTION, value, card.record.said(spec, value[None]))
 
 
 def _caption(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int, y: int, width: int) -> None:
@@ -258,46 +241,6 @@ def _legend(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int) -> N
         x += 30 + round(width_of(name, 12))
 
 
-# -- different in every step ---------------------------------------------------------------------------------
-
-
-def _frame(still: Image.Image, cards: Sequence[_Card], index: int, total: int) -> Image.Image:
-    picture = still.copy()
-    draw = ImageDraw.Draw(picture)
-    right = picture.width - MARGIN
-    write(draw, (right, 29), f"Step {index} of {total}", 14, QUIET, anchor="ra")
-    draw.rounded_rectangle((MARGIN, 56, right, 60), 2, EDGE)
-    draw.rounded_rectangle((MARGIN, 56, MARGIN + (right - MARGIN) * index / total, 60), 2, ACCENT)
-    for card in cards:
-        _step(picture, draw, card, index)
-    return picture
-
-
-def _step(picture: Image.Image, draw: ImageDraw.ImageDraw, card: _Card, index: int) -> None:
-    """A card's predictions at a step."""
-    place, frame = card.at(index)
-    for panel, spec in enumerate(card.visuals):
-        left, top, last = card.left(panel), card.inner_top + CAPTION, card.tile - 1
-        picture.paste(_tile(card, frame, spec), (left, top), _corners(card.tile))
-        draw.rounded_rectangle((left, top, left + last, top + last), 6, outline=EDGE)
-    x, y = card.left(len(card.visuals)), card.inner_top
-    for spec in card.wordy:
-        _caption(draw, card, spec, x, y, WORDS)
-        if spec.form == "class":
-            many = len(card.wordy) == 1 or card.tile > SMALL
-            y = _bars(draw, x, y + CAPTION, spec, frame.x[spec.name][card.sample], 5 if many else 3)
-        else:
-            said = card.said[spec.name]
-            words = said[place][card.sample] if said else None
-            y = _nearest(picture, draw, x, y + CAPTION, frame.x[spec.name][card.sample], words)
-
-
-def _tile(card: _Card, frame: Frame, spec: Modality) -> Image.Image:
-    if spec.form == "class_map":
-        return overlaid(card.record, frame, spec, card.sample, card.tile)
-    return picture_of(frame, spec, card.sample).resize((card.tile, card.tile), Image.Resampling.LANCZOS)
-
-
 def _bars(draw: ImageDraw.ImageDraw, x: int, y: int, spec: Modality, shares: np.ndarray, count: int) -> int:
     """The likeliest classes; returns the y below them and below the room for `count`."""
     below = y + BAR * min(count, len(shares)) + 10
@@ -315,22 +258,19 @@ def _bars(draw: ImageDraw.ImageDraw, x: int, y: int, spec: Modality, shares: np.
 
 
 def _nearest(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, vector: np.ndarray, words: Any
+    picture: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, vector: np.ndarray, words: Sequence[Any]
 ) -> int:
     """The nearest text or, without words, the numbers as a strip; returns the y below it."""
-    if words is None or not words.captions:
+    if not words or not words[0].captions:
         strip = np.clip(128 + 128 * vector / (np.abs(vector).max() + 1e-9), 0, 255).astype(np.uint8).ravel()
         picture.paste(Image.fromarray(strip[None]).resize((WORDS, 24), Image.Resampling.NEAREST), (x, y + 2))
         return y + 40
-    text, cosine = words.captions[0]
+    text, cosine = words[0].captions[0]
     for line in wrapped(f"“{latin(text)}”", 14, WORDS)[:MAX_LINES]:
         write(draw, (x, y), line, 14, INK)
         y += LINE
     write(draw, (x, y + 3), f"nearest text, cosine {cosine:.2f}", 12, QUIET)
     return y + LINE + 13
-
-
-# -- colours and times ---------------------------------------------------------------------------------------
 
 
 @cache

@@ -16,10 +16,11 @@ def write(
     colour: str,
     anchor: str = "la",
     width: float | None = None,
-) -> None:
-    """Text, cut to a width if one is given."""
-    text = latin(text)
-    draw.text(xy, fitted(text, size, width) if width else text, colour, _font(size), anchor)
+) -> float:
+    """Text, cut to a width if one is given; returns how wide it is."""
+    text = fitted(latin(text), size, width) if width else latin(text)
+    draw.text(xy, text, colour, _font(size), anchor)
+    return width_of(text, size)
 
 
 def fitted(text: str, size: int, width: float) -> str:

@@ -16,24 +16,20 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from app.export.settings_file import SavedRun, Specs, check_name, checked, checked_classes, embedding, label
+from app.export.settings_file import READERS, SavedRun, Specs, checked, checked_classes, is_name
 from app.run.defaults import ANCHOR
 from mmdiff.modalities import Modality
 from mmdiff.request import Change, Request
 
 MAX_QUERY = 1500  # characters; longer links break in mails and chats
 HOLE = "hole"
-FIRST = "first"  # sample_first
 NUMBERS = {"seed": "seed", "steps": "steps", "samples": "num_samples"}  # parameter -> field of a request
-FORK = re.compile(r"fork([1-9]\d?)\.(.+)")
-FOREIGN = (
-    "__",
-    "utm_",
-    "view",
-    "deep_link",
-    "fbclid",
-    "gclid",
-)  # parameters of Gradio and of sites that pass links on
+CONDITION = r"want|first|guide|(?:give|guide)\..*"  # parameters that a fork can have, too
+FORK = re.compile(rf"fork([1-9]\d?)\.(after|{CONDITION})", re.DOTALL)
+RUN = "|".join(("task", "model", "missing", "sampler", HOLE, *NUMBERS))
+KNOWN = re.compile(f"{RUN}|{CONDITION}|{FORK.pattern}", re.DOTALL)
+# parameters of Gradio and of sites that pass links on
+FOREIGN = ("__", "utm_", "view", "deep_link", "fbclid", "gclid")
 REMEDY = "Save the settings file instead: it carries everything."
 
 
@@ -46,7 +42,7 @@ def to_query(request: Request, checkpoint: str, task: str) -> tuple[str, list[st
     bulky = _bulky(request)
     left_out, missing = [], []
     room = {"missing": ",".join(bulky)}
-    for name, (key, text, what) in sorted(bulky.items(), key=_length):
+    for name, (key, text, what) in sorted(bulky.items(), key=lambda item: len(item[1][1] or "")):
         if text is not None and len(_query(params | room | {key: text})) <= MAX_QUERY:
             params[key] = text
             continue
@@ -78,45 +74,34 @@ def _small(request: Request) -> dict[str, str]:
     """The wanted modalities, `sample_first` and the guidance."""
     scales = request.guidance_scale
     by_name = scales if isinstance(scales, Mapping) else {"": scales}
-    first = {FIRST: ",".join(request.sample_first)} if request.sample_first else {}
-    guide = {
-        f"guide.{name}".rstrip("."): repr(_plain(scale)) for name, scale in by_name.items() if scale != 1
-    }
+    first = {"first": ",".join(request.sample_first)} if request.sample_first else {}
+    guide = {f"guide.{name}".rstrip("."): str(scale) for name, scale in by_name.items() if scale != 1}
     return {"want": ",".join(request.wanted)} | first | guide
-
-
-def _plain(scale: float) -> float:
-    return scale if isinstance(scale, int) else float(scale)
 
 
 def _bulky(request: Request) -> dict[str, tuple[str, str | None, str]]:
     """Name of a given modality -> its parameter, its text (None for photos) and its name in words."""
     bulky = {}
     for name, value in request.given.items():
-        key = f"give.{name}"
         if isinstance(value, str):
-            bulky[name] = (key, value, f"The text for “{name}”")
+            bulky[name] = (f"give.{name}", value, f"The text for “{name}”")
         elif isinstance(value, np.ndarray):
-            bulky[name] = (key, _packed(value), f"The {name}")
+            bulky[name] = (f"give.{name}", _packed(value), f"The {name}")
         else:
-            bulky[name] = (key, None, f"The photo for “{name}”")
+            bulky[name] = (f"give.{name}", None, f"The photo for “{name}”")
     if request.known_pixels is not None:
         bulky[HOLE] = (HOLE, _packed(~request.known_pixels), "The hole")
     return bulky
-
-
-def _length(item: tuple[str, tuple[str, str | None, str]]) -> int:
-    return len(item[1][1] or "")
 
 
 def _forks(request: Request) -> dict[str, str] | None:
     """The changes as parameters, or None if one gives a photo."""
     params = {}
     for number, change in enumerate(request.changes, 1):
-        bulky = _bulky(change.request).values()
-        if any(text is None for _, text, _ in bulky):
+        given = {key: text for key, text, _ in _bulky(change.request).values()}
+        if None in given.values():
             return None
-        values = {"after": str(change.after)} | _small(change.request) | {key: text for key, text, _ in bulky}
+        values = {"after": str(change.after)} | _small(change.request) | given
         params |= {f"fork{number}.{key}": value for key, value in values.items()}
     return params
 
@@ -132,7 +117,7 @@ def _packed(classes: np.ndarray) -> str:
 
 def is_link(params: Mapping[str, str]) -> bool:
     """Whether these parameters ask for settings at all."""
-    return any(_known(key) for key in params)
+    return any(map(KNOWN.fullmatch, params))
 
 
 def from_query(params: Mapping[str, str], modalities: Specs) -> SavedRun:
@@ -142,21 +127,20 @@ def from_query(params: Mapping[str, str], modalities: Specs) -> SavedRun:
     ValueError, in words for the page.
     """
     own = {key: value for key, value in params.items() if not key.startswith(FOREIGN)}
-    for key in own:
-        if not _known(key):
+    for key, value in own.items():
+        if not KNOWN.fullmatch(key):
             raise _wrong(key, "is unknown here")
+        if key in ("task", "model", "sampler") and not is_name(value):
+            raise _wrong(key, "is not a name")
     missing = tuple(filter(None, own.get("missing", "").split(",")))
     for name in missing:
         if name not in (*modalities, HOLE):
             raise _wrong("missing", f"names “{name[:40]}”, which this model does not know")
-    forks = _split_forks(own)
     request = replace(
         _condition(own, modalities, missing),
         **{name: _whole(key, own[key]) for key, name in NUMBERS.items() if key in own},
-        sampler=check_name("sampler", own.get("sampler", Request().sampler)),
-        changes=tuple(
-            Change(_whole("after", fork.get("after", "")), _condition(fork, modalities)) for fork in forks
-        ),
+        sampler=own.get("sampler", Request().sampler),
+        changes=_changes(own, modalities),
     )
     # With stand-ins for missing values the rest can be checked.
     stand_ins = {name: None for name in missing if name != HOLE}
@@ -165,45 +149,39 @@ def from_query(params: Mapping[str, str], modalities: Specs) -> SavedRun:
         known = np.zeros(modalities[ANCHOR].shape[1:], dtype=bool)
     whole = checked(replace(request, given=stand_ins | request.given, known_pixels=known), modalities)
     request = replace(whole, given=request.given, known_pixels=request.known_pixels)
-    names = {key: check_name(key, own.get(key, "")) for key in ("model", "task")}
-    return SavedRun(request, names["model"], names["task"], missing)
+    return SavedRun(request, own.get("model", ""), own.get("task", ""), missing)
 
 
-def _known(key: str) -> bool:
-    if fork := FORK.fullmatch(key):
-        key = fork[2]
-        return key in ("after", "want", FIRST, "guide") or key.startswith(("give.", "guide."))
-    plain = ("task", "model", "missing", "sampler", "want", FIRST, HOLE, "guide", *NUMBERS)
-    return key in plain or key.startswith(("give.", "guide."))
-
-
-def _split_forks(params: Mapping[str, str]) -> list[dict[str, str]]:
-    """The parameters of each fork, in order, without their prefix."""
+def _changes(params: Mapping[str, str], modalities: Specs) -> tuple[Change, ...]:
+    """The forks in the parameters of a link, in order."""
     forks: dict[int, dict[str, str]] = {}
     for key, value in params.items():
         if match := FORK.fullmatch(key):
             forks.setdefault(int(match[1]), {})[match[2]] = value
     if sorted(forks) != list(range(1, len(forks) + 1)):
         raise ValueError("The forks in this link are not numbered 1, 2, 3 …; a part of the link is missing.")
-    return [forks[number] for number in sorted(forks)]
+    ordered = [forks[number] for number in sorted(forks)]
+    return tuple(Change(_whole("after", of.get("after", "")), _condition(of, modalities)) for of in ordered)
 
 
 def _condition(params: Mapping[str, str], modalities: Specs, missing: tuple[str, ...] = ()) -> Request:
     """The request in the parameters of a link, or of a fork in it."""
     given, known = {}, None
     for key, value in params.items():
-        if key.startswith("give."):
-            name = key.removeprefix("give.")
-            if name not in modalities or modalities[name].form not in READERS:
-                raise _wrong(
-                    key, f"is not possible; this model knows {', '.join(modalities)}, without photos"
-                )
-            if name in missing:
-                raise _wrong(key, "is there although it is said to be missing")
-            given[name] = READERS[modalities[name].form](modalities[name], value)
+        if not key.startswith("give."):
+            continue
+        spec = modalities.get(key.removeprefix("give."))
+        if spec is None or spec.form == "picture":
+            raise _wrong(key, f"is not possible; this model knows {', '.join(modalities)}, without photos")
+        if spec.name in missing:
+            raise _wrong(key, "is there although it is said to be missing")
+        if spec.form == "class_map":
+            given[spec.name] = checked_classes(spec, _unpacked(key, value, spec))
+        else:
+            given[spec.name] = READERS[spec.form](spec, value)
     if HOLE in params:
-        known = _unpacked(HOLE, params[HOLE], modalities[ANCHOR].shape[1:]) == 0
-    wanted, first = _names("want", params, modalities), _names(FIRST, params, modalities)
+        known = _unpacked(HOLE, params[HOLE], modalities[ANCHOR]) == 0
+    wanted, first = _names("want", params, modalities), _names("first", params, modalities)
     return Request(given, wanted, known, _guidance(params), first)
 
 
@@ -229,30 +207,21 @@ def _guidance(params: Mapping[str, str]) -> float | dict[str, float]:
     return scales[""]
 
 
-def _mask(spec: Modality, text: str) -> np.ndarray:
-    return checked_classes(spec, _unpacked(f"give.{spec.name}", text, spec.shape))
-
-
-READERS = {"class_map": _mask, "class": label, "vector": embedding}
-
-
-def _unpacked(key: str, text: str, shape: tuple[int, int]) -> np.ndarray:
+def _unpacked(key: str, text: str, spec: Modality) -> np.ndarray:
     """`_packed` text -> (H, W) int64. Raises ValueError if it is not that, or of another size."""
-    size = shape[0] * shape[1]
+    side = spec.image_size
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         unpacker = zlib.decompressobj()
-        values = unpacker.decompress(data, size + 1)  # no more, however large the unpacked data would be
-        whole = unpacker.eof or len(values) > size
+        values = unpacker.decompress(data, side**2 + 1)  # no more, however large the unpacked data would be
+        whole = unpacker.eof or len(values) > side**2
     except (ValueError, zlib.error):
         whole = False
     if not whole:
         raise _wrong(key, "is damaged; copy the whole link")
-    if len(values) != size:
-        raise _wrong(
-            key, f"has another size than the {shape[1]} × {shape[0]} px of this model; use its checkpoint"
-        )
-    return np.frombuffer(values, dtype=np.uint8).reshape(shape).astype(np.int64)
+    if len(values) != side**2:
+        raise _wrong(key, f"has another size than the {side} × {side} px of this model; use its checkpoint")
+    return np.frombuffer(values, dtype=np.uint8).reshape(side, side).astype(np.int64)
 
 
 def _whole(key: str, text: str) -> int:

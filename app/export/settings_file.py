@@ -7,13 +7,12 @@ lossless PNG: RGB for photos, class numbers for masks, black and white for known
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
 import io
 import json
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,43 @@ MAX_SETTINGS = 16 * 2**20  # bytes of JSON
 MAX_FILE = 64 * 2**20  # bytes of a PNG or zip to look into
 MAX_TEXT, MAX_NAME, MAX_CHANGES = 2000, 200, 100
 
-PLAIN = ("steps", "seed", "num_samples", "sampler")  # fields of a request that are JSON as they are
-CONDITION = ("given", "wanted", "known_pixels", "guidance_scale", "sample_first")  # may change on the way
-HEAD = ("format", "version", "checkpoint", "task")
-
 Specs = Mapping[str, Modality]
+Check = tuple[str, Callable[[Any], bool]]  # what to say of an entry that does not pass
+
+
+def is_name(value: Any) -> bool:
+    """Whether it can be the name of a checkpoint, a task or a sampler."""
+    return isinstance(value, str) and len(value) <= MAX_NAME and value.isprintable()
+
+
+def _are_names(value: Any) -> bool:
+    are_texts = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return are_texts and len(set(value)) == len(value)
+
+
+def _are_scales(value: Any) -> bool:
+    scales = value.values() if isinstance(value, dict) else [value]
+    return all(isinstance(scale, int | float) for scale in scales)
+
+
+ANY: Check = ("", lambda value: True)
+NAME: Check = ("is not a name", is_name)
+NAMES: Check = ("is not a list of names, none of them twice", _are_names)
+WHOLE: Check = ("is not a whole number", lambda value: type(value) is int)
+LISTED = (
+    f"is not a list of at most {MAX_CHANGES} changes",
+    lambda v: isinstance(v, list) and len(v) <= MAX_CHANGES,
+)
+# Entries of settings: the head, fields of a request as they are, and those that may change on the way.
+HEAD = {"format": ANY, "version": ANY, "checkpoint": NAME, "task": NAME, "changes": LISTED}
+PLAIN = {"steps": WHOLE, "seed": WHOLE, "num_samples": WHOLE, "sampler": NAME}
+CONDITION: dict[str, Check] = {
+    "given": ("is not an object", lambda value: isinstance(value, dict)),
+    "wanted": NAMES,
+    "known_pixels": ANY,
+    "guidance_scale": ("is neither a number nor an object of numbers", _are_scales),
+    "sample_first": NAMES,
+}
 
 
 @dataclass(frozen=True)
@@ -98,14 +129,12 @@ def _condition_to_dict(request: Request) -> dict[str, Any]:
 def _value(name: str, value: Any) -> str | dict[str, str]:
     if isinstance(value, str):
         return value
-    if isinstance(value, Image.Image):
-        if max(value.size) > MAX_SIDE:
-            raise ValueError(
-                f"The photo for “{name}” is {value.width} × {value.height} px, too large to be kept in the "
-                f"settings. Scale it down to {MAX_SIDE} px or less first."
-            )
-        return _png(value)
-    if isinstance(value, np.ndarray) and value.ndim == 2:
+    if isinstance(value, Image.Image) and max(value.size) > MAX_SIDE:
+        raise ValueError(
+            f"The photo for “{name}” is {value.width} × {value.height} px, too large to be kept in the "
+            f"settings. Scale it down to {MAX_SIDE} px or less first."
+        )
+    if isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.ndim == 2):
         return _png(value)
     raise ValueError(f"What is given for “{name}” cannot be kept in the settings.")
 
@@ -128,23 +157,15 @@ def _png(value: Image.Image | np.ndarray) -> dict[str, str]:
 
 def from_dict(data: Any, modalities: Specs) -> SavedRun:
     """The run that JSON values describe. Raises ValueError, in words for the page."""
-    _check_head(data)
-    condition = CONDITION if data["version"] > 1 else CONDITION[:-1]
-    _check_keys(data, {*HEAD, *PLAIN, *condition, "changes"})
-    for name in ("steps", "seed", "num_samples"):
-        if type(data[name]) is not int:
-            raise _damaged(f"“{name}” is not a whole number")
-    changes = data["changes"]
-    if not isinstance(changes, list) or len(changes) > MAX_CHANGES:
-        raise _damaged(f"“changes” is not a list of at most {MAX_CHANGES} changes")
-    for change in changes:
-        _check_keys(change, {"after", *condition})
-        if type(change["after"]) is not int:
-            raise _damaged("“after” is not a whole number")
+    _check_version(data)
+    condition = {name: CONDITION[name] for name in CONDITION if data["version"] > 1 or name != "sample_first"}
+    _check(data, HEAD | PLAIN | condition)
+    for change in data["changes"]:
+        _check(change, {"after": WHOLE} | condition)
     request = replace(
         _condition(data, modalities),
         **{name: data[name] for name in PLAIN},
-        changes=tuple(Change(change["after"], _condition(change, modalities)) for change in changes),
+        changes=tuple(Change(change["after"], _condition(change, modalities)) for change in data["changes"]),
     )
     return SavedRun(checked(request, modalities), data["checkpoint"], data["task"])
 
@@ -230,7 +251,7 @@ def _without_settings(path: Path) -> ValueError:
     )
 
 
-def _check_head(data: Any) -> None:
+def _check_version(data: Any) -> None:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError("This is no settings file of this page. Use one that was saved with “Settings”.")
     version = data.get("version")
@@ -241,63 +262,50 @@ def _check_head(data: Any) -> None:
             f"These settings are of version {str(version)[:20]}, but this page reads 1 to {VERSION}. Use "
             "a page of the same release as the one that saved them."
         )
-    for name in ("checkpoint", "task", "sampler"):
-        check_name(name, data.get(name))
 
 
-def check_name(what: str, name: Any) -> str:
-    """The same name, of a checkpoint, say. Raises ValueError if it is not one."""
-    if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
-        raise _damaged(f"“{what}” is not a name")
-    return name
-
-
-def _check_keys(data: Any, expected: Collection[str]) -> None:
+def _check(data: Any, entries: Mapping[str, Check]) -> None:
+    """Raises ValueError unless it is an object of exactly these entries."""
     if not isinstance(data, dict):
         raise _damaged("a change is not an object")
     for name in data:
-        if name not in expected:
+        if name not in entries:
             raise ValueError(f"These settings have an entry “{name[:40]}” that this page does not know.")
-    for name in expected:
+    for name, (words, passes) in entries.items():
         if name not in data:
             raise _damaged(f"the entry “{name}” is missing")
+        if not passes(data[name]):
+            raise _damaged(f"“{name}” {words}")
 
 
 def _condition(data: dict[str, Any], modalities: Specs) -> Request:
-    """The entries of `CONDITION`, whose keys are there, as a request."""
-    given, known, scales = data["given"], data["known_pixels"], data["guidance_scale"]
-    if not isinstance(given, dict):
-        raise _damaged("“given” is not an object")
-    by_name = scales if isinstance(scales, dict) else {"": scales}
-    if not all(isinstance(scale, int | float) for scale in by_name.values()):
-        raise _damaged("“guidance_scale” is neither a number nor an object of numbers")
-    wanted, first = _names(data, "wanted"), _names(data, "sample_first")
-    for name in (*given, *wanted, *first, *filter(None, by_name)):
+    """The entries of `CONDITION` as a request."""
+    given, wanted, known, scales = (data[name] for name in CONDITION if name != "sample_first")
+    first = data.get("sample_first", [])
+    for name in (*given, *wanted, *first, *(scales if isinstance(scales, dict) else ())):
         if name not in modalities:
             raise ValueError(f"This model does not know “{name[:40]}”; it knows {', '.join(modalities)}.")
     values = {name: READERS[modalities[name].form](modalities[name], value) for name, value in given.items()}
-    known = None if known is None else _known_pixels(known, modalities)
-    return Request(values, wanted, known, scales, first)
-
-
-def _names(data: dict[str, Any], key: str) -> tuple[str, ...]:
-    names = data.get(key, [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _damaged(f"“{key}” is not a list of names")
-    if len(set(names)) < len(names):
-        raise _damaged(f"“{key}” names something twice")
-    return tuple(names)
+    known = None if known is None else _known_pixels(modalities[ANCHOR], known)
+    return Request(values, tuple(wanted), known, scales, tuple(first))
 
 
 def _image(spec: Modality, value: Any) -> Image.Image:
-    return _sized(_picture(spec.name, value), f"photo for “{spec.name}”", spec.shape[1:]).convert("RGB")
+    return _sized(_picture(spec.name, value), f"photo for “{spec.name}”", spec).convert("RGB")
 
 
 def _mask(spec: Modality, value: Any) -> np.ndarray:
-    picture = _sized(_picture(spec.name, value), f"mask for “{spec.name}”", spec.shape)
+    picture = _sized(_picture(spec.name, value), f"mask for “{spec.name}”", spec)
     if picture.mode != "L":
         raise _damaged(f"the picture for “{spec.name}” is not one of class numbers")
     return checked_classes(spec, np.asarray(picture).astype(np.int64))
+
+
+def _known_pixels(spec: Modality, value: Any) -> np.ndarray:
+    picture = _sized(_picture("known_pixels", value), "map of known pixels", spec)
+    if picture.mode != "1":
+        raise _damaged("the map of known pixels is not black and white")
+    return np.asarray(picture).copy()
 
 
 def checked_classes(spec: Modality, mask: np.ndarray) -> np.ndarray:
@@ -310,7 +318,7 @@ def checked_classes(spec: Modality, mask: np.ndarray) -> np.ndarray:
     return mask
 
 
-def label(spec: Modality, value: Any) -> str:
+def _label(spec: Modality, value: Any) -> str:
     """A class name in this model's spelling. Raises ValueError if there is no such class."""
     if not isinstance(value, str):
         raise _damaged(f"“{spec.name}” is not the name of a class")
@@ -323,7 +331,7 @@ def label(spec: Modality, value: Any) -> str:
     )
 
 
-def embedding(spec: Modality, value: Any) -> str | Image.Image:
+def _embedding(spec: Modality, value: Any) -> str | Image.Image:
     """A text, or a photo of any size. Raises ValueError for anything else and for a text that is too long."""
     if not isinstance(value, str):
         return _picture(spec.name, value).convert("RGB")
@@ -332,15 +340,7 @@ def embedding(spec: Modality, value: Any) -> str | Image.Image:
     return value
 
 
-READERS = {"picture": _image, "class_map": _mask, "class": label, "vector": embedding}
-
-
-def _known_pixels(value: Any, modalities: Specs) -> np.ndarray:
-    picture = _picture("known_pixels", value)
-    picture = _sized(picture, "map of known pixels", modalities[ANCHOR].shape[1:])
-    if picture.mode != "1":
-        raise _damaged("the map of known pixels is not black and white")
-    return np.asarray(picture).copy()
+READERS = {"picture": _image, "class_map": _mask, "class": _label, "vector": _embedding}
 
 
 def _picture(name: str, value: Any) -> Image.Image:
@@ -349,29 +349,26 @@ def _picture(name: str, value: Any) -> Image.Image:
     if not isinstance(uri, str) or not uri.startswith(URI):
         raise _damaged(f"“{name[:40]}” is not a PNG picture")
     try:
-        data = base64.b64decode(uri[len(URI) :], validate=True)
-        picture = Image.open(io.BytesIO(data), formats=["PNG"])
-    except (binascii.Error, ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+        picture = Image.open(io.BytesIO(base64.b64decode(uri[len(URI) :], validate=True)), formats=["PNG"])
+        if max(picture.size) <= MAX_SIDE:
+            picture.load()
+    except Exception:  # a damaged file may make the decoder raise anything
         raise _damaged(f"the picture for “{name}” cannot be read") from None
     if max(picture.size) > MAX_SIDE:
         raise ValueError(
             f"The picture for “{name}” in these settings is {picture.width} × {picture.height} px; at most "
             f"{MAX_SIDE} px a side are read."
         )
-    try:
-        picture.load()
-    except Exception:  # a damaged file may make the decoder raise anything
-        raise _damaged(f"the picture for “{name}” cannot be read") from None
     return picture
 
 
-def _sized(picture: Image.Image, what: str, shape: tuple[int, int]) -> Image.Image:
-    """The same picture, if it is (H, W) pixels large."""
-    height, width = shape
-    if picture.size != (width, height):
+def _sized(picture: Image.Image, what: str, spec: Modality) -> Image.Image:
+    """The same picture, if it is as large as the model's."""
+    size = spec.image_size
+    if picture.size != (size, size):
         raise ValueError(
             f"The {what} in these settings is {picture.width} × {picture.height} px, but this model works at "
-            f"{width} × {height} px. They were made with another checkpoint; start the page with that one."
+            f"{size} × {size} px. They were made with another checkpoint; start the page with that one."
         )
     return picture
 

@@ -95,6 +95,10 @@ class Record:
             return "generated" if name in now.wanted else "ignored"
         return "filled in" if name in now.wanted else "given"
 
+    def said(self, spec: Modality, vectors: np.ndarray) -> Sequence[Any]:
+        """What the model says of these embeddings (B, D), see `describe`; [] if it has no words for them."""
+        return self.describe(vectors) if spec.takes_text else []
+
     def in_words(self, spec: Modality) -> list[dict[str, Any] | None]:
         """The last prediction of each sample as JSON values, None where there is nothing to say.
 
@@ -106,8 +110,7 @@ class Record:
             return [_rounded(spec, p, order) for p, order in zip(x, likeliest, strict=True)]
         if spec.form == "class_map":
             return [_rounded(spec, row, range(len(row))) for row in areas(self.last, spec)]
-        said = self.describe(x) if spec.takes_text else []
-        return [description.as_dict() for description in said] or [None] * len(x)
+        return [description.as_dict() for description in self.said(spec, x)] or [None] * len(x)
 
 
 def _rounded(spec: Modality, shares: np.ndarray, order: Sequence[int]) -> dict[str, float]:

@@ -33,19 +33,7 @@ from mmdiff.modalities import Modality
 STATIC = Path(__file__).parents[1] / "static"
 SCRIPTS = ("player_panels.js", "player_steps.js", "player.js")  # in this order one script
 SCRIPT = "\n".join((STATIC / name).read_text() for name in SCRIPTS)
-TEMPLATE = """
-<div class="player" data-state="empty" data-step="0" data-total="0" data-sample="0">
-  <p class="nothing">The result appears here, step by step.</p>
-  <div class="bar">
-    <button class="play" aria-label="Play"><svg viewBox="0 0 16 16" aria-hidden="true">
-      <path class="start" d="M4.5 2.5v11l9-5.5z"/><path class="pause" d="M4 3h3v10H4zM9 3h3v10H9z"/></svg>
-    </button>
-    <input class="scrubber" type="range" min="1" max="1" step="1" aria-label="Step">
-    <output class="where"></output>
-  </div>
-  <div class="lanes"></div>
-</div>
-"""
+TEMPLATE = (STATIC / "player.html").read_text()
 LEVELS = 16  # of certainty that a mask's overlay has
 LABEL_SCALE = 10_000  # probabilities and areas are sent as whole numbers
 MAX_STAMPS = 2**20  # bytes of settings, in all pictures of a step together; they include given pictures
@@ -92,7 +80,11 @@ class Player:
             "samples": record.request.num_samples,
             "file": f"mmdiff_{record.checkpoint}_{record.request.seed}",
         }
-        heads = self._once(record.request, tuple(record.modalities), lambda: _json(_heads(record)))
+        heads = self._once(
+            record.request,
+            tuple(record.modalities),
+            lambda: _json([_head(record, m) for m in record.modalities.values()]),
+        )
         frames = ",".join(self._frame(track, f) for f in record.frames if f.index > track.since)
         return f'{_json(facts)[:-1]},"heads":{heads},"frames":[{frames}]}}'
 
@@ -119,13 +111,6 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-# -- what does not change in a run -----------------------------------------------------------------------
-
-
-def _heads(record: Record) -> list[dict[str, Any]]:
-    return [_head(record, spec) for spec in record.modalities.values()]
-
-
 def _head(record: Record, spec: Modality) -> dict[str, Any]:
     head: dict[str, Any] = {"name": spec.name, "form": spec.form, "role": record.role(spec.name)}
     if spec.classes:
@@ -134,17 +119,10 @@ def _head(record: Record, spec: Modality) -> dict[str, Any]:
         head["colours"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
     now = record.request.conditions[-1]
     if spec.name == ANCHOR and now.known_pixels is not None and spec.name in now.given:
-        head["before"] = _tinted(np.asarray(now.given[spec.name], dtype=np.float32), now.known_pixels)
+        photo = np.asarray(now.given[spec.name], dtype=np.float32)
+        tinted = (1 - HOLE_SHARE) * photo + HOLE_SHARE * HOLE
+        head["before"] = quick_png(_picture(np.where(now.known_pixels[..., None], photo, tinted)))
     return head
-
-
-def _tinted(photo: np.ndarray, known: np.ndarray) -> str:
-    """The photo with its holes tinted."""
-    before = np.where(known[..., None], photo, (1 - HOLE_SHARE) * photo + HOLE_SHARE * HOLE)
-    return quick_png(Image.fromarray(np.rint(before).astype(np.uint8)))
-
-
-# -- frames ----------------------------------------------------------------------------------------------
 
 
 def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> dict[str, Any]:
@@ -178,12 +156,14 @@ def _samples(
         return _masks(frame, spec, bool(record.of_form("picture")), stamp)
     if spec.form == "class":
         return np.rint(LABEL_SCALE * x).astype(int).tolist()
-    said = record.describe(x) if spec.takes_text else []
-    return [_words(description) for description in said] or [_strip(vector.ravel()) for vector in x]
+    return [_words(description) for description in record.said(spec, x)] or [_strip(v.ravel()) for v in x]
 
 
-def _webp(image: Image.Image) -> str:
-    return data_uri(image, "WEBP", quality=90, method=0)
+def _picture(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+_webp = partial(data_uri, form="WEBP", quality=90, method=0)  # nearly without loss
 
 
 def _masks(frame: Frame, spec: Modality, over: bool, stamp: PngInfo | None) -> list[dict[str, Any]]:
@@ -229,14 +209,10 @@ def _strip(vector: np.ndarray) -> dict[str, Any]:
     """The numbers (D,) as a strip of colours."""
     share = (vector / (np.abs(vector).max() + 1e-9))[:, None]
     colours = ZERO + np.abs(share) * (np.where(share < 0, COLD, WARM) - ZERO)
-    return {"strip": quick_png(Image.fromarray(np.rint(colours).astype(np.uint8)[None])), "size": len(vector)}
+    return {"strip": quick_png(_picture(colours[None])), "size": len(vector)}
 
 
 def _heat(values: np.ndarray) -> dict[str, Any]:
     """(H, W) in [0, 1] -> grey picture, 0 ... 255 (the page colours it), the largest value and the mean."""
-    grey = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
-    return {
-        "map": _webp(Image.fromarray(grey)),
-        "max": round(float(values.max()), 4),
-        "mean": round(float(values.mean()), 4),
-    }
+    numbers = {"max": round(float(values.max()), 4), "mean": round(float(values.mean()), 4)}
+    return {"map": _webp(_picture(255 * values.clip(0, 1)))} | numbers

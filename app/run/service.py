@@ -68,30 +68,24 @@ class Stops:
     """The runs of each visitor, and which of them are to end."""
 
     def __init__(self) -> None:
-        self._events: dict[str, set[threading.Event]] = {}
-        self._lock = threading.Lock()
+        self._runs: dict[threading.Event, str] = {}
 
     @contextmanager
     def watched(self, session: str) -> Iterator[threading.Event]:
         """An event that `stop(session)` sets."""
         event = threading.Event()
-        with self._lock:
-            self._events.setdefault(session, set()).add(event)
+        self._runs[event] = session
         try:
             yield event
         finally:
-            with self._lock:
-                self._events[session].discard(event)
-                if not self._events[session]:
-                    del self._events[session]
+            del self._runs[event]
 
     def stop(self, session: str) -> bool:
         """Has all runs of this session end within a step. False if there are none."""
-        with self._lock:
-            events = self._events.get(session, set())
-            for event in events:
-                event.set()
-            return bool(events)
+        events = [event for event, owner in self._runs.copy().items() if owner == session]
+        for event in events:
+            event.set()
+        return bool(events)
 
 
 class Service:

@@ -37,6 +37,7 @@ STEP_SHOWN = """(step, run, ...others) => {
 }"""
 
 Updates = dict[Any, Any]
+Events = Iterator[tuple[Track, Waiting | Frame]]
 _ids = count(1)
 
 
@@ -52,9 +53,8 @@ class RunPanel:
         name = self._task.name
         with gr.Row(elem_classes="run-row"):
             self.run = gr.Button("Run", variant="primary", scale=3, min_width=140, elem_id=f"{name}-run")
-            self.halt = gr.Button(
-                "Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id=f"{name}-stop"
-            )
+            looks = {"variant": "stop", "scale": 1, "min_width": 90, "elem_id": f"{name}-stop"}
+            self.halt = gr.Button("Stop", interactive=False, **looks)
 
     def view(self) -> None:
         """The player and what belongs to it; shows the example from the warm-up until the first run."""
@@ -79,25 +79,14 @@ class RunPanel:
 
     def connect(self, form: Form, compare: Compare) -> None:
         """Wires all of it to the controls."""
-        self._form = form
-        self.outputs = [
-            self.status,
-            self.player.component,
-            self.run,
-            self.halt,
-            self.fork,
-            compare.button,
-            form.sampling.seed,
-            form.sampling.keep,
-            form.sampling.estimate,
-            self.shown,
-            *self.downloads.outputs,
-        ]
-        every = form.sampling.every
+        self._form, self._compare, sampling = form, compare, form.sampling
+        buttons = [self.run, self.halt, self.fork, compare.button]
+        self.outputs = [self.status, self.player.component, *buttons, sampling.seed, sampling.estimate]
+        self.outputs += [self.shown, *self.downloads.outputs]
+        every = sampling.every
         self._on(self.run.click, self.run_form, [every, *form.components])
         inputs = [self.step, self.downloads.run, self.shown, every, *form.components]
         self._on(self.fork.click, self._fork, inputs, js=STEP_SHOWN % self._task.name)
-        self._compare = compare
         self._on(compare.button.click, self._run_both, [every, *compare.components, *form.components])
         self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
 
@@ -118,12 +107,10 @@ class RunPanel:
                 yield from start(visitor, *values)
             except Exception as error:
                 problem = explain(error)
-                yield self._ended(status(problem.message, kind="problem"))
+                yield self._going(status(problem.message, kind="problem"), False)
                 raise problem from None
 
         return run
-
-    # -- ways to start a run -----------------------------------------------------------------------------
 
     def run_form(self, visitor: gr.Request, every: int, *form: Any) -> Iterator[Updates]:
         """Runs what the form says."""
@@ -131,9 +118,9 @@ class RunPanel:
 
     def _run_both(self, visitor: gr.Request, every: int, *values: Any) -> Iterator[Updates]:
         """Runs what the form says and, from the same seed, the same with what `Compare` says."""
-        own, form = self._compare.split(values)
-        request = self._form.read(*form)
-        other, checkpoint = self._compare.read(request, *own)
+        count = len(self._compare.components)
+        request = self._form.read(*values[count:])
+        other, checkpoint = self._compare.read(request, *values[:count])
         name = self._service.name
         titles = self._compare.titles(request, name, other, checkpoint)
         runs = []
@@ -166,11 +153,12 @@ class RunPanel:
         branch.record.modalities = {n: spec for n, spec in branch.record.modalities.items() if n in seen}
         yield from self._start(visitor, [branch], every, [original])
 
-    def replay(self, visitor: gr.Request, request: Request) -> Iterator[Updates]:
-        """Runs exactly this request, as a settings file or a link says."""
-        yield from self._start(visitor, [self._track(self._service, request)], 1)
-
-    # -- a run, or two ---------------------------------------------------------------------------------
+    def replay(self, visitor: gr.Request, task: str, request: Request | None) -> Iterator[Updates]:
+        """Runs exactly this request, as a settings file or a link says, if it is one of this task."""
+        if task == self._task.name and request is not None:
+            yield from self._start(visitor, [self._track(self._service, request)], 1)
+        else:
+            yield {self.status: gr.skip()}
 
     def _start(
         self, visitor: gr.Request, runs: list[Track], every: int, beside: Sequence[Track] = ()
@@ -181,7 +169,7 @@ class RunPanel:
         """
         key = f"{visitor.session_hash}/{self._task.name}"
         self._service.stop(key)
-        yield self._busy(status("Starting …", 0.0, "busy"))
+        yield self._going(status("Starting …", 0.0, "busy"))
         begun = False  # whether all of them have
         try:
             for updates in self._watched(self._in_turn(runs, key), runs, every, beside):
@@ -193,9 +181,9 @@ class RunPanel:
             raise
         kept = self._kept(runs, beside, visitor)
         text = _summary(_begun(runs)) if kept else status("Stopped before it began.")
-        yield self._ended(text) | kept
+        yield self._going(text, False) | kept
 
-    def _in_turn(self, runs: list[Track], session: str) -> Iterator[tuple[Track, Waiting | Frame]]:
+    def _in_turn(self, runs: list[Track], session: str) -> Events:
         """Each run with its next event, one of each in turn, until all are over.
 
         One event of each is there before the first is handed out, so that a run that cannot begin ends all
@@ -203,36 +191,26 @@ class RunPanel:
         """
         several = len({run.record.checkpoint for run in runs}) > 1
         with ExitStack() as stack:
-            going = [
-                (
-                    run,
-                    stack.enter_context(
-                        closing(self._services[run.record.checkpoint].stream(run.record, session))
-                    ),
-                )
-                for run in runs
-            ]
+            streams = [self._services[run.record.checkpoint].stream(run.record, session) for run in runs]
+            for stream in streams:
+                stack.enter_context(closing(stream))
+            going = list(zip(runs, streams, strict=True))
             while going:
-                events = []
+                turns = []
                 for run, stream in going:
                     with _errors_of(run.record.checkpoint if several else ""):
-                        events.append(next(stream, None))
-                going = [pair for pair, event in zip(going, events, strict=True) if event is not None]
-                events = [event for event in events if event is not None]
-                yield from ((run, event) for (run, _), event in zip(going, events, strict=True))
+                        turns.append((run, stream, next(stream, None)))
+                going = [(run, stream) for run, stream, event in turns if event is not None]
+                yield from ((run, event) for run, _, event in turns if event is not None)
 
     def _watched(
-        self,
-        events: Iterator[tuple[Track, Waiting | Frame]],
-        runs: list[Track],
-        every: int,
-        beside: Sequence[Track],
+        self, events: Events, runs: list[Track], every: int, beside: Sequence[Track]
     ) -> Iterator[Updates]:
         """What the page shows while the runs go on."""
         sent = False
         for run, event in events:
             if isinstance(event, Waiting):
-                yield self._busy(status(_waiting(event), kind="busy"))
+                yield self._going(status(_waiting(event), kind="busy"))
                 continue
             due = event.index == 1 or event.index % every == 0 or run.record.finished
             if due and not all(run.record.finished for run in runs):
@@ -241,7 +219,8 @@ class RunPanel:
                 if sent:  # tracks beside, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
                 sent = True
-                yield self._busy(_progress(_begun(runs))) | {self.player.component: self.player.value(tracks)}
+                shown = {self.player.component: self.player.value(tracks)}
+                yield self._going(_progress(_begun(runs))) | shown
 
     def _kept(self, runs: list[Track], beside: Sequence[Track], visitor: gr.Request) -> Updates:
         """Shows for good the steps that there are of these runs; nothing if none has begun."""
@@ -249,18 +228,15 @@ class RunPanel:
         if not begun:
             return {}
         tracks = [*beside, *(replace(run, running=False) for run in begun)]
-        estimate = self._form.sampling.estimate
+        sampling = self._form.sampling
         return {
             self.player.component: self.player.value(tracks),
             self.shown: tracks,
-            estimate: self._form.sampling.estimate_of(begun[0].record.request),
+            sampling.estimate: sampling.estimate_of(begun[0].record.request),
         } | self.downloads.update(tracks, visitor)
 
-    def _track(
-        self, service: Service, request: Request, title: str = "", fork_step: int | None = None
-    ) -> Track:
-        record = service.record(request)
-        return Track(f"run{next(_ids)}", title, record, running=True, fork_step=fork_step)
+    def _track(self, service: Service, request: Request, title: str = "", fork: int | None = None) -> Track:
+        return Track(f"run{next(_ids)}", title, service.record(request), running=True, fork_step=fork)
 
     def _example(self) -> Track:
         """The record of the warm-up, restricted to the modalities of the task.
@@ -278,18 +254,15 @@ class RunPanel:
             return {self.status: status("Stopping after this step …", kind="busy")}
         return {self.halt: gr.update(interactive=False)}
 
-    def _busy(self, text: str) -> Updates:
-        return self._idle(text, False) | {self.run: gr.update(interactive=False, value="Running …")}
-
-    def _ended(self, text: str) -> Updates:
-        return self._idle(text, True) | {self.run: gr.update(interactive=True, value="Run")}
-
-    def _idle(self, text: str, idle: bool) -> Updates:
+    def _going(self, text: str, going: bool = True) -> Updates:
+        """The status line and the buttons while runs go on, or once they are over."""
+        idle = gr.update(interactive=not going)
         return {
             self.status: text,
-            self.halt: gr.update(interactive=not idle),
-            self.fork: gr.update(interactive=idle),
-            self._compare.button: gr.update(interactive=idle),
+            self.run: gr.update(interactive=not going, value="Running …" if going else "Run"),
+            self.halt: gr.update(interactive=going),
+            self.fork: idle,
+            self._compare.button: idle,
         }
 
 
@@ -309,9 +282,8 @@ def _begun(runs: Sequence[Track]) -> list[Track]:
 
 
 def _waiting(event: Waiting) -> str:
-    if event.place == 1:
-        return "All places are taken. Yours is the next run to start."
-    return f"All places are taken. {event.place - 1} are before you; yours starts by itself."
+    before = f"{event.place - 1} are before you; yours starts by itself."
+    return f"All places are taken. {before if event.place > 1 else 'Yours is the next run to start.'}"
 
 
 def _progress(begun: Sequence[Track]) -> str:

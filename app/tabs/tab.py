@@ -9,13 +9,14 @@ from typing import Any
 import gradio as gr
 
 from app.controls.compare import Compare
-from app.controls.examples import Example, examples
+from app.controls.examples import examples
 from app.controls.form import Form
 from app.controls.inputs import QUIET
 from app.run.service import Service
 from app.tabs.run_panel import RunPanel
 from app.task import Task
 from app.theme import html
+from mmdiff.request import Request
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,13 @@ def build_tab(task: Task, services: Sequence[Service]) -> Tab:
         panel.connect(form, compare)
         with example_row:
             html('<span class="hint">Try</span>')
-            for example in examples(task, service):
-                done = _example_button(example, form)
-                panel.after(done.success, [form.sampling.every, *form.components], panel.run_form)
+            for title, request in examples(task, service):
+                filled = _example_button(title, request, form)
+                panel.after(filled.success, [form.sampling.every, *form.components], panel.run_form)
     return Tab(task, form, panel)
 
 
-def _example_button(example: Example, form: Form) -> Any:
+def _example_button(title: str, request: Request, form: Form) -> Any:
     """A button that fills in the form; returns the event after which to run."""
-
-    def fill_in() -> list[Any]:
-        return form.show(example.request, settings=False)
-
-    button = gr.Button(example.title, size="sm", scale=0, min_width=60)
-    return button.click(fill_in, None, form.outputs, **QUIET)
+    button = gr.Button(title, size="sm", scale=0, min_width=60)
+    return button.click(lambda: form.show(request, settings=False), None, form.outputs, **QUIET)
