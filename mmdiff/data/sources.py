@@ -65,7 +65,14 @@ class Source:
         there = data.column_names or list(next(iter(data), {}))
         if not there:
             raise ValueError(f"{where} has no rows.")
-        self.columns = _find_columns(where, config, names, there, strict=not file)
+        wanted = {name: config.column(name) for name in names}
+        self.columns = {name: column for name, column in wanted.items() if column in there}
+        for name, column in wanted.items():
+            if column not in there and not file and (name == names[0] or name in config.columns):
+                raise ValueError(
+                    f"{where} has no column {column!r} for {name!r}; it has {', '.join(there)}. "
+                    "Name the right one in data.columns."
+                )
         self.num_shards: int = data.num_shards
         if data.features is not None and self.columns:
             data = data.select_columns(list(dict.fromkeys(self.columns.values())))
@@ -214,17 +221,3 @@ def _open_torchvision(name: str, root: str) -> IterableDataset:
 
     # One shard of all rows: `datasets` divides lists, not tuples.
     return IterableDataset.from_generator(read, gen_kwargs={"rows": tuple(range(len(examples)))})
-
-
-def _find_columns(
-    where: str, config: DataConfig, names: Sequence[str], there: Sequence[str], strict: bool
-) -> dict[str, str]:
-    wanted = {name: config.column(name) for name in names}
-    needed = [name for name in wanted if strict and (name in config.columns or name == names[0])]
-    missing = [name for name in needed if wanted[name] not in there]
-    if missing:
-        raise ValueError(
-            f"{where} has no column {wanted[missing[0]]!r} for {missing[0]!r}; it has {', '.join(there)}. "
-            "Name the right one in data.columns."
-        )
-    return {name: column for name, column in wanted.items() if column in there}
