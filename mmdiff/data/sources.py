@@ -53,8 +53,7 @@ class Source:
         columns: name -> its column, if the source has it.
         num_shards: number of parts that can be read independently.
 
-    Raises:
-        ValueError: the source does not exist or cannot be reached, or a column is missing.
+    Raises ValueError if the source does not exist or cannot be reached, or a column is missing.
     """
 
     def __init__(self, where: str, config: DataConfig, names: Sequence[str], file: bool = False) -> None:
@@ -131,8 +130,7 @@ def _cells(column: pa.ChunkedArray | Sequence[Any]) -> Sequence[Any]:
 def open_source(where: str, root: str) -> tuple[IterableDataset, list[str]]:
     """The rows of a source, pictures undecoded, and its shards if they are local files.
 
-    Raises:
-        ValueError: there is no such source; the message says what can be given.
+    Raises ValueError if there is no such source; the message says what can be given.
     """
     kind, _, name = where.partition(":")
     if kind == "hub" and name:

@@ -51,8 +51,7 @@ class StreamedBatches:
         batch: rows of one step of this process.
         embedder: a `mmdiff.clip.ClipEmbedder`, for embedding modalities without a column.
 
-    Raises:
-        ValueError: no such source, a missing column, or a missing embedder.
+    Raises ValueError for a source, a column or an embedder that is missing.
     """
 
     def __init__(
@@ -91,8 +90,7 @@ class StreamedBatches:
     def next_batch(self) -> Examples:
         """The next ``batch`` rows in compact form, on the CPU.
 
-        Raises:
-            ValueError: too many rows cannot be decoded, or there are none.
+        Raises ValueError if too many rows cannot be decoded, or there are none.
         """
         if self._batches is None:
             self._batches = Ahead(self._make_batches(self._position), READY_BATCHES)

@@ -37,11 +37,8 @@ EMBEDDING = """\
 def write_split(checked: Checked, split: str, path: Path, short_side: int, seed: int) -> int:
     """Write the photos of one split with masks, labels and captions; returns their number.
 
-    Rows are in random order, because validation reads the first ones only.
-
-    Raises:
-        ValueError: a photo or mask changed since it was checked and cannot be read any more.
-        OSError: the file cannot be written.
+    Rows are in random order, because validation reads the first ones only. Raises ValueError if a photo or
+    mask cannot be read any more, OSError if the file cannot be written.
     """
     from datasets import Features, Image, Value
 
