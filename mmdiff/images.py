@@ -33,7 +33,13 @@ def open_image(value: Any, what: str) -> Image.Image:
     if value is None:
         raise ValueError(f"no {what} was given; give a picture, an array or the path of a file.")
     if isinstance(value, np.ndarray):
-        return _from_array(value, what)
+        channels = value.shape[2:] in ((), (3,), (4,))
+        if value.ndim < 2 or not channels or value.size == 0 or value.dtype != np.uint8:
+            raise ValueError(
+                f"the {what} is an array of shape {value.shape} and type {value.dtype}; "
+                "give (H, W, 3), (H, W, 4) or (H, W) of type uint8."
+            )
+        return Image.fromarray(value)
     shown = repr(value) if isinstance(value, (str, Path)) else "what was given"
     try:
         image = value if isinstance(value, Image.Image) else Image.open(value)
@@ -45,16 +51,6 @@ def open_image(value: Any, what: str) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"the {what} has no pixels ({image.width} x {image.height}); give another one.")
     return image
-
-
-def _from_array(array: np.ndarray, what: str) -> Image.Image:
-    channels = array.shape[2:] in ((), (3,), (4,))
-    if array.ndim < 2 or not channels or array.size == 0 or array.dtype != np.uint8:
-        raise ValueError(
-            f"the {what} is an array of shape {array.shape} and type {array.dtype}; "
-            "give (H, W, 3), (H, W, 4) or (H, W) of type uint8."
-        )
-    return Image.fromarray(array)
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:

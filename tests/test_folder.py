@@ -20,8 +20,8 @@ from mmdiff import train
 from mmdiff.config import load_train_config
 from mmdiff.data.parquet import read_parquet
 from mmdiff.folder import __main__ as folder
-from mmdiff.folder.configuration import render
 from mmdiff.folder.masks import read_classes
+from mmdiff.folder.write import render
 from mmdiff.model import MultiModalDiffusion
 
 ROOT = Path(__file__).parents[1]

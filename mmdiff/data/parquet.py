@@ -70,8 +70,7 @@ def read_parquet(
         strict: raise for the first row that cannot be decoded. Otherwise such rows, and rows without the
             first modality, are left out with a warning, unless they are many (`BrokenRows`).
 
-    Raises:
-        ValueError: no such file, no rows, a row that cannot be decoded, or too many of them.
+    Raises ValueError for no such file, no rows, a row that cannot be decoded, or too many of them.
     """
     named = {m.name: m for m in modalities}
     anchor = None if strict else next(iter(named), None)
@@ -162,8 +161,7 @@ def decode_row(
         cells: name of the modality -> cell.
         place: file and row, for errors. anchor: the modality that every row must have, if any.
 
-    Raises:
-        ValueError: a cell cannot be decoded, or the row lacks the anchor; it names place, column and cause.
+    Raises ValueError, with place, column and cause, if a cell cannot be decoded or the row lacks the anchor.
     """
     stored = {}
     for modality in modalities:

@@ -46,9 +46,8 @@ def prepare(
 ) -> int:
     """Write the shards of ``part`` ("train" or "val") that ``out`` lacks; returns how many were written.
 
-    Raises:
-        ValueError: the source cannot be read, the embedder is missing, ``out`` holds something else, or a
-            modality's values fit into no column.
+    Raises ValueError if the source cannot be read, the embedder is missing, ``out`` holds something else, or
+    a modality's values fit into no column.
     """
     out.mkdir(parents=True, exist_ok=True)
     # Training repeats the border around stored pictures when it reads them.

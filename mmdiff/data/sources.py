@@ -53,8 +53,7 @@ class Source:
         columns: name -> its column, if the source has it.
         num_shards: number of parts that can be read independently.
 
-    Raises:
-        ValueError: the source does not exist or cannot be reached, or a column is missing.
+    Raises ValueError if the source does not exist or cannot be reached, or a column is missing.
     """
 
     def __init__(self, where: str, config: DataConfig, names: Sequence[str], file: bool = False) -> None:
@@ -65,7 +64,14 @@ class Source:
         there = data.column_names or list(next(iter(data), {}))
         if not there:
             raise ValueError(f"{where} has no rows.")
-        self.columns = _find_columns(where, config, names, there, strict=not file)
+        wanted = {name: config.column(name) for name in names}
+        self.columns = {name: column for name, column in wanted.items() if column in there}
+        for name, column in wanted.items():
+            if column not in there and not file and (name == names[0] or name in config.columns):
+                raise ValueError(
+                    f"{where} has no column {column!r} for {name!r}; it has {', '.join(there)}. "
+                    "Name the right one in data.columns."
+                )
         self.num_shards: int = data.num_shards
         if data.features is not None and self.columns:
             data = data.select_columns(list(dict.fromkeys(self.columns.values())))
@@ -124,8 +130,7 @@ def _cells(column: pa.ChunkedArray | Sequence[Any]) -> Sequence[Any]:
 def open_source(where: str, root: str) -> tuple[IterableDataset, list[str]]:
     """The rows of a source, pictures undecoded, and its shards if they are local files.
 
-    Raises:
-        ValueError: there is no such source; the message says what can be given.
+    Raises ValueError if there is no such source; the message says what can be given.
     """
     kind, _, name = where.partition(":")
     if kind == "hub" and name:
@@ -214,17 +219,3 @@ def _open_torchvision(name: str, root: str) -> IterableDataset:
 
     # One shard of all rows: `datasets` divides lists, not tuples.
     return IterableDataset.from_generator(read, gen_kwargs={"rows": tuple(range(len(examples)))})
-
-
-def _find_columns(
-    where: str, config: DataConfig, names: Sequence[str], there: Sequence[str], strict: bool
-) -> dict[str, str]:
-    wanted = {name: config.column(name) for name in names}
-    needed = [name for name in wanted if strict and (name in config.columns or name == names[0])]
-    missing = [name for name in needed if wanted[name] not in there]
-    if missing:
-        raise ValueError(
-            f"{where} has no column {wanted[missing[0]]!r} for {missing[0]!r}; it has {', '.join(there)}. "
-            "Name the right one in data.columns."
-        )
-    return {name: column for name, column in wanted.items() if column in there}

@@ -51,8 +51,7 @@ class StreamedBatches:
         batch: rows of one step of this process.
         embedder: a `mmdiff.clip.ClipEmbedder`, for embedding modalities without a column.
 
-    Raises:
-        ValueError: no such source, a missing column, or a missing embedder.
+    Raises ValueError for a source, a column or an embedder that is missing.
     """
 
     def __init__(
@@ -72,8 +71,6 @@ class StreamedBatches:
         self.config, self.modalities, self.batch = config.ready(), modalities, batch
         self.rank, self.world, self.seed, self.embedder = rank, world, seed, embedder
         self.source = Source(self.config.train, self.config, [*modalities, CAPTION])
-        shards = self.source.num_shards
-        self._own_shards = shards % world == 0 or shards >= MANY_SHARDS * world
         self._to_embed = embeddings_to_make(self.source, modalities, embedder)
         self._identity = {"rank": rank, "world": world, "seed": seed}
         self._broken = BrokenRows()
@@ -93,8 +90,7 @@ class StreamedBatches:
     def next_batch(self) -> Examples:
         """The next ``batch`` rows in compact form, on the CPU.
 
-        Raises:
-            ValueError: too many rows cannot be decoded, or there are none.
+        Raises ValueError if too many rows cannot be decoded, or there are none.
         """
         if self._batches is None:
             self._batches = Ahead(self._make_batches(self._position), READY_BATCHES)
@@ -127,14 +123,10 @@ class StreamedBatches:
             self._batches = None
 
     def _make_batches(self, start: Position) -> Generator[tuple[Position, Examples], None, None]:
-        rows: list[Row] = []
         shuffled = self._shuffled(start)
         with closing(good_rows(shuffled, self.modalities, self.config, self._broken)) as decoded:
-            for position, row in decoded:
-                rows.append(row)
-                if len(rows) == self.batch:
-                    yield position, examples_of(rows, self.config)
-                    rows = []
+            while batch := list(itertools.islice(decoded, self.batch)):
+                yield batch[-1][0], examples_of([row for _, row in batch], self.config)
 
     def _shuffled(self, start: Position) -> Raw[Position]:
         used = start.used
@@ -148,30 +140,28 @@ class StreamedBatches:
 
     def _blocks(self, first: Position) -> Generator[tuple[Position, list[Cells]], None, None]:
         """Rows in the order of the files, a block at a time, epoch after epoch."""
-        part = (0, 1) if self._own_shards else (self.rank, self.world)
         while True:
-            block: list[Cells] = []
-            shards = self._shards(first.epoch)
-            row = first.row
-            for place in range(first.shard, len(shards)):
-                for item in self.source.rows(shards[place], row, *part):
-                    block.append(item)
-                    row += 1
-                    if len(block) == self.config.shuffle_rows:
-                        yield first, block
-                        first = Position(first.epoch, place, row, first.block + 1)
-                        block = []
-                row = 0
-            if block:
-                yield first, block
-            elif first.block == 0:
+            rows = self._rows(first)
+            while block := list(itertools.islice(rows, self.config.shuffle_rows)):
+                yield first, [cells for *_, cells in block]
+                shard, row, _ = block[-1]
+                first = Position(first.epoch, shard, row + 1, first.block + 1)
+            if first.block == 0:
                 raise ValueError(f"{self.source.where} has no rows for process {self.rank} of {self.world}.")
             first = Position(first.epoch + 1)
 
-    def _shards(self, epoch: int) -> list[int]:
-        """The shards that this process reads in an epoch, in order."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.source.num_shards).tolist()
-        return order[self.rank :: self.world] if self._own_shards else order
+    def _rows(self, first: Position) -> Iterator[tuple[int, int, Cells]]:
+        """The rest of an epoch: place in its order of shards, row of that shard, cells."""
+        count = self.source.num_shards
+        shards = np.random.default_rng([self.seed, first.epoch]).permutation(count).tolist()
+        share = (self.rank, self.world)
+        if count % self.world == 0 or count >= MANY_SHARDS * self.world:
+            shards, share = shards[self.rank :: self.world], ()
+        row = first.row
+        for shard in range(first.shard, len(shards)):
+            for number, cells in enumerate(self.source.rows(shards[shard], row, *share), row):
+                yield shard, number, cells
+            row = 0
 
 
 def embeddings_to_make(source: Source, modalities: Mapping[str, Modality], embedder: Any) -> list[str]:

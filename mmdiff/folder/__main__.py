@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
 import warnings
@@ -13,9 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from mmdiff.folder.check import Checked, check_folder
-from mmdiff.folder.configuration import PATCH, configuration_of, margin_of
-from mmdiff.folder.layout import Finding
-from mmdiff.folder.write import write_split
+from mmdiff.folder.write import PATCH, configuration_of, margin_of, write_split
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -50,37 +49,26 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out} lies inside {args.folder}, where it would be read as photos.")
 
 
-def say(text: str) -> None:
-    """Print, with "?" for characters that the terminal cannot show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding))
-
-
 def report(checked: Checked) -> None:
     """Print what was found: photos and classes, problems, notes."""
-    photos = checked.photos
+    photos, findings = checked.photos, checked.findings
     masks = sum(photo.mask is not None for photo in photos)
     captions = sum(bool(photo.caption) for photo in photos)
-    say(
-        f"{checked.findings.root}: {len(photos):,} usable photos, {len(checked.classes):,} classes, "
+    print(
+        f"{findings.root}: {len(photos):,} usable photos, {len(checked.classes):,} classes, "
         f"{masks:,} masks, {captions:,} captions"
     )
-    for side in (*checked.classes, None):
-        counts = Counter(photo.split for photo in photos if photo.label == side)
+    for label in (*checked.classes, None):
+        counts = Counter(photo.split for photo in photos if photo.label == label)
         if counts:
-            name = "(no class)" if side is None else side
-            say(f"  {name}: {counts['train']:,} for training, {counts['val']:,} for validation")
+            name = "(no class)" if label is None else label
+            print(f"  {name}: {counts['train']:,} for training, {counts['val']:,} for validation")
     if checked.coding:
-        say("  classes of masks: " + ", ".join(checked.coding.classes))
-    _list("Problems, to be mended", checked.findings.problems)
-    _list("Notes, worth a look", checked.findings.notes)
-
-
-def _list(title: str, findings: list[Finding]) -> None:
-    if findings:
-        say(f"\n{title}:")
-    for finding in findings:
-        say(f"  - {finding}")
+        print("  classes of masks: " + ", ".join(checked.coding.classes))
+    sections = {"Problems, to be mended": findings.problems, "Notes, worth a look": findings.notes}
+    for title, found in sections.items():
+        if found:
+            print(f"\n{title}:", *found, sep="\n  - ")
 
 
 def write(checked: Checked, args: argparse.Namespace) -> None:
@@ -89,17 +77,12 @@ def write(checked: Checked, args: argparse.Namespace) -> None:
     files = {split: args.out / f"{split}.parquet" for split in ("train", "val")}
     for split, path in files.items():
         count = write_split(checked, split, path, args.size + margin_of(args.size), args.seed)
-        say(f"{path}: {count:,} examples")
+        print(f"{path}: {count:,} examples")
     path = args.out / "config.toml"
     train, val = (file.as_posix() for file in files.values())
     path.write_text(configuration_of(checked, args.size, train, val), encoding="utf-8")
-    say(f"{path}: configuration")
-    say(f"\nNext: {command('mmdiff.train', path, '--out', args.out / 'run')}")
-
-
-def command(module: str, *words: object) -> str:
-    """A command line for a shell."""
-    return shlex.join(["python", "-m", module, *map(str, words)])
+    print(f"{path}: configuration")
+    print("\nNext: python -m mmdiff.train", shlex.join([str(path), "--out", str(args.out / "run")]))
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
@@ -107,18 +90,20 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     checked = check_folder(args.folder, args.size, args.val_share, args.seed)
     report(checked)
     if not checked.usable:
-        say("\nNot usable yet: mend the problems above and run the check again.")
+        print("\nNot usable yet: mend the problems above and run the check again.")
         sys.exit(1)
     if args.out:
-        say("")
+        print()
         write(checked, args)
     else:
-        say(f"\nUsable. Next: {command('mmdiff.folder', *words, '--out', 'data/mine')}")
+        print("\nUsable. Next: python -m mmdiff.folder", shlex.join([*words, "--out", "data/mine"]))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Exit status 0 if the folder can be used, 1 if not."""
     args = parse_arguments(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # "?" for characters that the terminal cannot show
     try:
         check_arguments(args)
         with warnings.catch_warnings():

@@ -59,14 +59,13 @@ class Checked:
 def check_folder(root: Path, size: int, val_share: float, seed: int) -> Checked:
     """Check a folder of photos for a model of ``size`` pixels.
 
-    Raises:
-        ValueError: ``root`` is no folder. All other flaws become findings.
+    Raises ValueError if ``root`` is no folder; all other flaws become findings.
     """
     findings = Findings(root)
     checked = Checked(findings)
     layout = scan(findings)
-    facts = _check_photos(layout, size, checked)
-    _check_masks(layout, facts, checked)
+    _check_photos(layout, size, checked)
+    _check_masks(layout, checked)
     add_captions(layout, findings)
     checked.classes = tuple(sorted({photo.label for photo in checked.photos if photo.label is not None}))
     _check_classes(checked)
@@ -99,7 +98,7 @@ def _inspect(work: Callable[[Path], T], paths: Iterable[Path], what: str) -> tup
     return facts, errors
 
 
-def _check_photos(layout: Layout, size: int, checked: Checked) -> dict[Path, PhotoFacts]:
+def _check_photos(layout: Layout, size: int, checked: Checked) -> None:
     findings = checked.findings
     if not layout.photos:
         findings.problem(
@@ -108,9 +107,9 @@ def _check_photos(layout: Layout, size: int, checked: Checked) -> dict[Path, Pho
             "Put photos (JPEG, PNG, WebP …) into a subfolder for each class.",
         )
     facts, errors = _inspect(inspect_photo, (photo.path for photo in layout.photos), "photos")
-    checked.photos = [photo for photo in layout.photos if photo.path in facts]
-    for photo in checked.photos:
-        photo.digest = facts[photo.path].digest
+    for photo in layout.photos:
+        photo.facts = facts.get(photo.path)
+    checked.photos = [photo for photo in layout.photos if photo.facts]
     findings.problem(
         "Photos that cannot be read",
         errors,
@@ -118,7 +117,7 @@ def _check_photos(layout: Layout, size: int, checked: Checked) -> dict[Path, Pho
     )
 
     def note(what: str, where: Callable[[PhotoFacts], bool], advice: str) -> None:
-        findings.note(what, [photo.name for photo in checked.photos if where(facts[photo.path])], advice)
+        findings.note(what, [photo.name for photo in checked.photos if where(photo.facts)], advice)
 
     note(
         f"Photos smaller than {size} pixels",
@@ -139,10 +138,9 @@ def _check_photos(layout: Layout, size: int, checked: Checked) -> dict[Path, Pho
         lambda f: f.mode.startswith("I"),
         "Turned into 8 bits, 65535 is white; brighten them first if they use a part of the range.",
     )
-    return facts
 
 
-def _check_masks(layout: Layout, photos: dict[Path, PhotoFacts], checked: Checked) -> None:
+def _check_masks(layout: Layout, checked: Checked) -> None:
     findings = checked.findings
     masked = [photo for photo in checked.photos if photo.mask]
     listed = _class_list(layout, findings)
@@ -152,13 +150,13 @@ def _check_masks(layout: Layout, photos: dict[Path, PhotoFacts], checked: Checke
         errors,
         "Left out; save masks as PNG without transparency, one number or colour for each class.",
     )
-    pairs = [(p, facts[p.mask], photos[p.path]) for p in masked if p.mask in facts]
+    pairs = [(p, facts[p.mask]) for p in masked if p.mask in facts]
     shapes = {
-        p.mask: f"{_pixels(mask.size)}, photo {_pixels(photo.size)}"
-        for p, mask, photo in pairs
-        if mask.size != photo.size
+        p.mask: f"{_pixels(mask.size)}, photo {_pixels(p.facts.size)}"
+        for p, mask in pairs
+        if mask.size != p.facts.size
     }
-    fitting = {p.mask for p, mask, photo in pairs if mask.fits(photo.size)}
+    fitting = {p.mask for p, mask in pairs if mask.fits(p.facts.size)}
     findings.problem(
         "Masks of another shape than their photo",
         {path: text for path, text in shapes.items() if path not in fitting},
@@ -171,11 +169,11 @@ def _check_masks(layout: Layout, photos: dict[Path, PhotoFacts], checked: Checke
     )
     findings.note(
         "Photos with a mask that the camera held turned",
-        [p.name for p, _, photo in pairs if p.mask in fitting and photo.turned],
+        [p.name for p, _ in pairs if p.mask in fitting and p.facts.turned],
         "Photos are stored upright; see that their masks are drawn upright too.",
     )
-    for p, mask, photo in pairs:  # photos of one name, x.jpg and x.png, share a mask that may fit one of them
-        if not mask.fits(photo.size):
+    for p, mask in pairs:  # photos of one name, x.jpg and x.png, share a mask that may fit one of them only
+        if not mask.fits(p.facts.size):
             p.mask = None
     usable = {path: mask for path, mask in facts.items() if path in fitting}
     coding = decide_coding(usable.values(), listed)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmdiff.folder.pictures import PhotoFacts
+
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo"}
 CAMERA_FILES = {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
 SPLITS = ("train", "val")
@@ -78,7 +80,7 @@ class Photo:
         name: path inside the folder, with `/`.
         label: name of its class, None if unknown.
         split: "train" or "val"; None before `assign_splits` decides.
-        digest: hash of the file, equal for exact copies.
+        facts: what `inspect_photo` finds in the file.
     """
 
     path: Path
@@ -87,7 +89,7 @@ class Photo:
     split: str | None
     mask: Path | None = None
     caption: str = ""
-    digest: str = ""
+    facts: PhotoFacts | None = None
 
     @property
     def key(self) -> str:
@@ -120,8 +122,7 @@ def without_ending(name: str) -> str:
 def scan(findings: Findings) -> Layout:
     """Sort the files of the folder by their role and give photos their masks.
 
-    Raises:
-        ValueError: there is no such folder.
+    Raises ValueError if there is no such folder.
     """
     if not findings.root.is_dir():
         raise ValueError(f"there is no folder {findings.root}; give the folder that holds your photos.")

@@ -27,8 +27,7 @@ Colour = tuple[int, int, int]
 def read_classes(path: Path) -> dict[str, Colour | None]:
     """Names of the classes in the order of their numbers, with their colours where listed.
 
-    Raises:
-        ValueError: the list cannot be read, is empty, or names a class or colour twice.
+    Raises ValueError if the list cannot be read, is empty, or names a class or colour twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -19,7 +19,7 @@ WEBP_QUALITY = 90
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """Facts about one photo; ``size`` is (width, height) when upright."""
+    """Facts about one photo; ``digest`` is equal for exact copies, ``size`` is (width, height) when upright."""
 
     digest: str
     size: tuple[int, int]
@@ -30,11 +30,7 @@ class PhotoFacts:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """A decoded picture, its first frame.
-
-    Raises:
-        ValueError: it is damaged, too large or of an unknown format; the message says which.
-    """
+    """A decoded picture, its first frame. Raises ValueError that says why it cannot be opened."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()

@@ -15,7 +15,7 @@ def assign_splits(photos: list[Photo], share: float, seed: int, findings: Findin
     """
     copies: dict[str, list[Photo]] = defaultdict(list)
     for photo in photos:
-        copies[photo.digest].append(photo)
+        copies[photo.facts.digest].append(photo)
     groups = list(copies.values())
     _report_copies(groups, findings)
     strata: dict[str | None, list[list[Photo]]] = defaultdict(list)

@@ -1,8 +1,10 @@
-"""Training data of a checked folder, written to Parquet files in the layout of `datasets`."""
+"""Training data of a checked folder, as Parquet in the layout of `datasets`, and their configuration."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,27 @@ from mmdiff.folder.pictures import shrink_photo
 from mmdiff.folder.split import order
 
 BATCH = 128  # rows in memory
+PATCH = 8  # pixels a token spans
+PASSES = 400  # times that training sees each photo, within the limits below
+FEWEST, MOST = 200_000, 6_000_000  # images of a training run
+
+
+EMBEDDING = """\
+# Captions: train an embedder first (docs/your-data.md), then take the marks away here and above.
+# [[model.modalities]]
+# name = "embedding"
+# kind = "embedding"
+# scale = 0.25
+# loss_weight = 0.1
+# options = { dim = 128 }
+"""
 
 
 def write_split(checked: Checked, split: str, path: Path, short_side: int, seed: int) -> int:
     """Write the photos of one split with masks, labels and captions; returns their number.
 
-    Rows are in random order, because validation reads the first ones only.
-
-    Raises:
-        ValueError: a photo or mask changed since it was checked and cannot be read any more.
-        OSError: the file cannot be written.
+    Rows are in random order, because validation reads the first ones only. Raises ValueError if a photo or
+    mask cannot be read any more, OSError if the file cannot be written.
     """
     from datasets import Features, Image, Value
 
@@ -58,3 +71,99 @@ def _row(checked: Checked, photo: Photo, short_side: int) -> dict[str, Any]:
         "source": readable(checked.findings.root.resolve().name),
         "id": photo.name,
     }
+
+
+def margin_of(size: int) -> int:
+    """Pixels by which stored photos are larger than the model's, for random crops."""
+    return size // 8
+
+
+def configuration_of(checked: Checked, size: int, train: str, val: str) -> str:
+    """The configuration for a checked folder whose data are in the files ``train`` and ``val``."""
+    return render(
+        size,
+        train,
+        val,
+        sum(photo.split == "train" for photo in checked.photos),
+        checked.classes if len(checked.classes) > 1 else (),
+        checked.coding.classes if checked.coding else (),
+        any(photo.caption for photo in checked.photos),
+    )
+
+
+def render(
+    size: int,
+    train: str,
+    val: str,
+    photos: int,
+    classes: Sequence[str] = (),
+    mask_classes: Sequence[str] = (),
+    captions: bool = False,
+) -> str:
+    """A configuration for `python -m mmdiff.train`; a modality whose classes are empty is left out.
+
+    Args:
+        size: pixels a side of the model's pictures. photos: number of training photos.
+    """
+    modalities = [_modality("image", "", 0.2)]
+    if mask_classes:
+        modalities.append(_modality("mask", "scale = 0.5\n", 0.2, mask_classes))
+    if classes:
+        modalities.append(_modality("label", "scale = 0.25\n", 0.05, classes))
+    if captions:
+        modalities.append(EMBEDDING)
+    data = f"""\
+[data]
+train = {_quoted(train)}
+val = {_quoted(val)}
+margin = {margin_of(size)} # photos are stored larger by this and cut at random
+margin_from = "resize"
+flip = true # false if left and right matter, as in writing
+"""
+    return "\n".join([_model(size, captions), *modalities, data, _optim(photos)])
+
+
+def _model(size: int, captions: bool) -> str:
+    embedder = '# embedder = "embedder" # see the embedding below\n' if captions else ""
+    return f"""\
+# Photos of one's own; written by `python -m mmdiff.folder`, see docs/your-data.md.
+[model]
+image_size = {size} # pixels; cost grows with its square
+patch_size = {PATCH} # 16 is four times cheaper and coarser
+width = 320
+depth = 7
+heads = 5
+refiner_width = 64
+schedule_shift = 0.67
+dropout = 0.1 # small sets are learned by heart without it
+{embedder}"""
+
+
+def _modality(name: str, scale: str, loss_weight: float, classes: Sequence[str] = ()) -> str:
+    lines = "".join(f"  {_quoted(name)},\n" for name in classes)
+    options = f"[model.modalities.options]\nclasses = [\n{lines}]\n" if classes else ""
+    return f"""\
+[[model.modalities]]
+name = "{name}"
+kind = "{name}"
+{scale}loss_weight = {loss_weight}
+{options}"""
+
+
+def _optim(photos: int) -> str:
+    budget = min(max(PASSES * photos, FEWEST), MOST)
+    return f"""\
+[optim]
+images = {budget:_} # examples seen in all; --images changes it
+batch_size = 64
+lr = 4e-4
+warmup_images = {budget // 20:_}
+ema_decay = 0.9995
+save_every_images = {budget // 10:_}
+sample_every_images = {budget // 10:_}
+"""
+
+
+def _quoted(text: str) -> str:
+    """A TOML string; its escapes are those of JSON, but for one character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -64,7 +64,12 @@ class LabelModality(Modality):
 
     def parse(self, value: Any) -> Tensor:
         if isinstance(value, str):
-            return torch.tensor(self._index(value))
+            folded = [name.casefold() for name in self.classes]
+            if value.strip().casefold() not in folded:
+                raise ValueError(
+                    f"{self.name}: no class is called {value!r}; the classes are {', '.join(self.classes)}."
+                )
+            return torch.tensor(folded.index(value.strip().casefold()))
         try:
             index = operator.index(value)
         except TypeError:
@@ -75,14 +80,6 @@ class LabelModality(Modality):
                 f"0 to {len(self.classes) - 1}."
             )
         return torch.tensor(index)
-
-    def _index(self, text: str) -> int:
-        folded = [c.casefold() for c in self.classes]
-        if text.strip().casefold() not in folded:
-            raise ValueError(
-                f"{self.name}: no class is called {text!r}; the classes are {', '.join(self.classes)}."
-            )
-        return folded.index(text.strip().casefold())
 
     def export(self, value: np.ndarray) -> tuple[dict[str, Image.Image], Any]:
         return {}, {self.classes[i]: float(value[i]) for i in np.argsort(-value)[:5]}

@@ -77,8 +77,7 @@ class FakeEmbedder:
 def dry_run(config: TrainConfig, real: bool = False) -> str:
     """A report on a configuration.
 
-    Raises:
-        ValueError: the model cannot be built, or rows cannot be read or trained on.
+    Raises ValueError if the model cannot be built, or rows cannot be read or trained on.
     """
     model = MultiModalDiffusion(config.model)
     check_embedder(model)

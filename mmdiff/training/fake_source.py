@@ -31,8 +31,7 @@ def write_fake(
         made: modalities without a column, which an embedder makes.
         folder: an empty folder to write to.
 
-    Raises:
-        ValueError: a data set of torchvision that `mmdiff.data.sources` does not know.
+    Raises ValueError for a data set of torchvision that `mmdiff.data.sources` does not know.
     """
     cells = {name: m for name, m in modalities.items() if name not in made}
     rows = [_row(k, cells, data) for k in range(SHARDS * ROWS)]
