@@ -21,7 +21,8 @@ from app.first_script import FirstScript
 from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.tabs import how_it_works
-from app.tabs.tab import Tab, build_tab
+from app.tabs.run_panel import RunPanel
+from app.tabs.tab import build_tab
 from app.task import TASKS
 from app.wording import listed
 from mmdiff.modalities import Modality
@@ -64,9 +65,9 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
 class Restorer:
     """Fills in the form of a task and runs it, as a file or the link of this page says."""
 
-    def __init__(self, service: Service, built: Sequence[Tab], tabs: gr.Tabs, message: gr.HTML) -> None:
+    def __init__(self, service: Service, built: Sequence[RunPanel], tabs: gr.Tabs, message: gr.HTML) -> None:
         self._service, self._tabs, self._message = service, tabs, message
-        self._by_name: Mapping[str, Tab] = {tab.task.name: tab for tab in built}
+        self._by_name: Mapping[str, RunPanel] = {tab.task.name: tab for tab in built}
         self._request, self._task = gr.State(None), gr.State("")
         self._outputs = [tabs, message, self._request, self._task]
         for tab in built:
@@ -81,7 +82,7 @@ class Restorer:
             demo.load(self._from_link, None, self._outputs, **QUIET),
         ):
             for tab in self._by_name.values():
-                tab.panel.after(event.success, [self._task, self._request], tab.panel.replay)
+                tab.after(event.success, [self._task, self._request], tab.replay)
 
     def _from_file(self, path: str) -> list[Any]:
         with plain_errors():

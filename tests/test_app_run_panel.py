@@ -51,7 +51,7 @@ class Page:
 
     def run(self, request, meanwhile=lambda: None):
         """The run of a request, to its end."""
-        self._follow(lambda visitor: self.panel.replay(visitor, self.panel._task.name, request), meanwhile)
+        self._follow(lambda visitor: self.panel.replay(visitor, self.panel.task.name, request), meanwhile)
 
     def run_both(self, request, meanwhile=lambda: None, **other):
         """The run of a request and of another one side by side."""
@@ -217,7 +217,7 @@ def test_the_settings_of_the_example_give_it_again(services, task):
     saved = settings_file.from_json(text, service.modalities)
     assert saved.checkpoint == service.name and set(saved.request.wanted) == set(example.request.wanted)
     again = service.run(saved.request)
-    assert set(track.record.modalities) == set(page.panel._task.modalities(service.modalities))
+    assert set(track.record.modalities) == set(page.panel.task.modalities(service.modalities))
     for name in track.record.modalities:
         assert np.array_equal(again.last.x[name], track.record.last.x[name])
     if task != "fill_in":

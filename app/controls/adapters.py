@@ -51,14 +51,11 @@ def open_picture(path: str | Path, what: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"“{Path(path).name}” has too many pixels for the {what}; scale it down first."
-        ) from None
-    except Exception:
-        raise ValueError(
-            f"“{Path(path).name}” cannot be read as a picture for the {what}; use a PNG, JPEG or WebP file."
-        ) from None
+    except Exception as error:
+        wrong = f"cannot be read as a picture for the {what}; use a PNG, JPEG or WebP file."
+        if isinstance(error, Image.DecompressionBombError):
+            wrong = f"has too many pixels for the {what}; scale it down first."
+        raise ValueError(f"“{Path(path).name}” {wrong}") from None
 
 
 def read_reference(path: str | Path) -> Image.Image:
@@ -76,12 +73,10 @@ def read_photo(path: str | Path, size: int) -> Photo:
     photo = open_picture(path, "photo")
     notes, short = [], min(photo.size)
     if photo.width != photo.height:
-        scaled = "" if short == size else f", scaled to {_by((size, size))}"
-        notes.append(
-            f"The photo is {_by(photo.size)} pixels; its central {_by((short, short))} are used{scaled}."
-        )
+        scaled = "" if short == size else f", scaled to {_by(size)}"
+        notes.append(f"The photo is {_by(photo.size)} pixels; its central {_by(short)} are used{scaled}.")
     if short < size:
-        notes.append(f"It is smaller than the model’s {_by((size, size))} pixels, so it looks soft.")
+        notes.append(f"It is smaller than the model’s {_by(size)} pixels, so it looks soft.")
     if _is_transparent(photo):
         notes.append("Transparent parts became white.")
     return Photo(square(photo, size), square(photo, SHOWN_SIZE), photo.size, tuple(notes))
@@ -241,10 +236,10 @@ def _on_ground(image: Image.Image, colour: np.ndarray) -> Image.Image:
 def _cut_and_scaled(what: str, from_size: Size, size: int) -> list[str]:
     """Notes on how the central square of a hole or mask was brought to the model's size."""
     short = min(from_size)
-    cut = f"The {what} is {_by(from_size)} pixels; its central {_by((short, short))} are used"
-    scaled = f"from {_by((short, short))} to {_by((size, size))} pixels, unblended (nearest pixel)"
+    cut = f"The {what} is {_by(from_size)} pixels; its central {_by(short)} are used"
+    scaled = f"from {_by(short)} to {_by(size)} pixels, unblended (nearest pixel)"
     if from_size[0] != from_size[1]:
-        return [f"{cut}." if short == size else f"{cut}, scaled to {_by((size, size))} (nearest pixel)."]
+        return [f"{cut}." if short == size else f"{cut}, scaled to {_by(size)} (nearest pixel)."]
     return [] if short == size else [f"The {what} was scaled {scaled}."]
 
 
@@ -268,8 +263,9 @@ def _numbered(classes: Sequence[str]) -> str:
     return ", ".join(f"{index} = {name}" for index, name in enumerate(classes))
 
 
-def _by(size: Size) -> str:
-    return f"{size[0]} × {size[1]}"
+def _by(size: Size | int) -> str:
+    width, height = (size, size) if isinstance(size, int) else size
+    return f"{width} × {height}"
 
 
 def _percent(share: float) -> str:

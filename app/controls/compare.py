@@ -70,14 +70,15 @@ class Compare:
         self, request: Request, checkpoint: str, other: Request, other_checkpoint: str
     ) -> tuple[str, str]:
         """What differs, as a title for each of the two. Raises ValueError if nothing does."""
-        one, two = _facts(request, checkpoint), _facts(other, other_checkpoint)
-        differing = [k for k in range(len(one)) if one[k] != two[k]]
+        facts = zip(_facts(request, checkpoint), _facts(other, other_checkpoint), strict=True)
+        differing = [pair for pair in facts if pair[0] != pair[1]]
         if not differing:
             raise ValueError(
                 "Both runs would be the same. Under “Side by side”, change the steps, the guidance, the "
                 "sampler or the checkpoint."
             )
-        return " · ".join(one[k] for k in differing), " · ".join(two[k] for k in differing)
+        one, two = (" · ".join(facts) for facts in zip(*differing, strict=True))
+        return one, two
 
 
 def _guided(request: Request, guidance: float) -> dict[str, float]:

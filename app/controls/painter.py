@@ -17,27 +17,9 @@ from PIL import Image
 
 from app.pictures import quick_png
 
-SCRIPT = (Path(__file__).parents[1] / "static" / "painter.js").read_text()
+STATIC = Path(__file__).parents[1] / "static"
+SCRIPT, TEMPLATE = (STATIC / "painter.js").read_text(), (STATIC / "painter.html").read_text()
 ZERO = ord("0")
-
-# Outlines of the icons, 16 x 16.
-ICONS = {
-    "brush": "M13.5 2.5 7 9M5.5 9.5c-2 0-1.5 2.7-3.5 3.5 3 1 5.5.2 5.5-1.7 0-1-.9-1.8-2-1.8Z",
-    "rectangle": "M2.5 4h11v8h-11Z",
-    "fill": "M7 2.5 12.5 8l-4.7 4.7a1 1 0 0 1-1.4 0L2.8 9.1a1 1 0 0 1 0-1.4ZM2.6 8.2h9.6M14 10.8v1.7",
-    "undo": "M5.5 3 2.5 6l3 3M2.5 6H10a3.5 3.5 0 0 1 0 7H6",
-    "redo": "m10.5 3 3 3-3 3M13.5 6H6a3.5 3.5 0 0 0 0 7h4",
-    "clear": "M2.5 4.5h11M6 4.5V3h4v1.5M4 4.5l.6 8.5h6.8l.6-8.5M6.7 7v3.5M9.300 7v3.5",
-}
-TITLES = {
-    "brush": "Brush",
-    "rectangle": "Rectangle",
-    "fill": "Fill an area",
-    "undo": "Undo (Ctrl Z)",
-    "redo": "Redo (Shift Ctrl Z)",
-    "clear": "Clear",
-}
-PRESETS = {"box": "Box", "left": "Left half", "around": "All but centre", "invert": "Invert"}
 
 
 class Painter:
@@ -60,7 +42,7 @@ class Painter:
         fixed = {"size": size, "names": list(names), "colours": [list(map(int, c)) for c in colours]}
         self.component = gr.HTML(
             None,
-            html_template=_template(hole),
+            html_template=TEMPLATE.replace("KIND", "hole" if hole else "classes"),
             # not props, which a component that is not on the screen yet loses by an update
             js_on_load=f"const options = {json.dumps(fixed)};\n{SCRIPT}",
             apply_default_css=False,
@@ -100,56 +82,3 @@ def from_text(value: str | None, size: int, colours: int) -> np.ndarray:
 
 def _uri(picture: Image.Image | None) -> str:
     return "" if picture is None else quick_png(picture)
-
-
-def _template(hole: bool) -> str:
-    tools = ("brush", "rectangle") if hole else ("brush", "rectangle", "fill")
-    return f"""
-<div class="painter {"hole" if hole else "classes"}">
-  <div class="sheet">
-    <img alt="" hidden><canvas tabindex="0" aria-label="Paint area"></canvas><span class="ring"></span>
-  </div>
-  <div class="tools">
-    <div class="joined" role="group" aria-label="Tool">{_icons("tool", tools)}</div>
-    <div class="colours" role="group" aria-label="Colour"></div>
-    <div class="joined history" role="group" aria-label="Changes">
-      {_icons("action", ("undo", "redo", "clear"))}
-    </div>
-  </div>
-  <div class="sliders">
-    {_slider("width", "Size", "Brush size, [ and ]", 1)}
-    {_slider("opacity", "Opacity", "Opacity of what is painted", 20)}
-  </div>
-  {_presets() if hole else ""}
-</div>
-"""
-
-
-def _icons(kind: str, names: Sequence[str]) -> str:
-    """Buttons that only show an icon."""
-    return "".join(
-        f'<button type="button" data-{kind}="{name}" title="{TITLES[name]}" aria-label="{name.capitalize()}">'
-        f'<svg viewBox="0 0 16 16" aria-hidden="true"><path d="{ICONS[name]}"/></svg></button>'
-        for name in names
-    )
-
-
-def _slider(name: str, label: str, title: str, least: int) -> str:
-    return (
-        f'<label class="{name}" title="{title}"><span>{label}</span>'
-        f'<input type="range" min="{least}" max="100" step="1" aria-label="{title}"><output></output></label>'
-    )
-
-
-def _presets() -> str:
-    buttons = "".join(
-        f'<button type="button" data-preset="{name}">{title}</button>' for name, title in PRESETS.items()
-    )
-    return f"""
-<div class="presets" role="group" aria-label="Ready-made holes">{buttons}</div>
-<div class="presets random">
-  <button type="button" data-preset="blocks" title="Other blocks each time">Random blocks</button>
-  <label class="share"><input type="range" min="10" max="90" step="5" value="50" aria-label="Share of blocks">
-  <output></output></label>
-</div>
-"""

@@ -50,13 +50,9 @@ class Downloads:
             html('<span class="hint">Take home</span>')
             self._buttons(shown)
         with gr.Accordion("Link and code", open=False, elem_id=f"{task.name}-code"):
-            self.link = gr.Textbox(
-                label="Link that reproduces this run",
-                buttons=["copy"],
-                interactive=False,
-                elem_id=f"{task.name}-link",
-                placeholder="After a run, its link is here.",
-            )
+            looks = {"placeholder": "After a run, its link is here.", "elem_id": f"{task.name}-link"}
+            label = "Link that reproduces this run"
+            self.link = gr.Textbox(label=label, buttons=["copy"], interactive=False, **looks)
             self.note = html("", elem_id=f"{task.name}-link-note")
             program = partial(gr.Code, language="python", interactive=False, max_lines=24)
             label = "The same from Python, through this page’s API"
@@ -68,10 +64,8 @@ class Downloads:
     def _buttons(self, shown: gr.State) -> None:
         name = self._task.name
         titles = {"zip": "Everything (zip)", "json": "Settings", "gif": "GIF", "mp4": "MP4"}
-        buttons = {
-            kind: gr.Button(title, size="sm", scale=0, min_width=60, elem_id=f"{name}-{kind}")
-            for kind, title in titles.items()
-        }
+        small = partial(gr.Button, size="sm", scale=0, min_width=60)
+        buttons = {kind: small(title, elem_id=f"{name}-{kind}") for kind, title in titles.items()}
         ready = gr.DownloadButton("", elem_id=f"{name}-download", elem_classes="unseen")
         for kind, button in buttons.items():
             done = button.click(

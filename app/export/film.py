@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -41,7 +41,7 @@ FILM_MS, LAST_MS = 5000, 2000  # length of the film, about; how long the last fr
 STEP_MS = (60, 250)  # shortest and longest time for a step
 
 
-def write_gif(path: str | Path, tracks: Tracks) -> None:
+def write_gif(file: str | Path | BinaryIO, tracks: Tracks) -> None:
     """The film as an endless GIF, see `frames`. One palette and no dithering, so that nothing flickers."""
     pictures = frames(tracks)
     palette = _palette(pictures)
@@ -49,7 +49,7 @@ def write_gif(path: str | Path, tracks: Tracks) -> None:
     times = [_step_ms(len(pictures))] * (len(pictures) - 1) + [LAST_MS]
     # Unoptimised, Pillow stores the changed part of a frame as it is: ten times as fast and no larger.
     options = {"duration": times, "loop": 0, "optimize": False, "disposal": 1}
-    indexed[0].save(path, "GIF", save_all=True, append_images=indexed[1:], **options)
+    indexed[0].save(file, "GIF", save_all=True, append_images=indexed[1:], **options)
 
 
 def write_mp4(path: str | Path, tracks: Tracks) -> None:

@@ -7,7 +7,6 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -39,18 +38,15 @@ def write_zip(record: Record, path: str | Path, task: str) -> None:
         _add(archive, "result.json", result.encode())
         for name, data in (*_samples(record, task), *_inputs(record), *_steps(record)):
             _add(archive, name, data)
-        with TemporaryDirectory() as folder:
-            gif = Path(folder) / "timeline.gif"
-            film.write_gif(gif, [("", record)])
-            _add(archive, gif.name, gif.read_bytes())
+        timeline = io.BytesIO()
+        film.write_gif(timeline, [("", record)])
+        _add(archive, "timeline.gif", timeline.getvalue())
 
 
 def summary(record: Record, task: str) -> dict[str, Any]:
     """The results as JSON values: of each sample its seed, likeliest labels, areas and nearest texts."""
     request = record.request
-    samples: list[dict[str, Any]] = [
-        {"sample": k + 1, "seed": request.seed + k} for k in range(request.num_samples)
-    ]
+    samples = [{"sample": k + 1, "seed": request.seed + k} for k in range(request.num_samples)]
     for name, spec in record.modalities.items():
         for sample, value in zip(samples, record.in_words(spec), strict=True):
             if value:

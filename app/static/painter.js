@@ -1,10 +1,12 @@
 // Paints class numbers into the cells of a grid, one cell for each of the model's pixels.
-// `element`, `props`, `trigger` and `watch` come from gr.HTML, `options` from painter.py, which has the buttons.
+// `element`, `props`, `trigger` and `watch` come from gr.HTML, `options` from painter.py, the buttons from painter.html.
 const { size, colours, names } = options;
 const STEPS = 100; // that can be undone
 const BLOCKS = 8; // a side of the grid of random blocks, as in mmdiff/evaluation/holes.py
 const find = (selector) => element.querySelector(selector);
 const all = (selector) => [...element.querySelectorAll(selector)];
+// Holes have ready-made ones, class maps a tool to fill areas.
+all('.classes .presets, .hole [data-tool=fill]').forEach((other) => other.remove());
 const canvas = find('canvas'), photo = find('img'), ring = find('.ring');
 const width = find('.width input'), opacity = find('.opacity input'), share = find('.share input');
 const pen = canvas.getContext('2d');

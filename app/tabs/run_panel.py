@@ -42,15 +42,15 @@ _ids = count(1)
 
 
 class RunPanel:
-    """The runs of one task; `services` are all models there are, this page's first."""
+    """The runs of a task, whose controls are `form`; `services` are all models, this page's first."""
 
     def __init__(self, task: Task, services: Sequence[Service]) -> None:
-        self._task, self._service = task, services[0]
+        self.task, self._service = task, services[0]
         self._services = {service.name: service for service in services}
 
     def buttons(self) -> None:
         """Run and Stop, made in the current context."""
-        name = self._task.name
+        name = self.task.name
         with gr.Row(elem_classes="run-row"):
             self.run = gr.Button("Run", variant="primary", scale=3, min_width=140, elem_id=f"{name}-run")
             looks = {"variant": "stop", "scale": 1, "min_width": 90, "elem_id": f"{name}-stop"}
@@ -58,7 +58,7 @@ class RunPanel:
 
     def view(self) -> None:
         """The player and what belongs to it; shows the example from the warm-up until the first run."""
-        name = self._task.name
+        name = self.task.name
         self._opening = [self._example()]
         # Kept while the page is open: a time to live would count from the end of the run, however long the
         # visitor looks at it. Gradio itself forgets what belongs to closed pages.
@@ -75,24 +75,24 @@ class RunPanel:
                     "<p class='hint'>Move the scrubber to a step, change what is given, and denoise "
                     "again from there. Both branches stay.</p>"
                 )
-            self.downloads = Downloads(self._task, self.shown, self._opening)
+            self.downloads = Downloads(self.task, self.shown, self._opening)
 
     def connect(self, form: Form, compare: Compare) -> None:
         """Wires all of it to the controls."""
-        self._form, self._compare, sampling = form, compare, form.sampling
+        self.form, self._compare, sampling = form, compare, form.sampling
         buttons = [self.run, self.halt, self.fork, compare.button]
         self.outputs = [self.status, self.player.component, *buttons, sampling.seed, sampling.estimate]
         self.outputs += [self.shown, *self.downloads.outputs]
         every = sampling.every
         self._on(self.run.click, self.run_form, [every, *form.components])
         inputs = [self.step, self.downloads.run, self.shown, every, *form.components]
-        self._on(self.fork.click, self._fork, inputs, js=STEP_SHOWN % self._task.name)
+        self._on(self.fork.click, self._fork, inputs, js=STEP_SHOWN % self.task.name)
         self._on(compare.button.click, self._run_both, [every, *compare.components, *form.components])
         self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
 
     def _on(self, trigger: Callable, start: Callable, inputs: list, **options: Any) -> None:
         self.after(trigger, inputs, start, **options)
-        trigger(None, js=REVEAL % self._task.name, **QUIET)
+        trigger(None, js=REVEAL % self.task.name, **QUIET)
 
     def after(self, trigger: Callable, inputs: list, start: Callable, **options: Any) -> None:
         """Runs `start(*inputs)`, one of the methods below, on the trigger of an event."""
@@ -114,12 +114,12 @@ class RunPanel:
 
     def run_form(self, visitor: gr.Request, every: int, *form: Any) -> Iterator[Updates]:
         """Runs what the form says."""
-        yield from self._start(visitor, [self._track(self._service, self._form.read(*form))], every)
+        yield from self._start(visitor, [self._track(self._service, self.form.read(*form))], every)
 
     def _run_both(self, visitor: gr.Request, every: int, *values: Any) -> Iterator[Updates]:
         """Runs what the form says and, from the same seed, the same with what `Compare` says."""
         count = len(self._compare.components)
-        request = self._form.read(*values[count:])
+        request = self.form.read(*values[count:])
         other, checkpoint = self._compare.read(request, *values[:count])
         name = self._service.name
         titles = self._compare.titles(request, name, other, checkpoint)
@@ -144,7 +144,7 @@ class RunPanel:
                 f"After step {step} of {base.request.steps} nothing is left to denoise. Move the scrubber to "
                 "an earlier step, then fork."
             )
-        now = self._form.read(*form)
+        now = self.form.read(*form)
         earlier = tuple(change for change in base.request.changes if change.after < step)
         request = replace(base.request, changes=(*earlier, Change(step, now)))
         original = replace(shown[0], title="Before the fork", since=0)
@@ -155,7 +155,7 @@ class RunPanel:
 
     def replay(self, visitor: gr.Request, task: str, request: Request | None) -> Iterator[Updates]:
         """Runs exactly this request, as a settings file or a link says, if it is one of this task."""
-        if task == self._task.name and request is not None:
+        if task == self.task.name and request is not None:
             yield from self._start(visitor, [self._track(self._service, request)], 1)
         else:
             yield {self.status: gr.skip()}
@@ -167,13 +167,13 @@ class RunPanel:
 
         Whatever ends it: player, `shown` and downloads are of the same runs afterwards.
         """
-        key = f"{visitor.session_hash}/{self._task.name}"
+        key = f"{visitor.session_hash}/{self.task.name}"
         self._service.stop(key)
         yield self._going(status("Starting …", 0.0, "busy"))
         begun = False  # whether all of them have
         try:
             for updates in self._watched(self._in_turn(runs, key), runs, every, beside):
-                yield updates if begun else updates | {self._form.sampling.seed: runs[0].record.request.seed}
+                yield updates if begun else updates | {self.form.sampling.seed: runs[0].record.request.seed}
                 begun = True
         except Exception:
             if begun and (kept := self._kept(runs, beside, visitor)):
@@ -228,7 +228,7 @@ class RunPanel:
         if not begun:
             return {}
         tracks = [*beside, *(replace(run, running=False) for run in begun)]
-        sampling = self._form.sampling
+        sampling = self.form.sampling
         return {
             self.player.component: self.player.value(tracks),
             self.shown: tracks,
@@ -243,14 +243,14 @@ class RunPanel:
 
         Its request is the whole one: with less wanted other pictures would come out.
         """
-        record = self._service.filled if self._task.inpaints else self._service.example
+        record = self._service.filled if self.task.inpaints else self._service.example
         # The first and every other from the last on: they travel with the page.
         some = [f for f in record.frames if f.index == 1 or (record.last.index - f.index) % 2 == 0]
-        modalities = self._task.modalities(self._service.modalities)
+        modalities = self.task.modalities(self._service.modalities)
         return Track(f"run{next(_ids)}", "", replace(record, modalities=modalities, frames=some))
 
     def _stop(self, visitor: gr.Request) -> Updates:
-        if self._service.stop(f"{visitor.session_hash}/{self._task.name}"):
+        if self._service.stop(f"{visitor.session_hash}/{self.task.name}"):
             return {self.status: status("Stopping after this step …", kind="busy")}
         return {self.halt: gr.update(interactive=False)}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -19,16 +18,7 @@ from app.theme import html
 from mmdiff.request import Request
 
 
-@dataclass(frozen=True)
-class Tab:
-    """The parts of a tab that the rest of the page needs."""
-
-    task: Task
-    form: Form
-    panel: RunPanel
-
-
-def build_tab(task: Task, services: Sequence[Service]) -> Tab:
+def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
     """Adds the tab to the current `gr.Tabs`; `services` are all models, this page's first."""
     service, panel = services[0], RunPanel(task, services)
     with gr.Tab(task.title, id=task.name, elem_id=f"{task.name}-tab"):
@@ -48,7 +38,7 @@ def build_tab(task: Task, services: Sequence[Service]) -> Tab:
             for title, request in examples(task, service):
                 filled = _example_button(title, request, form)
                 panel.after(filled.success, [form.sampling.every, *form.components], panel.run_form)
-    return Tab(task, form, panel)
+    return panel
 
 
 def _example_button(title: str, request: Request, form: Form) -> Any:
