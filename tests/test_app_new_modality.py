@@ -4,6 +4,7 @@ import base64
 import importlib
 import io
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def service():
         pipe = FakePipeline(SIZE)
         pipe.modalities["depth"] = build_modality(ModalityConfig("depth", "depth"), SIZE, 8)
         yield Service(pipe, "with depth")
-        del KINDS["depth"]
+        del KINDS["depth"], sys.modules["depth"]  # so that it registers when it is imported again
 
 
 def levels(service, record, sample):
