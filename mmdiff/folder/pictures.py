@@ -19,7 +19,7 @@ WEBP_QUALITY = 90
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """Facts about one photo; ``digest`` is equal for exact copies, ``size`` is (width, height), upright."""
+    """Facts about one photo: ``digest`` is equal for exact copies, ``size`` (width, height) when upright."""
 
     digest: str
     size: tuple[int, int]
