@@ -1,7 +1,5 @@
 """The demo: `python app.py`, then open the address it prints."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """The named endpoints for `gradio_client`: plain values in, files and plain values out."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from contextlib import suppress

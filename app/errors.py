@@ -1,7 +1,5 @@
 """Errors in words for the page."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ it finds at first, so it is given one that becomes slow as soon as the page is t
 the true one.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders

@@ -1,7 +1,5 @@
 """Pictures as bytes, as data URIs and as colours of classes."""
 
-from __future__ import annotations
-
 import base64
 from typing import Any
 

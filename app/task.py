@@ -1,7 +1,5 @@
 """The tasks that have a tab of their own: which modalities take part and what may become of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How the page looks: one theme, a style sheet, system fonts only."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The page: a header that says what runs where, a tab per task, and runs that come from files and links."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape

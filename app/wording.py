@@ -1,7 +1,5 @@
 """Small pieces of the page in words: durations, lists, the status line."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 # groups of words that describe an embedding, and how many of each are shown

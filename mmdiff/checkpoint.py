@@ -1,7 +1,5 @@
 """Checkpoint folders: config.json, model.safetensors (half precision), README.md. No pickle is loaded."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

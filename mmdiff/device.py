@@ -1,7 +1,5 @@
 """The device that everything runs on, and its fast precision."""
 
-from __future__ import annotations
-
 import torch
 
 

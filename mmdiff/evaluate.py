@@ -5,8 +5,6 @@
 measures task by task; --all-subsets instead measures every modality given every subset of the others.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Atomic writes: a file is written under a temporary name, flushed to the disk, then renamed."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Classifier-free guidance with several branches, each of which does not see a part of what is given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

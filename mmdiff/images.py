@@ -1,7 +1,5 @@
 """Pictures: opened, made upright RGB, cut to squares, turned into tensors and back, holes filled smoothly."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A mapping whose values are computed when they are first looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """The training objective and the exact bound, both by name: L0, L1, L2 of each modality, L3 (in nats)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The model: modality encoders into Z, one denoiser over Z, modality heads back out. It keeps no state."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial

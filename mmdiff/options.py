@@ -1,7 +1,5 @@
 """Dataclasses whose fields are also the options of a command: --max-minutes sets `max_minutes`."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import Field, field, fields
 from typing import Any, TypeVar

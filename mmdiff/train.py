@@ -4,8 +4,6 @@ Writes state, checkpoints, a log and samples to the folder of the run, and conti
 `accelerate launch -m mmdiff.train CONFIG` does the same on several GPUs or machines, see docs/training.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math

@@ -4,8 +4,6 @@ Photo, hole and mask alike are turned upright, cut to the central square and res
 so that they stay aligned to the pixel. Notes, whole sentences for the page, say what was done to a file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The same seed twice, side by side: with other steps, another sampler, other guidance or another model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

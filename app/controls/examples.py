@@ -1,7 +1,5 @@
 """One-click examples of a task, from the model's own classes and words and from pictures it made itself."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The controls of a task, which are read as a `Request` and filled in from one."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain

@@ -1,7 +1,5 @@
 """The controls by which a modality is given: one class per form, and how to read them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from html import escape
 from typing import Any, ClassVar

@@ -4,8 +4,6 @@ Its value is text, one character for each pixel, row by row: "0" is unpainted, "
 through the character codes. None stands for nothing painted.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How to sample: steps with a time estimate, seed, sampler, number of samples, guidance by modality."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple

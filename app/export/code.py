@@ -4,8 +4,6 @@ Everything that visitors typed is written as a literal, so no text can become co
 base64, so the programs run as they stand.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import textwrap

@@ -1,7 +1,5 @@
 """Downloads of the runs that are shown: files, settings, a link, and programs that do the same."""
 
-from __future__ import annotations
-
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ A frame has a column per run (with its fork, or another run to compare) and in i
 picture, the mask over it, the likeliest labels and the nearest text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Text on pictures, in the font that comes with Pillow."""
 
-from __future__ import annotations
-
 import unicodedata
 from functools import cache
 

@@ -5,8 +5,6 @@ numbers; forks with the prefix “fork1.”, “fork2.” and so on. Photos do n
 “missing”, so that the page that opens it can ask for them.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import zlib

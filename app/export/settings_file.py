@@ -4,8 +4,6 @@ Text is parsed as JSON, every entry is checked, and nothing is evaluated. Pictur
 lossless PNG: RGB for photos, class numbers for masks, black and white for known pixels.
 """
 
-from __future__ import annotations
-
 import base64
 import codecs
 import io

@@ -1,7 +1,5 @@
 """Everything of a run in one zip: settings, results, inputs and the whole timeline."""
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile

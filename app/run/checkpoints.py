@@ -1,7 +1,5 @@
 """The models of the page: the checkpoint that is shown first and those beside it."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The page's limits for requests, and its defaults where nothing is given."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The history of a run: what every head predicted at each step, in few bytes, for player and downloads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

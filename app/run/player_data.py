@@ -9,8 +9,6 @@ The server sends frames as they come, as JSON; the scripts keep them and draw ev
 What a sample of a head is depends on the form of its modality; see `_head` and `_samples`.
 """
 
-from __future__ import annotations
-
 import json
 import weakref
 from collections.abc import Callable, Hashable, Sequence

@@ -5,8 +5,6 @@ A function marked with `gpu` runs in a process of its own: its arguments and wha
 it closes over (the model) is inherited, and what the caller changes meanwhile does not reach it.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import os

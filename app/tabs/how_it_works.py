@@ -1,7 +1,5 @@
 """The tab that explains: the idea, a picture, the equations, what was measured, the model card."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from html import escape

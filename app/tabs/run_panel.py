@@ -1,7 +1,5 @@
 """Runs and what there is to see of them: a status line, the player, forks, comparisons and downloads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The tab of a task: examples, controls on the left, the player on the right."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The README.md beside an autoencoder's weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 TEMPLATE = Path(__file__).with_name("card.md")

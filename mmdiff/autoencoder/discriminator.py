@@ -1,7 +1,5 @@
 """The patch discriminator: says of every part of a photo whether it looks real (Isola et al. 2017)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

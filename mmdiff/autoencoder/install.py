@@ -4,8 +4,6 @@ python -m mmdiff.autoencoder.train --init checkpoints/autoencoder --decoder-only
 python -m mmdiff.autoencoder.install checkpoints/scenes --autoencoder runs/decoder --out checkpoints/scenes
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

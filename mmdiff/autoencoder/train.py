@@ -5,8 +5,6 @@
 Captions, masks and labels are ignored. Ctrl-C or SIGTERM saves the state; the same command resumes it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -1,7 +1,5 @@
 """How the autoencoder is trained: L1 + LPIPS, later also against a patch discriminator."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

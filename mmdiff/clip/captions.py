@@ -4,8 +4,6 @@ A caption is "a [style] photo of SUBJECT", then perhaps " with CLAUSE, CLAUSE, â
 "a photo of a dark red round apple", "a bright photo of the sea with blue above, grey below".
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The README.md of a CLIP checkpoint, from its measurements."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

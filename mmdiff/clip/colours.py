@@ -5,8 +5,6 @@ orchard set's training photos; `mmdiff.evaluate` reports how often the rule agre
 photos.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product

@@ -1,7 +1,5 @@
 """Pictures and captions, decoded and tokenised once, before the training."""
 
-from __future__ import annotations
-
 import io
 import os
 import random

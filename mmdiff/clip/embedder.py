@@ -1,7 +1,5 @@
 """Images and texts to unit vectors in one CLIP space, by any open_clip model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 python -m mmdiff.clip.evaluate checkpoints/clip-tiny --data val.parquet --out results.json
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections import Counter, defaultdict

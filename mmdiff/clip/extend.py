@@ -7,8 +7,6 @@ embed such texts where the image tower embeds recoloured photos (`mmdiff.clip.re
 frozen, and texts like the training captions keep their embeddings, so models trained with these still apply.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

@@ -1,7 +1,5 @@
 """The contrastive loss for captions that repeat."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP, ClipLoss

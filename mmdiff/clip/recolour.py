@@ -4,8 +4,6 @@ In the data some colours occur with some kinds only: there is no grey tomato. A 
 example in the colour of another, with a caption of the new colour.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection
 

@@ -3,8 +3,6 @@
 python -m mmdiff.clip.train --data A.parquet B.parquet --val C.parquet --out FOLDER --max-minutes 2
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -1,7 +1,5 @@
 """Batches of examples as tensors, augmented at random: crop, zoom, flip, light."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

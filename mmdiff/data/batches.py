@@ -1,7 +1,5 @@
 """Training batches for one process, from memory or from a stream, and validation examples."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """Rows of data sets, decoded into the compact form of each modality, and Parquet files read into memory."""
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections import deque

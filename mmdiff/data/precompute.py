@@ -5,8 +5,6 @@ that training stores, classes renumbered, and the embeddings of photo and captio
 little and needs no embedder. An interrupted run continues with the first missing shard.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -5,8 +5,6 @@ The order is a function of the seed: the shards of an epoch are permuted, and so
 uninterrupted one: it reads the current block again and continues in the middle of it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections import deque

@@ -3,8 +3,6 @@
 Each takes pictures (n, 3, H, W) in [-1, 1] and maps of known pixels (n, H, W) bool, and keeps known pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

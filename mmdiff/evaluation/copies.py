@@ -1,7 +1,5 @@
 """Does the model copy? Samples beside their nearest training photos, compared with unseen photos."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

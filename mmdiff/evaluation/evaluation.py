@@ -1,7 +1,5 @@
 """`Evaluation`: the examples, the sampling in batches and the observers that all tasks share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

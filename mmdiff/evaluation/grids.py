@@ -1,7 +1,5 @@
 """Grids of samples with captions."""
 
-from __future__ import annotations
-
 import math
 
 import torch

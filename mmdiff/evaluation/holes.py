@@ -4,8 +4,6 @@ A mask is a map of known pixels (B, H, W) bool, False where the hole is. Map k d
 alone, never on the device or on how many maps are drawn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps

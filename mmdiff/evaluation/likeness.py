@@ -6,8 +6,6 @@ models measured here. Distances of finite sets are not zero even for sets from o
 number of pictures, so every figure stands beside that of two sets of real photos of the same size.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 

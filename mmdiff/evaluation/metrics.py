@@ -4,8 +4,6 @@ Pictures are float (B, 3, H, W) in [-1, 1]; masks are long (B, H, W) of class in
 pixels are bool (B, H, W).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -11,8 +11,6 @@ those of `lpips` bit for bit; distances equal those of the implementation in `to
 weights to 1e-6, are 0 for equal pictures and grow with blur and with noise.
 """
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from collections.abc import Callable, Mapping

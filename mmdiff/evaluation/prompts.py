@@ -1,7 +1,5 @@
 """Do pictures match their text? Colours are checked by a rule that uses neither model nor embedder."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Tables in Markdown of the results of `python -m mmdiff.evaluate`: tasks, the bound, every subset given."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """How to sample and how much to measure; every field is also an option of `python -m mmdiff.evaluate`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mmdiff.evaluation.holes import HOLES

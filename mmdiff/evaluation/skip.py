@@ -1,7 +1,5 @@
 """`Skip`: a measurement that the data, the model or the installation does not allow."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

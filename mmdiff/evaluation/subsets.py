@@ -3,8 +3,6 @@
 All subsets use the same examples and the same noise, so that they can be compared example by example.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import permutations, product

@@ -3,8 +3,6 @@
 A task raises `Skip` with the reason where the data, the model or the observers do not allow it.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 `python -m mmdiff.folder FOLDER --out DIR` writes DIR/train.parquet, DIR/val.parquet and DIR/config.toml.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import shlex

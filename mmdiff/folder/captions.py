@@ -1,7 +1,5 @@
 """Captions: x.txt beside x.jpg, or a table captions.csv or captions.jsonl with the columns file, caption."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """All checks of a folder: its usable photos and masks, and the findings about the others."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

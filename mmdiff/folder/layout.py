@@ -1,7 +1,5 @@
 """The roles of a folder's files, photos with class and split, masks, captions, and findings about them."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from collections import Counter

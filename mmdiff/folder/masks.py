@@ -1,7 +1,5 @@
 """Masks coded by numbers or colours, which masks/classes.txt may list, as class numbers; void is 0."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Photos of a folder: opened in any known format, inspected, and shrunk with antialiasing."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The split into training and validation photos: by hash of their paths, the same share of every class."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 

@@ -1,7 +1,5 @@
 """Training data of a checked folder, as Parquet in the layout of `datasets`, and their configuration."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Registry of modality kinds. A new kind is a `Modality` and a line here, or `register` from elsewhere."""
 
-from __future__ import annotations
-
 import os
 from importlib import import_module
 

@@ -1,7 +1,5 @@
 """The anchor: the first modality of a model, a photo that may be known in part."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """The interface of a modality: encoding into the shared space Z, head, likelihood, files and previews."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """CLIP-style embeddings: unit vectors, a likelihood on the sphere."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

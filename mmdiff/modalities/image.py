@@ -1,7 +1,5 @@
 """Photos: identity on pixels, folded into patches; a Gaussian likelihood."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

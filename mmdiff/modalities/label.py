@@ -1,7 +1,5 @@
 """Class labels: one class per example, categorical likelihood."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Segmentation masks: a class per pixel, categorical likelihood, void pixels left out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

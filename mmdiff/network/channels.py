@@ -1,7 +1,5 @@
 """Where the modalities' encodings lie in Z: in channels of their own, or all in the same ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """What the denoiser sees of a request, in the space Z, for a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

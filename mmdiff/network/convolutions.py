@@ -7,8 +7,6 @@ a quarter of the photo's size are kept, too, for modalities whose edges are fine
 U-Net, Ronneberger et al. 2015).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

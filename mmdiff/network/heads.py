@@ -1,7 +1,5 @@
 """Heads D_i: features of the denoiser -> what a modality's `interpret` reads its prediction from."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -5,8 +5,6 @@ norm (DiT, Peebles & Xie 2023) whose modulation is shared by all blocks up to a 
 al. 2023).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """One request on its way through the engine: a sampler, what the network sees, and changes of conditions."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ the layout of the source through reading, preparation and a training step. With 
 rows of the source itself.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json

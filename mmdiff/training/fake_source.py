@@ -1,7 +1,5 @@
 """Made-up rows in the layout of a real source: its file format, its columns, its class numbers."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import tarfile

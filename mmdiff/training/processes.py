@@ -4,8 +4,6 @@
 model, or with ``shard`` a part of every weight (FSDP2), and works on its share of every batch.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Iterator

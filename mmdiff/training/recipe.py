@@ -1,7 +1,5 @@
 """What the trainings of the CLIP model and of the autoencoder share: they may end by the clock."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -7,8 +7,6 @@ nothing more, although its input token still separates new photos. A new head, f
 photos and of the usual mixture of tasks, classifies new photos better.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

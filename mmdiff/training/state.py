@@ -1,7 +1,5 @@
 """Saving and loading the state of a training run: weights, averages, optimiser moments and the step."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Everything random in step k is drawn from a generator seeded by (seed, k), so th
 resumed equals one that was not (`mmdiff.training.state`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Augmentation: what a good generated picture may differ in from photos. Place, size, sharpness, colour."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

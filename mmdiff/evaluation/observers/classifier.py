@@ -5,8 +5,6 @@
     python -m mmdiff.evaluation.observers.classifier --data train.parquet --val val.parquet --out OUT
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -1,7 +1,5 @@
 """The command that trains, measures and saves an observer."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

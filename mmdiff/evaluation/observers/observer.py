@@ -3,8 +3,6 @@
 It is trained on real photos only and shares nothing with the diffusion model, so that it is independent.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
