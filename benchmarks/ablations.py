@@ -39,9 +39,9 @@ from benchmarks.study import (
     tasks_with,
     trained_and_measured,
 )
+from benchmarks.tables.evaluation import look_up
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
-from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure

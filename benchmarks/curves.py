@@ -21,9 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
+from benchmarks.tables.evaluation import look_up
 from mmdiff.evaluate import evaluate, read_examples
 from mmdiff.evaluation.evaluation import Evaluation
-from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
 

@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.engine import paired, seconds
 from benchmarks.study import only
 from benchmarks.tables.costs import FIGURES, GUIDED
+from benchmarks.tables.evaluation import look_up
 from mmdiff.checkpoint import load_config
 from mmdiff.config import ModelConfig
 from mmdiff.evaluate import evaluate, read_examples
 from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.observers.classifier import Classifier
-from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import UNKNOWN, MultiModalDiffusion
 from mmdiff.pipeline import Pipeline

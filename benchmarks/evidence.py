@@ -44,12 +44,12 @@ from benchmarks.study import (
     write,
 )
 from benchmarks.systems import MaskedAutoencoder, OneCall
+from benchmarks.tables.evaluation import look_up
 from benchmarks.tables.studies import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
 from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS
 from mmdiff.evaluation.holes import HOLES, interval
-from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
 
 PHOTOS = {"joint": 0.0, "given": 1.0, "holes": 1.0}  # every photo is given, with holes

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.tables import costs, studies
-from mmdiff.evaluation.report import Report, Results, evaluated
+from benchmarks.tables.evaluation import Report, Results, evaluated
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("docs") / "results"

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from mmdiff.clip import ClipEmbedder
 from mmdiff.clip.captions import vary
+from mmdiff.clip.card import extension
 from mmdiff.clip.data import SIDE, CaptionTexts, read_pairs
 from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, resize_square
 from mmdiff.clip.evaluate import caption_prompts, evaluate, retrieval
@@ -104,6 +105,16 @@ def test_checkpoint_is_a_plain_open_clip_folder(trained):
     assert F.cosine_similarity(embedder.embed_images(images), image_vector).item() > 0.999
     with safe_open(out / WEIGHTS_NAME, "pt") as weights:
         assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}
+
+
+def test_the_card_describes_the_added_combinations():
+    found = {
+        "combinations": ["red cherry"],
+        "new_cosine": {"before": 0.4, "after": 0.99},
+        "kept_cosine": 0.995,
+    }
+    text = extension(found)
+    assert "red cherry" in text and "0.99, before\n0.40" in text and "0.995" in text
 
 
 def test_card_reports_the_measurements(trained):

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import report
 from benchmarks.report import build
+from benchmarks.tables.evaluation import Report, Table
 from benchmarks.tables.studies import SYSTEMS
-from mmdiff.evaluation.report import Report, Table
 
 SETTINGS = {"steps": 5, "sampler": "ddim", "guidance": 1.0}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmdiff.evaluation.report import Report, Results, Table, look_up
+from benchmarks.tables.evaluation import Report, Results, Table, look_up
 
 GUIDED = "ancestral, guided"  # by the pixels around holes
 # figures by steps: text, name, format

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mmdiff.evaluation.report import Report, Results, Table, look_up
+from benchmarks.tables.evaluation import Report, Results, Table, look_up
 
 Column = tuple[str, str, str]  # text, name of the figure, format
 

@@ -20,8 +20,8 @@ Then the text tower alone was taught {count} combinations of colour and kind tha
 hardly any: {combinations}.
 Such texts now lie where recoloured photos do (mean cosine {found[new_cosine][after]:.2f}, before
 {found[new_cosine][before]:.2f}); all others stayed where they were (mean cosine {found[kept_cosine]:.3f}).
-`python -m mmdiff.clip.extend` repeats it. The image tower, which did not take part, tells kinds apart by
-their usual colours, so such texts say little about the kind.
+Commit 279370b of mmdiff can do it again, with `mmdiff.clip.extend`. The image tower, which did not take
+part, tells kinds apart by their usual colours, so such texts say little about the kind.
 """
 TEMPLATE = Path(__file__).with_name("card.md")
 
@@ -48,7 +48,7 @@ def write_card(folder: Path, results: list[dict]) -> None:
 
 
 def extension(found: dict) -> str:
-    """About `mmdiff.clip.extend`, from what it found."""
+    """About the combinations that were added to the text tower of checkpoints/clip-tiny."""
     combinations = found["combinations"]
     return EXTENDED.format(found=found, count=len(combinations), combinations=", ".join(combinations))
 

@@ -1,4 +1,4 @@
-"""Tables in Markdown of the results of `python -m mmdiff.evaluate`: tasks, the bound, every subset given."""
+"""The table model of all results, and the tables of `mmdiff.evaluate`: tasks, the bound, every subset given."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
