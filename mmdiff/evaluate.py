@@ -157,9 +157,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--judge", help="folder of a classifier, see mmdiff/evaluation/observers")
     parser.add_argument("--segmenter", help="folder of a segmenter, see mmdiff/evaluation/observers")
-    parser.add_argument(
-        "--train", help="Parquet file of the training data, for the tasks prompts, copies and likeness"
-    )
+    parser.add_argument("--train", help="Parquet file of the training data, for copies and likeness")
     parser.add_argument(
         "--all-subsets",
         action="store_true",

@@ -20,7 +20,7 @@ from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
 
 WITHOUT_BOUND = tuple(name for name in TASKS if name != "bound")
-WITHOUT_EMBEDDING = tuple(n for n in TASKS if n not in ("embedding_from_image", "image_from_text", "prompts"))
+WITHOUT_EMBEDDING = tuple(n for n in TASKS if n not in ("embedding_from_image", "image_from_text"))
 
 
 @pytest.fixture

@@ -18,19 +18,12 @@ from oracles import (
 )
 from PIL import Image
 
-from mmdiff.clip.colours import (
-    Said,
-    colour_names,
-    combinations,
-    hsv,
-    hue_word,
-    is_colour,
-    median_colour,
-    parse,
-)
+from benchmarks import prompts
+from benchmarks.prompts import combinations, write_prompts
 from mmdiff.evaluate import Evaluation, evaluate
-from mmdiff.evaluation.prompts import write_prompts
+from mmdiff.evaluation.colours import Said, colour_names, hsv, hue_word, is_colour, median_colour, parse
 from mmdiff.evaluation.settings import EvaluationSettings
+from mmdiff.evaluation.tasks import TASKS
 
 EMBEDDER = ColourEmbedder()
 COMMON = [caption(label) for label in range(6)] * 200  # each colour with its own kind
@@ -42,9 +35,16 @@ def examples():
     return make_examples(60, EMBEDDER)
 
 
-def run(pipe, examples, *tasks, judge=None, train=(*COMMON, *RARE), **changes):
-    settings = EvaluationSettings(**{"steps": 2, "batch": 16, "seed": 1, "prompts": 60} | changes)
+def run(pipe, examples, *tasks, judge=None, train=(*COMMON, *RARE)):
+    settings = EvaluationSettings(steps=2, batch=16, seed=1)
     return evaluate(Evaluation(pipe, examples, settings, judge, train), tasks)
+
+
+@pytest.fixture(autouse=True)
+def with_prompts(monkeypatch):
+    """The task is there, with few texts."""
+    monkeypatch.setattr(prompts, "PROMPTS", 60)
+    monkeypatch.setitem(TASKS, "prompts", prompts.prompts)
 
 
 # -- colours -----------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_an_oracle_scores_perfectly(examples):
 def test_shade_and_hue_are_measured_separately(examples):
     dark = [text.replace(" red ", " dark red ") for text in COMMON]
     pipe = Oracle(specs(embedding=True), examples, EMBEDDER)
-    got = run(pipe, examples, "prompts", train=(*dark, *RARE), prompts=24)["prompts"]
+    got = run(pipe, examples, "prompts", train=(*dark, *RARE))["prompts"]
     assert got["overall"]["colour"] == 1 > got["overall"]["colour_and_shade"]
     assert "--judge" in got["overall"]["kind"]["skipped"]
 

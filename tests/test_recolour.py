@@ -7,8 +7,8 @@ import pytest
 import torch
 from oracles import COLOURS, SIZE, WORDS, make_examples, object_colours
 
-from mmdiff.clip.colours import Said, colour_names, from_hsv, hsv, hue_word, median_colour, parse, with_colour
-from mmdiff.clip.recolour import recolour, recoloured_copies
+from benchmarks.recolour import from_hsv, recolour, recoloured_copies, with_colour
+from mmdiff.evaluation.colours import Said, colour_names, hsv, hue_word, median_colour, parse
 
 
 def test_hsv_and_back_is_the_identity_and_equals_colorsys():

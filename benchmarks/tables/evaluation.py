@@ -1,4 +1,4 @@
-"""The table model of all results, and the tables of `mmdiff.evaluate`: tasks, the bound, every subset given."""
+"""The table model of all results, and the tables of `mmdiff.evaluate`: tasks, the bound, every subset."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

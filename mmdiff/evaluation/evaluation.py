@@ -51,7 +51,7 @@ class Evaluation:
 
     Attributes:
         classifier, segmenter: networks that say what a generated picture shows.
-        train_captions: texts that the model was trained with, for the task `prompts`.
+        train_captions: texts that the model was trained with, for `benchmarks/prompts.py`.
         train_photos: (n, 3, H, W) uint8 that the model was trained with, for `copies` and `likeness`.
         rows: (n,) of the examples to measure.
     """

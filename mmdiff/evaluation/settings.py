@@ -28,7 +28,6 @@ class EvaluationSettings:
     eta: float = option(0.0, "fresh noise in each step of ddim, 0 to 1")
     guidance: float = option(1.0, "guidance scale for pictures made from a label, mask or text; 1 is off")
     samples: int = option(490, "pictures to generate per task, at most; equally many of each class")
-    prompts: int = option(200, "texts of the task prompts, half of them rare combinations")
     limit: int | None = option(None, "use only this many examples, drawn with the seed", type=int)
     holes: tuple[str, ...] = option(
         ("blocks",), f"which kinds of holes, of {', '.join(HOLES)}", choices=tuple(HOLES), metavar="KIND"
@@ -40,7 +39,7 @@ class EvaluationSettings:
         lowest = dict.fromkeys(
             ("steps", "reading_steps", "filling_steps", "batch", "samples", "limit", "bound_draws"), 1
         )
-        for name, low in (lowest | {"prompts": 2, "seed": 0}).items():
+        for name, low in (lowest | {"seed": 0}).items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name} is {value}; give at least {low}.")

@@ -17,12 +17,12 @@ from mmdiff import losses
 from mmdiff.data.augment import draw_batch
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.classical_inpainting import InpaintingMethod
+from mmdiff.evaluation.colours import caption_colours
 from mmdiff.evaluation.copies import copies
 from mmdiff.evaluation.evaluation import Evaluation, Outcome
 from mmdiff.evaluation.holes import HOLES, Inpainted, compared, inpainting_figures
 from mmdiff.evaluation.likeness import likeness
 from mmdiff.evaluation.metrics import json_numbers, mean
-from mmdiff.evaluation.prompts import caption_colours, prompts
 from mmdiff.evaluation.skip import Skip, or_reason
 
 RANKS = (1, 5, 10)  # k of recall@k
@@ -246,7 +246,6 @@ TASKS: dict[str, Callable[[Evaluation], Outcome]] = {
         image_from_label,
         image_from_mask,
         image_from_text,
-        prompts,
         joint,
         joint_following_label,
         holes,

@@ -1,19 +1,19 @@
-"""Colours: names by rule, the colour and kind in a caption, and hue, saturation and value. No network.
+"""Do pictures have the colour that their text names? By a rule that uses neither model nor embedder.
 
-A name is a hue word, perhaps with "dark" or "pale" before it. The bounds were chosen by the captions of the
-orchard set's training photos; `mmdiff.evaluate` reports how often the rule agrees with the captions of its
-photos.
+A colour's name is a hue word, perhaps with "dark" or "pale" before it. The bounds were chosen by the captions
+of the orchard set's training photos; `mmdiff.evaluate` reports how often the rule agrees with the captions of
+its photos.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmdiff.clip.captions import with_article
+from mmdiff.evaluation import metrics
+from mmdiff.evaluation.evaluation import Evaluation
+from mmdiff.evaluation.skip import Skip
 
 HUES = (  # hue in degrees up to which the word applies, beginning at -60 (300)
     (-20.0, "pink"),
@@ -31,7 +31,6 @@ BROWN_BELOW = 0.5  # brightness of what would else be orange
 DARK_BELOW = 0.45  # brightness
 PALE_BELOW, PALE_FROM = 0.4, 0.65  # saturation, if at least this bright
 SHADES = ("dark", "pale")
-RARE_BELOW = 0.002  # share of the captions below which a combination of colour and kind is rare
 WORDS = frozenset({word for _, word in HUES} | {"black", "white", "grey", "brown"})
 
 
@@ -52,13 +51,6 @@ def hsv(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.where(value == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
     )
     return 60 * hue, (value - darkest) / value.clamp(min=1e-12), value
-
-
-def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """The inverse of `hsv`: each (B, ...), hue in degrees -> (B, 3, ...) in [0, 1]."""
-    offset = torch.tensor([5.0, 3.0, 1.0], device=hue.device).view(1, 3, *[1] * (hue.ndim - 1))
-    sector = (offset + hue[:, None] / 60) % 6
-    return value[:, None] * (1 - saturation[:, None] * torch.minimum(sector, 4 - sector).clamp(0, 1))
 
 
 def colour_names(colours: Tensor) -> list[str]:
@@ -107,20 +99,26 @@ def parse(caption: str) -> Said | None:
     return Said(colour, words[-1]) if article in ("a", "an") and is_colour(colour) else None
 
 
-def with_colour(caption: str, colour: str) -> str:
-    """A caption that `parse` can read, with another colour."""
-    start, _, rest = caption.partition(f" {parse(caption).colour} ")
-    before = start.removesuffix("an").removesuffix("a")
-    return f"{before}{with_article('a', colour)} {rest}"
+def seen_colours(images: Tensor) -> list[str]:
+    """The name of the median colour of each picture's object, on a white background."""
+    return colour_names(median_colour(images, metrics.white_background_mask(images)))
 
 
-def combinations(captions: Sequence[str]) -> tuple[Counter[Said], list[Said], list[Said]]:
-    """Counts of each pair of colour and kind in captions; and of all pairs the common and the rare.
+def colour_agreement(seen: Sequence[str], asked: Sequence[Said]) -> dict[str, float]:
+    """Share of pictures in the colour of their text: by hue word, and with "dark" or "pale" as well."""
+    pairs = [(colour, said.colour) for colour, said in zip(seen, asked, strict=True)]
+    return {
+        "n": len(pairs),
+        "colour": sum(hue_word(a) == hue_word(b) for a, b in pairs) / len(pairs),
+        "colour_and_shade": sum(a == b for a, b in pairs) / len(pairs),
+    }
 
-    Pairs in less than `RARE_BELOW` of the captions are rare, including those that never occur.
-    """
-    counts = Counter(said for caption in captions if (said := parse(caption)))
-    colours, kinds = sorted({said.colour for said in counts}), sorted({said.kind for said in counts})
-    pairs = [Said(*pair) for pair in product(colours, kinds)]
-    rare = [pair for pair in pairs if counts[pair] < RARE_BELOW * len(captions)]
-    return counts, [pair for pair in pairs if pair not in rare], rare
+
+def caption_colours(ev: Evaluation, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """`colour_agreement` of pictures with those of their captions that name a colour."""
+    ev.require_rule()
+    asked = [parse(caption) for caption in captions]
+    chosen = [k for k, said in enumerate(asked) if said]
+    if not chosen:
+        raise Skip("no caption names a colour")
+    return colour_agreement(seen_colours(images[chosen]), [asked[k] for k in chosen])

@@ -1,19 +1,36 @@
-"""Do pictures match their text? Colours are checked by a rule that uses neither model nor embedder."""
+"""Do photos made from texts show the colour and the kind that the text names? The task `prompts`.
 
+    python benchmarks/prompts.py CHECKPOINT --data PARQUET --train PARQUET --judge FOLDER --out results.json \
+        --tasks prompts
+
+takes the arguments of `python -m mmdiff.evaluate`, measures the same and knows this task, too. It is about
+the captions of the orchard set.
+"""
+
+from __future__ import annotations
+
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.recolour import recoloured_copies
 from mmdiff.clip.captions import with_article
-from mmdiff.clip.colours import Said, colour_names, combinations, hue_word, median_colour, parse
-from mmdiff.clip.recolour import recoloured_copies
 from mmdiff.data.augment import draw_batch
-from mmdiff.evaluation import metrics
+from mmdiff.evaluate import main
+from mmdiff.evaluation.colours import Said, caption_colours, colour_agreement, parse, seen_colours
 from mmdiff.evaluation.evaluation import Evaluation, Outcome
 from mmdiff.evaluation.skip import Skip, or_reason
+from mmdiff.evaluation.tasks import TASKS
 
+PROMPTS = 200  # texts, half of them rare combinations
+RARE_BELOW = 0.002  # share of the captions below which a combination of colour and kind is rare
 WORDINGS = (
     "a photo of {} {}",
     "{} {}",
@@ -26,6 +43,18 @@ WORDINGS = (
 )
 
 
+def combinations(captions: Sequence[str]) -> tuple[Counter[Said], list[Said], list[Said]]:
+    """Counts of each pair of colour and kind in captions; and of all pairs the common and the rare.
+
+    Pairs in less than `RARE_BELOW` of the captions are rare, including those that never occur.
+    """
+    counts = Counter(said for caption in captions if (said := parse(caption)))
+    colours, kinds = sorted({said.colour for said in counts}), sorted({said.kind for said in counts})
+    pairs = [Said(*pair) for pair in product(colours, kinds)]
+    rare = [pair for pair in pairs if counts[pair] < RARE_BELOW * len(captions)]
+    return counts, [pair for pair in pairs if pair not in rare], rare
+
+
 def write_prompts(pairs: Sequence[Said], count: int) -> tuple[list[str], list[Said]]:
     """``count`` texts that cycle through the pairs, in other words each time, and the pair of each."""
     said = [pairs[k % len(pairs)] for k in range(count)]
@@ -33,31 +62,6 @@ def write_prompts(pairs: Sequence[Said], count: int) -> tuple[list[str], list[Sa
     subjects = [with_article("a", s.colour) for s in said]
     texts = zip(wordings, subjects, said, strict=True)
     return [wording.format(subject, s.kind) for wording, subject, s in texts], said
-
-
-def seen_colours(images: Tensor) -> list[str]:
-    """The name of the median colour of each picture's object, on a white background."""
-    return colour_names(median_colour(images, metrics.white_background_mask(images)))
-
-
-def colour_agreement(seen: Sequence[str], asked: Sequence[Said]) -> dict[str, float]:
-    """Share of pictures in the colour of their text: by hue word, and with "dark" or "pale" as well."""
-    pairs = [(colour, said.colour) for colour, said in zip(seen, asked, strict=True)]
-    return {
-        "n": len(pairs),
-        "colour": sum(hue_word(a) == hue_word(b) for a, b in pairs) / len(pairs),
-        "colour_and_shade": sum(a == b for a, b in pairs) / len(pairs),
-    }
-
-
-def caption_colours(ev: Evaluation, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """`colour_agreement` of pictures with those of their captions that name a colour."""
-    ev.require_rule()
-    asked = [parse(caption) for caption in captions]
-    chosen = [k for k, said in enumerate(asked) if said]
-    if not chosen:
-        raise Skip("no caption names a colour")
-    return colour_agreement(seen_colours(images[chosen]), [asked[k] for k in chosen])
 
 
 def prompts(ev: Evaluation) -> Outcome:
@@ -74,7 +78,7 @@ def prompts(ev: Evaluation) -> Outcome:
     counts, common, rare = combinations(ev.train_captions)
     if not common or not rare:
         raise Skip("the training captions do not combine colours with kinds, some often and some rarely")
-    half = ev.settings.prompts // 2
+    half = PROMPTS // 2
     texts, asked = map(list.__add__, write_prompts(common, half), write_prompts(rare, half))
     images = ev.images_from("prompts", len(texts), embedding=ev.embed_texts(texts))
     seen = seen_colours(images)
@@ -118,3 +122,8 @@ def _by_combination(counts: Counter[Said], asked: Sequence[Said], seen: Sequence
     for said, colour in zip(asked, seen, strict=True):
         found.setdefault(" ".join(said), {"train": counts[said], "seen": Counter()})["seen"][colour] += 1
     return found
+
+
+if __name__ == "__main__":
+    TASKS["prompts"] = prompts
+    main()

@@ -10,10 +10,18 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from mmdiff.clip.colours import Said, from_hsv, hsv, median_colour, parse, with_colour
+from mmdiff.clip.captions import with_article
 from mmdiff.data.examples import Examples
+from mmdiff.evaluation.colours import Said, hsv, median_colour, parse
 
 LEAST_SATURATION = 0.2  # of a photo to recolour; the hue of what is greyer is noise
+
+
+def from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """The inverse of `hsv`: each (B, ...), hue in degrees -> (B, 3, ...) in [0, 1]."""
+    offset = torch.tensor([5.0, 3.0, 1.0], device=hue.device).view(1, 3, *[1] * (hue.ndim - 1))
+    sector = (offset + hue[:, None] / 60) % 6
+    return value[:, None] * (1 - saturation[:, None] * torch.minimum(sector, 4 - sector).clamp(0, 1))
 
 
 def recolour(images: Tensor, inside: Tensor, colours: Tensor) -> Tensor:
@@ -36,6 +44,13 @@ def recolour(images: Tensor, inside: Tensor, colours: Tensor) -> Tensor:
     power = aim[2].clamp(0.02, 0.98).log() / now[2].clamp(0.02, 0.98).log()
     moved = 2 * from_hsv(hue, saturation, value.clamp(0, 1) ** power) - 1
     return torch.where(inside[:, None], moved, images)
+
+
+def with_colour(caption: str, colour: str) -> str:
+    """A caption that `parse` can read, with another colour."""
+    start, _, rest = caption.partition(f" {parse(caption).colour} ")
+    before = start.removesuffix("an").removesuffix("a")
+    return f"{before}{with_article('a', colour)} {rest}"
 
 
 def recoloured_copies(
