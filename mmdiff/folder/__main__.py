@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from mmdiff.folder.check import Checked, check_folder
-from mmdiff.folder.write import PATCH, configuration_of, margin_of, write_split
+from mmdiff.folder.write import PATCH, margin_of, render, write_split
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -78,7 +78,16 @@ def write(checked: Checked, args: argparse.Namespace) -> None:
         print(f"{path}: {count:,} examples")
     path = args.out / "config.toml"
     train, val = (file.as_posix() for file in files.values())
-    path.write_text(configuration_of(checked, args.size, train, val), encoding="utf-8")
+    configuration = render(
+        args.size,
+        train,
+        val,
+        sum(photo.split == "train" for photo in checked.photos),
+        checked.classes if len(checked.classes) > 1 else (),
+        checked.coding.classes if checked.coding else (),
+        any(photo.caption for photo in checked.photos),
+    )
+    path.write_text(configuration, encoding="utf-8")
     print(f"{path}: configuration")
     print("\nNext: python -m mmdiff.train", shlex.join([str(path), "--out", str(args.out / "run")]))
 

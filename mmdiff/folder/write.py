@@ -76,19 +76,6 @@ def margin_of(size: int) -> int:
     return size // 8
 
 
-def configuration_of(checked: Checked, size: int, train: str, val: str) -> str:
-    """The configuration for a checked folder whose data are in the files ``train`` and ``val``."""
-    return render(
-        size,
-        train,
-        val,
-        sum(photo.split == "train" for photo in checked.photos),
-        checked.classes if len(checked.classes) > 1 else (),
-        checked.coding.classes if checked.coding else (),
-        any(photo.caption for photo in checked.photos),
-    )
-
-
 def render(
     size: int,
     train: str,

@@ -82,7 +82,8 @@ class Run:
         if self.main:
             (out / "samples").mkdir(parents=True, exist_ok=True)
             self.log = MetricsLog(out / METRICS_FILE, trainer.step)
-            self.best = _best_so_far(out)
+            best = out / "best" / "val.json"
+            self.best = json.loads(best.read_text())["total"] if best.exists() else float("inf")
         self.bar = tqdm(
             total=total_steps,
             initial=trainer.step,
@@ -248,11 +249,6 @@ def _check_same_step(trainer: Trainer, out: Path) -> None:
         raise ValueError(
             f"the processes find different states in {out}; it must be on a disk that all machines share."
         )
-
-
-def _best_so_far(out: Path) -> float:
-    path = out / "best" / "val.json"
-    return json.loads(path.read_text())["total"] if path.exists() else float("inf")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.config import ModelConfig, from_dict, to_dict
-from mmdiff.files import write_tensors
 from mmdiff.training.processes import like, whole
 from mmdiff.training.trainer import Trainer
 
@@ -46,18 +45,8 @@ def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, str]]:
     return gathered, metadata
 
 
-def save_state(trainer: Trainer, path: Path) -> None:
-    """Write `state_of` and keep the file that was there as the backup; all processes call it.
-
-    Raises OSError if it cannot be written.
-    """
-    tensors, metadata = state_of(trainer)
-    if trainer.processes.main:
-        write_tensors(tensors, path, metadata, backup=backup_of(path))
-
-
 def load_state(trainer: Trainer, path: Path) -> None:
-    """Continue from a state that `save_state` wrote.
+    """Continue from a file of what `state_of` gave.
 
     Raises:
         DamagedState: it cannot be read.

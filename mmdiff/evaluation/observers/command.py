@@ -12,17 +12,7 @@ from mmdiff.device import choose_device
 from mmdiff.evaluation.observers.observer import Observer, read_annotated
 from mmdiff.files import CARD_FILE, write_text
 
-CARD = """# {title}
-
-{network} of {parameters:,} parameters that {reads} of {size} x {size} pixels.
-It measures whether generated pictures {use}.
-
-- Trained for {epochs} epochs on {train_examples:,} real photos of `{data}` and on nothing else, with flips,
-  small shifts, rotations, scaling, {changes} ({seconds:.0f} s on {device}).
-- On {val_examples:,} photos of `{val}`: {measured}
-- The weights derive from the training photos, so their licence and attribution apply.
-- Made by `{command} --data {data} --val {val} --epochs {epochs} --seed {seed}`.
-"""
+TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def run(make: type[Observer], summary: str, argv: Sequence[str] | None) -> None:
@@ -76,7 +66,9 @@ def card(observer: Observer) -> str:
     """The README.md beside the weights, from the facts."""
     facts = {name: _listed(v) if isinstance(v, dict) else v for name, v in observer.facts.items()}
     texts = {name: text.format(**facts) for name, text in observer.texts.items()}
-    return CARD.format(title=observer.noun.capitalize(), command=observer.command(), **facts, **texts)
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        title=observer.noun.capitalize(), command=observer.command(), **facts, **texts
+    )
 
 
 def _listed(values: dict[str, float]) -> str:
