@@ -52,6 +52,7 @@ class ModalityConfig:
     kind: str
     weights: str = "joint"  # family of w_t; ignored for the anchor (the first modality)
     scale: float = 1.0  # c_i, the constant in front of the family
+    lead: float = 0.0  # l_i, by how much it is decided earlier, in units of the anchor's run; with core = "levels"
     loss_weight: float = 1.0  # lambda_i of this modality's L2 term
     options: dict[str, Any] = field(default_factory=dict)  # arguments of the kind's constructor
 
@@ -61,6 +62,7 @@ class ModelConfig:
     """Everything needed to rebuild the model around its weights."""
 
     modalities: tuple[ModalityConfig, ...]
+    core: str = "flags"  # "levels": a level a modality; "flags": the first edition, one time and flags for all
     image_size: int = 64  # pixels, height and width
     patch_size: int = 16  # pixels a token spans
     width: int = 256
@@ -80,6 +82,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.channels not in ("own", "shared"):
             raise ValueError(f"model.channels is {self.channels!r}; use 'own' or 'shared'.")
+        if self.core not in ("flags", "levels"):
+            raise ValueError(f"model.core is {self.core!r}; use 'levels', or 'flags' for the first edition.")
         if self.in_place and self.channels == "shared":
             raise ValueError("model.in_place needs channels of their own; leave model.channels at 'own'.")
         if not self.modalities:
@@ -162,9 +166,10 @@ class TaskConfig:
     ask_for_lacking: bool = False
     reading: float = 0.0  # share of the examples with a complete image given that have t = T
     only_reading: float = 0.0  # share of all examples with the complete image given, nothing else, and t = T
+    other_leads: float = 0.0  # share of examples with random leads, so that a request can set its own
 
     def __post_init__(self) -> None:
-        _check_shares(self, "tasks", ("joint", "given", "absent", "holes", "reading", "only_reading"))
+        _check_shares(self, "tasks", ("joint", "given", "absent", "holes", "reading", "only_reading", "other_leads"))
 
 
 @dataclass(frozen=True)

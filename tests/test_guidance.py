@@ -6,7 +6,7 @@ from driving import final
 
 from mmdiff.guidance import guide
 from mmdiff.samplers import implied_noise, sample_ddim, timesteps
-from mmdiff.schedule import NoiseSchedule
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 
 torch.set_num_threads(1)
 

@@ -7,8 +7,8 @@ from synthetic import CLASSES, DIM, SIZE, lively_model, tiny_config
 from mmdiff.forward_process import q_sample
 from mmdiff.model import LOG_SNR_LIMIT, MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
-from mmdiff.network.convolutions import Stem
-from mmdiff.network.transformer import position_table, timestep_embedding
+from mmdiff.first_edition.convolutions import Stem
+from mmdiff.first_edition.transformer import position_table, timestep_embedding
 from mmdiff.schedule import log_snr
 
 NAMES = ("image", "mask", "label", "embedding")

@@ -10,7 +10,7 @@ from test_model import NAMES, draw, flags_of, normal, pixels
 from mmdiff.config import TaskConfig
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
-from mmdiff.network.convolutions import Reader
+from mmdiff.first_edition.convolutions import Reader
 from mmdiff.schedule import log_snr
 from mmdiff.training.trainer import Trainer
 

@@ -29,7 +29,8 @@ from mmdiff.samplers import (
     sample_dpmpp_2m,
     timesteps,
 )
-from mmdiff.schedule import FAMILIES, KINDS, NoiseSchedule
+from mmdiff.first_edition.schedule import FAMILIES, KINDS
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mmdiff.schedule import FAMILIES, KINDS, NoiseSchedule
+from mmdiff.first_edition.schedule import FAMILIES, KINDS
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 
 torch.set_num_threads(1)
 

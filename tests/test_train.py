@@ -31,7 +31,7 @@ from mmdiff.data import batches
 from mmdiff.data.augment import draw_batch
 from mmdiff.files import write_tensors
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import training_losses, z0_weight
+from mmdiff.first_edition.losses import training_losses, z0_weight
 from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
 from mmdiff.training import trainer as training
 from mmdiff.training.loop import MetricsLog, run

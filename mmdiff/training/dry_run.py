@@ -26,7 +26,7 @@ from mmdiff.data.examples import Examples
 from mmdiff.data.precompute import prepare
 from mmdiff.data.stream import StreamedBatches, first_examples
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import total_loss, training_losses, z0_weight
+from mmdiff.first_edition.losses import total_loss, training_losses, z0_weight
 from mmdiff.modalities import Modality
 from mmdiff.model import ABSENT, UNKNOWN, MultiModalDiffusion
 from mmdiff.schedule import log_snr

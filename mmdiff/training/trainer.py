@@ -14,7 +14,7 @@ from mmdiff.config import TrainConfig
 from mmdiff.data.batches import VAL_EXAMPLES, Batches, MemoryBatches
 from mmdiff.data.examples import Examples
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import total_loss, training_losses, z0_weight
+from mmdiff.first_edition.losses import total_loss, training_losses, z0_weight
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT
 from mmdiff.samplers import SampleNoise, sample_ddim, timesteps
