@@ -39,11 +39,11 @@ from benchmarks.study import (
     tasks_with,
     trained_and_measured,
 )
+from mmdiff.checkpoint import build_model
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
 from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
-from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.dry_run import measure
 
 SIZE = {"image_size": 32, "patch_size": 8, "width": 96, "depth": 4, "heads": 4, "refiner_width": 16}
@@ -83,7 +83,7 @@ def pixels(config: TrainConfig) -> TrainConfig:
     others = [dataclasses.replace(m, loss_weight=m.loss_weight / 5, options=_fine(m.options)) for m in others]
     anchor = dataclasses.replace(anchor, kind="image", options={})
     changed = model_with(modalities=(anchor, *others), refiner_width=32)(config)
-    before, after = (measure(MultiModalDiffusion(c.model)) for c in (config, changed))
+    before, after = (measure(build_model(c.model)) for c in (config, changed))
     images = round(config.optim.images * before.step / after.step)
     return dataclasses.replace(changed, optim=dataclasses.replace(config.optim, images=images))
 

@@ -26,14 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.engine import paired, seconds
 from benchmarks.study import only
 from benchmarks.tables.costs import FIGURES, GUIDED
-from mmdiff.checkpoint import load_config
+from mmdiff.checkpoint import build_model, load_config
 from mmdiff.config import ModelConfig
 from mmdiff.evaluate import evaluate, read_examples
 from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.report import look_up
 from mmdiff.evaluation.settings import EvaluationSettings
-from mmdiff.model import UNKNOWN, MultiModalDiffusion
+from mmdiff.network.conditioning import UNKNOWN
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SAMPLERS
 from mmdiff.training.dry_run import count, measure
@@ -53,7 +53,7 @@ class Pass:
     """One call of a network for a batch with nothing given, and its cost."""
 
     def __init__(self, config: ModelConfig, batch: int) -> None:
-        self.model = MultiModalDiffusion(config).eval()
+        self.model = build_model(config).eval()
         size = config.image_size
         flags = torch.full((batch, len(self.model.names)), UNKNOWN)
         self.condition = self.model.condition({}, flags, torch.zeros(batch, 1, size, size))

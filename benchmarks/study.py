@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdiff.checkpoint import build_model
 from mmdiff.config import ModelConfig, TrainConfig, to_dict
 from mmdiff.data.batches import load_examples
 from mmdiff.data.examples import Examples
@@ -28,7 +29,6 @@ from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.metrics import mean
 from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.settings import EvaluationSettings
-from mmdiff.model import MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 from mmdiff.training.dry_run import count
 from mmdiff.training.state import load_state, save_state
@@ -113,7 +113,7 @@ def load_bench(
     kept: Path | None = None,
 ) -> Bench:
     """Bench of Parquet files, with the modalities of ``base``. Raises ValueError where something lacks."""
-    blueprint = MultiModalDiffusion(base.model)
+    blueprint = build_model(base.model)
     examples = (load_examples(path, blueprint, base, embedder) for path in (train, val))
     return Bench(*examples, Classifier.from_pretrained(judge), embedder, settings, kept)
 
@@ -131,7 +131,7 @@ def fingerprint(trainer: type[Trainer], config: TrainConfig, examples: Examples)
 
 def photos_judged(base: TrainConfig, bench: Bench) -> float:
     """Share of the real photos, at the models' size, that the judge names correctly."""
-    pipe = Pipeline(MultiModalDiffusion(base.model), CPU, bench.embedder)
+    pipe = Pipeline(build_model(base.model), CPU, bench.embedder)
     ev = Evaluation(pipe, bench.val, bench.settings, bench.judge)
     real = ev.read(ev.rows_with("image", "label"))
     return round(mean(ev.classify(real["image"]) == real["label"]), 4)

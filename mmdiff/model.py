@@ -23,9 +23,12 @@ from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN, NoiseSchedule
 class MultiModalDiffusion(nn.Module):
     """Encoders E_i, denoiser and heads D_i of all modalities; the first one is the anchor z_0.
 
-    Z has shape (channels, grid, grid), and every modality lies in channels of its own. The dense ones are refined in
+    Z has shape (channels, grid, grid), and every modality lies in channels of its own. The dense ones are
+    refined in
     cells: two pixels a side, or the coarsest of their strides.
     """
+
+    has_levels = True  # a request may set leads, and guide what is generated
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -67,7 +70,9 @@ class MultiModalDiffusion(nn.Module):
         return GlobalHead(self.config.width, modality.head_channels)
 
     def make_schedule(self, leads: Mapping[str, float] | None = None) -> NoiseSchedule:
-        """The noise schedule that this model is sampled with, with other `leads` than its own if they are given."""
+        """The noise schedule that this model is sampled with, with other `leads` than its own if they are
+        given.
+        """
         modalities = self.config.modalities
         own = {m.name: m.lead for m in modalities}
         scales = {m.name: m.scale for m in modalities} | {self.anchor: self.config.schedule_shift}
@@ -164,10 +169,12 @@ class MultiModalDiffusion(nn.Module):
         return replace(conditioning, e={**conditioning.e, **self.encode(x)}, flags=flags)
 
     def without(self, conditioning: Conditioning, names: Collection[str]) -> Conditioning:
-        """A guidance branch, which does not see the modalities ``names``, whether they are given or generated.
+        """A guidance branch, which does not see the modalities ``names``, whether they are given or
+        generated.
 
-        Their level is `LEVEL_MIN` there, as if they were ignored. The anchor cannot be ignored: where it is named, the
-        network sees its known pixels as all others, under the noise of z_t; otherwise pixels that are given stay given.
+        Their level is `LEVEL_MIN` there, as if they were ignored. The anchor cannot be ignored: where it is
+        named, the network sees its known pixels as all others, under the noise of z_t; otherwise pixels that
+        are given stay given.
         """
         removed = torch.tensor([n in names and n != self.anchor for n in self.names])
         flags = conditioning.flags.masked_fill(removed.to(conditioning.flags.device), ABSENT)
@@ -197,8 +204,8 @@ class MultiModalDiffusion(nn.Module):
     def forward(self, z: Tensor, levels: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         """Raw outputs of every head: dense (B, C_i, H, W), global (B, C_i), in float32.
 
-        What is given is seen clean at `LEVEL_MAX`, what is ignored not at all at `LEVEL_MIN`, whatever z and levels
-        hold for it.
+        What is given is seen clean at `LEVEL_MAX`, what is ignored not at all at `LEVEL_MIN`, whatever z and
+        levels hold for it.
 
         Args:
             z: (B, *Z), blocks of unit variance: sqrt(sigmoid(level_i)) e_i + sqrt(sigmoid(-level_i)) noise.
@@ -256,14 +263,16 @@ class MultiModalDiffusion(nn.Module):
     # -- sampling ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def call_at(self, schedule: NoiseSchedule, z: Tensor, t: int, conditioning: Conditioning) -> Call:
-        """The arguments of `forward` for samples that stand at z (B, *Z) at time t."""
-        scales = torch.cat(
-            [schedule.block_scale(n)[t].expand(self.modalities[n].z_channels) for n in self.names]
-        )
-        levels = torch.stack([schedule.level[n][t] for n in self.names])
-        z = z / scales.to(z.dtype).to(z.device)[:, None, None]
-        return z, levels.to(z.dtype).to(z.device).expand(len(z), -1), conditioning
+    def call_at(
+        self, schedule: NoiseSchedule, z: Tensor, t: int | Tensor, conditioning: Conditioning
+    ) -> Call:
+        """The arguments of `forward` for samples that stand at z (B, *Z) at time t, or at times t (B,)."""
+        t = torch.as_tensor(t, device=schedule.abar.device).expand(len(z))
+        levels = torch.stack([schedule.level[n][t] for n in self.names], dim=1)
+        sizes = torch.tensor([self.channels.sizes[n] for n in self.names], device=t.device)
+        scales = torch.stack([schedule.rms[n][t] for n in self.names], dim=1)
+        scales = scales.repeat_interleave(sizes, dim=1).to(z.dtype).to(z.device)
+        return z / scales[:, :, None, None], levels.to(z.dtype).to(z.device), conditioning
 
     @torch.no_grad()
     def answer(self, calls: Sequence[Call]) -> list[dict[str, Tensor]]:

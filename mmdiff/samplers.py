@@ -62,8 +62,8 @@ def sample_dpmpp_2m(
 ) -> Sampler:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): (5) after extrapolating to the middle of the jump.
 
-    Predictions are continued linearly in half the log-SNR h, each modality's in its own level. The first jump,
-    and the last one, which is infinitely long in h, are first order. `noise` is not used.
+    Predictions are continued linearly in half the log-SNR h, each modality's in its own level. The first
+    jump, and the last one, which is infinitely long in h, are first order. `noise` is not used.
     """
     clean, before, t_before = None, None, None
     for t, s in pairwise(times):
@@ -137,11 +137,10 @@ def _factor(level: Tensor, s: int, t: int, t_before: int) -> Tensor:
     return torch.where(rise > 0, (h[s] - h[t]) / (2 * rise), 0.0)
 
 
-def timesteps(num_steps: int, steps: int) -> list[int]:
-    """`steps` + 1 strictly falling times from T = num_steps to 0, t_k = T (1 - (k / steps)^2).
+def timesteps(num_steps: int, steps: int, power: float = 2.0) -> list[int]:
+    """`steps` + 1 strictly falling times from T = num_steps to 0, t_k = T (1 - (k / steps)^power).
 
-    They are close together where t is near T: there the global modalities, whose code is on every token, and
-    the coarse picture are decided, and they have to be decided in step with one another.
+    With a power above 1 they are close together where t is near T.
     """
     if not is_whole(steps) or not 1 <= steps <= num_steps:
         raise ValueError(
@@ -150,7 +149,7 @@ def timesteps(num_steps: int, steps: int) -> list[int]:
         )
     times = [num_steps]
     for k in range(1, steps + 1):
-        times.append(min(times[-1] - 1, round(num_steps * (1 - (k / steps) ** 2))))
+        times.append(min(times[-1] - 1, round(num_steps * (1 - (k / steps) ** power))))
     return times
 
 

@@ -1,11 +1,12 @@
 """The noise schedule: one table of numbers per coefficient of the forward process, index 0 … T, float64.
 
 Notation: t = 0 is data and u = t / T. `a[t]` is the per-step signal factor alpha_t / (N + 1), `abar[t]` the
-product of a[1] … a[t], `w[name][t]` the weight with which modality `name` enters at step t and `wbar[name][t]`
-the weight with which it is present in z_t, so that (2) wbar_t = sqrt(a_t) (wbar_{t-1} + w_t), wbar_0 = 0.
+product of a[1] … a[t], `w[name][t]` the weight with which modality `name` enters at step t and
+`wbar[name][t]` the weight with which it is present in z_t, so that (2) wbar_t = sqrt(a_t) (wbar_{t-1} + w_t),
+wbar_0 = 0.
 
-Every modality has a clock of its own, on which it leads the others by l_i (Semantic-First Diffusion, Liu et al.
-2025; Diffusion Forcing, Chen et al. 2024):
+Every modality has a clock of its own, on which it leads the others by l_i (Semantic-First Diffusion, Liu et
+al. 2025; Diffusion Forcing, Chen et al. 2024):
 
     tau_i(u) = clamp((1 + L) u - l_i, 0, 1), L = max l_i        level_i(t) = lambda(tau_i)
 
@@ -18,17 +19,18 @@ modality without a lead, and is decided l_i earlier. The levels define the weigh
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mmdiff.leads import check_name, checked_leads, checked_number
+
 LEVEL_MIN, LEVEL_MAX = -10.0, 6.0  # nothing can be seen; decided
 ANCHOR_MAX = 14.0  # the anchor's level goes on rising above LEVEL_MAX, where fine detail is made
-# slope of the anchor's level, per unit of its clock, beyond LEVEL_MIN and ANCHOR_MAX: every step adds some noise
+# slope of the anchor's level, per unit of its clock, beyond LEVEL_MIN and ANCHOR_MAX: every step adds some
+# noise
 CREEP = 0.25
-MAX_LEAD = 4.0  # the others then have a fifth of the steps
 
 
 def log_snr(log_abar: Tensor) -> Tensor:
@@ -38,15 +40,18 @@ def log_snr(log_abar: Tensor) -> Tensor:
 
 def cosine_level(tau: Tensor) -> Tensor:
     """lambda(tau) = -2 log tan(pi tau / 2) for tau in [0, 1]: log-SNR of abar = cos^2(pi tau / 2)."""
-    return -2 * torch.log(torch.tan(math.pi / 2 * tau.clamp(0, 1)))
+    return -2 * torch.log(torch.tan(math.pi / 2 * tau.clamp(0, 1)).abs())  # in float32 tan(pi / 2) < 0
 
 
 def own_times(u: Tensor, leads: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
-    """The clocks (1 + L) u - l_i before they are clamped, from u in [0, 1]; leads count from the least of them.
+    """The clocks (1 + L) u - l_i before they are clamped, from u in [0, 1]; leads count from the least of
+    them.
 
     Leads are numbers or tensors like ``u``.
     """
-    rows = torch.stack([torch.as_tensor(lead, dtype=u.dtype, device=u.device).expand_as(u) for lead in leads.values()])
+    rows = torch.stack(
+        [torch.as_tensor(lead, dtype=u.dtype, device=u.device).expand_as(u) for lead in leads.values()]
+    )
     rows = rows - rows.amin(0)
     times = (1 + rows.amax(0)) * u - rows
     return dict(zip(leads, times, strict=True))
@@ -70,14 +75,21 @@ class NoiseSchedule:
 
     num_steps:  T, at least 1.
     modalities: names of all modalities; the first is the anchor, whose encoding is z_0.
-    leads:      by how much each modality leads, 0 to `MAX_LEAD` in units of the anchor's own run; 0 by default.
+    leads:      by how much each modality leads, 0 to `MAX_LEAD` in units of the anchor's own run; 0 by
+        default.
                 Only differences count, so a lead of the anchor alone has the photo decided first.
-    scales:     factor c_i on the weights of each modality, 1 by default: its level moves by 2 log c_i. A global
+    scales:     factor c_i on the weights of each modality, 1 by default: its level moves by 2 log c_i. A
+        global
                 modality's code is on every token, so that it is readable under more noise than a photo.
 
-    Attributes: `a`, `log_a`, `abar`, `log_abar`, `alpha` and, by modality name, `level`, `w` and `wbar`.
+    spacing:    power of `mmdiff.samplers.timesteps`: sampling takes its steps evenly.
+
+    Attributes: `a`, `log_a`, `abar`, `log_abar`, `alpha` and, by modality name, `level`, `w`, `wbar` and
+    `rms`, which is sqrt(wbar_i^2 + 1 - abar), of a modality's channels of z_t.
     Raises ValueError for names and numbers that are none of the above.
     """
+
+    spacing = 1.0
 
     def __init__(
         self,
@@ -91,8 +103,8 @@ class NoiseSchedule:
         self.leads = checked_leads(leads, self.modalities)
         self.scales = dict.fromkeys(self.modalities, 1.0)
         for name, scale in (scales or {}).items():
-            _check_name(name, self.modalities, "scales")
-            self.scales[name] = _number(scale, f"scales[{name!r}]", low=0.0)
+            check_name(name, self.modalities, "scales")
+            self.scales[name] = checked_number(scale, f"scales[{name!r}]", low=0.0)
         times = own_times(torch.arange(num_steps + 1, dtype=torch.float64) / num_steps, self.leads)
         self.level = {name: level_of(time, self.scales[name]) for name, time in times.items()}
         level = anchor_level(times[self.anchor], self.scales[self.anchor])
@@ -101,12 +113,14 @@ class NoiseSchedule:
         self.log_abar = logsigmoid(level)
         self.log_a = torch.diff(self.log_abar, prepend=self.log_abar.new_zeros(1))
         self.a, self.abar = self.log_a.exp(), self.log_abar.exp()
+        self.rms = {self.anchor: torch.ones_like(level)}
         self.wbar = {n: torch.zeros_like(level) for n in self.modalities}
         self.w = {n: torch.zeros_like(level) for n in self.modalities}
         for name in self.weighted:
             wbar = torch.exp(0.5 * (logsigmoid(-level) + self.level[name]))  # sqrt(1 - abar) exp(level / 2)
             wbar[0] = 0.0
             self.wbar[name] = wbar
+            self.rms[name] = torch.sqrt(wbar**2 - torch.expm1(self.log_abar))
             self.w[name][1:] = wbar[1:] / torch.exp(0.5 * self.log_a[1:]) - wbar[:-1]
 
     @property
@@ -124,31 +138,14 @@ class NoiseSchedule:
         """(T+1,) alpha_t = (N + 1) a_t, in (0, N + 1) for t > 0."""
         return (len(self.modalities) + 1) * self.a
 
-    def block_scale(self, name: str) -> Tensor:
-        """(T+1,) sqrt(wbar_i^2 + 1 - abar), the RMS of a modality's channels of z_t; 1 for the anchor."""
-        if name == self.anchor:
-            return torch.ones_like(self.abar)
-        return torch.sqrt(self.wbar[name] ** 2 - torch.expm1(self.log_abar))
-
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         """The same schedule with its tables on `device`, which must know float64."""
         moved = copy.copy(self)
         for table in ("a", "log_a", "abar", "log_abar"):
             setattr(moved, table, getattr(self, table).to(device))
-        for tables in ("w", "wbar", "level"):
+        for tables in ("w", "wbar", "level", "rms"):
             setattr(moved, tables, {name: own.to(device) for name, own in getattr(self, tables).items()})
         return moved
-
-
-def checked_leads(leads: Mapping[str, float] | None, modalities: Sequence[str]) -> dict[str, float]:
-    """A lead for every modality, 0 where none is given. Raises ValueError for other names and numbers."""
-    if leads is not None and not isinstance(leads, Mapping):
-        raise ValueError(f"leads is {leads!r}; give a mapping from names to numbers, such as {{'label': 0.5}}.")
-    checked = dict.fromkeys(modalities, 0.0)
-    for name, lead in (leads or {}).items():
-        _check_name(name, modalities, "leads")
-        checked[name] = _number(lead, f"leads[{name!r}]", high=MAX_LEAD)
-    return checked
 
 
 def _checked_num_steps(num_steps: int) -> int:
@@ -166,18 +163,3 @@ def _checked_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
             'list each modality once, the anchor first, such as ("image", "mask").'
         )
     return names
-
-
-def _check_name(name: object, modalities: Sequence[str], what: str) -> None:
-    if name not in modalities:
-        raise ValueError(f"{what} names {name!r}; name one of {', '.join(modalities)}, or leave it out.")
-
-
-def _number(value: object, what: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number above ``low``, if that is set, or from 0 to ``high``."""
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if high < math.inf and not (number and 0 <= value <= high):
-        raise ValueError(f"{what} is {value!r}; give a number from 0 to {high:g}.")
-    if not number or not value > low:
-        raise ValueError(f"{what} is {value!r}; give a finite number above {low:g}; 1.0 changes nothing.")
-    return float(value)

@@ -23,7 +23,9 @@ class PairLoss(ClipLoss):
 
 
 def pair_loss(model: CLIP, images: Tensor, tokens: Tensor, matches: Tensor) -> Tensor:
-    """Scalar PairLoss of images (B, 3, S, S), tokens (B, L) and matches (B, B); towers in bfloat16 where it is fast."""
+    """Scalar PairLoss of images (B, 3, S, S), tokens (B, L) and matches (B, B); towers in bfloat16 where it
+    is fast.
+    """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=fast_bfloat16(images.device)):
         image_features, text_features = model.encode_image(images), model.encode_text(tokens)
     image_features = F.normalize(image_features.float(), dim=-1)

@@ -143,9 +143,9 @@ def train(
 ) -> None:
     """Train an open_clip model of `config` and save it to `out`, with metrics.csv beside it.
 
-    The learning rate follows the nearer limit of the recipe, so that it ends at 0. init: folder of a model of the
-    same `config` to start from. Raises ValueError if there are fewer pairs than in a batch, or the model of that
-    folder is another one.
+    The learning rate follows the nearer limit of the recipe, so that it ends at 0. init: folder of a model of
+    the same `config` to start from. Raises ValueError if there are fewer pairs than in a batch, or the model
+    of that folder is another one.
     """
     if len(pairs) < recipe.batch:
         raise ValueError(f"{len(pairs)} pairs make no batch of {recipe.batch}; lower --batch or add data")
@@ -189,7 +189,9 @@ def train(
 
 
 def take_weights(model: CLIP, folder: Path) -> None:
-    """Those of the trained model in ``folder``. Raises ValueError if there is none, or it is of another size."""
+    """Those of the trained model in ``folder``. Raises ValueError if there is none, or it is of another
+    size.
+    """
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except (SafetensorError, OSError, RuntimeError) as error:
@@ -215,7 +217,7 @@ def main() -> None:
     parser.add_argument("--val", nargs="*", default=[], metavar="PARQUET", help="measured at the end")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--config", type=Path, default=Path("configs/clip-tiny.json"), metavar="JSON")
-    parser.add_argument("--init", type=Path, metavar="FOLDER", help="model of this configuration to start from")
+    parser.add_argument("--init", type=Path, metavar="FOLDER", help="such a model, to start from")
     add_options(parser, Recipe)
     given = parser.parse_args()
     try:

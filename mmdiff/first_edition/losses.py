@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmdiff.bound import binned_nll
 from mmdiff.forward_process import q_posterior, q_sample, signal
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, UNKNOWN, Conditioning
@@ -154,15 +155,4 @@ class _Bound:
         x = self.x[self.model.anchor].double()
         mean = self.model.modalities[self.model.anchor].predict(raw[self.model.anchor]).double()
         std = math.sqrt(1 - float(self.schedule.a[1]))
-        half, infinity = 1 / 255, torch.tensor(math.inf, dtype=x.dtype, device=x.device)
-        upper = torch.where(x > 0.999, infinity, (x + half - mean) / std)
-        lower = torch.where(x < -0.999, -infinity, (x - half - mean) / std)
-        return -_log_normal_mass(lower, upper).flatten(1).sum(1)
-
-
-def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
-    """log of the standard normal mass between ``lower`` and ``upper``, also where the mass underflows."""
-    # mirrored into the left tail, where log_ndtr keeps its digits
-    lower, upper = torch.where(lower > 0, -upper, lower), torch.where(lower > 0, -lower, upper)
-    log_upper = torch.special.log_ndtr(upper)
-    return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
+        return binned_nll(x, mean, std)

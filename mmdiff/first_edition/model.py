@@ -1,4 +1,6 @@
-"""The first edition of the model: one time for all modalities, and flags that say what is given or ignored."""
+"""The first edition of the model: one time for all modalities, and flags that say what is given or
+ignored.
+"""
 
 from collections.abc import Collection, Mapping
 
@@ -24,6 +26,8 @@ class FirstEdition(MultiModalDiffusion):
 
     `config.channels` says how the modalities lie in Z, by default each in channels of its own.
     """
+
+    has_levels = False
 
     def _make_network(self, sizes: Mapping[str, int]) -> None:
         config = self.config
@@ -60,7 +64,7 @@ class FirstEdition(MultiModalDiffusion):
         """
         if leads is not None and any(leads.values()):
             raise ValueError(
-                "this checkpoint was trained without leads: its modalities are decided together; leave leads out."
+                "this checkpoint has no leads: its modalities are decided together; leave leads out."
             )
         others = self.config.modalities[1:]
         return WeightSchedule(

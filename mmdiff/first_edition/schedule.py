@@ -74,9 +74,15 @@ class WeightSchedule:
                 more visible structure under the same noise, so 64/96 gives 96-pixel pictures what 1 gives
                 64-pixel ones.
 
+    spacing: power of `mmdiff.samplers.timesteps`. Close together near T, where the global modalities, whose
+        code is
+             on every token, and the coarse picture are decided in step with one another.
+
     Attributes: `a`, `log_a`, `abar`, `log_abar`, `alpha` and, by modality name, `w` and `wbar`.
     Raises ValueError for names, kinds, families and numbers that are none of the above.
     """
+
+    spacing = 2.0
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """The shared denoiser: convolutions over cells, a transformer over patches of cells, convolutions back out.
 
-Almost all of its work is in matrix products over tokens. The skeleton follows U-ViT (Bao et al. 2023, long skips
-between early and late blocks) with adaptive layer norm (DiT, Peebles & Xie 2023) whose modulation is shared by all
-blocks up to a table (PixArt-alpha, Chen et al. 2023). Attention is written as two matrix products: for up to 256
-tokens their backward pass is faster than that of the fused kernel on CPUs.
+Almost all of its work is in matrix products over tokens. The skeleton follows U-ViT (Bao et al. 2023, long
+skips between early and late blocks) with adaptive layer norm (DiT, Peebles & Xie 2023) whose modulation is
+shared by all blocks up to a table (PixArt-alpha, Chen et al. 2023). Attention is written as two matrix
+products: for up to 256 tokens their backward pass is faster than that of the fused kernel on CPUs.
 """
 
 import math
@@ -104,9 +104,10 @@ class ConvBlock(nn.Module):
 class PixelReader(nn.Module):
     """Known pixels (B, 4, H, W) -> what each cell shows of them, (B, channels, H / cell, W / cell).
 
-    The four channels are RGB in [-1, 1], zero where nothing is given, and the known map of 0 and 1. Latents tell
-    nothing of cells on the edge of a hole; here their known pixels are seen as they are. Where no pixel of a photo is
-    known its features are zero. They depend on neither z_t nor t, so that sampling computes them once.
+    The four channels are RGB in [-1, 1], zero where nothing is given, and the known map of 0 and 1. Latents
+    tell nothing of cells on the edge of a hole; here their known pixels are seen as they are. Where no pixel
+    of a photo is known its features are zero. They depend on neither z_t nor t, so that sampling computes
+    them once.
     """
 
     def __init__(self, cell: int, channels: int) -> None:
@@ -176,7 +177,8 @@ class Denoiser(nn.Module):
         Args:
             cells: (B, cell_channels, h * fold, w * fold), dense blocks and level map.
             codes: of every modality the mean of its block (B, C_i), None if it is dense.
-            levels: (B, N). read: of the `PixelReader`, (B, channels, h * fold, w * fold); None: nothing is known.
+            levels: (B, N). read: of the `PixelReader`, (B, channels, h * fold, w * fold); None: nothing is
+                known.
 
         Returns:
             (B, channels, h * fold, w * fold) and (B, N, width).
