@@ -269,9 +269,8 @@ class MultiModalDiffusion(nn.Module):
         """The arguments of `forward` for samples that stand at z (B, *Z) at time t, or at times t (B,)."""
         t = torch.as_tensor(t, device=schedule.abar.device).expand(len(z))
         levels = torch.stack([schedule.level[n][t] for n in self.names], dim=1)
-        sizes = torch.tensor([self.channels.sizes[n] for n in self.names], device=t.device)
-        scales = torch.stack([schedule.rms[n][t] for n in self.names], dim=1)
-        scales = scales.repeat_interleave(sizes, dim=1).to(z.dtype).to(z.device)
+        rms = [schedule.rms[n][t, None].expand(-1, self.channels.sizes[n]) for n in self.names]
+        scales = torch.cat(rms, dim=1).to(z.dtype).to(z.device)
         return z / scales[:, :, None, None], levels.to(z.dtype).to(z.device), conditioning
 
     @torch.no_grad()

@@ -20,8 +20,9 @@ def problem(names=("image",)):
     x = {}
     for m in config.modalities:
         modality = build_modality(m, config.image_size, config.patch_size)
-        stored = [modality.store(row[m.name], config.image_size) for row in make_rows(COUNT)]
-        x[m.name] = modality.from_stored(torch.stack([torch.as_tensor(s) for s in stored]))
+        whole = [row for row in make_rows(8) if row["mask"] and row["label"] >= 0][:COUNT]
+        stored = [torch.tensor(modality.store(row[m.name], config.image_size)) for row in whole]
+        x[m.name] = modality.from_stored(torch.stack(stored))
     present = {n: torch.ones(COUNT, dtype=torch.bool) for n in names}
     return model, model.make_schedule(), x, present
 
