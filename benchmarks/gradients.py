@@ -25,9 +25,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.study import CPU, optim_with
+from mmdiff.checkpoint import build_model
 from mmdiff.config import load_train_config
 from mmdiff.data.batches import load_examples, make_embedder
-from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.trainer import Trainer
 
 SHARES = (0.1, 0.3, 0.6, 0.95)  # of the training, after which gradients are measured
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = optim_with(images=args.images)(load_train_config(args.config))
         embedder = make_embedder(config, args.embedder, CPU)
-        examples = load_examples(args.train, MultiModalDiffusion(config.model), config, embedder)
+        examples = load_examples(args.train, build_model(config.model), config, embedder)
         trainer = Trainer(config, examples, CPU)
         trainer.load_pretrained("checkpoints")
     except ValueError as error:

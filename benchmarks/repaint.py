@@ -9,9 +9,9 @@ from torch import Tensor
 
 from mmdiff.evaluation.classical_inpainting import InpaintingMethod
 from mmdiff.evaluation.evaluation import Evaluation
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 from mmdiff.forward_process import gather, noise_std, per_sample, q_sample
 from mmdiff.samplers import Encodings, SampleNoise, jump, timesteps
-from mmdiff.schedule import NoiseSchedule
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.data.examples import Examples
-from mmdiff.model import KNOWN
+from mmdiff.network.conditioning import KNOWN
 from mmdiff.training.masking import Draw
 from mmdiff.training.trainer import Trainer
 

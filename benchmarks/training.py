@@ -35,13 +35,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mmdiff.checkpoint import build_model  # noqa: E402
 from mmdiff.config import TrainConfig, load_train_config  # noqa: E402
 from mmdiff.data.augment import draw_batch  # noqa: E402
 from mmdiff.data.examples import Examples, batch_rows  # noqa: E402
 from mmdiff.data.parquet import read_parquet  # noqa: E402
 from mmdiff.device import choose_device  # noqa: E402
 from mmdiff.modalities import Modality  # noqa: E402
-from mmdiff.model import MultiModalDiffusion  # noqa: E402
 from mmdiff.training.trainer import Trainer  # noqa: E402
 
 Shape = tuple[int, int, int]  # m, k, n of a product (m, k) x (k, n)
@@ -225,7 +225,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 def measure(config: TrainConfig, device: torch.device, effort: Effort) -> dict[str, Any]:
     """All figures of one configuration."""
     batch, on_gpu = config.optim.batch_size, device.type == "cuda"
-    modalities = list(MultiModalDiffusion(config.model).modalities.values())
+    modalities = list(build_model(config.model).modalities.values())
     examples, rows_per_second = read_random(config, modalities, max(effort.rows, batch))
     trainer = Trainer(config, examples, device, compile_model=on_gpu)
     for _ in range(3):

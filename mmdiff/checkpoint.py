@@ -10,9 +10,15 @@ from safetensors.torch import load_file
 
 from mmdiff.config import ModelConfig, from_dict, to_dict
 from mmdiff.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_text, write_weights
+from mmdiff.first_edition.model import FirstEdition
 from mmdiff.model import MultiModalDiffusion
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+
+
+def build_model(config: ModelConfig) -> MultiModalDiffusion:
+    """The model of a configuration, with random weights."""
+    return (MultiModalDiffusion if config.core == "levels" else FirstEdition)(config)
 
 
 def save_checkpoint(model: MultiModalDiffusion, folder: str | Path, card: str | None = None) -> None:
@@ -85,7 +91,7 @@ def load_checkpoint(name: str | Path, device: torch.device | str = "cpu") -> Mul
         ValueError: the weights are missing, damaged, pickled or of another architecture.
     """
     folder = resolve(name)
-    model = MultiModalDiffusion(load_config(folder))
+    model = build_model(load_config(folder))
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         others = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES))

@@ -52,6 +52,8 @@ class ModalityConfig:
     kind: str
     weights: str = "joint"  # family of w_t; ignored for the anchor (the first modality)
     scale: float = 1.0  # c_i, the constant in front of the family
+    # l_i, by how much it is decided earlier, in units of the anchor's run; with core = "levels"
+    lead: float = 0.0
     loss_weight: float = 1.0  # lambda_i of this modality's L2 term
     options: dict[str, Any] = field(default_factory=dict)  # arguments of the kind's constructor
 
@@ -61,6 +63,8 @@ class ModelConfig:
     """Everything needed to rebuild the model around its weights."""
 
     modalities: tuple[ModalityConfig, ...]
+    # "levels": a level a modality; "flags": the first edition, one time and flags for all
+    core: str = "flags"
     image_size: int = 64  # pixels, height and width
     patch_size: int = 16  # pixels a token spans
     width: int = 256
@@ -80,6 +84,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.channels not in ("own", "shared"):
             raise ValueError(f"model.channels is {self.channels!r}; use 'own' or 'shared'.")
+        if self.core not in ("flags", "levels"):
+            raise ValueError(f"model.core is {self.core!r}; use 'levels', or 'flags' for the first edition.")
         if self.in_place and self.channels == "shared":
             raise ValueError("model.in_place needs channels of their own; leave model.channels at 'own'.")
         if not self.modalities:
@@ -120,6 +126,8 @@ class DataConfig:
     workers: int = 8  # threads that decode a stream
     margin: int = 0  # pixels a random crop can move by
     margin_from: str = "pad"  # "pad": repeat the border; "resize": read the photo larger by the margin
+    # random views a photo that are cut and encoded before training begins; 0: cut anew in every step
+    views: int = 0
     zoom: float = 1.0  # smallest share of a stored photo's side that a random crop shows, enlarged
     flip: bool = True
     light: float = 0.0  # contrast and brightness change by up to this share; captions may mention them
@@ -129,8 +137,11 @@ class DataConfig:
         _check_shares(self, "data", ("balance", "light", "zoom"))
         if self.zoom < 0.1:
             raise ValueError(f"data.zoom is {self.zoom}; give a number from 0.1 to 1, which is no zoom.")
-        if self.balance != 1 and self.stream:
-            raise ValueError("data.balance needs all examples in memory; leave it or data.stream out.")
+        if self.views < 0:
+            raise ValueError(f"data.views is {self.views}; give a number of at least 0.")
+        for option, default in (("balance", 1), ("views", 0)):
+            if getattr(self, option) != default and self.stream:
+                raise ValueError(f"data.{option} needs all examples in memory; leave it or data.stream out.")
         if self.margin_from not in ("pad", "resize"):
             raise ValueError(f"data.margin_from is {self.margin_from!r}; use 'pad' or 'resize'.")
         _check_positive(self, ("shuffle_rows", "workers"))
@@ -162,9 +173,12 @@ class TaskConfig:
     ask_for_lacking: bool = False
     reading: float = 0.0  # share of the examples with a complete image given that have t = T
     only_reading: float = 0.0  # share of all examples with the complete image given, nothing else, and t = T
+    other_leads: float = 0.0  # share of examples with random leads, so that a request can set its own
 
     def __post_init__(self) -> None:
-        _check_shares(self, "tasks", ("joint", "given", "absent", "holes", "reading", "only_reading"))
+        _check_shares(
+            self, "tasks", ("joint", "given", "absent", "holes", "reading", "only_reading", "other_leads")
+        )
 
 
 @dataclass(frozen=True)

@@ -76,13 +76,13 @@ def _weighted_sum(
 ) -> Tensor:
     """sum_i tables[i][t] e_i, shaped like z."""
     for name in e:
-        if name not in schedule.families:
+        if name not in schedule.modalities:
             raise ValueError(
                 f"e has an encoding of {name!r}, expected names among {', '.join(schedule.modalities)}; "
                 "add it to the schedule's modalities or leave it out."
             )
     total = torch.zeros_like(z)
     for name, encoding in e.items():
-        if schedule.families[name] != "none":
+        if name in schedule.weighted:
             total = total + per_sample(gather(tables[name], t), z) * encoding
     return total

@@ -1,20 +1,17 @@
-"""The training objective and the exact bound, both by name: L0, L1, L2 of each modality, L3 (in nats)."""
+"""The training objective: the reweighted bound by name, "L1" of the anchor and "L2/<name>" of the others."""
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from mmdiff.forward_process import q_posterior, q_sample, signal
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.network.conditioning import ABSENT, UNKNOWN, Conditioning
-from mmdiff.schedule import NoiseSchedule, log_snr
+from mmdiff.network.conditioning import Conditioning
 
 
-def z0_weight(log_snr_t: Tensor, cap: float) -> Tensor:
+def level_weight(level: Tensor, cap: float) -> Tensor:
     """min(SNR + 1, cap): min-SNR (Hang et al. 2023) that keeps some weight where SNR is near zero."""
-    return (log_snr_t.exp() + 1).clamp(max=cap)
+    return (level.exp() + 1).clamp(max=cap)
 
 
 def training_losses(
@@ -23,146 +20,46 @@ def training_losses(
     x: Mapping[str, Tensor],
     z0: Tensor,
     condition: Conditioning,
-    weight: Tensor,
-    supervised: Tensor | None = None,
+    weights: Tensor,
+    supervised: Tensor,
     counts: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The reweighted bound of a batch, each term a scalar: "L1" (z_0) and "L2/<name>" of every modality.
+    """The reweighted bound of a batch, each term a scalar: "L1" (z_0) and "L2/<name>" of every other
+    modality.
 
-    Absent and given modalities have no L2 term, and in a photo with holes only the holes have a loss. Terms
-    are averages over the examples they apply to, so that a rare annotation keeps its weight.
+    Absent and given modalities have no term, and in a photo with holes only the holes have a loss. Terms are
+    averages over the examples they apply to, so that a rare annotation keeps its weight.
 
     Args:
-        z0: (B, *Z), encoding of the anchor in ``x``. weight: (B,), of its error in L1, see `z0_weight`.
-        supervised: (B, N) bool, which predictions have a loss. None: those of all unknown modalities.
+        z0: (B, *Z), encoding of the anchor in ``x``. weights: (B, N), of the errors of what is regressed.
+        supervised: (B, N) bool, which predictions have a loss.
         counts: (N,), supervised examples of each modality in the whole batch that these are part of, so that
             terms of all parts add up to those of the whole. None: these are the whole batch.
     """
     terms: dict[str, Tensor] = {}
-    supervised = condition.flags == UNKNOWN if supervised is None else supervised
     counts = supervised.sum(0) if counts is None else counts
     for i, (name, modality) in enumerate(model.modalities.items()):
         if name == model.anchor:
-            predicted = model.channels.place(name, modality.folded(raw[name]))
-            squares = (predicted - z0).square() * (1 - model.coverage(condition.known_pixels))
-            # Divided by the whole photo: a small hole has few entries and little weight.
-            error = squares.sum((1, 2, 3)) / (modality.z_channels * model.grid**2)
-            terms["L1"] = _mean_where(weight * error, supervised[:, i], counts[i])
-            terms[f"L2/{name}"] = _mean_where(error, supervised[:, i], counts[i])
+            error = _anchor_error(model, raw[name], z0, condition.known_pixels)
         else:
-            terms[f"L2/{name}"] = _mean_where(modality.loss(raw[name], x[name]), supervised[:, i], counts[i])
+            error = modality.loss(raw[name], x[name])
+        if not modality.classes:
+            error = weights[:, i] * error
+        key = "L1" if name == model.anchor else f"L2/{name}"
+        terms[key] = torch.where(supervised[:, i], error, 0).sum() / counts[i].clamp(min=1)
     return terms
 
 
-def _mean_where(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    return torch.where(mask, values, 0).sum() / count.clamp(min=1)
+def _anchor_error(model: MultiModalDiffusion, raw: Tensor, z0: Tensor, known_pixels: Tensor) -> Tensor:
+    """Mean squared error of z_0 (B,), of the whole photo: a small hole has few entries and little weight."""
+    anchor = model.modalities[model.anchor]
+    hidden = ~anchor.determined(known_pixels)
+    squares = (anchor.folded(raw) - model.channels.take(model.anchor, z0)).square()
+    return (squares * hidden).mean((1, 2, 3))
 
 
 def total_loss(model: MultiModalDiffusion, terms: Mapping[str, Tensor]) -> Tensor:
-    """L1 + sum_i lambda_i L2_i."""
-    weights = {f"L2/{m.name}": m.loss_weight for m in model.config.modalities}
-    return terms["L1"] + sum(weight * terms[name] for name, weight in weights.items())
-
-
-@torch.no_grad()
-def bound(
-    model: MultiModalDiffusion,
-    schedule: NoiseSchedule,
-    x: Mapping[str, Tensor],
-    present: Mapping[str, Tensor],
-    generator: torch.Generator,
-    draws: int = 8,
-) -> dict[str, Tensor]:
-    """Monte Carlo estimate of the exact terms of the bound with nothing given, in nats an example: (B,) each.
-
-    Args:
-        x: name -> (B, *shape), all modalities; present: name -> (B,) bool.
-        draws: random times an example; L0 is exact, L1 and L2 are unbiased over t ~ U{2..T} and U{1..T}.
-
-    Returns:
-        "L0", "L1", "L2/<name>" and "L3"; L3 is the likelihood of 8-bit pixels.
-    """
-    estimator = _Bound(model, schedule, x, present, generator)
-    times = schedule.num_steps
-    l1 = torch.stack([estimator.kl(estimator.draw_t(2)) for _ in range(draws)]).mean(0) * (times - 1)
-    l2 = [estimator.modality_nll(estimator.draw_t(1)) for _ in range(draws)]
-    terms = {"L0": estimator.prior_kl(), "L1": l1}
-    terms |= {f"L2/{n}": torch.stack([nll[n] for nll in l2]).mean(0) for n in model.names}
-    return terms | {"L3": estimator.reconstruction()}
-
-
-class _Bound:
-    """The pieces of `bound` for one batch."""
-
-    def __init__(
-        self,
-        model: MultiModalDiffusion,
-        schedule: NoiseSchedule,
-        x: Mapping[str, Tensor],
-        present: Mapping[str, Tensor],
-        generator: torch.Generator,
-    ) -> None:
-        self.model, self.schedule, self.x, self.present = model, schedule, x, present
-        self.generator = generator
-        e = model.encode(x)
-        self.e = {n: v * present[n][:, None, None, None] for n, v in e.items()}
-        self.z0 = self.e.pop(model.anchor)
-        self.batch, self.device = self.z0.shape[0], self.z0.device
-        flags = torch.stack([torch.where(present[n], UNKNOWN, ABSENT) for n in model.names], 1)
-        size = model.config.image_size
-        nothing_known = torch.zeros(self.batch, 1, size, size, device=self.device)
-        self.condition = model.condition({}, flags, nothing_known)
-
-    def draw_t(self, low: int) -> Tensor:
-        high = self.schedule.num_steps + 1
-        return torch.randint(low, high, (self.batch,), generator=self.generator, device=self.device)
-
-    def _raw_at(self, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        noise = torch.randn(self.z0.shape, generator=self.generator, device=self.device)
-        z_t = q_sample(self.schedule, self.z0, t, self.e, noise)
-        table = log_snr(self.schedule.log_abar)
-        return z_t, self.model(z_t, table[t.to(table.device)].to(self.device).float(), self.condition)
-
-    def prior_kl(self) -> Tensor:
-        """L0 = KL( N(signal_T, (1 - abar_T) I) || N(0, I) )."""
-        last = torch.full((self.batch,), self.schedule.num_steps, device=self.device)
-        mean = signal(self.schedule, self.z0, last, self.e)
-        abar = float(self.schedule.abar[-1])
-        each = mean.double().square() - abar - math.log1p(-abar)
-        return 0.5 * each.flatten(1).sum(1)
-
-    def kl(self, t: Tensor) -> Tensor:
-        """KL( q(z_{t-1} | z_t, z_0, X) || p(z_{t-1} | z_t) ), both with the variance of (4)."""
-        z_t, raw = self._raw_at(t)
-        clean = self.model.clean_encodings(raw, self.condition)
-        mean, variance = q_posterior(self.schedule, z_t, t, self.z0, self.e)
-        mean_hat, _ = q_posterior(self.schedule, z_t, t, clean[self.model.anchor], clean)
-        return ((mean - mean_hat).double().square() / (2 * variance.double())).flatten(1).sum(1)
-
-    def modality_nll(self, t: Tensor) -> dict[str, Tensor]:
-        """-log p(x_i | z_t); zero where the modality is absent."""
-        _, raw = self._raw_at(t)
-        return {
-            n: torch.where(self.present[n], m.nll(raw[n], self.x[n]).double(), 0)
-            for n, m in self.model.modalities.items()
-        }
-
-    def reconstruction(self) -> Tensor:
-        """L3 = -log p(x | z_1) of 8-bit pixels: binned Gaussians of variance 1 - a_1 (Ho et al. 2020, 13)."""
-        t = torch.ones(self.batch, dtype=torch.long, device=self.device)
-        _, raw = self._raw_at(t)
-        x = self.x[self.model.anchor].double()
-        mean = self.model.modalities[self.model.anchor].predict(raw[self.model.anchor]).double()
-        std = math.sqrt(1 - float(self.schedule.a[1]))
-        half, infinity = 1 / 255, torch.tensor(math.inf, dtype=x.dtype, device=x.device)
-        upper = torch.where(x > 0.999, infinity, (x + half - mean) / std)
-        lower = torch.where(x < -0.999, -infinity, (x - half - mean) / std)
-        return -_log_normal_mass(lower, upper).flatten(1).sum(1)
-
-
-def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
-    """log of the standard normal mass between ``lower`` and ``upper``, also where the mass underflows."""
-    # mirrored into the left tail, where log_ndtr keeps its digits
-    lower, upper = torch.where(lower > 0, -upper, lower), torch.where(lower > 0, -lower, upper)
-    log_upper = torch.special.log_ndtr(upper)
-    return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
+    """sum_i lambda_i times the term of modality i."""
+    weights = {m.name: m.loss_weight for m in model.config.modalities}
+    anchor = weights.pop(model.anchor)
+    return anchor * terms["L1"] + sum(weight * terms[f"L2/{name}"] for name, weight in weights.items())

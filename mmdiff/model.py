@@ -10,27 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.config import ModelConfig
-from mmdiff.forward_process import signal
 from mmdiff.lazy_mapping import LazyMapping
 from mmdiff.modalities import build_modality
-from mmdiff.network.channels import CHANNELS
+from mmdiff.network.channels import OwnChannels
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN, Call, Conditioning, joined
-from mmdiff.network.convolutions import DETAIL, Reader
-from mmdiff.network.heads import DenseHead, DetailHead, GlobalHead
-from mmdiff.network.transformer import Denoiser
+from mmdiff.network.heads import DenseHead, GlobalHead
+from mmdiff.network.transformer import LEVEL_UNIT, Denoiser, PixelReader
 from mmdiff.samplers import Encodings
-from mmdiff.schedule import NoiseSchedule, log_snr
-
-LOG_SNR_LIMIT = 15.0  # keeps the time embedding finite at t = 0 and t = T
+from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN, NoiseSchedule
 
 
 class MultiModalDiffusion(nn.Module):
     """Encoders E_i, denoiser and heads D_i of all modalities; the first one is the anchor z_0.
 
-    Z has shape (channels, grid, grid); `config.channels` says how the modalities lie in it, by default each
-    in channels of its own. The dense ones are refined in cells: two pixels a side, or the coarsest of their
-    strides.
+    Z has shape (channels, grid, grid), and every modality lies in channels of its own. The dense ones are
+    refined in
+    cells: two pixels a side, or the coarsest of their strides.
     """
+
+    has_levels = True  # a request may set leads, and guide what is generated
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,9 +40,6 @@ class MultiModalDiffusion(nn.Module):
         self.anchor = self.names[0]
         if self.modalities[self.anchor].kind != "image":
             raise ValueError(f"the first modality is the anchor and must be an image, not {self.anchor!r}.")
-        sizes = {name: modality.z_channels for name, modality in self.modalities.items()}
-        self.channels = CHANNELS[config.channels](sizes)
-        self.z_channels = self.channels.total
         self.grid = config.image_size // config.patch_size
         self.dense_names = tuple(n for n, m in self.modalities.items() if m.dense)
         self.cell = max(2, *(self.modalities[n].stride for n in self.dense_names))
@@ -52,19 +47,21 @@ class MultiModalDiffusion(nn.Module):
             raise ValueError(
                 f"patch_size is {config.patch_size}; make it a multiple of {self.cell}, the coarsest stride."
             )
-        fold = config.patch_size // self.cell
-        dense_channels = sum(self.modalities[n].z_channels for n in self.dense_names) // fold**2
+        self.fold = config.patch_size // self.cell
+        self._make_network({name: modality.z_channels for name, modality in self.modalities.items()})
+
+    def _make_network(self, sizes: Mapping[str, int]) -> None:
+        config, anchor = self.config, self.modalities[self.anchor]
+        self.channels = OwnChannels(sizes)
+        dense = sum(sizes[name] for name in self.dense_names) // self.fold**2
         self.backbone = Denoiser(
             config,
-            z_channels=self.z_channels,
-            cell_channels=2 * dense_channels + self.cell**2,
-            num_modalities=len(self.names),
-            fold=fold,
+            cell_channels=dense + (self.cell // anchor.stride) ** 2,  # the level map, too
+            global_channels=tuple(0 if m.dense else sizes[n] for n, m in self.modalities.items()),
+            fold=self.fold,
         )
-        depth = config.reader_depth
-        self.reader = Reader(self.cell, config.refiner_width, depth) if depth else None
+        self.reader = PixelReader(self.cell, config.refiner_width)
         self.heads = nn.ModuleDict({n: self._head(m) for n, m in self.modalities.items()})
-        self.details = nn.ModuleDict({n: self._detail_head(m) for n, m in self._finer_than_cells().items()})
 
     def _head(self, modality: nn.Module) -> nn.Module:
         if modality.dense:
@@ -72,29 +69,19 @@ class MultiModalDiffusion(nn.Module):
             return DenseHead(self.config.refiner_width, modality.head_channels, fold)
         return GlobalHead(self.config.width, modality.head_channels)
 
-    def _finer_than_cells(self) -> dict[str, nn.Module]:
-        """Dense modalities that the reader has seen finer than the refiner works."""
-        if self.reader is None or not self.reader.detail:
-            return {}
-        return {n: m for n, m in self.modalities.items() if m.dense and m.head_stride <= DETAIL}
+    def make_schedule(self, leads: Mapping[str, float] | None = None) -> NoiseSchedule:
+        """The noise schedule that this model is sampled with, with other `leads` than its own if they are
+        given.
+        """
+        modalities = self.config.modalities
+        own = {m.name: m.lead for m in modalities}
+        scales = {m.name: m.scale for m in modalities} | {self.anchor: self.config.schedule_shift}
+        return NoiseSchedule(self.config.num_steps, self.names, own if leads is None else leads, scales)
 
-    def _detail_head(self, modality: nn.Module) -> DetailHead:
-        features, reader = self.config.refiner_width, self.reader
-        return DetailHead(
-            features, reader.detail, modality.head_channels, reader.fold, DETAIL // modality.head_stride
-        )
-
-    def make_schedule(self) -> NoiseSchedule:
-        """The noise schedule that this model is trained and sampled with."""
-        others = self.config.modalities[1:]
-        return NoiseSchedule(
-            self.config.num_steps,
-            self.names,
-            kind=self.config.schedule,
-            weights={m.name: m.weights for m in others},
-            scales={m.name: m.scale for m in others},
-            shift=self.config.schedule_shift,
-        )
+    @property
+    def z_channels(self) -> int:
+        """Channels of Z."""
+        return self.channels.total
 
     @property
     def z_shape(self) -> tuple[int, int, int]:
@@ -156,11 +143,14 @@ class MultiModalDiffusion(nn.Module):
         kept = {}
         for i, name in enumerate(self.names):
             if name == self.anchor and name in e:
-                visible = self.modalities[name].visible(known_pixels).to(e[name].dtype)
+                visible = self._visible(known_pixels).to(e[name].dtype)
                 kept[name] = e[name] * self.channels.place(name, visible)
             elif name in e:
                 kept[name] = e[name] * (flags[:, i] == KNOWN)[:, None, None, None]
         return kept
+
+    def _visible(self, known_pixels: Tensor) -> Tensor:
+        return self.modalities[self.anchor].determined(known_pixels)
 
     def nothing_given(self, batch: int, device: torch.device, wanted: Collection[str] = ()) -> Conditioning:
         """Nothing is given to ``batch`` samples, of whom all modalities are wanted, or ``wanted`` alone."""
@@ -179,21 +169,20 @@ class MultiModalDiffusion(nn.Module):
         return replace(conditioning, e={**conditioning.e, **self.encode(x)}, flags=flags)
 
     def without(self, conditioning: Conditioning, names: Collection[str]) -> Conditioning:
-        """A guidance branch: the same without the given modalities ``names``, which become ignored.
+        """A guidance branch, which does not see the modalities ``names``, whether they are given or
+        generated.
 
-        They are also taken out of z_t, which carries them under noise. The anchor cannot be ignored: where it
-        is named, the network sees its known pixels as all others, under the noise of z_t; otherwise pixels
-        that are given stay given.
+        Their level is `LEVEL_MIN` there, as if they were ignored. The anchor cannot be ignored: where it is
+        named, the network sees its known pixels as all others, under the noise of z_t; otherwise pixels that
+        are given stay given.
         """
-        removed = torch.tensor([n in names for n in self.names], device=conditioning.flags.device)
-        flags = conditioning.flags.masked_fill(removed & (conditioning.flags == KNOWN), ABSENT)
+        removed = torch.tensor([n in names and n != self.anchor for n in self.names])
+        flags = conditioning.flags.masked_fill(removed.to(conditioning.flags.device), ABSENT)
         known, pixels, read = conditioning.known_pixels, conditioning.pixels, conditioning.read
         if self.anchor in names:
             flags[:, 0] = UNKNOWN
             known, pixels, read = torch.zeros_like(known), None, None
-        e = self._given_encodings(conditioning.e, flags, known)
-        hidden = {n: v for n, v in conditioning.e.items() if n in names and n != self.anchor}
-        return Conditioning(e, flags, known, pixels, read, hidden)
+        return Conditioning(self._given_encodings(conditioning.e, flags, known), flags, known, pixels, read)
 
     def read(self, conditioning: Conditioning) -> Conditioning:
         """The same with the reader's features computed, once for all steps; unchanged without a reader."""
@@ -212,64 +201,77 @@ class MultiModalDiffusion(nn.Module):
 
     # -- the network ---------------------------------------------------------------------------------------
 
-    def forward(self, z_t: Tensor, log_snr_t: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+    def forward(self, z: Tensor, levels: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         """Raw outputs of every head: dense (B, C_i, H, W), global (B, C_i), in float32.
 
+        What is given is seen clean at `LEVEL_MAX`, what is ignored not at all at `LEVEL_MIN`, whatever z and
+        levels hold for it.
+
         Args:
-            z_t: (B, *Z). log_snr_t: (B,), log abar_t / (1 - abar_t) of the time z_t stands at.
+            z: (B, *Z), blocks of unit variance: sqrt(sigmoid(level_i)) e_i + sqrt(sigmoid(-level_i)) noise.
+            levels: (B, N), the level of every modality in z.
         """
-        clean = sum(conditioning.e.values(), start=torch.zeros_like(z_t))
-        known = conditioning.known_pixels.to(z_t.dtype)
-        if self.config.in_place:
-            z_t = torch.where(self._known_entries(conditioning), clean, z_t)
-        cells = torch.cat([self._cells(z_t), self._cells(clean), F.pixel_unshuffle(known, self.cell)], dim=1)
-        read = self._features(conditioning)
-        read, detail = (None, None) if read is None else self.reader.parts(read)
-        features, registers = self.backbone(
-            z_t,
-            clean,
-            F.pixel_unshuffle(known, self.config.patch_size),
-            cells,
-            log_snr_t.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT),
-            conditioning.flags,
-            read,
-        )
+        flags, known = conditioning.flags, conditioning.known_pixels
+        levels = levels.masked_fill(flags == KNOWN, LEVEL_MAX).masked_fill(flags == ABSENT, LEVEL_MIN)
+        blocks = self._blocks(z, levels, conditioning)
+        level_map = self._level_map(levels[:, 0], known)
+        cells = torch.cat([*(self._cells_of(n, blocks[n]) for n in self.dense_names), level_map], dim=1)
+        codes = [None if m.dense else blocks[n].mean((2, 3)) for n, m in self.modalities.items()]
+        features, registers = self.backbone(cells, codes, levels, self._features(conditioning))
         raw = {
-            name: self.heads[name](features if m.dense else registers[:, i])
+            name: self.heads[name](features if m.dense else registers[:, i]).float()
             for i, (name, m) in enumerate(self.modalities.items())
         }
-        for name, head in self.details.items():
-            raw[name] = raw[name] + head(features, detail)
-        return {name: value.float() for name, value in raw.items()}
+        raw[self.anchor] = self._clean(blocks[self.anchor], levels[:, 0], raw[self.anchor])
+        return raw
 
-    def _known_entries(self, conditioning: Conditioning) -> Tensor:
-        """Entries of Z that are wholly known, (B, *Z) bool; beside a hole the latents are not."""
-        whole = self.coverage(conditioning.known_pixels) == 1
-        for i, name in enumerate(self.names[1:], start=1):
-            ones = whole.new_ones(1, self.modalities[name].z_channels, self.grid, self.grid)
-            own = self.channels.place(name, ones)
-            whole = whole | (own & (conditioning.flags[:, i] == KNOWN)[:, None, None, None])
-        return whole
+    def _blocks(self, z: Tensor, levels: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+        """name -> (B, C_i, h, w), what the network sees of each modality."""
+        blocks, take = {}, self.channels.take
+        for i, name in enumerate(self.names):
+            block = take(name, z)
+            block = block * (levels[:, i] > LEVEL_MIN)[:, None, None, None]
+            if name in conditioning.e:
+                given = (conditioning.flags[:, i] == KNOWN)[:, None, None, None]
+                if name == self.anchor:
+                    given = given | self.modalities[name].determined(conditioning.known_pixels)
+                block = torch.where(given, take(name, conditioning.e[name]), block)
+            blocks[name] = block
+        return blocks
 
-    def _cells(self, z: Tensor) -> Tensor:
-        """The dense modalities' channels of Z, cell by cell: (B, C, H / cell, W / cell)."""
-        return torch.cat([self._cells_of(name, z) for name in self.dense_names], dim=1)
+    def _level_map(self, level: Tensor, known_pixels: Tensor) -> Tensor:
+        """The anchor's level in every cell, in units of `LEVEL_UNIT`: `LEVEL_MAX` where pixels are known.
 
-    def _cells_of(self, name: str, z: Tensor) -> Tensor:
+        level (B,), known_pixels (B, 1, H, W) -> (B, (cell / stride)^2, H / cell, W / cell).
+        """
+        anchor = self.modalities[self.anchor]
+        known = F.pixel_shuffle(anchor.determined(known_pixels).to(level.dtype), anchor.fold)[:, :1]
+        known = F.pixel_unshuffle(known, self.cell // anchor.stride)
+        return torch.lerp(level[:, None, None, None], torch.full_like(known, LEVEL_MAX), known) / LEVEL_UNIT
+
+    def _clean(self, block: Tensor, level: Tensor, v: Tensor) -> Tensor:
+        """z_0 = sqrt(abar) z_t - sqrt(1 - abar) v (Salimans & Ho 2022), in positions of the head's output."""
+        signal, noise = (torch.sigmoid(s * level).sqrt()[:, None, None, None] for s in (1, -1))
+        return signal * F.pixel_shuffle(block, self.modalities[self.anchor].fold) - noise * v
+
+    def _cells_of(self, name: str, block: Tensor) -> Tensor:
+        """A dense modality's channels of Z, cell by cell: (B, C, H / cell, W / cell)."""
         stride = self.modalities[name].stride
-        unfolded = F.pixel_shuffle(self.channels.take(name, z), self.config.patch_size // stride)
+        unfolded = F.pixel_shuffle(block, self.config.patch_size // stride)
         return F.pixel_unshuffle(unfolded, self.cell // stride)
 
     # -- sampling ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def call_at(self, schedule: NoiseSchedule, z: Tensor, t: int, conditioning: Conditioning) -> Call:
-        """The arguments of `forward` for samples that stand at z (B, *Z) at time t."""
-        if conditioning.hidden:
-            time = torch.full((len(z),), t, device=z.device)
-            z = z - signal(schedule, torch.zeros_like(z), time, conditioning.hidden)
-        level = log_snr(schedule.log_abar[t]).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)
-        return z, level.float().to(z.device).expand(len(z)), conditioning
+    def call_at(
+        self, schedule: NoiseSchedule, z: Tensor, t: int | Tensor, conditioning: Conditioning
+    ) -> Call:
+        """The arguments of `forward` for samples that stand at z (B, *Z) at time t, or at times t (B,)."""
+        t = torch.as_tensor(t, device=schedule.abar.device).expand(len(z))
+        levels = torch.stack([schedule.level[n][t] for n in self.names], dim=1)
+        rms = [schedule.rms[n][t, None].expand(-1, self.channels.sizes[n]) for n in self.names]
+        scales = torch.cat(rms, dim=1).to(z.dtype).to(z.device)
+        return z / scales[:, :, None, None], levels.to(z.dtype).to(z.device), conditioning
 
     @torch.no_grad()
     def answer(self, calls: Sequence[Call]) -> list[dict[str, Tensor]]:
@@ -277,7 +279,7 @@ class MultiModalDiffusion(nn.Module):
         raw = self(*joined(calls))
         sizes = [len(z) for z, _, _ in calls]
         parts = {name: value.split(sizes) for name, value in raw.items()}
-        return [{name: part[k] for name, part in parts.items()} for k in range(len(calls))]
+        return [{name: split[k] for name, split in parts.items()} for k in range(len(calls))]
 
     def clean_encodings(self, raw: Mapping[str, Tensor], conditioning: Conditioning) -> dict[str, Tensor]:
         """Raw outputs -> the clean encoding of every modality, (B, *Z) by name, with what is given in it."""

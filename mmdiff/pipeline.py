@@ -20,6 +20,7 @@ from mmdiff.images import to_uint8
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.request import NO_LIMITS, Change, Limits, Request
+from mmdiff.schedule import NoiseSchedule
 from mmdiff.serving.denoising import Denoising, Step
 from mmdiff.serving.engine import Engine, Member, Ticket
 
@@ -184,7 +185,7 @@ class Pipeline:
 
         Raises ValueError at once for a request that cannot be run.
         """
-        request = request.checked(self.modalities, self.schedule.num_steps, limits)
+        request = request.checked(self.modalities, self.schedule.num_steps, limits, self.model.has_levels)
         seeds = [request.seed + k for k in range(request.num_samples)]
         present = partial(self._present, shown=request.shown, seed=seeds[0])
         return self._run(lambda: self._parsed(request), seeds, present)
@@ -201,14 +202,22 @@ class Pipeline:
         are (classes one-hot).
         """
         request.check_sampling(self.schedule.num_steps)
-        request.check_guidance(self.modalities)
+        request.check_guidance(self.modalities, has_levels=self.model.has_levels)
         return self._run(lambda: request, seeds, lambda step: step)
 
     def _run(self, make: Callable[[], Request], seeds: Sequence[int], present: Callable[[Step], Step]) -> Run:
         def begin() -> Denoising:  # parses, embeds and encodes, so it is left to the engine's thread
-            return Denoising(self.model, self.schedule, make(), seeds, self.device, present)
+            request = make()
+            return Denoising(self.model, self._schedule(request.leads), request, seeds, self.device, present)
 
         return Run(self.engine, self.engine.call(begin))
+
+    def _schedule(self, leads: Mapping[str, float] | None) -> NoiseSchedule:
+        schedule = self.schedule
+        if leads is not None:
+            schedule = self.model.make_schedule(leads)
+            schedule = schedule if self.device.type == "mps" else schedule.to(self.device)
+        return schedule
 
     def _parsed(self, request: Request) -> Request:
         """The request with tensors on the device in place of what people give, the same for every sample."""

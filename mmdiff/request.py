@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdiff.leads import checked_leads
+
 if TYPE_CHECKING:
     from mmdiff.modalities import Modality
 
@@ -22,7 +24,8 @@ SAMPLERS = {
     "dpmpp_2m": "DPM-Solver++ (2M), good with few steps",
     "ancestral": "Ancestral, fresh noise at every step",
 }
-INHERITED = ("steps", "seed", "num_samples", "sampler", "eta", "changes")  # a change takes them from its run
+# a change takes them from its run
+INHERITED = ("leads", "steps", "seed", "num_samples", "sampler", "eta", "changes")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class Request:
             have 1. The image can be named where it has `known_pixels`: its holes then follow them.
         sample_first: names of modalities, wanted or not, that are sampled early, while the image is still
             noise; all others then follow the sample as if it had been given, with its guidance scale.
+        leads: what is decided first: by how much each modality is ahead of one without a lead, in units of
+            the image's own run, such as {"label": 0.5}; names that are left out have 0. None: the model's own
+            leads.
         steps: calls of the network for a sample, 1 to T. seed: of the first sample; the next ones count up.
         num_samples: samples that are generated at once. sampler: a key of `SAMPLERS`.
         eta: share of fresh noise in each step of "ddim", 0 to 1.
@@ -64,6 +70,7 @@ class Request:
     known_pixels: np.ndarray | None = None
     guidance_scale: float | Mapping[str, float] = 1.0
     sample_first: Sequence[str] = ()
+    leads: Mapping[str, float] | None = None
     steps: int = 30
     seed: int = 0
     num_samples: int = 1
@@ -106,12 +113,18 @@ class Request:
         return 2 if self.guidance_scale != 1 and guided else 1
 
     def checked(
-        self, modalities: Mapping[str, Modality], num_steps: int, limits: Limits = NO_LIMITS
+        self,
+        modalities: Mapping[str, Modality],
+        num_steps: int,
+        limits: Limits = NO_LIMITS,
+        has_levels: bool = False,
     ) -> Request:
         """The same request with nothing left open: `wanted` named, changes complete, whole numbers of Python.
 
         Args:
-            modalities: of the model, the anchor first. num_steps: T of its noise schedule.
+            modalities: of the model, the anchor first. num_steps: T of its noise schedule. has_levels:
+                whether each modality has a level, so that leads are possible and what is generated can be
+                guided.
 
         Raises:
             ValueError: it cannot be run, with what was given, what was expected and how to mend it. Values in
@@ -119,10 +132,14 @@ class Request:
         """
         self.check_sampling(num_steps, limits)
         whole = {name: int(getattr(self, name)) for name in ("steps", "seed", "num_samples")}
-        first = dataclasses.replace(self, **whole)._with_conditions_checked(modalities, limits)
+        leads = None if self.leads is None else checked_leads(self.leads, tuple(modalities))
+        if leads and not has_levels and any(leads.values()):
+            raise ValueError("this checkpoint decides its modalities together; leave leads out.")
+        first = dataclasses.replace(self, **whole, leads=leads)
+        first = first._with_conditions_checked(modalities, limits, has_levels)
         changes, earliest = [], 1
         for change in self.changes:
-            changes.append(change.checked(first, earliest, modalities, limits))
+            changes.append(change.checked(first, earliest, modalities, limits, has_levels))
             earliest = changes[-1].after + 1
         return dataclasses.replace(first, changes=tuple(changes))
 
@@ -140,11 +157,13 @@ class Request:
                 f"eta is an option of the sampler 'ddim', not of {self.sampler!r}; leave it at 0."
             )
 
-    def _with_conditions_checked(self, modalities: Mapping[str, Modality], limits: Limits) -> Request:
+    def _with_conditions_checked(
+        self, modalities: Mapping[str, Modality], limits: Limits, has_levels: bool
+    ) -> Request:
         anchor = next(iter(modalities))
         holes = _checked_known_pixels(self.known_pixels, self.given, anchor, modalities[anchor].image_size)
         wanted = self._checked_wanted(modalities, anchor, holes)
-        self.check_guidance(modalities, limits)
+        self.check_guidance(modalities, limits, has_levels)
         return dataclasses.replace(self, wanted=wanted)
 
     def _checked_wanted(
@@ -164,10 +183,16 @@ class Request:
             raise ValueError("everything is given, so nothing is left to generate; leave something out.")
         return wanted
 
-    def check_guidance(self, modalities: Mapping[str, Modality], limits: Limits = NO_LIMITS) -> None:
+    def check_guidance(
+        self, modalities: Mapping[str, Modality], limits: Limits = NO_LIMITS, has_levels: bool = False
+    ) -> None:
         """Raises ValueError if a scale is out of range, or a name cannot be guided or sampled first."""
         anchor = next(iter(modalities))
-        drawable = [n for n, m in modalities.items() if m.drawable and n not in self.given]
+        if has_levels and self.sample_first:
+            raise ValueError(
+                f"sample_first is for checkpoints without leads; use leads={{{self.sample_first[0]!r}: 1.0}}."
+            )
+        drawable = [n for n, m in modalities.items() if m.drawable and n not in self.given and not has_levels]
         for name in self.sample_first:
             if name not in drawable:
                 why = self._why_not(name, modalities, "is given", "cannot be drawn from its prediction")
@@ -176,7 +201,9 @@ class Request:
         if not isinstance(self.guidance_scale, Mapping):
             return _check_scale("guidance_scale", self.guidance_scale, limits.guidance_scale)
         guidable = [n for n in self.given if n != anchor or self.known_pixels is not None]
-        guidable += self.sample_first
+        guidable += (
+            [n for n in modalities if n not in (anchor, *self.given)] if has_levels else self.sample_first
+        )
         for name, scale in self.guidance_scale.items():
             _check_scale(f"guidance_scale of {name!r}", scale, limits.guidance_scale)
             if name not in guidable:
@@ -206,7 +233,12 @@ class Change:
     request: Request
 
     def checked(
-        self, run: Request, earliest: int, modalities: Mapping[str, Modality], limits: Limits
+        self,
+        run: Request,
+        earliest: int,
+        modalities: Mapping[str, Modality],
+        limits: Limits,
+        has_levels: bool,
     ) -> Change:
         """The same with nothing left open, see `Request.checked`."""
         if not is_whole(self.after) or not earliest <= self.after < run.steps:
@@ -216,7 +248,7 @@ class Change:
             )
         own = {name: getattr(run, name) for name in INHERITED if name != "changes"}
         request = dataclasses.replace(self.request, **own, changes=())
-        return Change(int(self.after), request._with_conditions_checked(modalities, limits))
+        return Change(int(self.after), request._with_conditions_checked(modalities, limits, has_levels))
 
 
 def is_whole(number: object) -> bool:

@@ -50,6 +50,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="sample these early, while the image is still noise; the others follow them as if given",
     )
+    parser.add_argument(
+        "--leads",
+        nargs="*",
+        metavar="NAME=NUMBER",
+        help="what is decided first, as in label=0.5 mask=0.2; default: as the checkpoint was trained",
+    )
     parser.add_argument("--sampler", default="ddim", help=f"{', '.join(SAMPLERS)} (default: %(default)s)")
     parser.add_argument(
         "--eta", type=float, default=0.0, help="fresh noise of ddim, 0 to 1 (default: %(default)s)"
@@ -75,15 +81,21 @@ def as_class(text: str, classes: Sequence[str]) -> str | int:
     return int(text) if text.isdecimal() and not named else text
 
 
-def parse_guidance(words: list[str]) -> float | dict[str, float]:
-    """["3"] -> 3.0, ["mask=1.5", ...] -> {"mask": 1.5, ...}."""
-    scales: dict[str, float] = {}
+def parse_numbers(option: str, words: list[str], example: str) -> dict[str, float]:
+    """["3"] -> {"": 3.0}, ["mask=1.5", ...] -> {"mask": 1.5, ...}."""
+    numbers: dict[str, float] = {}
     for word in words:
         name, _, number = word.rpartition("=")
         try:
-            scales[name] = float(number)
+            numbers[name] = float(number)
         except ValueError:
-            raise ValueError(f"--guidance {word!r}: {number!r} is no number; write 3 or mask=1.5.") from None
+            raise ValueError(f"{option} {word!r}: {number!r} is no number; write {example}.") from None
+    return numbers
+
+
+def parse_guidance(words: list[str]) -> float | dict[str, float]:
+    """["3"] -> 3.0, ["mask=1.5", ...] -> {"mask": 1.5, ...}."""
+    scales = parse_numbers("--guidance", words, "3 or mask=1.5")
     if "" in scales and len(words) > 1:
         raise ValueError(f"--guidance {' '.join(words)}: give one number for all, or each with its name.")
     return scales[""] if "" in scales else scales
@@ -124,6 +136,7 @@ def make_request(args: argparse.Namespace, pipe: Pipeline) -> Request:
         known_pixels=read_known_pixels(args.known_pixels, size) if args.known_pixels else None,
         guidance_scale=parse_guidance(args.guidance),
         sample_first=args.sample_first,
+        leads=None if args.leads is None else parse_numbers("--leads", args.leads, "label=0.5"),
         steps=args.steps,
         seed=args.seed,
         num_samples=args.num_samples,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmdiff.forward_process import noise_std, per_sample, signal
 from mmdiff.request import is_whole
-from mmdiff.schedule import NoiseSchedule, log_snr
+from mmdiff.schedule import NoiseSchedule
 from mmdiff.seeds import folded
 
 Encodings = Mapping[str, Tensor]  # name -> (B, *Z), the anchor's is z_0
@@ -62,16 +62,16 @@ def sample_dpmpp_2m(
 ) -> Sampler:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): (5) after extrapolating to the middle of the jump.
 
-    Predictions are continued linearly in half the log-SNR h. The first jump, and the last one, which is
-    infinitely long in h, are first order. `noise` is not used.
+    Predictions are continued linearly in half the log-SNR h, each modality's in its own level. The first
+    jump, and the last one, which is infinitely long in h, are first order. `noise` is not used.
     """
-    h = 0.5 * log_snr(schedule.log_abar)
     clean, before, t_before = None, None, None
     for t, s in pairwise(times):
         prediction = yield z, t, clean
         clean = prediction
         if before is not None and s > 0:
-            clean = extrapolate(prediction, before, (h[s] - h[t]) / (2 * (h[t] - h[t_before])))
+            factors = {name: _factor(schedule.level[name], s, t, t_before) for name in prediction}
+            clean = extrapolate(prediction, before, factors)
         before, t_before = prediction, t
         z = jump(schedule, z, t, s, clean)
     yield z, times[-1], clean
@@ -125,16 +125,22 @@ def clean_signal(schedule: NoiseSchedule, t: int, clean: Encodings) -> Tensor:
     return signal(schedule, z0, torch.full((len(z0),), t, device=z0.device), clean)
 
 
-def extrapolate(now: Encodings, before: Encodings, factor: Tensor) -> Encodings:
+def extrapolate(now: Encodings, before: Encodings, factors: Mapping[str, Tensor]) -> Encodings:
     """now + factor (now - before) by name; exactly `now` for what both share, such as a given modality."""
-    return {name: now[name] + per_sample(factor, now[name]) * (now[name] - before[name]) for name in now}
+    return {n: now[n] + per_sample(factors[n], now[n]) * (now[n] - before[n]) for n in now}
 
 
-def timesteps(num_steps: int, steps: int) -> list[int]:
-    """`steps` + 1 strictly falling times from T = num_steps to 0, t_k = T (1 - (k / steps)^2).
+def _factor(level: Tensor, s: int, t: int, t_before: int) -> Tensor:
+    """(h_s - h_t) / (2 (h_t - h_before)) with h = level / 2; 0 where the level did not rise before."""
+    h = 0.5 * level
+    rise = h[t] - h[t_before]
+    return torch.where(rise > 0, (h[s] - h[t]) / (2 * rise), 0.0)
 
-    They are close together where t is near T: there the global modalities, whose code is on every token, and
-    the coarse picture are decided, and they have to be decided in step with one another.
+
+def timesteps(num_steps: int, steps: int, power: float = 2.0) -> list[int]:
+    """`steps` + 1 strictly falling times from T = num_steps to 0, t_k = T (1 - (k / steps)^power).
+
+    With a power above 1 they are close together where t is near T.
     """
     if not is_whole(steps) or not 1 <= steps <= num_steps:
         raise ValueError(
@@ -143,7 +149,7 @@ def timesteps(num_steps: int, steps: int) -> list[int]:
         )
     times = [num_steps]
     for k in range(1, steps + 1):
-        times.append(min(times[-1] - 1, round(num_steps * (1 - (k / steps) ** 2))))
+        times.append(min(times[-1] - 1, round(num_steps * (1 - (k / steps) ** power))))
     return times
 
 

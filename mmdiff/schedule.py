@@ -1,34 +1,36 @@
 """The noise schedule: one table of numbers per coefficient of the forward process, index 0 … T, float64.
 
-Notation: t = 0 is data. `a[t]` is the per-step signal factor alpha_t / (N + 1), `abar[t]` the product of
-a[1] … a[t], `w[name][t]` the weight with which modality `name` enters at step t and `wbar[name][t]` the
-weight with which it is present in z_t, so that (2) wbar_t = sqrt(a_t) (wbar_{t-1} + w_t), wbar_0 = 0.
+Notation: t = 0 is data and u = t / T. `a[t]` is the per-step signal factor alpha_t / (N + 1), `abar[t]` the
+product of a[1] … a[t], `w[name][t]` the weight with which modality `name` enters at step t and
+`wbar[name][t]` the weight with which it is present in z_t, so that (2) wbar_t = sqrt(a_t) (wbar_{t-1} + w_t),
+wbar_0 = 0.
+
+Every modality has a clock of its own, on which it leads the others by l_i (Semantic-First Diffusion, Liu et
+al. 2025; Diffusion Forcing, Chen et al. 2024):
+
+    tau_i(u) = clamp((1 + L) u - l_i, 0, 1), L = max l_i        level_i(t) = lambda(tau_i)
+
+where lambda is the log signal-to-noise ratio of the cosine schedule. In sampling it starts l_i earlier than a
+modality without a lead, and is decided l_i earlier. The levels define the weights:
+
+    abar_t = sigmoid(level_anchor(t))        wbar_t^(i) = sqrt(1 - abar_t) exp(level_i(t) / 2)
 """
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-MAX_STEP_NOISE = 0.999  # upper limit of 1 - a_t, so that no single step removes the whole signal
-COSINE_OFFSET = 0.008
+from mmdiff.leads import check_name, checked_leads, checked_number
 
-
-def cosine_log_a(num_steps: int) -> Tensor:
-    """log a_1 … log a_T of the cosine schedule (Nichol & Dhariwal 2021, eq. 17), (T,) float64."""
-    t = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
-    signal = torch.cos((t + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
-    return (signal[1:] / signal[:-1]).clamp(min=1 - MAX_STEP_NOISE).log()
-
-
-def linear_log_a(num_steps: int) -> Tensor:
-    """log a_1 … log a_T of DDPM's linear schedule, its 1000 steps stretched to T of them, (T,) float64."""
-    stretch = 1000 / num_steps
-    noise = torch.linspace(1e-4 * stretch, 0.02 * stretch, num_steps, dtype=torch.float64)
-    return torch.log1p(-noise.clamp(max=MAX_STEP_NOISE))
+LEVEL_MIN, LEVEL_MAX = -10.0, 6.0  # nothing can be seen; decided
+ANCHOR_MAX = 14.0  # the anchor's level goes on rising above LEVEL_MAX, where fine detail is made
+# slope of the anchor's level, per unit of its clock, beyond LEVEL_MIN and ANCHOR_MAX: every step adds some
+# noise
+CREEP = 0.25
 
 
 def log_snr(log_abar: Tensor) -> Tensor:
@@ -36,32 +38,36 @@ def log_snr(log_abar: Tensor) -> Tensor:
     return log_abar - torch.log(-torch.expm1(log_abar))
 
 
-def no_weights(log_a: Tensor, log_abar: Tensor) -> tuple[Tensor, Tensor]:
-    """(w, wbar) of a modality that never enters z_t."""
-    return torch.zeros_like(log_abar), torch.zeros_like(log_abar)
+def cosine_level(tau: Tensor) -> Tensor:
+    """lambda(tau) = -2 log tan(pi tau / 2) for tau in [0, 1]: log-SNR of abar = cos^2(pi tau / 2)."""
+    return -2 * torch.log(torch.tan(math.pi / 2 * tau.clamp(0, 1)).abs())  # in float32 tan(pi / 2) < 0
 
 
-def joint_weights(log_a: Tensor, log_abar: Tensor) -> tuple[Tensor, Tensor]:
-    """(w, wbar) of a modality that enters at the first step and is then diffused like the anchor."""
-    w, wbar = torch.zeros_like(log_abar), torch.exp(0.5 * log_abar)
-    w[1], wbar[0] = 1.0, 0.0
-    return w, wbar
+def own_times(u: Tensor, leads: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+    """The clocks (1 + L) u - l_i before they are clamped, from u in [0, 1]; leads count from the least of
+    them.
+
+    Leads are numbers or tensors like ``u``.
+    """
+    rows = torch.stack(
+        [torch.as_tensor(lead, dtype=u.dtype, device=u.device).expand_as(u) for lead in leads.values()]
+    )
+    rows = rows - rows.amin(0)
+    times = (1 + rows.amax(0)) * u - rows
+    return dict(zip(leads, times, strict=True))
 
 
-def ramp_weights(log_a: Tensor, log_abar: Tensor) -> tuple[Tensor, Tensor]:
-    """(w, wbar) of a modality that enters slowly, peaks at 1 where sqrt(abar) = 1/2, and leaves again."""
-    w, wbar = torch.zeros_like(log_abar), -4 * torch.exp(0.5 * log_abar) * torch.expm1(0.5 * log_abar)
-    # (2) solved for w_t: the common factor sqrt(abar_{t-1}) cancels, and no difference of like terms is left
-    w[1:] = -4 * torch.exp(log_abar[:-1]) * torch.expm1(0.5 * log_a[1:])
-    return w, wbar
+def level_of(time: Tensor, scale: float = 1.0) -> Tensor:
+    """lambda(clamp(time, 0, 1)) + 2 log scale, clamped to [LEVEL_MIN, LEVEL_MAX]."""
+    return (cosine_level(time) + 2 * math.log(scale)).clamp(LEVEL_MIN, LEVEL_MAX)
 
 
-KINDS: dict[str, Callable[[int], Tensor]] = {"cosine": cosine_log_a, "linear": linear_log_a}
-FAMILIES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "joint": joint_weights,
-    "ramp": ramp_weights,
-    "none": no_weights,
-}
+def anchor_level(time: Tensor, scale: float = 1.0) -> Tensor:
+    """The same for the anchor, which falls strictly: beyond LEVEL_MIN and ANCHOR_MAX it creeps on."""
+    level = cosine_level(time) + 2 * math.log(scale)
+    bottom, top = (2 / math.pi * math.atan(scale * math.exp(-end / 2)) for end in (LEVEL_MIN, ANCHOR_MAX))
+    level = torch.where(time > bottom, LEVEL_MIN - CREEP * (time - bottom), level)
+    return torch.where(time < top, ANCHOR_MAX + CREEP * (top - time), level)
 
 
 class NoiseSchedule:
@@ -69,53 +75,63 @@ class NoiseSchedule:
 
     num_steps:  T, at least 1.
     modalities: names of all modalities; the first is the anchor, whose encoding is z_0.
-    kind:       "cosine" or "linear".
-    weights:    family of each modality, "joint", "ramp" or "none"; by default "none" for the anchor and
-                "joint" for every other modality.
-    scales:     factor c_i on the weights of each modality, 1 by default.
-    shift:      the signal-to-noise ratio is multiplied by shift**2 at every t. Pictures of more pixels keep
-                more visible structure under the same noise, so 64/96 gives 96-pixel pictures what 1 gives
-                64-pixel ones.
+    leads:      by how much each modality leads, 0 to `MAX_LEAD` in units of the anchor's own run; 0 by
+        default.
+                Only differences count, so a lead of the anchor alone has the photo decided first.
+    scales:     factor c_i on the weights of each modality, 1 by default: its level moves by 2 log c_i. A
+        global
+                modality's code is on every token, so that it is readable under more noise than a photo.
 
-    Attributes: `a`, `log_a`, `abar`, `log_abar`, `alpha` and, by modality name, `w` and `wbar`.
-    Raises ValueError for names, kinds, families and numbers that are none of the above.
+    spacing:    power of `mmdiff.samplers.timesteps`: sampling takes its steps evenly.
+
+    Attributes: `a`, `log_a`, `abar`, `log_abar`, `alpha` and, by modality name, `level`, `w`, `wbar` and
+    `rms`, which is sqrt(wbar_i^2 + 1 - abar), of a modality's channels of z_t.
+    Raises ValueError for names and numbers that are none of the above.
     """
+
+    spacing = 1.0
 
     def __init__(
         self,
         num_steps: int = 1000,
         modalities: Sequence[str] = ("image",),
-        kind: str = "cosine",
-        weights: Mapping[str, str] | None = None,
+        leads: Mapping[str, float] | None = None,
         scales: Mapping[str, float] | None = None,
-        shift: float = 1.0,
     ):
         self.num_steps = _checked_num_steps(num_steps)
         self.modalities = _checked_modalities(modalities)
-        self.kind = _one_of(kind, KINDS, "kind")
-        self.shift = _number(shift, "shift", above=0)
-        weights, scales = dict(weights or {}), dict(scales or {})
-        for name in (*weights, *scales):
-            _one_of(name, self.modalities, "a modality named in weights or scales")
-        families = dict.fromkeys(self.modalities, "joint") | {self.anchor: "none"} | weights
-        self.families = {
-            name: _one_of(value, FAMILIES, f"weights[{name!r}]") for name, value in families.items()
-        }
-        scales = dict.fromkeys(self.modalities, 1.0) | scales
-        self.scales = {name: _number(value, f"scales[{name!r}]") for name, value in scales.items()}
-
-        self.log_a, self.log_abar = _shifted(KINDS[kind](num_steps), self.shift)
+        self.leads = checked_leads(leads, self.modalities)
+        self.scales = dict.fromkeys(self.modalities, 1.0)
+        for name, scale in (scales or {}).items():
+            check_name(name, self.modalities, "scales")
+            self.scales[name] = checked_number(scale, f"scales[{name!r}]", low=0.0)
+        times = own_times(torch.arange(num_steps + 1, dtype=torch.float64) / num_steps, self.leads)
+        self.level = {name: level_of(time, self.scales[name]) for name, time in times.items()}
+        level = anchor_level(times[self.anchor], self.scales[self.anchor])
+        level[0] = math.inf
+        self.level[self.anchor] = level
+        self.log_abar = logsigmoid(level)
+        self.log_a = torch.diff(self.log_abar, prepend=self.log_abar.new_zeros(1))
         self.a, self.abar = self.log_a.exp(), self.log_abar.exp()
-        self.w: dict[str, Tensor] = {}
-        self.wbar: dict[str, Tensor] = {}
-        for name, family in self.families.items():
-            w, wbar = FAMILIES[family](self.log_a, self.log_abar)
-            self.w[name], self.wbar[name] = self.scales[name] * w, self.scales[name] * wbar
+        self.rms = {self.anchor: torch.ones_like(level)}
+        self.wbar = {n: torch.zeros_like(level) for n in self.modalities}
+        self.w = {n: torch.zeros_like(level) for n in self.modalities}
+        for name in self.weighted:
+            wbar = torch.exp(0.5 * (logsigmoid(-level) + self.level[name]))  # sqrt(1 - abar) exp(level / 2)
+            wbar[0] = 0.0
+            self.wbar[name] = wbar
+            self.rms[name] = torch.sqrt(wbar**2 - torch.expm1(self.log_abar))
+            self.w[name][1:] = wbar[1:] / torch.exp(0.5 * self.log_a[1:]) - wbar[:-1]
 
     @property
     def anchor(self) -> str:
         """Name of the modality whose encoding is z_0."""
         return self.modalities[0]
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """Names of the modalities that enter z_t by their weights: all but the anchor."""
+        return self.modalities[1:]
 
     @property
     def alpha(self) -> Tensor:
@@ -125,21 +141,11 @@ class NoiseSchedule:
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         """The same schedule with its tables on `device`, which must know float64."""
         moved = copy.copy(self)
-        moved.a, moved.log_a = self.a.to(device), self.log_a.to(device)
-        moved.abar, moved.log_abar = self.abar.to(device), self.log_abar.to(device)
-        moved.w = {name: table.to(device) for name, table in self.w.items()}
-        moved.wbar = {name: table.to(device) for name, table in self.wbar.items()}
+        for table in ("a", "log_a", "abar", "log_abar"):
+            setattr(moved, table, getattr(self, table).to(device))
+        for tables in ("w", "wbar", "level", "rms"):
+            setattr(moved, tables, {name: own.to(device) for name, own in getattr(self, tables).items()})
         return moved
-
-
-def _shifted(log_a: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-    """(T,) log a_1 … log a_T -> (T+1,) log_a and log_abar with the SNR multiplied by shift**2."""
-    log_a = torch.cat([log_a.new_zeros(1), log_a])
-    log_abar = log_a.cumsum(0)
-    if shift == 1:
-        return log_a, log_abar
-    log_abar = logsigmoid(log_snr(log_abar) + 2 * math.log(shift))
-    return torch.diff(log_abar, prepend=log_abar.new_zeros(1)), log_abar
 
 
 def _checked_num_steps(num_steps: int) -> int:
@@ -157,18 +163,3 @@ def _checked_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
             'list each modality once, the anchor first, such as ("image", "mask").'
         )
     return names
-
-
-def _one_of(value: str, known: Collection[str], what: str) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(
-            f"{what} is {value!r}, expected one of {', '.join(map(repr, known))}; choose one of these."
-        )
-    return value
-
-
-def _number(value: float, what: str, above: float = -math.inf) -> float:
-    if not isinstance(value, int | float) or not above < value < math.inf:
-        bound = "" if above == -math.inf else f" above {above}"
-        raise ValueError(f"{what} is {value!r}, expected a finite number{bound}; 1.0 changes nothing.")
-    return float(value)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from mmdiff.checkpoint import build_model
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import Batches, make_embedder, training_data, validation_data
 from mmdiff.data.examples import Examples
-from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.loop import resume, run
 from mmdiff.training.processes import join_processes
 from mmdiff.training.state import start_from
@@ -95,7 +95,8 @@ def prepare(args: argparse.Namespace) -> tuple[Trainer, Examples | Batches, Exam
     config = apply_overrides(load_train_config(args.config), args)
     processes, device = join_processes(args.device, args.shard)
     embedder = make_embedder(config, args.embedder, device)
-    blueprint = MultiModalDiffusion(config.model)
+    blueprint = build_model(config.model)
+    blueprint.load_pretrained("checkpoints")  # views are encoded before training begins
     train = training_data(config, blueprint, embedder, processes, args.accumulate)
     val = validation_data(config, blueprint, embedder)
     on_gpu = device.type == "cuda"

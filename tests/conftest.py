@@ -9,7 +9,7 @@ import torch
 from chromium import browser  # noqa: F401
 from synthetic import WordEmbedder, lively_model, make_rows, tiny_config, write_parquet
 
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.pipeline import Pipeline
 
 CACHE = tempfile.TemporaryDirectory(prefix="mmdiff-tests-")

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from mmdiff.checkpoint import build_model
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, OptimConfig, TrainConfig
 from mmdiff.data.examples import Examples, add_embeddings
 from mmdiff.data.parquet import read_parquet
@@ -102,7 +103,7 @@ def tiny_train_config(**optim) -> TrainConfig:
 def lively_model(config: ModelConfig, seed: int = 0) -> MultiModalDiffusion:
     """A model with random weights everywhere, so that every output depends on every input."""
     torch.manual_seed(seed)
-    model = MultiModalDiffusion(config)
+    model = build_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -129,6 +130,6 @@ class WordEmbedder:
 
 def read_shapes(path: Path, config: TrainConfig, embedder: WordEmbedder) -> Examples:
     """A Parquet file of shapes as training examples, with embeddings."""
-    examples = read_parquet(path, MultiModalDiffusion(config.model).modalities.values(), config.data)
+    examples = read_parquet(path, build_model(config.model).modalities.values(), config.data)
     add_embeddings(examples, "embedding", "image", embedder, config.model.image_size)
     return examples

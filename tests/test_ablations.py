@@ -11,7 +11,7 @@ from benchmarks.report import build
 from mmdiff.config import load_train_config
 from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.settings import EvaluationSettings
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.training.dry_run import measure
 from mmdiff.training.trainer import Trainer
 

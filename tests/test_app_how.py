@@ -17,8 +17,8 @@ from fakes import FakePipeline
 from app import theme
 from app.tabs import how_it_works
 from mmdiff.evaluate import parse_arguments
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 from mmdiff.forward_process import q_posterior, signal
-from mmdiff.schedule import NoiseSchedule
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium")

@@ -7,7 +7,8 @@ import torch
 from synthetic import SIZE, lively_model, read_shapes, tiny_config, tiny_train_config
 
 from mmdiff.checkpoint import load_checkpoint, save_checkpoint
-from mmdiff.model import KNOWN, UNKNOWN, MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
+from mmdiff.network.conditioning import KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SampleNoise
 from mmdiff.training.trainer import Trainer

@@ -14,7 +14,7 @@ from synthetic import SIZE, lively_model, tiny_config
 
 from mmdiff.checkpoint import load_checkpoint, resolve, save_checkpoint
 from mmdiff.files import write_tensors
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.network.conditioning import UNKNOWN
 from mmdiff.pipeline import Pipeline
 

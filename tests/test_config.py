@@ -8,7 +8,7 @@ import pytest
 from synthetic import tiny_config
 
 from mmdiff.config import RETIRED, DataConfig, ModelConfig, TrainConfig, from_dict, load_train_config, to_dict
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 

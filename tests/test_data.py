@@ -25,8 +25,8 @@ from mmdiff.config import DataConfig
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows
 from mmdiff.data.parquet import read_parquet
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.images import decode_cell
-from mmdiff.model import MultiModalDiffusion
 
 NAMES = ("image", "mask", "label")
 

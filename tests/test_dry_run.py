@@ -12,8 +12,8 @@ from datasets import load_dataset
 from synthetic import SIZE, make_rows, tiny_config, tiny_train_config, write_parquet
 
 from mmdiff.config import DataConfig, ModalityConfig, ModelConfig, TrainConfig, load_train_config
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.modalities import KINDS
-from mmdiff.model import MultiModalDiffusion
 from mmdiff.training import dry_run as module
 from mmdiff.training.dry_run import count, dry_run, embedder_dim, measure, parameters_by_part
 from mmdiff.training.fake_source import write_fake

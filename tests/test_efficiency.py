@@ -13,7 +13,7 @@ from benchmarks.report import build
 from benchmarks.study import only
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.evaluation.observers.classifier import Classifier
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.samplers import SAMPLERS
 
 

@@ -186,7 +186,7 @@ def test_what_each_task_gives_and_generates(examples):
 
 
 def tiny_model():
-    from mmdiff.model import MultiModalDiffusion
+    from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 
     torch.manual_seed(0)
     return MultiModalDiffusion(

@@ -19,7 +19,7 @@ from mmdiff.config import load_train_config
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.settings import EvaluationSettings
-from mmdiff.model import KNOWN, UNKNOWN
+from mmdiff.network.conditioning import KNOWN, UNKNOWN
 from mmdiff.training.trainer import Trainer
 
 CPU = torch.device("cpu")

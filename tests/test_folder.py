@@ -19,10 +19,10 @@ from synthetic import CLASSES, draw_shape, mask_of
 from mmdiff import train
 from mmdiff.config import load_train_config
 from mmdiff.data.parquet import read_parquet
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.folder import __main__ as folder
 from mmdiff.folder.masks import read_classes
 from mmdiff.folder.write import render
-from mmdiff.model import MultiModalDiffusion
 
 ROOT = Path(__file__).parents[1]
 SIZE = 16  # of the model; stored photos have a short side of 18

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mmdiff import forward_process as fp
-from mmdiff.schedule import FAMILIES, NoiseSchedule
+from mmdiff.first_edition.schedule import FAMILIES
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 
 torch.set_num_threads(1)
 

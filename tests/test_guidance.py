@@ -4,9 +4,9 @@ import pytest
 import torch
 from driving import final
 
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 from mmdiff.guidance import guide
 from mmdiff.samplers import implied_noise, sample_ddim, timesteps
-from mmdiff.schedule import NoiseSchedule
 
 torch.set_num_threads(1)
 

@@ -1,296 +1,199 @@
-"""The model as a map of z_t, the time and what is given: what it sees, and what it must not see."""
+"""The model with a level for each modality: what it sees, and what requests to it hold to."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
-from synthetic import CLASSES, DIM, SIZE, lively_model, tiny_config
+from synthetic import CLASSES, lively_model, tiny_config
 
-from mmdiff.forward_process import q_sample
-from mmdiff.model import LOG_SNR_LIMIT, MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
-from mmdiff.network.convolutions import Stem
-from mmdiff.network.transformer import position_table, timestep_embedding
-from mmdiff.schedule import log_snr
+from mmdiff.pipeline import Pipeline
+from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN
 
-NAMES = ("image", "mask", "label", "embedding")
+torch.set_num_threads(1)
 
-
-def draw(count: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Data-space values of every modality."""
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "image": torch.rand(count, 3, SIZE, SIZE, generator=g) * 2 - 1,
-        "mask": torch.randint(2, (count, SIZE, SIZE), generator=g),
-        "label": torch.randint(len(CLASSES), (count,), generator=g),
-        "embedding": torch.nn.functional.normalize(torch.randn(count, DIM, generator=g), dim=1),
-    }
-
-
-def flags_of(count: int = 4, **states: int) -> torch.Tensor:
-    return torch.tensor([[states.get(name, UNKNOWN) for name in NAMES]]).repeat(count, 1)
-
-
-def pixels(count: int = 4, value: float = 0.0) -> torch.Tensor:
-    return torch.full((count, 1, SIZE, SIZE), value)
-
-
-def normal(*shape: int, seed: int = 5) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+SIZE = 16
 
 
 @pytest.fixture(scope="module")
-def state(model):
-    """z_t of a batch at various times, with everything in it."""
-    schedule, e = model.make_schedule(), model.encode(draw())
-    t = torch.tensor([3, 200, 600, 990])
-    z0 = e.pop("image")
-    return q_sample(schedule, z0, t, e, normal(4, *model.z_shape))
+def model():
+    return lively_model(tiny_config(core="levels", stem_depth=1))
 
 
-def test_outputs_have_the_shapes_of_the_heads(model, state):
-    condition = model.condition({}, flags_of(), pixels())
-    raw = model(state, torch.zeros(4), condition)
-    assert {name: tuple(value.shape) for name, value in raw.items()} == {
-        "image": (4, 3, SIZE, SIZE),
-        "mask": (4, 2, SIZE, SIZE),
-        "label": (4, len(CLASSES)),
-        "embedding": (4, DIM),
-    }
-    assert all(value.dtype == torch.float32 for value in raw.values())
+@pytest.fixture(scope="module")
+def pipe(model, embedder):
+    return Pipeline(model, torch.device("cpu"), embedder)
 
 
-def test_every_modality_owns_its_channels_of_z(model):
-    assert model.z_shape == (sum(m.z_channels for m in model.modalities.values()), 4, 4)
-    used = torch.stack([(e != 0).any(0).any(-1).any(-1) for e in model.encode(draw(20)).values()])
-    assert (used.sum(0) == 1).all()  # every channel belongs to exactly one modality
-    e = model.encode(draw())
-    for name, modality in model.modalities.items():
-        low = model.channels.offsets[name]
-        own = e[name][:, low : low + modality.z_channels]
-        torch.testing.assert_close(own, modality.encode(draw()[name]))
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def test_the_schedule_is_that_of_the_configuration():
-    model = MultiModalDiffusion(tiny_config(num_steps=40, schedule="linear", schedule_shift=0.5))
-    schedule = model.make_schedule()
-    assert (schedule.num_steps, schedule.kind, schedule.shift) == (40, "linear", 0.5)
-    assert schedule.modalities == NAMES and schedule.families["image"] == "none"
+def values(model, batch=2):
+    generator = torch.Generator().manual_seed(1)
+    x = {"image": torch.rand(batch, 3, SIZE, SIZE, generator=generator) * 2 - 1}
+    x["mask"] = torch.randint(0, 2, (batch, SIZE, SIZE), generator=generator)
+    x["label"] = torch.randint(0, len(CLASSES), (batch,), generator=generator)
+    dim = model.modalities["embedding"].shape[0]
+    x["embedding"] = torch.nn.functional.normalize(torch.randn(batch, dim, generator=generator), dim=1)
+    return x
 
 
-def test_outputs_of_a_new_model_are_near_zero(state):
-    """Heads start near zero, so that training starts from a known function."""
-    torch.manual_seed(0)
-    model = MultiModalDiffusion(tiny_config())
-    raw = model(state, torch.zeros(4), model.condition({}, flags_of(), pixels()))
-    assert all(value.abs().max() < 0.2 for value in raw.values())
+def call(model, z, levels, flags, x=None, known=None):
+    """Raw outputs with the values of ``x`` given where flags (N,) say so."""
+    batch = len(z)
+    known = torch.zeros(batch, 1, SIZE, SIZE) if known is None else known
+    flags = torch.tensor(flags).expand(batch, -1)
+    photo = x["image"] if x else torch.zeros(batch, 3, SIZE, SIZE)
+    condition = model.condition(model.encode(x) if x else {}, flags, known, photo)
+    with torch.no_grad():
+        return model(z, torch.as_tensor(levels).float().expand(batch, -1), condition)
 
 
-@pytest.mark.parametrize("given", NAMES)
-@pytest.mark.parametrize("output", NAMES)
-def test_every_output_depends_on_everything_that_is_given(model, state, given, output):
-    known = pixels(value=float(given == "image"))
-    raw = []
-    for seed in (0, 1):
-        value = draw(seed=seed)[given]
-        condition = model.condition(model.encode({given: value}), flags_of(**{given: KNOWN}), known)
-        raw.append(model(state, torch.zeros(4), condition)[output])
-    changed = (draw(seed=0)[given] != draw(seed=1)[given]).reshape(4, -1).any(1)
-    assert ((raw[0] - raw[1]).flatten(1).abs().amax(1) > 1e-6)[changed].all() and changed.any()
+def z_of(model, seed=0, batch=2):
+    return torch.randn(batch, *model.z_shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_outputs_depend_on_time_flags_and_known_map(model, state):
-    def label(level=0.0, known=0.0, **states):
-        condition = model.condition({}, flags_of(**states), pixels(value=known))
-        return model(state, torch.full((4,), level), condition)["label"]
-
-    for other in (label(2.0), label(known=1.0), label(mask=ABSENT), label(embedding=KNOWN)):
-        assert (other - label()).abs().max() > 1e-5
+def same(one, other, names):
+    return all(torch.equal(one[n], other[n]) for n in names)
 
 
-def test_extreme_times_are_finite(model, state):
-    condition = model.condition({}, flags_of(), pixels())
-    for level in (-float("inf"), -1e4, 1e4, float("inf")):
-        raw = model(state, torch.full((4,), level), condition)
-        assert all(value.isfinite().all() for value in raw.values())
+@pytest.mark.parametrize("place", range(1, 4))
+def test_what_is_ignored_is_what_is_not_decided_at_all(model, place):
+    """A modality at LEVEL_MIN looks the same whether it is ignored or about to be generated, whatever z
+    holds.
+    """
+    levels = [1.0, 1.0, 1.0, 1.0]
+    levels[place] = LEVEL_MIN
+    generated, ignored = [UNKNOWN] * 4, [UNKNOWN] * 4
+    ignored[place] = ABSENT
+    z, other = z_of(model), z_of(model)
+    name = model.names[place]
+    start = model.channels.offsets[name]
+    other[:, start : start + model.channels.sizes[name]] = 7.0
+    one = call(model, z, levels, generated)
+    assert same(one, call(model, other, levels, generated), model.names)
+    levels[place] = 3.0
+    assert same(one, call(model, other, levels, ignored), model.names)
+    assert not same(one, call(model, z, levels, generated), model.names)
 
 
-def test_what_is_not_flagged_known_does_not_enter(model, state):
-    flags = flags_of(mask=UNKNOWN, label=ABSENT, embedding=UNKNOWN)
-    conditions = [model.condition(model.encode(draw(seed=s)), flags, pixels()) for s in (0, 1)]
-    raw = [model(state, torch.zeros(4), condition) for condition in conditions]
-    assert all(torch.equal(raw[0][name], raw[1][name]) for name in NAMES)
+@pytest.mark.parametrize("place", range(1, 4))
+def test_what_is_given_is_seen_whatever_z_and_level_hold(model, place):
+    x, given = values(model), [UNKNOWN] * 4
+    given[place] = KNOWN
+    levels, others = [0.5] * 4, [0.5] * 4
+    others[place] = -3.0
+    z, noise = z_of(model), z_of(model, seed=5)
+    name = model.names[place]
+    start = model.channels.offsets[name]
+    noise[:, :start] = z[:, :start]
+    noise[:, start + model.channels.sizes[name] :] = z[:, start + model.channels.sizes[name] :]
+    assert same(call(model, z, levels, given, x), call(model, noise, others, given, x), model.names)
+    changed = x | {name: x[name].flip(0)}
+    assert not same(call(model, z, levels, given, x), call(model, z, levels, given, changed), model.names)
 
 
-def test_the_anchor_enters_pixel_by_pixel(model, state):
-    """Only pixels of the known map reach the network, and each of them does."""
-    known = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
-    flags = flags_of()
-    photo = draw()["image"]
-
-    def raw(image):
-        condition = model.condition(model.encode({"image": image}), flags, known)
-        return model(state, torch.zeros(4), condition)["image"]
-
-    hidden_changed = torch.where(known > 0, photo, -photo)
-    assert torch.equal(raw(photo), raw(hidden_changed))
-    photo.requires_grad_(True)
-    raw(photo).square().sum().backward()
-    assert ((photo.grad != 0).all(1, keepdim=True) == (known > 0)).all()
+def test_the_network_is_told_of_known_pixels_at_the_highest_level(model):
+    known = torch.zeros(1, 1, SIZE, SIZE)
+    known[..., : SIZE // 2, :] = 1
+    level_map = model._level_map(torch.tensor([-2.0]), known) * 8
+    assert (level_map[..., : SIZE // 4, :] == LEVEL_MAX).all() and (
+        level_map[..., SIZE // 4 :, :] == -2
+    ).all()
 
 
-def test_examples_do_not_see_each_other(model, state):
-    condition = model.condition(model.encode(draw()), flags_of(label=KNOWN), pixels())
-    together = model(state, torch.zeros(4), condition)
-    for k in range(4):
-        one = {name: value[k : k + 1] for name, value in draw().items()}
-        alone = model.condition(model.encode(one), flags_of(1, label=KNOWN), pixels(1))
-        raw = model(state[k : k + 1], torch.zeros(1), alone)
-        for name in NAMES:
-            torch.testing.assert_close(raw[name], together[name][k : k + 1], atol=1e-5, rtol=1e-5)
+def test_hidden_pixels_are_not_seen(model):
+    x, known = values(model), torch.zeros(2, 1, SIZE, SIZE)
+    known[..., :9, :] = 1
+    other = x | {"image": torch.where(known > 0, x["image"], -x["image"])}
+    z, levels = z_of(model), [0.3] * 4
+    one, two = (call(model, z, levels, [UNKNOWN] * 4, of, known) for of in (x, other))
+    assert same(one, two, model.names)
+    other = x | {"image": torch.where(known > 0, -x["image"], x["image"])}
+    assert not same(one, call(model, z, levels, [UNKNOWN] * 4, other, known), model.names)
 
 
-# -- predictions -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("t", [3, 600, 990])
-def test_given_modalities_keep_their_true_encodings(model, state, t):
-    schedule, e = model.make_schedule(), model.encode(draw())
-    known = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
-    condition = model.condition(e, flags_of(mask=KNOWN, label=ABSENT), known)
-    clean, _ = model.denoiser(schedule, condition)(state, t)
-    assert tuple(clean) == NAMES and all(value.shape == state.shape for value in clean.values())
-    assert torch.equal(clean["mask"], e["mask"])  # given: the true encoding
-    assert (clean["label"] == 0).all()  # ignored: none
-    raw = model(*model.call_at(schedule, state, t, condition))
-    expected = model.modalities["embedding"].expected_encoding(raw["embedding"])
-    assert torch.equal(clean["embedding"], model.channels.place("embedding", expected))  # the head's
-    photo = torch.nn.functional.pixel_shuffle(clean["image"][:, : 3 * 16], 4)
-    assert torch.equal(torch.where(known > 0, photo, 0), torch.where(known > 0, draw()["image"], 0))
-    assert (photo != draw()["image"])[(known == 0).expand_as(photo)].all()
-
-
-def test_encodings_from_elsewhere_get_what_is_given_in_the_same_way(model):
-    """`with_given` alone, as at a change of conditions: what is generated stays as it is."""
-    true, other = model.encode(draw()), model.encode(draw(seed=1))
-    known = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
-    condition = model.condition(true, flags_of(mask=KNOWN, label=ABSENT), known)
-    before = dict(other)
-    e = model.with_given(other, condition)
-    assert torch.equal(e["mask"], true["mask"]) and (e["label"] == 0).all()
-    assert torch.equal(e["embedding"], other["embedding"])
-    mixed = model.encode({"image": torch.where(known > 0, draw()["image"], draw(seed=1)["image"])})["image"]
-    assert torch.equal(e["image"], mixed)
-    assert all(other[name] is before[name] for name in NAMES)
-
-
-def test_predictions_are_those_of_the_heads_and_made_when_first_read(model, state, monkeypatch):
-    schedule, condition = model.make_schedule(), model.condition({}, flags_of(), pixels())
-    made = []
-    for name, modality in model.modalities.items():
-        predict = modality.predict
-        monkeypatch.setattr(
-            modality, "predict", lambda raw, name=name, predict=predict: made.append(name) or predict(raw)
+def test_blocks_have_unit_variance(model):
+    """z of (3) with codes of unit RMS, scaled by `call_at`, at every time."""
+    schedule = model.make_schedule({"mask": 0.3, "label": 0.6})
+    generator = torch.Generator().manual_seed(0)
+    for t in (1, 300, 600, 1000):
+        noise = torch.randn(4000, *model.z_shape, generator=generator)
+        z = noise * math.sqrt(-math.expm1(schedule.log_abar[t].item()))
+        signal = torch.randn(4000, *model.z_shape, generator=generator)
+        for name in model.names:
+            own = model.channels.place(name, torch.ones(1, model.channels.sizes[name], 1, 1))[0]
+            weight = schedule.abar[t].sqrt() if name == "image" else schedule.wbar[name][t]
+            z = z + weight.float() * own * signal
+        scaled, levels, _ = model.call_at(schedule, z, t, model.nothing_given(1, torch.device("cpu")))
+        torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(model.z_channels), rtol=0.03, atol=0)
+        assert levels[0].tolist() == pytest.approx(
+            [schedule.level[n][t].item() for n in model.names], rel=1e-5
         )
-    _, predictions = model.denoiser(schedule, condition)(state, 500)
-    assert tuple(predictions) == NAMES
-    made.clear()  # those that the encodings needed
-    label = predictions["label"]
-    assert made == ["label"] and predictions["label"] is label
-    raw = model(*model.call_at(schedule, state, 500, condition))
-    assert torch.equal(label, raw["label"].softmax(1))
 
 
-@pytest.mark.parametrize("t", [3, 600, 990])
-def test_denoised_samples_do_not_depend_on_their_batch(model, state, t):
-    schedule = model.make_schedule()
-    together, _ = model.denoiser(schedule, model.condition({}, flags_of(), pixels()))(state, t)
-    denoise = model.denoiser(schedule, model.condition({}, flags_of(1), pixels(1)))
-    for k in range(4):
-        alone, _ = denoise(state[k : k + 1], t)
-        for name in NAMES:
-            torch.testing.assert_close(alone[name], together[name][k : k + 1], atol=1e-5, rtol=1e-5)
-    assert not any(encoding.requires_grad for encoding in together.values())
+def test_same_seed_same_pixels_and_the_batch_does_not_matter(pipe):
+    options = {"steps": 6, "leads": {"label": 0.5, "mask": 0.2}}
+    many = pipe(num_samples=3, seed=4, **options)
+    alone = [pipe(seed=4 + k, **options) for k in range(3)]
+    for k in range(3):
+        for name in ("label", "embedding"):
+            np.testing.assert_allclose(getattr(many, name)[k], getattr(alone[k], name)[0], atol=1e-5)
+        difference = np.asarray(many.image[k], int) - np.asarray(alone[k].image[0], int)
+        assert abs(difference).max() <= 1
+    again = pipe(seed=4, **options)
+    assert np.array_equal(np.asarray(again.image[0]), np.asarray(alone[0].image[0]))
 
 
-def test_the_network_gets_the_log_snr_of_the_time(model, state):
-    schedule, condition = model.make_schedule(), model.condition({}, flags_of(), pixels())
-    table = log_snr(schedule.log_abar).float()
-    for t in (1, 200, 600, 990, 1000):
-        z, level, seen = model.call_at(schedule, state, t, condition)
-        assert torch.equal(z, state) and seen is condition
-        assert level.dtype == torch.float32 and level.shape == (4,)
-        assert (level == table[t].clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT)).all()
-    denoise = model.denoiser(schedule, condition)
-    early, late = (denoise(state, t)[0] for t in (200, 600))
-    assert all((early[name] - late[name]).abs().max() > 1e-5 for name in NAMES)
+def test_leads_say_what_is_decided_first(pipe):
+    """The level of a modality that leads by a whole run is at its top before the photo has begun."""
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    steps = list(pipe.stream(steps=20, given={"mask": mask}, leads={"label": 1.0}))
+    half = steps[11]
+    assert half.levels["label"] > 5 and half.levels["image"] < -3
+    assert all(step.levels["mask"] == LEVEL_MAX for step in steps)
+    steps = list(pipe.stream(steps=20, wanted=("image", "label"), leads={"image": 1.0}))
+    assert steps[11].levels["image"] > 5 and steps[11].levels["label"] < -3
+    assert all(step.levels["mask"] == LEVEL_MIN for step in steps)
 
 
-# -- parts -------------------------------------------------------------------------------------------
+def test_leads_of_the_model_are_taken_unless_a_request_has_its_own(embedder):
+    config = tiny_config(core="levels")
+    leading = tuple(replace(m, lead=0.4 if m.name == "label" else 0.0) for m in config.modalities)
+    own = Pipeline(lively_model(replace(config, modalities=leading)), torch.device("cpu"), embedder)
+    images = [np.asarray(own(steps=5, leads=leads).image[0]) for leads in (None, {"label": 0.4}, {})]
+    assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
 
-def test_embeddings_of_times_and_positions_differ():
-    times = timestep_embedding(torch.linspace(-15, 15, 400), 32)
-    places = position_table(6, 32)
-    assert times.shape == (400, 32) and places.shape == (36, 32)
-    assert torch.pdist(times).min() > 1e-2 and torch.pdist(places).min() > 1e-2
-    assert max(times.abs().max(), places.abs().max()) <= 1
+@pytest.mark.parametrize("leads", [{"depth": 1}, {"label": -1}, {"label": "soon"}, {"label": 99}, [0.1]])
+def test_leads_that_cannot_be_are_refused_before_anything_runs(pipe, leads):
+    with pytest.raises(ValueError, match="leads"):
+        pipe.stream(leads=leads)
 
 
-def test_a_new_stem_adds_nothing(state):
-    plain = lively_model(tiny_config())
-    stemmed = MultiModalDiffusion(tiny_config(stem_depth=2)).eval()
-    lacking, unknown = stemmed.load_state_dict(plain.state_dict(), strict=False)
-    assert not unknown and lacking and all(name.startswith("backbone.stem.") for name in lacking)
-    condition = plain.condition({}, flags_of(), pixels())
-    before, after = (model(state, torch.zeros(4), condition) for model in (plain, stemmed))
-    assert all(torch.equal(before[name], after[name]) for name in NAMES)
-    torch.nn.init.normal_(stemmed.backbone.stem.leave.weight)
-    after = stemmed(state, torch.zeros(4), condition)
-    assert not any(torch.allclose(before[name], after[name]) for name in NAMES)
+def test_known_pixels_come_back_exactly(pipe, photo):
+    known = np.zeros((SIZE, SIZE), bool)
+    known[:7] = True
+    out = pipe(given={"image": photo}, known_pixels=known, steps=4)
+    assert (np.asarray(out.image[0])[known] == photo[known]).all()
 
 
-def test_a_stem_is_translation_equivariant():
-    """A picture that moves by one patch moves its tokens by one, without any table of positions."""
-    torch.manual_seed(1)
-    stem, fold, grid = Stem(width=12, fold=2, cell_channels=3, stem_width=16, depth=1).eval(), 2, 12
-    cells = torch.zeros(2, 3, fold * grid, fold * grid)
-    cells[:, :, 10:14, 8:12] = normal(2, 3, 4, 4)
-    condition = normal(2, 12)
-    tokens = stem(cells, condition).view(2, grid, grid, 12)
-    moved = stem(cells.roll((fold, 2 * fold), (2, 3)), condition).view(2, grid, grid, 12)
-    torch.testing.assert_close(moved[:, 3:-2, 4:-2], tokens[:, 2:-3, 2:-4])
-    assert not torch.allclose(moved[:, 3:-2, 4:-2], tokens[:, 3:-2, 4:-2])
+def test_a_generated_modality_can_be_guided(pipe):
+    plain, strong = (
+        pipe(steps=8, seed=2, guidance_scale=scale, leads={"label": 1.0}) for scale in ({}, {"label": 4.0})
+    )
+    assert not np.array_equal(np.asarray(plain.image[0]), np.asarray(strong.image[0]))
+    with pytest.raises(ValueError, match="sample_first"):
+        pipe.stream(sample_first=("label",))
 
 
-@pytest.mark.parametrize("options", [{"stem_depth": -1}, {"stem_depth": 1, "refiner_width": 12}])
-def test_impossible_stems_are_refused(options):
-    with pytest.raises(ValueError, match="a depth of at least 0, and with a stem a width"):
-        tiny_config(**options)
-
-
-def test_seeds_make_equal_models():
-    one, two = (lively_model(tiny_config(), seed=3).state_dict() for _ in range(2))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def test_in_place_the_noise_under_known_entries_changes_nothing():
-    """With `in_place` the clean encodings stand there; elsewhere noise does change the outputs."""
-    model = lively_model(tiny_config(in_place=True))
-    known = torch.zeros(4, 1, SIZE, SIZE)
-    known[:, :, :, : SIZE // 2] = 1
-    x = draw()
-    condition = model.condition(model.encode(x), flags_of(label=KNOWN), known)
-    z = torch.randn(4, *model.z_shape, generator=torch.Generator().manual_seed(3))
-    noise = torch.randn(4, *model.z_shape, generator=torch.Generator().manual_seed(4))
-    where = model.channels.place("label", torch.ones(1, model.modalities["label"].z_channels, *z.shape[2:]))
-    where = where + model.coverage(known)
-    plain = model(z, torch.zeros(4), condition)
-    under = model(z + noise * where, torch.zeros(4), condition)
-    beside = model(z + noise * (1 - where), torch.zeros(4), condition)
-    for name in plain:
-        assert torch.equal(plain[name], under[name])
-        assert not torch.equal(plain[name], beside[name])
-    before = lively_model(tiny_config())
-    changed = before(z + noise * where, torch.zeros(4), condition)["image"]
-    assert not torch.equal(before(z, torch.zeros(4), condition)["image"], changed)
-    with pytest.raises(ValueError, match="channels of their own"):
-        tiny_config(in_place=True, channels="shared")
+def test_guidance_of_what_is_not_decided_does_nothing(pipe):
+    """While the label is at LEVEL_MIN, with and without it are the same."""
+    steps = [
+        list(pipe.stream(steps=20, leads={"image": 2.0}, guidance_scale=s)) for s in ({}, {"label": 5.0})
+    ]
+    np.testing.assert_array_equal(steps[0][2].x_hat["image"], steps[1][2].x_hat["image"])

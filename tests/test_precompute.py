@@ -29,7 +29,7 @@ from mmdiff.data.examples import Examples
 from mmdiff.data.parquet import read_parquet
 from mmdiff.data.precompute import prepare
 from mmdiff.data.stream import StreamedBatches
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 
 BREEDS = ("Abyssinian", "american_bulldog", "Bengal")
 

@@ -13,9 +13,9 @@ from mmdiff.data.examples import collate
 from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.settings import EvaluationSettings
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SampleNoise
-from mmdiff.schedule import NoiseSchedule
 
 CORRELATION, GIVEN, COUNT, T = 0.9, 2.0, 600, 100
 COVARIANCE = torch.tensor([[1.0, CORRELATION], [CORRELATION, 1.0]], dtype=torch.float64)

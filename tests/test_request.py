@@ -33,6 +33,7 @@ def test_fields_and_defaults_are_the_documented_ones():
         "known_pixels": None,
         "guidance_scale": 1.0,
         "sample_first": (),
+        "leads": None,
         "steps": 30,
         "seed": 0,
         "num_samples": 1,

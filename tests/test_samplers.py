@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from mmdiff import forward_process as fp
+from mmdiff.first_edition.schedule import FAMILIES, KINDS
+from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 from mmdiff.samplers import (
     SAMPLERS,
     Encodings,
@@ -29,7 +31,6 @@ from mmdiff.samplers import (
     sample_dpmpp_2m,
     timesteps,
 )
-from mmdiff.schedule import FAMILIES, KINDS, NoiseSchedule
 
 torch.set_num_threads(1)
 
@@ -231,11 +232,11 @@ def test_extrapolation_is_linear_and_keeps_what_both_share():
     _, _, now = several()
     before = {"image": now["image"] + 1, "mask": now["mask"], "label": now["label"] - 2}
     factor = torch.tensor(0.3, dtype=torch.float64)
-    corrected = extrapolate(now, before, factor)
+    corrected = extrapolate(now, before, dict.fromkeys(now, factor))
     assert torch.equal(corrected["mask"], now["mask"])
     torch.testing.assert_close(corrected["image"], now["image"] - 0.3)
     torch.testing.assert_close(corrected["label"], now["label"] + 0.6)
-    still = extrapolate(now, before, 0 * factor)
+    still = extrapolate(now, before, dict.fromkeys(now, 0 * factor))
     assert all(torch.equal(still[name], now[name]) for name in now)
 
 

@@ -1,163 +1,218 @@
-"""The tables of NoiseSchedule against their definitions, written out here as plain recursions."""
+"""Levels and leads: the schedule by its definition, Bayes' rule, and a Gaussian whose answer is known."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from mmdiff.schedule import FAMILIES, KINDS, NoiseSchedule
+from mmdiff import forward_process as fp
+from mmdiff.samplers import SAMPLERS, SampleNoise, jump, timesteps
+from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN, MAX_LEAD, NoiseSchedule
 
 torch.set_num_threads(1)
 
-LENGTHS = [1, 2, 7, 1000]
-SHIFTS = [1.0, 64 / 96, 1.5]
+NAMES = ("image", "mask", "label")
+LEADS = [
+    {},
+    {"mask": 0.2, "label": 0.5},
+    {"image": 0.4},  # the photo first
+    {"label": 2.0, "image": 0.1},
+]
 
 
-def three_modalities(**settings) -> NoiseSchedule:
-    weights = {"mask": "ramp", "label": "none"}
-    return NoiseSchedule(modalities=("image", "mask", "label", "embedding"), weights=weights, **settings)
+def lam(tau: float) -> float:
+    """log-SNR of the cosine schedule, by its signal and noise."""
+    if tau <= 0:
+        return math.inf
+    signal, noise = math.cos(math.pi / 2 * tau), math.sin(math.pi / 2 * min(tau, 1))
+    return math.log(signal**2 / noise**2) if tau < 1 else -math.inf
 
 
-@pytest.mark.parametrize("num_steps", LENGTHS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shift", SHIFTS)
-def test_tables_are_float64_and_start_at_data(num_steps, kind, shift):
-    schedule = three_modalities(num_steps=num_steps, kind=kind, shift=shift)
-    for table in (
-        schedule.a,
-        schedule.abar,
-        schedule.log_abar,
-        *schedule.w.values(),
-        *schedule.wbar.values(),
-    ):
-        assert table.dtype == torch.float64 and table.shape == (num_steps + 1,)
-        assert table.isfinite().all()
-    assert schedule.abar[0] == 1 and schedule.log_abar[0] == 0
-    assert all(table[0] == 0 for table in (*schedule.w.values(), *schedule.wbar.values()))
-
-
-@pytest.mark.parametrize("num_steps", LENGTHS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shift", SHIFTS)
-def test_abar_is_the_product_of_the_steps(num_steps, kind, shift):
-    schedule = NoiseSchedule(num_steps, kind=kind, shift=shift)
-    product = 1.0
+@pytest.mark.parametrize("leads", LEADS)
+@pytest.mark.parametrize("num_steps", [1, 7, 1000])
+def test_levels_are_those_of_the_definition(leads, num_steps):
+    schedule = NoiseSchedule(num_steps, NAMES, leads=leads, scales={"label": 0.5})
+    full = {name: leads.get(name, 0.0) - min(leads.get(n, 0.0) for n in NAMES) for name in NAMES}
+    longest = max(full.values())
     for t in range(1, num_steps + 1):
-        assert 0 < schedule.a[t] < 1
-        product *= schedule.a[t].item()
-        assert schedule.abar[t].item() == pytest.approx(product, rel=1e-12)
-        assert schedule.log_abar[t].item() == pytest.approx(math.log(product), rel=1e-12)
+        for name in ("mask", "label"):
+            tau = min(max((1 + longest) * t / num_steps - full[name], 0), 1)
+            scaled = lam(tau) + (2 * math.log(0.5) if name == "label" else 0)
+            expected = min(max(scaled, LEVEL_MIN), LEVEL_MAX)
+            assert schedule.level[name][t].item() == pytest.approx(expected, abs=1e-9)
+        tau = (1 + longest) * t / num_steps - full["image"]
+        if 0.001 < tau < 0.99:
+            assert schedule.level["image"][t].item() == pytest.approx(lam(tau), abs=1e-9)
+    assert (schedule.level["image"].diff() < 0).all(), "every step adds some noise to the photo"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shift", SHIFTS)
-def test_accumulated_weights_follow_their_recursion(family, kind, shift):
-    schedule = NoiseSchedule(
-        300, ("image", "mask"), kind, weights={"mask": family}, scales={"mask": -0.7}, shift=shift
+@pytest.mark.parametrize("leads", LEADS)
+def test_weights_have_the_levels_and_follow_their_recursion(leads):
+    schedule = NoiseSchedule(300, NAMES, leads=leads)
+    assert ((schedule.a[1:] > 0) & (schedule.a[1:] < 1)).all() and schedule.abar[0] == 1
+    for name in schedule.weighted:
+        accumulated = 0.0
+        for t in range(1, 301):
+            accumulated = math.sqrt(schedule.a[t].item()) * (accumulated + schedule.w[name][t].item())  # (2)
+            assert schedule.wbar[name][t].item() == pytest.approx(accumulated, rel=1e-10)
+            snr = schedule.wbar[name][t] ** 2 / -torch.expm1(schedule.log_abar[t])
+            assert snr.log().item() == pytest.approx(schedule.level[name][t].item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("leads", LEADS)
+def test_composed_steps_are_the_marginal(leads):
+    schedule = NoiseSchedule(400, NAMES, leads=leads)
+    noise = [torch.randn(2, 3, dtype=torch.float64) for _ in range(3)]
+    z = z0 = noise[0]
+    e, none = {"mask": noise[1], "label": noise[2]}, torch.zeros_like(z0)
+    variance, one = 0.0, torch.ones(1, dtype=torch.float64)
+    for t in range(1, 401):
+        now = torch.full((2,), t)
+        z = fp.q_step(schedule, z, now, e, none)
+        assert (z - fp.q_sample(schedule, z0, now, e, none)).abs().max() < 1e-12
+        variance = schedule.a[t] * variance + fp.q_step(schedule, 0 * one, now[:1], {}, one).item() ** 2
+        assert variance.item() == pytest.approx(-math.expm1(schedule.log_abar[t].item()), abs=1e-12)
+
+
+@pytest.mark.parametrize("leads", LEADS)
+@pytest.mark.parametrize("t", [2, 80, 399, 400])
+def test_the_posterior_is_bayes_rule(leads, t):
+    """q(z_{t-1} | z_t, z_0, X) ~ q(z_t | z_{t-1}, X) q(z_{t-1} | z_0, X), both Gaussian in z_{t-1}."""
+    schedule = NoiseSchedule(400, NAMES, leads=leads)
+    z_t, z0, mask, label = torch.randn(4, 1, 1, dtype=torch.float64)
+    e, now = {"mask": mask, "label": label}, torch.tensor([t])
+    a, prior_variance = schedule.a[t], -torch.expm1(schedule.log_abar[t - 1])
+    c = schedule.w["mask"][t] * mask + schedule.w["label"][t] * label
+    prior_mean = fp.signal(schedule, z0, now - 1, e)
+    precision = a / (1 - a) + 1 / prior_variance
+    expected = (a.sqrt() * (z_t - a.sqrt() * c) / (1 - a) + prior_mean / prior_variance) / precision
+    mean, variance = fp.q_posterior(schedule, z_t, now, z0, e)
+    torch.testing.assert_close(mean, expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(variance.flatten(), (1 / precision).flatten(), rtol=1e-8, atol=1e-12)
+
+
+def test_leads_count_from_the_least_of_them():
+    one, other = (
+        NoiseSchedule(50, NAMES, {"mask": 0.5}),
+        NoiseSchedule(50, NAMES, {"image": 0.3, "mask": 0.8, "label": 0.3}),
     )
-    w, accumulated = schedule.w["mask"], 0.0
-    for t in range(1, 301):
-        accumulated = math.sqrt(schedule.a[t].item()) * (accumulated + w[t].item())  # (2)
-        assert schedule.wbar["mask"][t].item() == pytest.approx(accumulated, abs=1e-13)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_families_have_the_stated_closed_forms(kind):
-    weights = {"mask": "joint", "label": "ramp", "embedding": "none"}
-    modalities = ("image", *weights)
-    schedule = NoiseSchedule(500, modalities, kind, weights, scales={"mask": 0.5, "label": 3.0})
-    root = schedule.abar[1:].sqrt()
-    torch.testing.assert_close(schedule.wbar["mask"][1:], 0.5 * root)
-    torch.testing.assert_close(schedule.wbar["label"][1:], 3.0 * root * (1 - root) * 4)
-    assert (schedule.wbar["embedding"] == 0).all() and (schedule.wbar["image"] == 0).all()
-    assert schedule.w["mask"][1] == 0.5 and (schedule.w["mask"][2:] == 0).all()
-
-
-def test_the_anchor_has_no_weight_and_the_others_are_joint_unless_asked():
-    schedule = NoiseSchedule(10, ("image", "mask", "label"))
-    assert schedule.families == {"image": "none", "mask": "joint", "label": "joint"}
-    assert NoiseSchedule(10, weights={"image": "joint"}).families == {"image": "joint"}
-
-
-@pytest.mark.parametrize("num_modalities", [1, 2, 4])
-def test_alpha_over_n_plus_one_is_the_signal_factor(num_modalities):
-    schedule = NoiseSchedule(100, [f"m{i}" for i in range(num_modalities)])
-    torch.testing.assert_close(schedule.alpha / (num_modalities + 1), schedule.a)
-    assert (schedule.alpha[1:] > 0).all() and (schedule.alpha[1:] < num_modalities + 1).all()
-    # why alpha may exceed 1: with alpha_t <= 1 the signal would be gone after a few dozen steps
-    assert schedule.alpha[1] > 1
-
-
-def test_cosine_schedule_is_the_published_curve_with_capped_steps():
-    schedule = NoiseSchedule(1000)
-
-    def f(t):
-        return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    for t in (1, 10, 500, 990, 999):
-        assert schedule.abar[t].item() == pytest.approx(f(t) / f(0), rel=1e-9)
-    assert 1 - schedule.a[1000].item() == pytest.approx(0.999, rel=1e-12)
-
-
-def test_linear_schedule_is_the_published_one_at_1000_steps():
-    schedule = NoiseSchedule(1000, kind="linear")
-    betas = [1e-4 + (0.02 - 1e-4) * k / 999 for k in range(1000)]
-    torch.testing.assert_close(
-        1 - schedule.a[1:], torch.tensor(betas, dtype=torch.float64), atol=1e-15, rtol=1e-9
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_shift_multiplies_the_signal_to_noise_ratio(kind):
-    plain, shifted = (NoiseSchedule(400, kind=kind, shift=shift) for shift in (1.0, 64 / 96))
-    ratio = (shifted.abar / (1 - shifted.abar))[1:] / (plain.abar / (1 - plain.abar))[1:]
-    torch.testing.assert_close(ratio, torch.full_like(ratio, (64 / 96) ** 2), rtol=1e-10, atol=0)
-
-
-def test_log_abar_keeps_what_float32_loses():
-    schedule = NoiseSchedule(4000, kind="linear", shift=1e-25)
-    assert schedule.abar[-1].float() == 0
-    assert schedule.log_abar[-1].isfinite() and schedule.a[1:].log().isfinite().all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("family", "bound"), [("none", 0.0), ("joint", 0.007), ("ramp", 0.026)])
-def test_z_T_is_standard_normal_up_to_a_bound(kind, family, bound):
-    """Encodings have unit RMS, so KL( q(z_T | X) || N(0, I) ) per dimension is
-    (mean^2 + var - 1 - log var) / 2 with |mean| <= sqrt(abar_T) + |wbar_T| and var = 1 - abar_T."""
-    schedule = NoiseSchedule(1000, ("image", "mask"), kind, weights={"mask": family})
-    assert schedule.abar[-1].sqrt() <= 0.0064
-    assert schedule.wbar["mask"][-1].abs() <= bound
-    mean, variance = schedule.abar[-1].sqrt() + schedule.wbar["mask"][-1], 1 - schedule.abar[-1]
-    assert (mean**2 + variance - 1 - variance.log()) / 2 < 6e-4  # nats per dimension
-
-
-def test_moving_a_schedule_copies_it():
-    schedule = three_modalities(num_steps=5)
-    moved = schedule.to("cpu")
-    moved.w["mask"] = torch.zeros(6)
-    assert moved is not schedule and schedule.w["mask"].abs().sum() > 0
-    assert schedule.to("meta").abar.device.type == "meta" and schedule.abar.device.type == "cpu"
+    for name in NAMES:
+        torch.testing.assert_close(one.level[name], other.level[name])
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_steps": 0}, "num_steps is 0, expected a whole number of at least 1"),
-        ({"num_steps": 10.0}, "num_steps is 10.0"),
-        ({"modalities": ()}, "at least one name"),
-        ({"modalities": "image"}, "expected a tuple"),
-        ({"modalities": ("image", "image")}, "no name twice"),
-        ({"kind": "sigmoid"}, "kind is 'sigmoid', expected one of 'cosine', 'linear'"),
-        ({"weights": {"mask": "joint"}}, "'mask', expected one of 'image'"),
-        ({"weights": {"image": "rampp"}}, "'rampp', expected one of 'joint', 'ramp', 'none'"),
-        ({"scales": {"mask": 1.0}}, "'mask', expected one of 'image'"),
-        ({"scales": {"image": math.nan}}, "expected a finite number"),
-        ({"shift": 0.0}, "shift is 0.0, expected a finite number above 0"),
-        ({"shift": "64/96"}, "shift is '64/96'"),
-    ],
+    "leads", [{"depth": 0.1}, {"mask": -0.1}, {"mask": MAX_LEAD + 1}, {"mask": "first"}, {"mask": True}, 0.5]
 )
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        NoiseSchedule(**settings)
+def test_other_leads_are_refused(leads):
+    with pytest.raises(ValueError, match="leads"):
+        NoiseSchedule(50, NAMES, leads)
+
+
+# -- a Gaussian of three modalities, whose conditionals are known ---------------------------------
+
+SIZES = {"image": 2, "mask": 1, "label": 1}
+WHERE = {"image": [0, 1], "mask": [2], "label": [3]}
+ROOT = torch.tensor(
+    [[1.0, 0.0, 0.0, 0.0], [0.6, 0.7, 0.0, 0.0], [0.5, -0.4, 0.6, 0.0], [-0.3, 0.5, 0.4, 0.6]],
+    dtype=torch.float64,
+)
+COVARIANCE = ROOT @ ROOT.T
+MEAN = torch.tensor([0.5, -0.2, 0.3, 0.1], dtype=torch.float64)
+VALUES = torch.tensor([0.9, -0.5, 0.7, -0.8], dtype=torch.float64)
+SUBSETS = [s for k in range(3) for s in itertools.combinations(NAMES, k)]
+
+
+def conditional(given, of):
+    """Mean and covariance of the entries ``of``, if those of the modalities ``given`` are VALUES."""
+    g = [i for name in given for i in WHERE[name]]
+    gain = COVARIANCE[of][:, g] @ torch.linalg.inv(COVARIANCE[g][:, g])
+    return MEAN[of] + gain @ (VALUES[g] - MEAN[g]), COVARIANCE[of][:, of] - gain @ COVARIANCE[g][:, of]
+
+
+def exact_denoiser(schedule, given, ignored=()):
+    """(z, t) -> E[e | what is seen of z, what is given], by Gaussian algebra."""
+    seen = [i for name in NAMES if name not in ignored for i in WHERE[name]]
+    known = [i for name in given for i in WHERE[name]]
+
+    def denoise(z, t):
+        scale, noise = torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+        for name in NAMES:
+            if name not in given:
+                table = schedule.wbar[name] if name != "image" else schedule.abar.sqrt()
+                scale[WHERE[name]] = table[t]
+                noise[WHERE[name]] = -torch.expm1(schedule.log_abar[t])
+        observed = torch.where(
+            torch.isin(torch.arange(4), torch.tensor(known, dtype=torch.long)), VALUES, z[:, :, 0]
+        )
+        a = torch.diag(scale)[seen]
+        gain = COVARIANCE @ a.T @ torch.linalg.inv(a @ COVARIANCE @ a.T + torch.diag(noise[seen]))
+        clean = MEAN + (observed[:, seen] - a @ MEAN) @ gain.T
+        encodings = {}
+        for name in NAMES:
+            own = torch.zeros_like(z)
+            value = VALUES.expand(len(z), -1) if name in given else clean
+            own[:, WHERE[name], 0] = value[:, WHERE[name]] * (name not in ignored)
+            encodings[name] = own
+        return encodings
+
+    return denoise
+
+
+def run(schedule, sampler, denoise, count, steps):
+    noise = SampleNoise([0])  # one generator for all, as the samples need not be told apart
+    draw = lambda shape: noise((count, *shape))[0].double()  # noqa: E731
+    steps = timesteps(schedule.num_steps, steps, schedule.spacing)
+    generator = SAMPLERS[sampler](schedule, draw((4, 1)), steps, draw)
+    z, t, _ = next(generator)
+    while t > 0:
+        clean = denoise(z, t)
+        z, t, _ = generator.send(clean)
+    return sum(clean.values())[:, :, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", SUBSETS, ids=lambda g: "+".join(g) or "nothing")
+@pytest.mark.parametrize("leads", LEADS, ids=str)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_have_the_exact_conditional(sampler, leads, given):
+    """Within three standard errors of 20,000 samples, and what the steps leave.
+
+    Where the photo is first, its noise, which all share, vanishes within a few steps. Ancestral sampling
+    draws it anew there, so that it needs shorter ones.
+    """
+    schedule, count = NoiseSchedule(2000, NAMES, leads=leads), 20_000
+    steps = 2000 if sampler == "ancestral" and "image" in leads else 300
+    samples = run(schedule, sampler, exact_denoiser(schedule, given), count, steps)
+    free = [i for name in NAMES if name not in given for i in WHERE[name]]
+    mean, covariance = conditional(given, free)
+    error = 3 * covariance.diagonal().amax().item() / math.sqrt(count)
+    assert (samples[:, free].mean(0) - mean).abs().max() < error + 0.012
+    assert (samples[:, free].T.cov() - covariance).abs().max() < 1.5 * error + 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leads", LEADS, ids=str)
+def test_ignoring_a_modality_is_marginalising_it(leads):
+    schedule, count = NoiseSchedule(2000, NAMES, leads=leads), 20_000
+    samples = run(schedule, "ddim", exact_denoiser(schedule, ("label",), ("mask",)), count, 300)
+    mean, covariance = conditional(("label",), WHERE["image"])
+    assert (samples[:, :2].mean(0) - mean).abs().max() < 0.03
+    assert (samples[:, :2].T.cov() - covariance).abs().max() < 0.05
+
+
+def test_without_leads_it_is_plain_diffusion_of_the_concatenation():
+    """DDIM of the vector of all encodings with one alpha bar, written out (Song et al. 2021, equation 12)."""
+    schedule, generator = NoiseSchedule(1000, NAMES), torch.Generator().manual_seed(0)
+    mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    z = plain = torch.randn(5, 4, 1, generator=generator, dtype=torch.float64)
+    times = timesteps(1000, 30, schedule.spacing)
+    for t, s in itertools.pairwise(times):
+        clean = torch.tanh(plain[:, :, 0] @ mix)[:, :, None]
+        abar_t, abar_s = (math.cos(math.pi / 2 * x / 1000) ** 2 for x in (t, s))
+        noise = (plain - math.sqrt(abar_t) * clean) / math.sqrt(1 - abar_t)
+        plain = math.sqrt(abar_s) * clean + math.sqrt(1 - abar_s) * noise
+        split = {n: clean * torch.isin(torch.arange(4), torch.tensor(WHERE[n]))[:, None] for n in NAMES}
+        z = jump(schedule, z, t, s, split)
+        expected = plain if s else plain * torch.tensor([1.0, 1, 0, 0])[:, None]  # z_0 is the photo alone
+        torch.testing.assert_close(z, expected, rtol=1e-4, atol=1e-3 if t == 1000 else 1e-4)

@@ -34,7 +34,7 @@ from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples
 from mmdiff.data.parquet import read_parquet
 from mmdiff.data.stream import StreamedBatches, first_examples
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 
 NAMES = ("image", "mask", "label")
 

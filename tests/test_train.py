@@ -30,9 +30,10 @@ from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig, load
 from mmdiff.data import batches
 from mmdiff.data.augment import draw_batch
 from mmdiff.files import write_tensors
+from mmdiff.first_edition.losses import training_losses, z0_weight
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.forward_process import q_sample
-from mmdiff.losses import training_losses, z0_weight
-from mmdiff.model import ABSENT, KNOWN, UNKNOWN, MultiModalDiffusion
+from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.training import trainer as training
 from mmdiff.training.loop import MetricsLog, run
 from mmdiff.training.state import STATE_FILE, load_state, state_of

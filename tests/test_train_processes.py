@@ -21,7 +21,7 @@ from mmdiff import train
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.config import load_train_config
 from mmdiff.data import batches
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.training import trainer as training
 from mmdiff.training.loop import resume, run
 from mmdiff.training.processes import Processes, join_processes

@@ -156,7 +156,9 @@ class Service:
 
     def record(self, request: Request) -> Record:
         """An empty record of a run. Raises ValueError for a request that cannot be run."""
-        request = request.checked(self.modalities, self.pipe.schedule.num_steps, LIMITS)
+        request = request.checked(
+            self.modalities, self.pipe.schedule.num_steps, LIMITS, self.pipe.model.has_levels
+        )
         modalities = {n: spec for n, spec in self.modalities.items() if n in request.shown}
         return Record(request, self.name, modalities, self.describe)
 

@@ -21,6 +21,7 @@ from mmdiff.training.recipe import TimedRecipe
 from mmdiff.training.state import load_moments, moments_of, part_of
 
 WARMUP = 0.03  # of the training
+DISCRIMINATOR_ALONE = 0.03  # of the training
 EMA = 0.998
 
 
@@ -121,7 +122,9 @@ class Training:
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)
         photos = draw_crops(self.photos, recipe.batch, recipe.crop, generator)
         photos = photos.contiguous(memory_format=torch.channels_last)
-        is_adversarial = recipe.adversarial > 0 and self.share >= recipe.adversarial_after
+        begun = recipe.adversarial > 0 and self.share >= recipe.adversarial_after
+        # a discriminator that has learnt nothing yet would push the decoder anywhere
+        is_adversarial = begun and self.share >= recipe.adversarial_after + DISCRIMINATOR_ALONE
         self.optimizer.zero_grad(set_to_none=True)
         with _autocast(self.device):
             latents = self.network.encode(photos)
@@ -130,7 +133,7 @@ class Training:
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        if is_adversarial:
+        if begun:
             terms["critic"] = self._train_discriminator(decoded.detach(), photos)
         self.step, self.images = self.step + 1, self.images + recipe.batch
         self.seconds += time.monotonic() - start

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from open_clip import CLIP, ClipLoss
 from torch import Tensor
 
+from mmdiff.device import fast_bfloat16
+
 
 class PairLoss(ClipLoss):
     """CLIP loss in which all matching texts of an image share the target probability, not only its own.
@@ -21,8 +23,10 @@ class PairLoss(ClipLoss):
 
 
 def pair_loss(model: CLIP, images: Tensor, tokens: Tensor, matches: Tensor) -> Tensor:
-    """Scalar PairLoss of images (B, 3, S, S), tokens (B, L) and matches (B, B); bf16 towers on CUDA."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+    """Scalar PairLoss of images (B, 3, S, S), tokens (B, L) and matches (B, B); towers in bfloat16 where it
+    is fast.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=fast_bfloat16(images.device)):
         image_features, text_features = model.encode_image(images), model.encode_text(tokens)
     image_features = F.normalize(image_features.float(), dim=-1)
     text_features = F.normalize(text_features.float(), dim=-1)

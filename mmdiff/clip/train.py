@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP, SimpleTokenizer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -131,18 +133,17 @@ def save(model: CLIP, config: dict, record: dict, folder: Path) -> None:
 
 
 def train(
-    pairs: Pairs, val: Pairs | None, config: dict, out: Path, recipe: Recipe, device: torch.device
+    pairs: Pairs, val: Pairs | None, config: dict, out: Path, recipe: Recipe, device: torch.device,
+    init: str = "",
 ) -> None:
     """Train an open_clip model of `config` and save it to `out`, with metrics.csv beside it.
 
-    The learning rate follows the nearer limit of the recipe, so that it ends at 0. Raises ValueError if there
-    are fewer pairs than in a batch.
+    The learning rate follows the nearer limit of the recipe, so that it ends at 0. init: folder of such a
+    model to start from. Raises ValueError if there are fewer pairs than in a batch, or no such model.
     """
     if len(pairs) < recipe.batch:
         raise ValueError(f"{len(pairs)} pairs make no batch of {recipe.batch}; lower --batch or add data")
-    torch.manual_seed(recipe.seed)
-    rng = random.Random(recipe.seed)
-    model = CLIP(**config).to(device)
+    model, rng = make_model(config, recipe.seed, init).to(device), random.Random(recipe.seed)
     optimizer = make_optimizer(model, recipe)
     size = config["vision_cfg"]["image_size"]
     pixels = pairs.images.to(device)
@@ -177,6 +178,18 @@ def train(
     save(model, config, record, out)
 
 
+def make_model(config: dict, seed: int, init: str) -> CLIP:
+    """With random weights, or those in the folder ``init``. Raises ValueError if they are of another size."""
+    torch.manual_seed(seed)
+    model = CLIP(**config)
+    if init:
+        try:
+            model.load_state_dict(load_file(Path(init, WEIGHTS_NAME)))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ValueError(f"cannot start from {init} ({error}); name a folder of such a model.") from error
+    return model
+
+
 def describe(pairs: Pairs, model: CLIP, recipe: Recipe, device: torch.device) -> dict:
     """Facts of the training for the checkpoint, as JSON values."""
     return {
@@ -196,6 +209,7 @@ def main() -> None:
     parser.add_argument("--val", nargs="*", default=[], metavar="PARQUET", help="measured at the end")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--config", type=Path, default=Path("configs/clip-tiny.json"), metavar="JSON")
+    parser.add_argument("--init", default="", metavar="FOLDER", help="such a model, to start from")
     add_options(parser, Recipe)
     given = parser.parse_args()
     try:
@@ -203,7 +217,7 @@ def main() -> None:
         recipe = from_options(Recipe, given)
         config = json.loads(given.config.read_text())
         val = read_pairs(given.val) if given.val else None
-        train(read_pairs(given.data), val, config, given.out, recipe, device)
+        train(read_pairs(given.data), val, config, given.out, recipe, device, given.init)
         embedder = ClipEmbedder(given.out, device)
         results = [evaluate(embedder, path) for path in given.val]
     except (ValueError, OSError) as error:

@@ -1,12 +1,12 @@
 """Batches of examples as tensors, augmented at random: crop, zoom, flip, light."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.data.examples import Examples
+from mmdiff.data.examples import Examples, encoded_name
 from mmdiff.modalities import Modality
 
 
@@ -24,36 +24,54 @@ def draw_batch(
     With a generator the crop, its size, the flip, the light of photos and the choice among stored variants
     are random; without one the crop is central and the first variant is taken.
 
+    Where views are stored, one of each example's is taken, and its encoding as ``x[encoded_name(name)]``.
+
     Args:
         flip: mirror half of the examples. light: largest share by which contrast and brightness change.
         zoom: smallest share of a stored picture's side that a crop shows; 1 is off.
     """
-    device = rows.device
     size = next(iter(modalities.values())).image_size
-    zoomed = generator is not None and zoom < 1
-    if zoomed:
-        places = _boxes(rows, size, size + examples.margin, zoom, generator, flip)
-    else:
-        places = _windows(rows, size, examples.margin, generator, flip)
+    cut = _cutter(examples, size, rows, generator, flip, zoom)
     x, present = {}, []
     for name, modality in modalities.items():
         if name not in examples.stored:
-            blank = torch.zeros(len(rows), *modality.shape, device=device)
-            x[name] = blank.long() if modality.classes else blank
-            present.append(torch.zeros(len(rows), dtype=torch.bool, device=device))
+            x[name], there = _blank(modality, rows)
+            present.append(there)
             continue
-        batch = examples.stored[name][rows]
-        if modality.dense and zoomed:
-            batch = _resampled(batch, *places, blend=not modality.classes)
-        elif modality.dense:
-            batch = _crop(batch, *places)
-        elif batch.ndim > 1 + len(modality.shape):
+        stored = examples.stored[name]
+        batch = cut(stored, not modality.classes) if modality.dense else stored[rows]
+        if not modality.dense and batch.ndim > 1 + len(modality.shape):
             batch = _choose(batch, generator)
         x[name] = modality.from_stored(batch)
-        if modality.photographic and light and generator is not None:
+        if modality.photographic and light and generator is not None and not examples.views:
             x[name] = _relit(x[name], light, generator)
         present.append(examples.present[name][rows])
+    for name in modalities:
+        if encoded_name(name) in examples.stored:
+            x[encoded_name(name)] = cut(examples.stored[encoded_name(name)], False).float()
     return x, torch.stack(present, dim=1)
+
+
+def _cutter(
+    examples: Examples, size: int, rows: Tensor, generator: torch.Generator | None, flip: bool, zoom: float
+) -> Callable[[Tensor, bool], Tensor]:
+    """(stored pictures, whether their values may be blended) -> those of ``rows``, (B, ..., size, size)."""
+    if examples.views:
+        view = torch.zeros_like(rows)
+        if generator is not None:
+            view = torch.randint(examples.views, rows.shape, generator=generator, device=rows.device)
+        return lambda stored, blend: stored[rows, view]
+    if generator is not None and zoom < 1:
+        boxes = _boxes(rows, size, size + examples.margin, zoom, generator, flip)
+        return lambda stored, blend: _resampled(stored[rows], *boxes, blend)
+    windows = _windows(rows, size, examples.margin, generator, flip)
+    return lambda stored, blend: _crop(stored[rows], *windows)
+
+
+def _blank(modality: Modality, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of examples that all lack a modality, and that none of them has it."""
+    blank = torch.zeros(len(rows), *modality.shape, device=rows.device)
+    return (blank.long() if modality.classes else blank), torch.zeros_like(rows, dtype=torch.bool)
 
 
 def _relit(photos: Tensor, light: float, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,6 @@
 """Training batches for one process, from memory or from a stream, and validation examples."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ from mmdiff.config import TrainConfig
 from mmdiff.data.examples import Examples, add_embeddings, balanced, batch_rows
 from mmdiff.data.parquet import read_parquet
 from mmdiff.data.stream import StreamedBatches, first_examples
+from mmdiff.data.views import cut_views
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.processes import Processes
 
@@ -66,7 +68,10 @@ def training_data(
     Raises ValueError if it cannot be read, or the batch cannot be divided evenly.
     """
     if not config.data.stream:
-        return load_examples(config.data.ready().train, model, config, embedder, strict=False)
+        examples = load_examples(config.data.ready().train, model, config, embedder, strict=False)
+        if not config.data.views:
+            return examples
+        return cut_views(examples, model.modalities, config.data, config.optim.seed, torch.device("cpu"))
     share = processes.share(config.optim.batch_size, accumulate)
     rows, seed = share.stop - share.start, config.optim.seed
     return StreamedBatches(
@@ -78,6 +83,8 @@ def validation_data(config: TrainConfig, model: MultiModalDiffusion, embedder: A
     """The examples of `data.val`, None if it is empty. Raises ValueError if they cannot be read."""
     if not config.data.val:
         return None
+    if config.data.views:  # whole photos, as they are seen by everybody who uses the model
+        config = replace(config, data=replace(config.data, margin=0))
     if config.data.stream:
         return first_examples(config.data, model.modalities, VAL_EXAMPLES, embedder)
     return load_examples(config.data.ready().val, model, config, embedder)
@@ -101,7 +108,9 @@ def load_examples(
         if modality.takes_text and name not in examples.stored:
             if embedder is None:
                 raise ValueError(f"modality {name!r} needs model.embedder, or a column {name!r} in {path}.")
-            add_embeddings(examples, name, model.anchor, embedder, config.model.image_size)
+            whole = config.data.margin if config.data.views else 0
+            size = config.model.image_size + whole
+            add_embeddings(examples, name, model.anchor, embedder, size)
     return examples
 
 

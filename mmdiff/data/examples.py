@@ -21,6 +21,8 @@ class Examples:
         captions: n texts, "" where there is none.
         margin: pixels by which stored pictures are larger than the model's.
         sources: n names of the data sets that the examples come from, or empty.
+        views: random views that are stored of each dense modality, (n, views, ...); 0: one picture, to be
+            cut.
     """
 
     stored: dict[str, Tensor]
@@ -28,6 +30,7 @@ class Examples:
     captions: list[str]
     margin: int = 0
     sources: list[str] = field(default_factory=list)
+    views: int = 0
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -40,6 +43,7 @@ class Examples:
             [self.captions[row] for row in rows.tolist()],
             self.margin,
             [self.sources[row] for row in rows.tolist()] if self.sources else [],
+            self.views,
         )
 
     def to(self, device: torch.device) -> Examples:
@@ -47,6 +51,11 @@ class Examples:
         move = {n: t.to(device) for n, t in self.stored.items()}
         present = {n: t.to(device) for n, t in self.present.items()}
         return replace(self, stored=move, present=present)
+
+
+def encoded_name(name: str) -> str:
+    """Under which the encoding of a modality is stored beside it."""
+    return f"{name}/encoded"
 
 
 def collate(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mmdiff import losses
+from mmdiff.bound import bound as levels_bound
 from mmdiff.data.augment import draw_batch
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.classical_inpainting import InpaintingMethod
@@ -24,6 +24,7 @@ from mmdiff.evaluation.holes import HOLES, Inpainted, compared, inpainting_figur
 from mmdiff.evaluation.likeness import likeness
 from mmdiff.evaluation.metrics import json_numbers, mean
 from mmdiff.evaluation.skip import Skip, or_reason
+from mmdiff.first_edition.losses import bound as flags_bound
 
 RANKS = (1, 5, 10)  # k of recall@k
 
@@ -219,18 +220,20 @@ def bound(ev: Evaluation) -> Outcome:
     rows = ev.drawn(ev.rows_with("image"))
     device = ev.pipe.device
     generator = torch.Generator(device).manual_seed(ev.settings.seed)
+    estimate = levels_bound if ev.pipe.model.has_levels else flags_bound
     totals, seen = Counter(), Counter()  # nats of each term, and examples that have each modality
     batches, draws = rows.split(ev.settings.batch), ev.settings.bound_draws
     for index in tqdm(batches, desc="bound", unit="batch", mininterval=1):
         x, flags = draw_batch(ev.examples, ev.pipe.modalities, index, None, flip=False)
         x = {n: v.to(device) for n, v in x.items()}
         present = dict(zip(ev.pipe.modalities, flags.T.to(device), strict=True))
-        terms = losses.bound(ev.pipe.model, ev.pipe.schedule, x, present, generator, draws=draws)
+        terms = estimate(ev.pipe.model, ev.pipe.schedule, x, present, generator, draws=draws)
         totals.update({name: nats.double().sum().item() for name, nats in terms.items()})
         seen.update({name: int(has.sum()) for name, has in present.items()})
     nats, bits = {}, {}
     for name, total in totals.items():
-        modality = name.removeprefix("L2/") if name.startswith("L2/") else "image"
+        _, _, modality = name.partition("/")
+        modality = modality or "image"
         if seen[modality]:
             nats[name] = total / seen[modality]
             bits[name] = nats[name] / math.prod(ev.pipe.modalities[modality].shape) / math.log(2)

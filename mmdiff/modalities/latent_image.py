@@ -26,6 +26,7 @@ class LatentImageModality(ImageModality):
         sigma: standard deviation of the Gaussian around the decoded photo, in units of [-1, 1].
     """
 
+    frozen_encoder = True
     KIND = "latent_image"  # in configurations; `kind` stays "image"
 
     def __init__(

@@ -1,8 +1,9 @@
-"""The shared denoiser: a transformer over the tokens of Z with long skips, and a pixel refiner.
+"""The shared denoiser: convolutions over cells, a transformer over patches of cells, convolutions back out.
 
-The skeleton follows U-ViT (Bao et al. 2023, long skips between early and late blocks) with adaptive layer
-norm (DiT, Peebles & Xie 2023) whose modulation is shared by all blocks up to a table (PixArt-alpha, Chen et
-al. 2023).
+Almost all of its work is in matrix products over tokens. The skeleton follows U-ViT (Bao et al. 2023, long
+skips between early and late blocks) with adaptive layer norm (DiT, Peebles & Xie 2023) whose modulation is
+shared by all blocks up to a table (PixArt-alpha, Chen et al. 2023). Attention is written as two matrix
+products: for up to 256 tokens their backward pass is faster than that of the fused kernel on CPUs.
 """
 
 import math
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmdiff.config import ModelConfig
-from mmdiff.network.convolutions import Readings, Refiner, Stem
+
+LEVEL_WAVES = 16  # sine and cosine frequencies of a level
+LEVEL_UNIT = 8.0  # levels are divided by it where a number is needed
 
 
-def timestep_embedding(log_snr: Tensor, dim: int) -> Tensor:
-    """Sinusoids of log signal-to-noise ratios: (B,) -> (B, dim)."""
-    frequencies = torch.exp(torch.linspace(math.log(0.05), math.log(5.0), dim // 2, device=log_snr.device))
-    angles = log_snr[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+def level_embedding(levels: Tensor) -> Tensor:
+    """Sinusoids of levels: (B, N) -> (B, N * 2 * LEVEL_WAVES)."""
+    frequencies = torch.exp(torch.linspace(math.log(0.05), math.log(3.0), LEVEL_WAVES, device=levels.device))
+    angles = levels[:, :, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
 def position_table(grid: int, dim: int) -> Tensor:
@@ -33,17 +36,16 @@ def position_table(grid: int, dim: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each between a modulated norm and a gate."""
+    """Attention and MLP, each between a modulated norm and a gate.
 
-    def __init__(self, width: int, heads: int, dropout: float, skip: bool) -> None:
+    drop: share of the samples whose update is left out in training (stochastic depth, Huang et al. 2016).
+    """
+
+    def __init__(self, width: int, heads: int, drop: float, skip: bool) -> None:
         super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.heads, self.drop = heads, drop
         self.modulation = nn.Parameter(torch.zeros(6, width))
         self.qkv = nn.Linear(width, 3 * width)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
@@ -53,50 +55,97 @@ class Block(nn.Module):
         """x, skip: (B, n, width); modulation: (B, 6, width)."""
         if self.skip is not None:
             x = x + self.skip(torch.cat([x, skip], dim=2))
-        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.modulation).unsqueeze(2).unbind(1)
-        x = x + gate1 * self._drop(self._attend(self.norm(x) * (1 + scale1) + shift1))
-        hidden = F.gelu(self.up(self.norm(x) * (1 + scale2) + shift2), approximate="tanh")
-        return x + gate2 * self._drop(self.down(hidden))
+        table = (modulation + self.modulation).to(x.dtype).unsqueeze(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(1)
+        x = torch.addcmul(x, self._kept(gate1), self._attend(_modulated(x, shift1, scale1)))
+        hidden = F.gelu(self.up(_modulated(x, shift2, scale2)), approximate="tanh")
+        return torch.addcmul(x, self._kept(gate2), self.down(hidden))
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, n, width = x.shape
-        qkv = self.qkv(x).view(batch, n, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, n, width / heads)
-        q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, n, width))
+        size = width // self.heads
+        q, k, v = self.qkv(x).view(batch, n, 3, self.heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+        # normalised queries and keys keep attention from saturating (Dehghani et al. 2023)
+        q, k = F.layer_norm(q, (size,)), F.layer_norm(k, (size,))
+        weights = torch.matmul(q * size**-0.5, k.transpose(-1, -2)).softmax(-1, dtype=v.dtype)
+        return self.out(torch.matmul(weights, v).transpose(1, 2).reshape(batch, n, width))
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+    def _kept(self, gate: Tensor) -> Tensor:
+        """The gates (B, 1, width) with some samples' at zero in training, the others' as much larger."""
+        if not self.training or not self.drop:
+            return gate
+        kept = torch.rand(len(gate), 1, 1, device=gate.device) >= self.drop
+        return gate * (kept / (1 - self.drop)).to(gate.dtype)
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)
+
+
+class ConvBlock(nn.Module):
+    """x + two 3x3 convolutions, the first modulated by the condition; it starts as the identity."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulate = nn.Linear(width, 2 * channels)
+        for layer in (self.conv2, self.modulate):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B, channels, h, w), condition (B, width)."""
+        scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
+        hidden = torch.addcmul(shift, self.conv1(F.silu(x)), 1 + scale)
+        return x + self.conv2(F.silu(hidden))
+
+
+class PixelReader(nn.Module):
+    """Known pixels (B, 4, H, W) -> what each cell shows of them, (B, channels, H / cell, W / cell).
+
+    The four channels are RGB in [-1, 1], zero where nothing is given, and the known map of 0 and 1. Latents
+    tell nothing of cells on the edge of a hole; here their known pixels are seen as they are. Where no pixel
+    of a photo is known its features are zero. They depend on neither z_t nor t, so that sampling computes
+    them once.
+    """
+
+    def __init__(self, cell: int, channels: int) -> None:
+        super().__init__()
+        self.cell = cell
+        self.enter = nn.Conv2d(4 * cell**2, channels, 1)
+        self.leave = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features = self.leave(F.silu(self.enter(F.pixel_unshuffle(pixels, self.cell))))
+        return features * (pixels[:, 3:].amax((2, 3), keepdim=True) > 0)
 
 
 class Denoiser(nn.Module):
-    """(z_t, its log-SNR, what is given) -> features of every cell and of one token per modality.
+    """(blocks of z, their levels, known pixels) -> features of every cell and of one token per modality.
 
     Args:
-        z_channels: channels of Z. cell_channels: channels that stem and refiner see of every cell.
-        num_modalities: size of the flag table and number of register tokens.
+        cell_channels: of the dense blocks and the level map, cell by cell.
+        global_channels: channels of each modality's block that has one code for the whole photo, else 0.
         fold: cells along a side of a patch.
     """
 
-    FLAGS = 3  # unknown, known, absent
-
     def __init__(
-        self, config: ModelConfig, *, z_channels: int, cell_channels: int, num_modalities: int, fold: int
+        self, config: ModelConfig, *, cell_channels: int, global_channels: tuple[int, ...], fold: int
     ) -> None:
         super().__init__()
-        width, refiner_width, early = config.width, config.refiner_width, config.depth // 2
-        self.grid = config.image_size // config.patch_size
-        self.width, self.num_modalities = width, num_modalities
-        self.embed = nn.Linear(2 * z_channels + config.patch_size**2, width)  # the known map, too
-        self.stem = None
-        if config.stem_depth:
-            self.stem = Stem(width, fold, cell_channels, refiner_width, config.stem_depth)
-        self.readings = Readings(refiner_width, width, fold) if config.reader_depth else None
+        width, channels, early = config.width, config.refiner_width, config.depth // 2
+        self.grid, self.fold, self.width = config.image_size // config.patch_size, fold, width
+        self.enter = nn.Conv2d(cell_channels, channels, 1)
+        self.stem = nn.ModuleList(ConvBlock(channels, width) for _ in range(config.stem_depth))
+        self.embed = nn.Conv2d(channels, width, fold, stride=fold)
         self.positions = nn.Parameter(position_table(self.grid, width))
-        self.registers = nn.Parameter(0.02 * torch.randn(num_modalities, width))
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.flags = nn.Parameter(0.02 * torch.randn(num_modalities, self.FLAGS, width))
-        self.pooled = nn.Linear(2 * z_channels, width)
+        self.registers = nn.Parameter(0.02 * torch.randn(len(global_channels), width))
+        self.codes = nn.ModuleList(
+            nn.Linear(size, width, bias=False) if size else nn.Identity() for size in global_channels
+        )
+        inputs = 2 * LEVEL_WAVES * len(global_channels)
+        self.levels = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 6 * width)
 
         def block(skip: bool) -> Block:
@@ -104,76 +153,59 @@ class Denoiser(nn.Module):
 
         self.early = nn.ModuleList(block(skip=False) for _ in range(config.depth - early))
         self.late = nn.ModuleList(block(skip=True) for _ in range(early))
-        self.norm = nn.LayerNorm(width)
-        self.refiner = Refiner(width, fold, cell_channels, refiner_width)
+        self.expand = nn.Linear(width, channels * fold**2)
+        self.across = nn.Conv2d(channels, channels, 1, bias=False)
+        self.refiner = ConvBlock(channels, width)
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
+        for module in [*self.levels, *self.early.modules(), *self.late.modules(), self.expand]:
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
         for block in self.late:
             nn.init.zeros_(block.skip.weight)
         # Modulation starts at zero: every block is the identity, gates open as training asks for them.
         nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.refiner.modulate.weight)
-        if self.readings:
-            nn.init.zeros_(self.readings.pooled.weight)
-        if self.stem:
-            nn.init.zeros_(self.stem.modulate.weight)
-            nn.init.zeros_(self.stem.leave.weight)
-            nn.init.zeros_(self.stem.leave.bias)
-
-    def condition(self, log_snr: Tensor, flags: Tensor, pooled: Tensor, read: Tensor | None) -> Tensor:
-        """log_snr as in `forward`, flags (B, N), pooled (B, 2 * z_channels), read -> (B, width)."""
-        table = self.flags[torch.arange(self.num_modalities, device=flags.device), flags]  # (B, N, width)
-        embedded = self.time(timestep_embedding(log_snr, self.width))
-        summed = embedded + table.sum(1) + self.pooled(pooled)
-        return F.silu(summed if read is None else summed + self.readings.of_all(read))
+        nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self,
-        z_t: Tensor,
-        clean: Tensor,
-        known: Tensor,
-        cells: Tensor,
-        log_snr: Tensor,
-        flags: Tensor,
-        read: Tensor | None = None,
+        self, cells: Tensor, codes: list[Tensor | None], levels: Tensor, read: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Features of the cells and of the modalities.
 
         Args:
-            z_t, clean: (B, z_channels, h, w), the noisy state and the encodings of what is given.
-            known: (B, patch_size^2, h, w), the map of known pixels, patch by patch.
-            cells: (B, cell_channels, h * fold, w * fold), z_t, clean and the known map, where they are dense.
-            log_snr: (B,); flags: (B, N).
-            read: (B, refiner_width, h * fold, w * fold), the reader's features; None: no pixel is known.
+            cells: (B, cell_channels, h * fold, w * fold), dense blocks and level map.
+            codes: of every modality the mean of its block (B, C_i), None if it is dense.
+            levels: (B, N). read: of the `PixelReader`, (B, channels, h * fold, w * fold); None: nothing is
+                known.
 
         Returns:
-            (B, refiner_width, h * fold, w * fold) and (B, N, width).
+            (B, channels, h * fold, w * fold) and (B, N, width).
         """
-        batch = z_t.shape[0]
-        pooled = torch.cat([z_t, clean], dim=1).mean((2, 3))
-        condition = self.condition(log_snr, flags, pooled, read)  # (B, width)
-        tokens = torch.cat([z_t, clean, known], dim=1).flatten(2).transpose(1, 2)  # (B, n, channels)
-        x = self.embed(tokens) + self.positions
-        if self.stem:
-            x = x + self.stem(cells, condition)
-        if read is not None:
-            x = x + self.readings.of_tokens(read)
-        x = torch.cat([self.registers.expand(batch, -1, -1).to(x.dtype), x], dim=1)  # (B, N + n, width)
-        modulation = self.modulation(condition).view(batch, 6, self.width)
+        batch = len(cells)
+        entered = [None if c is None else layer(c) for layer, c in zip(self.codes, codes, strict=True)]
+        condition = self.levels(level_embedding(levels)) + sum(e for e in entered if e is not None)
+        condition = F.silu(condition)
+        features = self.enter(cells) if read is None else self.enter(cells) + read
+        for block in self.stem:
+            features = block(features, condition)
+        x = self.embed(features).flatten(2).transpose(1, 2)
+        x = x + self.positions.to(x.dtype)
+        blank = torch.zeros_like(x[:, 0])
+        tokens = torch.stack([blank if e is None else e.to(x.dtype) for e in entered], dim=1)
+        x = torch.cat([tokens + self.registers.to(x.dtype), x], dim=1)  # (B, N + n, width)
+        x = self._transform(x, self.modulation(condition).view(batch, 6, self.width))
+        registers, patches = x[:, : len(codes)], x[:, len(codes) :]
+        patches = self.expand(patches).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        features = F.pixel_shuffle(patches, self.fold) + self.across(features)
+        return self.refiner(features, condition), registers
+
+    def _transform(self, x: Tensor, modulation: Tensor) -> Tensor:
         skips = []
         for block in self.early:
             x = block(x, modulation, None)
             skips.append(x)
         for block in self.late:
             x = block(x, modulation, skips.pop())
-        x = self.norm(x)
-        registers, patches = x[:, : self.num_modalities], x[:, self.num_modalities :]
-        patches = patches.view(batch, self.grid, self.grid, self.width)
-        read = None if read is None else self.readings.cells(read)
-        return self.refiner(patches, cells, condition, read), registers
+        return F.layer_norm(x, x.shape[-1:])

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN, Call, Conditioning
 from mmdiff.request import Request
 from mmdiff.samplers import SAMPLERS, Encodings, SampleNoise, Sampler, clean_signal, timesteps
-from mmdiff.schedule import NoiseSchedule
+from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN, NoiseSchedule
 
 # Time, as a share of T, at which modalities of `sample_first` are sampled. Much above it heads are undecided
 # and samples fall on few classes; below it the photo takes shape without them.
@@ -34,6 +34,8 @@ class Step:
         z: (B, *Z), the state after the step.
         seconds: since the run began.
         output: the finished `mmdiff.pipeline.Output` on the last step, None before.
+        levels: name -> log signal-to-noise ratio at which the network saw each modality: `LEVEL_MAX` if it is
+            given, `LEVEL_MIN` if it is ignored.
     """
 
     index: int
@@ -43,6 +45,7 @@ class Step:
     z: Tensor
     seconds: float
     output: Any = None
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 class Denoising:
@@ -80,7 +83,7 @@ class Denoising:
         self._make_sampler = partial(SAMPLERS[request.sampler], schedule, noise=self._noise)
         if request.eta:
             self._make_sampler = partial(self._make_sampler, eta=request.eta)
-        self._times = timesteps(schedule.num_steps, request.steps)
+        self._times = timesteps(schedule.num_steps, request.steps, schedule.spacing)
         self._index = 0  # steps made
         self._predicted: Mapping[str, Tensor] = {}  # by the last step
         self._sampled: dict[str, Tensor] = {}  # of `sample_first`
@@ -105,22 +108,37 @@ class Denoising:
             self._sampled = {n: v for n, v in self._sampled.items() if n in request.sample_first}
         if self._can_sample_first():
             self._sample_first()
-        seen = [self._conditioning, *(branch for branch, _ in self._guidance)]
+        seen = [self._conditioning, *self._branches]
         return [self._model.call_at(self._schedule, self._z, self._t, own) for own in seen]
 
     @torch.no_grad()
     def advance(self, answers: Sequence[Mapping[str, Tensor]]) -> Step:
         """The step that the network's answers to `queries` lead to."""
         conditional, *others = (self._model.clean_encodings(raw, self._conditioning) for raw in answers)
-        scales = [scale for _, scale in self._guidance]
         t = self._t
         if others:
-            conditional = guide(conditional, list(zip(others, scales, strict=True)))
+            branches = zip(others, self._scales.items(), strict=True)
+            conditional = guide(conditional, [self._branch(conditional, *branch) for branch in branches])
         self._z, self._t, self._clean = self._sampler.send(conditional)
         self._index += 1
         self._predicted = self._with_given(self._model.predictions(answers[0]))
         seconds = time.perf_counter() - self._began
-        return self._present(Step(self._index, len(self._times) - 1, t, self._predicted, self._z, seconds))
+        step = Step(self._index, len(self._times) - 1, t, self._predicted, self._z, seconds)
+        return self._present(replace(step, levels=self._levels(t)))
+
+    def _levels(self, t: int) -> dict[str, float]:
+        levels = {name: table[t].item() for name, table in self._schedule.level.items()}
+        ends = {KNOWN: LEVEL_MAX, ABSENT: LEVEL_MIN}
+        flags = self._conditioning.flags[0].tolist()  # the same for all samples
+        return {n: ends.get(flag, levels[n]) for n, flag in zip(self._model.names, flags, strict=True)}
+
+    def _branch(
+        self, conditional: Encodings, other: Encodings, guided: tuple[tuple[str, ...], float]
+    ) -> tuple[Encodings, float]:
+        """A branch for `guide`, in which a modality is not pushed away from what would be without itself."""
+        names, scale = guided
+        kept = {name: conditional[name] for name in names if name != self._model.anchor}
+        return {**other, **kept}, scale
 
     # -- conditions ----------------------------------------------------------------------------------------
 
@@ -146,16 +164,15 @@ class Denoising:
     def _follow(self, request: Request, conditioning: Conditioning) -> None:
         """From here on these conditions hold."""
         self._request, self._conditioning = request, conditioning
-        self._guidance = [
-            (self._model.without(conditioning, names), scale)
-            for names, scale in self._guided(request, conditioning).items()
-            if names and scale != 1
-        ]
+        guided = self._guided(request, conditioning).items()
+        self._scales = {names: scale for names, scale in guided if names and scale != 1}
+        self._branches = [self._model.without(conditioning, names) for names in self._scales]
 
     def _guided(self, request: Request, conditioning: Conditioning) -> dict[tuple[str, ...], float]:
         """What each guidance branch does not see, with its scale."""
         if isinstance(request.guidance_scale, Mapping):
-            return {(n,): s for n, s in request.guidance_scale.items() if n in conditioning.e}
+            visible = self._model.names if self._model.has_levels else conditioning.e
+            return {(n,): s for n, s in request.guidance_scale.items() if n in visible}
         return {tuple(n for n in conditioning.e if n != self._model.anchor): request.guidance_scale}
 
     def _change(self, request: Request, conditioning: Conditioning) -> None:

@@ -20,17 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmdiff.checkpoint import build_model
 from mmdiff.config import DataConfig, TrainConfig, load_train_config
-from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples
 from mmdiff.data.precompute import prepare
 from mmdiff.data.stream import StreamedBatches, first_examples
-from mmdiff.forward_process import q_sample
-from mmdiff.losses import total_loss, training_losses, z0_weight
 from mmdiff.modalities import Modality
-from mmdiff.model import ABSENT, UNKNOWN, MultiModalDiffusion
-from mmdiff.schedule import log_snr
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.network.conditioning import ABSENT, UNKNOWN
 from mmdiff.training.fake_source import ROWS, SHARDS, write_fake
+from mmdiff.training.trainer import OBJECTIVES
 
 H100_PEAK = 989e12  # bfloat16 operations a second, dense, of the SXM card
 USED_SHARE = 0.35  # of the peak, in an efficient training run
@@ -77,7 +76,7 @@ def dry_run(config: TrainConfig, real: bool = False) -> str:
 
     Raises ValueError if the model cannot be built, or rows cannot be read or trained on.
     """
-    model = MultiModalDiffusion(config.model)
+    model = build_model(config.model)
     check_embedder(model)
     parts = [describe_shapes(model), describe_parameters(model), describe_cost(config, model)]
     return "\n\n".join([*parts, describe_data(config, model.modalities, real)])
@@ -100,12 +99,13 @@ def parameters_by_part(model: MultiModalDiffusion) -> dict[str, int]:
     backbone = model.backbone
     blocks = count(backbone.early) + count(backbone.late)
     refiner = count(backbone.refiner)
+    reader = count(model.reader) if model.reader else 0
     return {
         "blocks": blocks,
         "refiner": refiner,
         "inputs and conditions": count(backbone) - blocks - refiner,
-        "reader": count(model.reader) if model.reader else 0,
-        "heads": count(model.heads) + count(model.details),
+        "reader": reader,
+        "heads": count(model) - count(backbone) - reader,
     }
 
 
@@ -135,7 +135,9 @@ def measure(model: MultiModalDiffusion) -> Work:
     with torch.device("meta"):
         photo, known = torch.zeros(1, *anchor.shape), torch.zeros(1, 1, size, size)
         flags = torch.zeros(1, len(model.names), dtype=torch.long)
-        inputs = torch.zeros(1, *model.z_shape), torch.zeros(1), model.condition({}, flags, known, photo)
+        inputs = model.call_at(
+            model.make_schedule(), torch.zeros(1, *model.z_shape), 1, model.condition({}, flags, known, photo)
+        )
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         model(*inputs)
     with FlopCounterMode(display=False) as encoding:
@@ -232,25 +234,19 @@ def _step(examples: Examples, config: TrainConfig) -> str:
     """Loss and gradients of a narrow model with the same modalities; returns a summary."""
     torch.manual_seed(0)
     small = replace(config.model, width=32, depth=2, heads=2, refiner_width=32)
-    model = MultiModalDiffusion(small)
+    model = build_model(small)
+    objective = OBJECTIVES[small.core](model, replace(config, model=small), torch.device("cpu"))
     rows, generator = torch.arange(len(examples)), torch.Generator().manual_seed(0)
-    data = config.data
-    x, present = draw_batch(examples, model.modalities, rows, generator, data.flip, data.light, data.zoom)
-    flags = torch.where(present, UNKNOWN, ABSENT)
-    known = torch.zeros(len(rows), 1, small.image_size, small.image_size)
-    e, schedule = model.encode(x), model.make_schedule()
-    t = torch.full((len(rows),), schedule.num_steps // 2)
-    level = log_snr(schedule.log_abar)[t].float()
-    z0 = e.pop(model.anchor)
-    z_t = q_sample(schedule, z0, t, e, torch.randn(len(rows), *model.z_shape))
-    condition = model.condition({}, flags, known, x[model.anchor])
-    weight = z0_weight(level, config.optim.snr_cap)
-    terms = training_losses(model, model(z_t, level, condition), x, z0, condition, weight)
-    loss = total_loss(model, terms)
+    draw = objective.draw(examples, rows, generator, augment=True)
+    flags = torch.where(draw.present, UNKNOWN, ABSENT)
+    draw = replace(draw, flags=flags, known=torch.zeros_like(draw.known))
+    terms = objective.losses(model, draw)
+    loss = objective.total(terms)
     loss.backward()
     if not torch.isfinite(loss):
         raise ValueError(f"the loss of the first rows is {loss.item()}: {terms}.")
-    absent = [name for name, there in zip(model.names, present.any(0).tolist(), strict=True) if not there]
+    there = dict(zip(model.names, draw.present.any(0).tolist(), strict=True))
+    absent = [name for name in there if not there[name]]
     if absent:
         raise ValueError(f"no row has {', '.join(absent)}; name its column in data.columns.")
     return f"{', '.join(model.names)} come through, loss {loss.item():.3g}"

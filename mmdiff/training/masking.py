@@ -1,34 +1,29 @@
-"""The task of every training example: what is given, what is masked, at which time, under which noise."""
+"""What every training example shows: which modalities are given, and which pixels of the photo are known."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from mmdiff.config import TaskConfig, TrainConfig
-from mmdiff.data.augment import draw_batch
-from mmdiff.data.examples import Examples
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.config import TaskConfig
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A batch with everything random about one training step.
+    """A batch with everything random about one training step, but the times.
 
     Attributes:
         x: name -> (B, *shape) values. present: (B, N) bool, which modalities each example has.
         flags: (B, N) long of `UNKNOWN`, `KNOWN`, `ABSENT`. known: (B, 1, H, W) float, 1 at known pixels.
-        t: (B,) long, 1 to T. noise: (B, *Z), standard normal.
+        noise: (B, *Z), standard normal.
     """
 
     x: dict[str, Tensor]
     present: Tensor
     flags: Tensor
     known: Tensor
-    t: Tensor
     noise: Tensor
 
     @property
@@ -36,61 +31,32 @@ class Draw:
         """(B, N) bool, which predictions have a loss: of unknown modalities that the example has."""
         return (self.flags == UNKNOWN) & self.present
 
-    def take(self, rows: slice) -> Draw:
-        x = {name: values[rows] for name, values in self.x.items()}
-        return Draw(x, *(v[rows] for v in (self.present, self.flags, self.known, self.t, self.noise)))
+    def take(self, rows: slice) -> Self:
+        return type(self)(**{field.name: _taken(getattr(self, field.name), rows) for field in fields(self)})
 
-    def split(self, parts: int) -> list[Draw]:
+    def split(self, parts: int) -> list[Self]:
         """In ``parts`` of the same size."""
-        size = len(self.t) // parts
+        size = len(self.flags) // parts
         return [self.take(slice(k * size, (k + 1) * size)) for k in range(parts)]
 
 
-def draw_step(
-    model: MultiModalDiffusion,
-    config: TrainConfig,
-    examples: Examples,
-    rows: Tensor,
-    generator: torch.Generator,
-    augment: bool,
-) -> Draw:
-    """Draw everything random about a training step on the examples ``rows`` (B,), in a fixed order.
-
-    Args:
-        augment: cut, flip and light the examples at random, as `DataConfig` says.
-    """
-    tasks, data, batch = config.tasks, config.data, len(rows)
-    cuts = generator if augment else None
-    x, present = draw_batch(examples, model.modalities, rows, cuts, data.flip, data.light, data.zoom)
-    holes = _chance(tasks.holes, batch, generator)
-    flags = draw_flags(present, tasks, generator, holes)
-    reading = _draw_only_reading(flags, tasks.only_reading, generator)
-    image_given = _chance(tasks.given, batch, generator)
-    image_known = flags[:, 0] == KNOWN
-    known = draw_known_pixels(batch, config.model.image_size, generator)
-    known = known * _per_pixel(holes & image_given & ~image_known)
-    known = torch.where(_per_pixel(image_known), 1.0, known)
-    t = torch.randint(1, config.model.num_steps + 1, (batch,), generator=generator, device=generator.device)
-    if tasks.reading:
-        reading = reading | (image_known & _chance(tasks.reading, batch, generator))
-    t = torch.where(reading, config.model.num_steps, t)
-    noise = torch.randn(batch, *model.z_shape, generator=generator, device=generator.device)
-    return Draw(x, present, flags, known, t, noise)
+def _taken(value: Any, rows: slice) -> Any:
+    return {n: v[rows] for n, v in value.items()} if isinstance(value, dict) else value[rows]
 
 
-def _chance(probability: float, batch: int, generator: torch.Generator) -> Tensor:
+def chance(probability: float, batch: int, generator: torch.Generator) -> Tensor:
     return torch.rand(batch, generator=generator, device=generator.device) < probability
 
 
-def _per_pixel(rows: Tensor) -> Tensor:
+def per_pixel(rows: Tensor) -> Tensor:
     return rows[:, None, None, None]
 
 
-def _draw_only_reading(flags: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def draw_only_reading(flags: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Examples (B,) of `TaskConfig.only_reading`; in their ``flags`` only the image becomes known."""
     if not share:
         return torch.zeros(len(flags), dtype=torch.bool, device=flags.device)
-    reading = _chance(share, len(flags), generator)
+    reading = chance(share, len(flags), generator)
     flags[:, 0] = torch.where(reading, KNOWN, flags[:, 0])
     flags[:, 1:] = torch.where(reading[:, None] & (flags[:, 1:] == KNOWN), UNKNOWN, flags[:, 1:])
     return reading

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdiff.device import choose_device
-from mmdiff.network.transformer import Block
+from mmdiff.first_edition.transformer import Block
 
 # The other processes wait in the next step while the main one writes a large state.
 PATIENCE = timedelta(hours=1)

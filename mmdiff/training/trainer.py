@@ -5,28 +5,29 @@ resumed equals one that was not (`mmdiff.training.state`).
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmdiff.checkpoint import build_model
 from mmdiff.config import TrainConfig
 from mmdiff.data.batches import VAL_EXAMPLES, Batches, MemoryBatches
 from mmdiff.data.examples import Examples
-from mmdiff.forward_process import q_sample
-from mmdiff.losses import total_loss, training_losses, z0_weight
-from mmdiff.model import MultiModalDiffusion
-from mmdiff.network.conditioning import ABSENT
+from mmdiff.device import fast_bfloat16
+from mmdiff.first_edition.objective import FlagObjective
 from mmdiff.samplers import SampleNoise, sample_ddim, timesteps
-from mmdiff.schedule import log_snr
 from mmdiff.seeds import folded
 from mmdiff.training.ema import EMA
-from mmdiff.training.masking import Draw, draw_step
+from mmdiff.training.masking import Draw
+from mmdiff.training.objective import LevelObjective
 from mmdiff.training.processes import Processes, gradients_averaged, local, whole
 
 VAL_SEED = 2**31  # apart from the seeds of the training steps
 SKIPPED_AT_MOST = 10  # steps in a row that are not finite; then a run ends
 ALONE = Processes()
+OBJECTIVES = {"levels": LevelObjective, "flags": FlagObjective}
 
 
 class Trainer:
@@ -39,6 +40,7 @@ class Trainer:
     Args:
         train: all examples, or an object that yields the batches.
         compile_model: compile the network with torch.compile.
+        bfloat16: compute in bfloat16 where that is safe; None: where the device is faster then.
 
     Raises:
         ValueError: the batch cannot be divided evenly.
@@ -52,12 +54,15 @@ class Trainer:
         compile_model: bool = False,
         processes: Processes = ALONE,
         accumulate: int = 1,
+        bfloat16: bool | None = None,
     ) -> None:
         self.config, self.device, self.processes = config, device, processes
         self.accumulate = accumulate
+        fast = device.type == "cuda" or (config.model.core == "levels" and fast_bfloat16(device))
+        self.bfloat16 = fast if bfloat16 is None else bfloat16
         self.share = processes.share(config.optim.batch_size, accumulate)
         torch.manual_seed(config.optim.seed)
-        self.model = MultiModalDiffusion(config.model).to(device)
+        self.model = build_model(config.model).to(device)
         self.ema = EMA(self.model, config.optim.ema_decay)
         for model in (self.model, self.ema.model):
             processes.split(model, compile_model)
@@ -66,9 +71,8 @@ class Trainer:
                 train.to(device), config.optim.batch_size, config.optim.seed, self.share, config.data.balance
             )
         self.batches = train
-        schedule = self.model.make_schedule()
-        self.schedule = schedule.to(device)
-        self.log_snr = log_snr(schedule.log_abar).clamp(-30, 30).float().to(device)
+        self.objective = OBJECTIVES[config.model.core](self.model, config, device)
+        self.schedule = self.objective.schedule
         self.optimizer = self._make_optimizer()
         self.forward = processes.joined(self.model, compile_model)
         self.step = 0
@@ -93,20 +97,17 @@ class Trainer:
     # -- one step ----------------------------------------------------------------------------------------
 
     def losses(self, model: nn.Module, draw: Draw, counts: Tensor | None = None) -> dict[str, Tensor]:
-        """Terms of the objective, each a scalar; ``counts`` as in `training_losses`."""
-        net, names = self.model, self.model.names
-        e = net.encode(draw.x)
-        given = net.encode_given(draw.x, e, draw.known)
-        condition = net.condition(given, draw.flags, draw.known, draw.x[net.anchor])
-        z0 = e.pop(net.anchor)
-        diffused = (draw.flags != ABSENT) & draw.present
-        e = {name: value * diffused[:, names.index(name), None, None, None] for name, value in e.items()}
-        z_t = q_sample(self.schedule, z0, draw.t, e, draw.noise)
-        log_snr_t = self.log_snr[draw.t]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            raw = model(z_t, log_snr_t, condition)
-        weight = z0_weight(log_snr_t, self.config.optim.snr_cap)
-        return training_losses(net, raw, draw.x, z0, condition, weight, draw.supervised, counts)
+        """Terms of the objective, each a scalar.
+
+        counts: (N,), supervised examples of each modality in the whole batch that these are part of, so that
+            terms of all parts add up to those of the whole. None: these are the whole batch.
+        """
+
+        def net(*inputs: Any) -> dict[str, Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                return model(*inputs)
+
+        return self.objective.losses(net, draw, counts)
 
     def train_step(self) -> dict[str, Tensor]:
         """One optimiser step; returns loss terms and weighted total of the whole batch, on the device."""
@@ -120,10 +121,10 @@ class Trainer:
                 self.seed_dropout(k)
                 terms = self.losses(self.forward, part, counts)
                 # `counts` is of the whole batch, so gradients are to be summed, but processes average them.
-                (total_loss(self.model, terms) * self.processes.count).backward()
+                (self.objective.total(terms) * self.processes.count).backward()
             parts.append(torch.stack([value.detach() for value in terms.values()]))
         terms = dict(zip(terms, self.processes.sum(torch.stack(parts).sum(0)), strict=True))
-        terms["total"] = total_loss(self.model, terms)
+        terms["total"] = self.objective.total(terms)
         self._update(terms["total"])
         return terms
 
@@ -160,8 +161,10 @@ class Trainer:
         return torch.Generator(self.device).manual_seed(self.config.optim.seed * 1_000_003 + seed)
 
     def draw(self, examples: Examples, rows: Tensor, generator: torch.Generator, augment: bool) -> Draw:
-        """What the examples ``rows`` (B,) show in a step, see `draw_step`; subclasses change the tasks."""
-        return draw_step(self.model, self.config, examples, rows, generator, augment)
+        """What the examples ``rows`` (B,) show in a step, see `mmdiff.training.objective`; subclasses change
+        it.
+        """
+        return self.objective.draw(examples, rows, generator, augment)
 
     def next_draw(self) -> Draw:
         """This process's rows of the next batch; random numbers are drawn for the whole batch."""
@@ -186,7 +189,7 @@ class Trainer:
         chunks = torch.arange(min(limit, len(examples)), device=self.device).split(256)
         for rows in chunks:
             terms = self.losses(self.ema.model, self.draw(examples, rows, generator, augment=False))
-            terms["total"] = total_loss(self.model, terms)
+            terms["total"] = self.objective.total(terms)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item() / len(chunks)
         return sums
@@ -204,7 +207,8 @@ class Trainer:
         size = model.config.image_size
         denoise = model.denoiser(self.schedule, model.nothing_given(count, self.device))
         z_T = SampleNoise(list(range(count)), self.device)(model.z_shape)
-        sampler = sample_ddim(self.schedule, z_T, timesteps(self.schedule.num_steps, steps))
+        times = timesteps(self.schedule.num_steps, steps, self.schedule.spacing)
+        sampler = sample_ddim(self.schedule, z_T, times)
         z, t, _ = next(sampler)
         while t > 0:
             clean, x_hat = denoise(z, t)

@@ -16,7 +16,7 @@ from synthetic import CLASSES, DIM, SIZE, lively_model, tiny_config
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from mmdiff.losses import _Bound, bound, total_loss, training_losses, z0_weight
+from mmdiff.first_edition.losses import _Bound, bound, total_loss, training_losses, z0_weight
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.schedule import log_snr
 

@@ -8,9 +8,9 @@ from synthetic import SIZE, lively_model, read_shapes, tiny_config, tiny_train_c
 from test_model import NAMES, draw, flags_of, normal, pixels
 
 from mmdiff.config import TaskConfig
-from mmdiff.model import MultiModalDiffusion
+from mmdiff.first_edition.convolutions import Reader
+from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
-from mmdiff.network.convolutions import Reader
 from mmdiff.schedule import log_snr
 from mmdiff.training.trainer import Trainer
 
