@@ -45,6 +45,7 @@ def build(services: Sequence[Service]) -> None:
             gr.Textbox("ddim", label="sampler"),
             gr.Textbox(None, label="checkpoint: name; the first one if left out"),
             gr.JSON(None, label="sample_first: list of modalities, such as the label, that all else follows"),
+            gr.JSON(None, label="leads: what is decided first, an object of numbers by modality"),
         ]
         settings = gr.Textbox(label="settings: the text of a settings file")
         outputs = [
@@ -86,6 +87,7 @@ class Endpoints:
         sampler: str = "ddim",
         checkpoint: str | None = None,
         sample_first: list[str] | None = None,
+        leads: dict[str, float] | None = None,
     ) -> Result:
         """Samples the wanted modalities from the given ones: pictures, masks and the rest of the result."""
         with plain_errors():
@@ -96,7 +98,8 @@ class Endpoints:
                 wanted = (*wanted, ANCHOR)
             seed = new_seed() if seed is None else seed
             scale = 1.0 if guidance_scale is None else guidance_scale
-            request = Request(given, wanted, known, scale, first, steps, seed, num_samples, sampler)
+            numbers = {"steps": steps, "seed": seed, "num_samples": num_samples}
+            request = Request(given, wanted, known, scale, first, **numbers, sampler=sampler, leads=leads)
             return self._result(service, request)
 
     def run_settings(self, settings: str) -> Result:

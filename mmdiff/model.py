@@ -48,6 +48,8 @@ class MultiModalDiffusion(nn.Module):
                 f"patch_size is {config.patch_size}; make it a multiple of {self.cell}, the coarsest stride."
             )
         self.fold = config.patch_size // self.cell
+        for m in config.modalities:
+            self.modalities[m.name].lead = m.lead if self.has_levels else None
         self._make_network({name: modality.z_channels for name, modality in self.modalities.items()})
 
     def _make_network(self, sizes: Mapping[str, int]) -> None:

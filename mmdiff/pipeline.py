@@ -185,7 +185,7 @@ class Pipeline:
 
         Raises ValueError at once for a request that cannot be run.
         """
-        request = request.checked(self.modalities, self.schedule.num_steps, limits, self.model.has_levels)
+        request = request.checked(self.modalities, self.schedule.num_steps, limits)
         seeds = [request.seed + k for k in range(request.num_samples)]
         present = partial(self._present, shown=request.shown, seed=seeds[0])
         return self._run(lambda: self._parsed(request), seeds, present)
@@ -202,7 +202,7 @@ class Pipeline:
         are (classes one-hot).
         """
         request.check_sampling(self.schedule.num_steps)
-        request.check_guidance(self.modalities, has_levels=self.model.has_levels)
+        request.check_guidance(self.modalities)
         return self._run(lambda: request, seeds, lambda step: step)
 
     def _run(self, make: Callable[[], Request], seeds: Sequence[int], present: Callable[[Step], Step]) -> Run:

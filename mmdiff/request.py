@@ -56,12 +56,12 @@ class Request:
             have 1. The image can be named where it has `known_pixels`: its holes then follow them.
         sample_first: names of modalities, wanted or not, that are sampled early, while the image is still
             noise; all others then follow the sample as if it had been given, with its guidance scale.
-        leads: what is decided first: by how much each modality is ahead of one without a lead, in units of
-            the image's own run, such as {"label": 0.5}; names that are left out have 0. None: the model's own
-            leads.
         steps: calls of the network for a sample, 1 to T. seed: of the first sample; the next ones count up.
         num_samples: samples that are generated at once. sampler: a key of `SAMPLERS`.
         eta: share of fresh noise in each step of "ddim", 0 to 1.
+        leads: what is decided first: by how much each modality is ahead of one without a lead, in units of
+            the image's own run, such as {"label": 0.5}; names that are left out have 0. None: the model's own
+            leads.
         changes: other conditions from some step on, in order.
     """
 
@@ -70,12 +70,12 @@ class Request:
     known_pixels: np.ndarray | None = None
     guidance_scale: float | Mapping[str, float] = 1.0
     sample_first: Sequence[str] = ()
-    leads: Mapping[str, float] | None = None
     steps: int = 30
     seed: int = 0
     num_samples: int = 1
     sampler: str = "ddim"
     eta: float = 0.0
+    leads: Mapping[str, float] | None = None
     changes: Sequence[Change] = ()
 
     @property
@@ -117,14 +117,11 @@ class Request:
         modalities: Mapping[str, Modality],
         num_steps: int,
         limits: Limits = NO_LIMITS,
-        has_levels: bool = False,
     ) -> Request:
         """The same request with nothing left open: `wanted` named, changes complete, whole numbers of Python.
 
         Args:
-            modalities: of the model, the anchor first. num_steps: T of its noise schedule. has_levels:
-                whether each modality has a level, so that leads are possible and what is generated can be
-                guided.
+            modalities: of the model, the anchor first. num_steps: T of its noise schedule.
 
         Raises:
             ValueError: it cannot be run, with what was given, what was expected and how to mend it. Values in
@@ -132,16 +129,21 @@ class Request:
         """
         self.check_sampling(num_steps, limits)
         whole = {name: int(getattr(self, name)) for name in ("steps", "seed", "num_samples")}
-        leads = None if self.leads is None else checked_leads(self.leads, tuple(modalities))
-        if leads and not has_levels and any(leads.values()):
-            raise ValueError("this checkpoint decides its modalities together; leave leads out.")
-        first = dataclasses.replace(self, **whole, leads=leads)
-        first = first._with_conditions_checked(modalities, limits, has_levels)
+        first = dataclasses.replace(self, **whole, leads=self._checked_leads(modalities))
+        first = first._with_conditions_checked(modalities, limits)
         changes, earliest = [], 1
         for change in self.changes:
-            changes.append(change.checked(first, earliest, modalities, limits, has_levels))
+            changes.append(change.checked(first, earliest, modalities, limits))
             earliest = changes[-1].after + 1
         return dataclasses.replace(first, changes=tuple(changes))
+
+    def _checked_leads(self, modalities: Mapping[str, Modality]) -> dict[str, float] | None:
+        if self.leads is None:
+            return None
+        leads = checked_leads(self.leads, tuple(modalities))
+        if not _have_levels(modalities) and any(leads.values()):
+            raise ValueError("this checkpoint decides its modalities together; leave leads out.")
+        return leads
 
     def check_sampling(self, num_steps: int, limits: Limits = NO_LIMITS) -> None:
         """Raises ValueError if a number is out of range or there is no such sampler."""
@@ -157,13 +159,11 @@ class Request:
                 f"eta is an option of the sampler 'ddim', not of {self.sampler!r}; leave it at 0."
             )
 
-    def _with_conditions_checked(
-        self, modalities: Mapping[str, Modality], limits: Limits, has_levels: bool
-    ) -> Request:
+    def _with_conditions_checked(self, modalities: Mapping[str, Modality], limits: Limits) -> Request:
         anchor = next(iter(modalities))
         holes = _checked_known_pixels(self.known_pixels, self.given, anchor, modalities[anchor].image_size)
         wanted = self._checked_wanted(modalities, anchor, holes)
-        self.check_guidance(modalities, limits, has_levels)
+        self.check_guidance(modalities, limits)
         return dataclasses.replace(self, wanted=wanted)
 
     def _checked_wanted(
@@ -183,11 +183,10 @@ class Request:
             raise ValueError("everything is given, so nothing is left to generate; leave something out.")
         return wanted
 
-    def check_guidance(
-        self, modalities: Mapping[str, Modality], limits: Limits = NO_LIMITS, has_levels: bool = False
-    ) -> None:
+    def check_guidance(self, modalities: Mapping[str, Modality], limits: Limits = NO_LIMITS) -> None:
         """Raises ValueError if a scale is out of range, or a name cannot be guided or sampled first."""
         anchor = next(iter(modalities))
+        has_levels = _have_levels(modalities)
         if has_levels and self.sample_first:
             raise ValueError(
                 f"sample_first is for checkpoints without leads; use leads={{{self.sample_first[0]!r}: 1.0}}."
@@ -238,7 +237,6 @@ class Change:
         earliest: int,
         modalities: Mapping[str, Modality],
         limits: Limits,
-        has_levels: bool,
     ) -> Change:
         """The same with nothing left open, see `Request.checked`."""
         if not is_whole(self.after) or not earliest <= self.after < run.steps:
@@ -248,7 +246,12 @@ class Change:
             )
         own = {name: getattr(run, name) for name in INHERITED if name != "changes"}
         request = dataclasses.replace(self.request, **own, changes=())
-        return Change(int(self.after), request._with_conditions_checked(modalities, limits, has_levels))
+        return Change(int(self.after), request._with_conditions_checked(modalities, limits))
+
+
+def _have_levels(modalities: Mapping[str, Modality]) -> bool:
+    """Whether a request may set leads, and guide what is generated."""
+    return all(modality.lead is not None for modality in modalities.values())
 
 
 def is_whole(number: object) -> bool:

@@ -121,9 +121,9 @@ def test_settings_survive_json(asked):
 
 
 def version_1(data: dict) -> dict:
-    """The same settings as they were written before there was `sample_first`."""
-    conditions = [data, *data["changes"]]
-    old = [{k: v for k, v in condition.items() if k != "sample_first"} for condition in conditions]
+    """The same settings as they were written before there were `sample_first` and `leads`."""
+    conditions, later = [data, *data["changes"]], ("sample_first", "leads")
+    old = [{k: v for k, v in condition.items() if k not in later} for condition in conditions]
     return {**old[0], "version": 1, "changes": old[1:]}
 
 
@@ -231,7 +231,7 @@ def cut_off() -> dict:
 
 DAMAGE = {
     "no format": ({"format": "other"}, "no settings file"),
-    "newer": ({"version": 3}, "version 3.*reads 1 to 2"),
+    "newer": ({"version": 4}, "version 4.*reads 1 to 3"),
     "version 0": ({"version": 0}, "version 0"),
     "no version": ({"version": True}, "which version"),
     "unknown": ({"eta": 1}, "“eta” that this page does not know"),

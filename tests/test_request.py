@@ -11,7 +11,7 @@ from mmdiff.request import MAX_SEED, NO_LIMITS, Change, Limits, Request
 
 SIZE, T = 4, 1000
 MODALITIES = {
-    name: SimpleNamespace(image_size=SIZE, drawable=name == "label")
+    name: SimpleNamespace(image_size=SIZE, drawable=name == "label", lead=None)
     for name in ("image", "mask", "label", "embedding")
 }
 WHOLE = np.ones((SIZE, SIZE), dtype=bool)

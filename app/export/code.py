@@ -118,7 +118,11 @@ def _program(comment: str, imports: str, constants: Mapping[str, str], helper: s
 def _numbers(request: Request) -> dict[str, str]:
     """Steps and so on; the sampler only where it is not as by default."""
     numbers = {name: _literal(getattr(request, name)) for name in ("steps", "seed", "num_samples")}
-    return numbers | ({"sampler": _literal(request.sampler)} if request.sampler != Request().sampler else {})
+    if request.sampler != Request().sampler:
+        numbers["sampler"] = _literal(request.sampler)
+    if request.leads is not None:
+        numbers["leads"] = _literal(dict(request.leads))
+    return numbers
 
 
 def _guidance(request: Request) -> dict[str, str]:

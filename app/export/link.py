@@ -24,7 +24,7 @@ HOLE = "hole"
 NUMBERS = {"seed": "seed", "steps": "steps", "samples": "num_samples"}  # parameter -> field of a request
 CONDITION = r"want|first|guide|(?:give|guide)\..*"  # parameters that a fork can have, too
 FORK = re.compile(rf"fork([1-9]\d?)\.(after|{CONDITION})", re.DOTALL)
-RUN = "|".join(("task", "model", "missing", "sampler", HOLE, *NUMBERS))
+RUN = "|".join(("task", "model", "missing", "sampler", r"lead\..*", HOLE, *NUMBERS))
 KNOWN = re.compile(f"{RUN}|{CONDITION}|{FORK.pattern}", re.DOTALL)
 # parameters of Gradio and of sites that pass links on
 FOREIGN = ("__", "utm_", "view", "deep_link", "fbclid", "gclid")
@@ -65,7 +65,9 @@ def _numbers(request: Request) -> dict[str, str]:
     for key, name in (NUMBERS | {"sampler": "sampler"}).items():
         if getattr(request, name) != getattr(default, name):
             numbers[key] = str(getattr(request, name))
-    return numbers
+    leads = {f"lead.{name}": str(lead) for name, lead in (request.leads or {}).items() if lead}
+    # leads that are all 0 are not those of the model, either
+    return numbers | (leads or ({"lead.image": "0"} if request.leads is not None else {}))
 
 
 def _small(request: Request) -> dict[str, str]:
@@ -138,6 +140,7 @@ def from_query(params: Mapping[str, str], modalities: Specs) -> SavedRun:
         _condition(own, modalities, missing),
         **{name: _whole(key, own[key]) for key, name in NUMBERS.items() if key in own},
         sampler=own.get("sampler", Request().sampler),
+        leads=_leads(own),
         changes=_changes(own, modalities),
     )
     # With stand-ins for missing values the rest can be checked.
@@ -148,6 +151,12 @@ def from_query(params: Mapping[str, str], modalities: Specs) -> SavedRun:
     whole = checked(replace(request, given=stand_ins | request.given, known_pixels=known), modalities)
     request = replace(whole, given=request.given, known_pixels=request.known_pixels)
     return SavedRun(request, own.get("model", ""), own.get("task", ""), missing)
+
+
+def _leads(params: Mapping[str, str]) -> dict[str, float] | None:
+    """Leads by name; None if the link has none, so that those of the model hold."""
+    of = {key.removeprefix("lead."): key for key in params if key.startswith("lead.")}
+    return {name: _number(key, params[key]) for name, key in of.items()} or None
 
 
 def _changes(params: Mapping[str, str], modalities: Specs) -> tuple[Change, ...]:

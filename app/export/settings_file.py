@@ -25,7 +25,7 @@ from mmdiff.images import to_rgb
 from mmdiff.modalities import Modality
 from mmdiff.request import Change, Request
 
-FORMAT, VERSION = "mmdiff settings", 2  # version 1 had no sample_first
+FORMAT, VERSION = "mmdiff settings", 3  # version 1 had no sample_first, version 2 no leads
 PNG_KEY = "mmdiff"  # of the text chunk
 ZIP_ENTRY = "settings.json"
 URI = "data:image/png;base64,"
@@ -52,6 +52,10 @@ def _are_scales(value: Any) -> bool:
     return all(isinstance(scale, int | float) for scale in scales)
 
 
+def _are_leads(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and _are_scales(value))
+
+
 ANY: Check = ("", lambda value: True)
 NAME: Check = ("is not a name", is_name)
 NAMES: Check = ("is not a list of names, none of them twice", _are_names)
@@ -63,6 +67,7 @@ LISTED = (
 # Entries of settings: the head, fields of a request as they are, and those that may change on the way.
 HEAD = {"format": ANY, "version": ANY, "checkpoint": NAME, "task": NAME, "changes": LISTED}
 PLAIN = {"steps": WHOLE, "seed": WHOLE, "num_samples": WHOLE, "sampler": NAME}
+LEADS: dict[str, Check] = {"leads": ("is not an object of numbers", _are_leads)}
 CONDITION: dict[str, Check] = {
     "given": ("is not an object", lambda value: isinstance(value, dict)),
     "wanted": NAMES,
@@ -97,7 +102,7 @@ def to_dict(request: Request, checkpoint: str, task: str) -> dict[str, Any]:
     """
     head = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint, "task": task}
     changes = [{"after": change.after} | _condition_to_dict(change.request) for change in request.changes]
-    plain = {name: getattr(request, name) for name in PLAIN}
+    plain = {name: getattr(request, name) for name in PLAIN | LEADS}
     return head | plain | _condition_to_dict(request) | {"changes": changes}
 
 
@@ -157,12 +162,13 @@ def from_dict(data: Any, modalities: Specs) -> SavedRun:
     """The run that JSON values describe. Raises ValueError, in words for the page."""
     _check_version(data)
     condition = {name: CONDITION[name] for name in CONDITION if data["version"] > 1 or name != "sample_first"}
-    _check(data, HEAD | PLAIN | condition)
+    plain = PLAIN | (LEADS if data["version"] > 2 else {})
+    _check(data, HEAD | plain | condition)
     for change in data["changes"]:
         _check(change, {"after": WHOLE} | condition)
     request = replace(
         _condition(data, modalities),
-        **{name: data[name] for name in PLAIN},
+        **{name: data[name] for name in plain},
         changes=tuple(Change(change["after"], _condition(change, modalities)) for change in data["changes"]),
     )
     return SavedRun(checked(request, modalities), data["checkpoint"], data["task"])

@@ -156,9 +156,7 @@ class Service:
 
     def record(self, request: Request) -> Record:
         """An empty record of a run. Raises ValueError for a request that cannot be run."""
-        request = request.checked(
-            self.modalities, self.pipe.schedule.num_steps, LIMITS, self.pipe.model.has_levels
-        )
+        request = request.checked(self.modalities, self.pipe.schedule.num_steps, LIMITS)
         modalities = {n: spec for n, spec in self.modalities.items() if n in request.shown}
         return Record(request, self.name, modalities, self.describe)
 

@@ -24,6 +24,8 @@ class Modality(nn.Module):
         stride, head_stride: of a dense modality, pixels a side of one position of its encoding (before it is
             folded into patches) and of its head's output.
         classes: names of the classes of a categorical modality, else empty.
+        lead: by how much the model decides it earlier than a modality without a lead, in units of the
+            anchor's run; None if the model has no leads.
     """
 
     kind: ClassVar[str]
@@ -38,6 +40,7 @@ class Modality(nn.Module):
     z_channels: int
     head_channels: int
     classes: tuple[str, ...] = ()
+    lead: float | None = None
     stride: int = 1
     head_stride: int = 1
 
