@@ -21,7 +21,7 @@ FEW = 0.02  # share of pixels that may be far from every colour
 SOFT = 0.2  # share of pixels that may lie between black and white, at soft edges
 LISTED = 32  # classes whose palette is recognised where their number is not known
 OPAQUE = 128  # alpha from here on
-CLEAR = -1  # value of see-through pixels
+CLEAR = -(2**31)  # value of see-through pixels
 
 
 class ClassMap(NamedTuple):
@@ -73,7 +73,7 @@ def read_class_map(
     Raises ValueError, saying how to mend it, if it stands for no class map or could be meant in two ways.
     """
     if isinstance(mask, np.ndarray):
-        mask = Picture(Image.fromarray(mask.clip(-(2**31), 2**31 - 1).astype(np.int32)), mask.shape[::-1])
+        mask = Picture(Image.fromarray(mask.clip(CLEAR + 1, 2**31 - 1).astype(np.int32)), mask.shape[::-1])
     values = values_of(mask.image if size is None else nearest_square(mask.image, size))
     notes = []
     seen = values.opaque()

@@ -27,7 +27,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="NAME=VALUE",
-        help="image=FILE, mask=FILE (class numbers or colours), label=NAME or its number, embedding=TEXT or FILE",
+        help="image=FILE, mask=FILE (class numbers or colours), label=NAME or its number, embedding=TEXT or "
+        "FILE of a photo",
     )
     parser.add_argument(
         "--wanted", nargs="*", default=[], metavar="NAME", help="default: everything not given"

@@ -43,9 +43,7 @@ def build_modality(config: ModalityConfig, image_size: int, patch_size: int) -> 
             f"one of your own, import its module first, or name it in {IMPORTS}."
         )
     if hasattr(ModuleDict(), config.name):
-        raise ValueError(
-            f"a modality cannot be called {config.name!r}, a name that torch uses; take another."
-        )
+        raise ValueError(f"modality {config.name!r} has a name that torch uses itself; choose another.")
     try:
         return KINDS[config.kind](config.name, image_size, patch_size, **config.options)
     except TypeError as error:

@@ -154,7 +154,7 @@ MOST_CLASSES = 4096  # their codes make a square matrix
 
 
 def checked_classes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Names of two or more different classes of the modality ``name``. Raises ValueError for anything else."""
+    """The names of two or more different classes. Raises ValueError for anything else."""
     listed = isinstance(classes, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in classes)
     if not listed or len({_composed(c) for c in classes}) < max(2, len(classes)):
         raise ValueError(f"{name}: needs two or more different classes, but got {str(classes):.200}.")
