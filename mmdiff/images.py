@@ -43,7 +43,9 @@ Size = tuple[int, int]  # width, height
 
 
 class Unreadable(ValueError):
-    """A file that no decoder can read."""
+    """A file that no decoder can read; ``reason`` is what the decoder says."""
+
+    reason: str = ""
 
 
 class Picture(NamedTuple):
@@ -145,8 +147,8 @@ def _opened(value: Any, what: str) -> Image.Image:
         raise ValueError(f"no file at {_shown(value)}; give the path of an existing {what}.") from None
     except Image.DecompressionBombError:
         raise _too_many(what) from None
-    except Exception:
-        raise _unreadable(value, what) from None
+    except Exception as error:
+        raise _unreadable(value, what, error) from None
 
 
 def _checked_array(array: np.ndarray, what: str) -> np.ndarray:
@@ -170,8 +172,8 @@ def _load(image: Image.Image, value: Any, what: str, size: Size) -> None:
         raise _too_many(what, size, image.format, int(MOST_PIXELS / copies))
     try:
         image.load()
-    except Exception:
-        raise _unreadable(value, what) from None
+    except Exception as error:
+        raise _unreadable(value, what, error) from None
     if 0 in image.size:
         raise ValueError(f"the {what} has no pixels ({image.width} x {image.height}); give another one.")
 
@@ -184,8 +186,12 @@ def _too_many(what: str, size: Size = (), form: str = "picture", most: int = MOS
     )
 
 
-def _unreadable(value: Any, what: str) -> Unreadable:
-    return Unreadable(f"{_shown(value)} could not be read as a {what}; give a PNG, JPEG or WebP file.")
+def _unreadable(value: Any, what: str, error: Exception) -> Unreadable:
+    unreadable = Unreadable(f"{_shown(value)} could not be read as a {what}; give a PNG, JPEG or WebP file.")
+    known = "empty file" if value == b"" else "no picture in a known format"
+    said = str(error) or type(error).__name__
+    unreadable.reason = known if isinstance(error, Image.UnidentifiedImageError) else said
+    return unreadable
 
 
 def _shown(value: Any) -> str:

@@ -126,7 +126,7 @@ def by_names(source: Source, modalities: Mapping[str, Modality], config: DataCon
         if name not in modalities or modalities[name].form != "class":
             continue
         theirs, table = source.class_names.get(name), config.class_map.get(name)
-        if theirs is None and table is None:
+        if name in source.numbered and table is None:
             warnings.warn(
                 f"column {column!r} has no names of classes; its numbers are taken in the order of the "
                 "configuration's.",
@@ -141,19 +141,15 @@ def by_names(source: Source, modalities: Mapping[str, Modality], config: DataCon
 
 def _table_of(where: str, name: str, theirs: list[str], ours: Sequence[str]) -> dict[str, int]:
     """Their class numbers -> ours, by name. Raises ValueError if names differ."""
-    # names such as "tench, Tinca tinca" say the same twice
-    found = [
-        next(filter(lambda i: i is not None, (class_index(n, ours) for n in _names(one))), None)
-        for one in theirs
-    ]
+    found = [_index_of(one, ours) for one in theirs]
     lacking = [one for one, index in zip(theirs, found, strict=True) if index is None]
     if not lacking:
         return {str(number): index for number, index in enumerate(found)}
     in_place = sum(index == number for number, index in enumerate(found))
     if len(theirs) == len(ours) and in_place + len(lacking) == len(theirs) and in_place >= len(theirs) / 2:
         warnings.warn(
-            f"{where}: {len(lacking)} classes of {name!r}, such as {lacking[0]!r}, are called otherwise in the "
-            "configuration; their numbers are taken, as all others have the same name and number.",
+            f"{where}: {len(lacking)} classes of {name!r}, such as {lacking[0]!r}, are called otherwise in "
+            "the configuration; their numbers are taken, as all others have the same name and number.",
             stacklevel=3,
         )
         return {str(number): number for number in range(len(theirs))}
@@ -164,8 +160,10 @@ def _table_of(where: str, name: str, theirs: list[str], ours: Sequence[str]) -> 
     )
 
 
-def _names(text: str) -> list[str]:
-    return [text, *(part.strip() for part in text.split(","))] if "," in text else [text]
+def _index_of(name: str, ours: Sequence[str]) -> int | None:
+    """Its number among ours; a name such as "tench, Tinca tinca" says the same twice."""
+    parts = [name, *(part.strip() for part in name.split(","))] if "," in name else [name]
+    return next((index for part in parts if (index := class_index(part, ours)) is not None), None)
 
 
 def examples_of(rows: list[Row], config: DataConfig) -> Examples:

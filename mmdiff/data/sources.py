@@ -52,6 +52,7 @@ class Source:
     Attributes:
         columns: name -> its column, if the source has it.
         class_names: name -> the names of the source's class numbers, where it has them.
+        numbered: names of the columns of whole numbers without such names.
         num_shards: number of parts that can be read independently.
 
     Raises ValueError if the source does not exist or cannot be reached, or a column is missing.
@@ -73,11 +74,11 @@ class Source:
                     f"{where} has no column {column!r} for {name!r}; it has {', '.join(there)}. "
                     "Name the right one in data.columns."
                 )
-        named = {
-            c: feature.names for c, feature in (data.features or {}).items() if hasattr(feature, "names")
-        }
-        named |= names_of
+        features = data.features or {}
+        named = {column: f.names for column, f in features.items() if hasattr(f, "names")} | names_of
         self.class_names = {n: list(named[c]) for n, c in self.columns.items() if c in named}
+        whole = {c for c, f in features.items() if "int" in str(getattr(f, "dtype", "")) and c not in named}
+        self.numbered = {name for name, column in self.columns.items() if column in whole}
         self.num_shards: int = data.num_shards
         if data.features is not None and self.columns:
             data = data.select_columns(list(dict.fromkeys(self.columns.values())))

@@ -92,7 +92,7 @@ class Ticket(Iterator[Any]):
             return self._engine.position(self)
 
     def close(self, process: Callable[[], int] = os.getpid) -> None:
-        """Leave before the engine's next step and free the place; also while Python ends, when `os` is gone."""
+        """Leave before the engine's next step and free the place; also while Python ends, without `os`."""
         if self._process != process():  # it goes on in the parent, whose locks may be held for ever here
             return
         with self._engine.changed:
