@@ -60,9 +60,9 @@ def resolve(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except Exception as error:
         raise ValueError(
-            f"there is no folder {str(name)!r} in {Path.cwd()}, and as a name on the Hugging Face Hub it "
-            f"could not be loaded ({type(error).__name__}). Check the name and the network, or download the "
-            "checkpoint elsewhere and give its folder."
+            f"{name!r} is no local folder and could not be loaded from the Hugging Face Hub "
+            f"({type(error).__name__}). Check the name and the network, or download the checkpoint elsewhere "
+            "and give its folder."
         ) from error
 
 

@@ -64,6 +64,7 @@ def clear_ground(cells: np.ndarray) -> Image.Image:
 
 
 C2, C3 = truth(2), truth(3)
+ANY = np.array([[200, 9, 9], [9, 200, 9], [0, 99, 255]], np.uint8)
 BW = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
 # name -> picture, classes, right answer (None: refused), words of the note or of the error
 MASKS = {
@@ -86,12 +87,12 @@ MASKS = {
     "VOC, reordered": (indexed(C3, VOC, [1, 2, 0]), STREET, C3, "PASCAL VOC"),
     "VOC as RGB": (Image.fromarray(VOC.astype(np.uint8)[C3]), STREET, C3, "PASCAL VOC"),
     "255 is void": (Image.fromarray(np.where(C3 == 0, 255, C3).astype(np.uint8)), STREET, C3, "255"),
-    "any palette": (indexed(C3, np.array([[200, 9, 9], [9, 200, 9], [0, 99, 255]]), [0, 1, 2]), STREET, C3, "no class"),
+    "any palette": (indexed(C3, ANY, [0, 1, 2]), STREET, C3, "stand for no class, so its numbers"),
     "transparent ground": (clear_ground(C2), TWO, C2, "Transparent parts became background"),
     "trimap": (Image.fromarray(np.array([0, 128, 255], np.uint8)[C3]), TWO, None, "class number 255"),
     "0, 1 and 255": (Image.fromarray(np.array([0, 1, 255], np.uint8)[C3]), TWO, None, "class number 255"),
     "black and white for three": (Image.fromarray(C2 * 255), STREET, None, "white or void"),
-    "unknown colours": (Image.fromarray(np.array([[0, 0, 0], [255, 0, 0]], np.uint8)[C2]), TWO, None, "no class"),
+    "unknown colours": (Image.fromarray(ANY[C2]), TWO, None, "stand for no class"),
     "too many": (Image.fromarray(C3), TWO, None, "class number 2"),
     "numbers, JPEG": (as_jpeg(Image.fromarray(C3)), STREET, None, "JPEG"),
     "clear": (Image.new("RGBA", (SIDE, SIDE)), TWO, None, "transparent everywhere"),

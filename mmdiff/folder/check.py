@@ -183,16 +183,21 @@ def _check_masks(layout: Layout, checked: Checked) -> None:
         if not mask.fits(p.facts.size):
             p.mask = None
     usable = {path: mask for path, mask in facts.items() if path in fitting}
-    clashing = clashing_palettes(usable, listed)
+    for path in _report_palettes(usable, listed, findings):
+        del usable[path]
+    coding = decide_coding(usable.values(), listed)
+    _report_values(layout, usable, coding, listed, findings)
+    _keep_masks(layout, {p: f for p, f in usable.items() if coding.reads(f)}, coding, checked)
+
+
+def _report_palettes(masks: dict[Path, MaskFacts], listed: Mapping | None, findings: Findings) -> list[Path]:
+    clashing = clashing_palettes(masks, listed)
     findings.problem(
         "Masks whose palettes disagree: a colour has several numbers, or a number several colours",
         clashing,
         "Left out; write masks/classes.txt with the colour of each class, or save them with one palette.",
     )
-    usable = {path: mask for path, mask in usable.items() if path not in clashing}
-    coding = decide_coding(usable.values(), listed)
-    _report_values(layout, usable, coding, listed, findings)
-    _keep_masks(layout, {p: f for p, f in usable.items() if coding.reads(f)}, coding, checked)
+    return clashing
 
 
 def _class_list(layout: Layout, findings: Findings) -> dict | None:
