@@ -1,25 +1,32 @@
 """Odd files that people have, through every way in: the right answer stands beside each."""
 
+import copy
 import io
 import struct
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from synthetic import SIZE, WordEmbedder, draw_shape, png, write_parquet
+from synthetic import SIZE, WordEmbedder, draw_shape, png, tiny_config, write_parquet
 
 from app.controls import adapters
 from mmdiff import sample
+from mmdiff.checkpoint import save_checkpoint
 from mmdiff.class_maps import VOC, own_numbers, read_class_map
 from mmdiff.config import DataConfig, ModalityConfig
 from mmdiff.data.parquet import read_parquet
 from mmdiff.data.stream import StreamedBatches
 from mmdiff.folder.check import check_folder
 from mmdiff.images import MOST_PIXELS, read
+from mmdiff.known_pixels import read_known_pixels
 from mmdiff.modalities import build_modality
 from mmdiff.modalities.base import class_index, palette
+from mmdiff.model import MultiModalDiffusion
+from mmdiff.training.state import start_from
 
 SIDE = 32
 TWO, STREET = ("background", "fruit"), ("void", "road", "sky")
@@ -447,8 +454,6 @@ def test_known_pixels_are_read_in_any_depth(tmp_path, numbers, right):
     path = photo_of(
         tmp_path, "known.png", Image.fromarray(values.astype(np.uint16 if values.max() > 255 else np.uint8))
     )
-    from mmdiff.known_pixels import read_known_pixels
-
     assert np.array_equal(read_known_pixels(path, SIDE), C2 > 0)
     with pytest.raises(ValueError, match="their shapes differ"):
         read_known_pixels(photo_of(tmp_path, "wide.png", Image.new("L", (40, 30))), SIDE, (30, 40))
@@ -458,3 +463,39 @@ def test_known_pixels_are_read_in_any_depth(tmp_path, numbers, right):
 
 def test_numbers_are_taken_for_classes_only_where_no_class_is_called_so():
     assert sample.as_class("2", ("2 ", "x")) == "2" and sample.as_class("1", ("2 ", "x")) == 1
+
+
+# -- weights of another run -----------------------------------------------------------------------------
+
+
+def model_of(classes):
+    label = ModalityConfig("label", "label", options={"classes": list(classes)})
+    config = tiny_config(("image",))
+    return MultiModalDiffusion(replace(config, modalities=(*config.modalities, label)))
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (("dog", "cat", "cow"), "classes of 'label' in another order: 'dog' is number 1 there and 0 in"),
+        (("cat", "cow", "pig"), "'cow' is number 2 there and 1 in the configuration"),
+    ],
+)
+def test_weights_to_start_from_have_their_classes_in_the_same_order(tmp_path, classes, message):
+    save_checkpoint(model_of(("cat", "dog", "cow")), tmp_path / "first")
+    model = model_of(classes)
+    trainer = SimpleNamespace(model=model, ema=SimpleNamespace(model=copy.deepcopy(model)))
+    with pytest.raises(ValueError, match=message):
+        start_from(trainer, str(tmp_path / "first"))
+
+
+def test_weights_to_start_from_may_be_of_other_classes_with_a_word(tmp_path):
+    first = model_of(("cat", "dog", "cow"))
+    save_checkpoint(first, tmp_path / "first")
+    model = model_of(("cat", "dog", "pig"))
+    trainer = SimpleNamespace(model=model, ema=SimpleNamespace(model=copy.deepcopy(model)))
+    with pytest.warns(UserWarning, match="of 'label', the weights of 'cow' as 'pig' are taken"):
+        start_from(trainer, str(tmp_path / "first"))
+    for one in (trainer.model, trainer.ema.model):
+        taken = one.state_dict()
+        assert all(torch.equal(taken[n], t.half().float()) for n, t in first.state_dict().items())
