@@ -21,6 +21,7 @@ FEW = 0.02  # share of pixels that may be far from every colour
 SOFT = 0.2  # share of pixels that may lie between black and white, at soft edges
 LISTED = 32  # classes whose palette is recognised where their number is not known
 OPAQUE = 128  # alpha from here on
+BLACK_AND_WHITE = np.array([[0, 0, 0], [255, 255, 255]])
 CLEAR = -(2**31)  # value of see-through pixels
 
 
@@ -189,7 +190,7 @@ def _black_and_white(values: Values, classes: Sequence[str]) -> tuple[np.ndarray
             return None
         levels = values.colours.mean(1)
     said = f"Black is read as {classes[0]}, white as {classes[1]}."
-    plain = values.levels is None or _few_levels(levels)
+    plain = _few_levels(levels) or (values.levels is None and 0 < (levels > 127).sum() < len(levels))
     if plain and ((levels <= CLOSE / 2) | (levels >= 255 - CLOSE / 2)).all():
         return levels > 127, said
     return (levels > 127, f"{said} Greys in between count as the nearer one.") if is_soft(values) else None
@@ -206,8 +207,8 @@ def is_soft(values: Values) -> bool:
         return False
     levels, shares = values.colours.mean(1), values.shares
     middle, white, black = (levels >= 64) & (levels < 192), levels >= 224, levels < 32
-    several = ((levels > 1) & (levels < 255)).sum() >= 3
-    bright = ((levels > 160) & (levels < 255)).any()
+    several = ((levels > 1) & (levels < 255)).sum() >= 3 or not ((levels >= 32) & (levels < 224)).any()
+    bright = ((levels > 160) & (levels < 255)).any()  # as numbers of classes hardly are
     none_stands_out = (shares[middle] <= 0.1).all()
     return bool(
         several and bright and none_stands_out and shares[middle].sum() <= SOFT
@@ -219,7 +220,7 @@ def _partly_known(values: Values, classes: Sequence[str], palette: np.ndarray) -
     """Whether most pixels have a known colour, so that the others would be no plain numbers either."""
     known = _nearest(values.colours, palette)[1] <= 3 * CLOSE
     if len(classes) == 2:
-        known |= _nearest(values.colours, np.array([[0, 0, 0], [255, 255, 255]]))[1] <= 3 * CLOSE
+        known |= _nearest(values.colours, BLACK_AND_WHITE)[1] <= 3 * CLOSE
     return values.shares[known].sum() >= 0.5
 
 
@@ -264,6 +265,9 @@ def _own(values: Values, palette: np.ndarray) -> tuple[np.ndarray | None, str]:
         nearest, distance = _nearest(values.colours, known)
         if (distance <= 2).all():
             return nearest, "colours"
+    nearest, distance = _nearest(values.colours, BLACK_AND_WHITE)
+    if (distance <= CLOSE).all() and _few_levels(255 * nearest):
+        return 255 * nearest, "colours"
     return (values.numbers, "indices") if values.indexed else (None, "colours")
 
 
