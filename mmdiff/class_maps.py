@@ -39,6 +39,7 @@ class Values(NamedTuple):
         numbers: (n,) levels, indices of a palette, or 0xRRGGBB; `CLEAR` where see-through.
         colours: (n, 3), or None if the numbers are of more than 8 bits. shares: (n,).
         where: (H, W) the place of each pixel's value. indexed: whether the numbers are indices of a palette.
+        lossy: whether the file may have changed values a little, as JPEG does.
     """
 
     numbers: np.ndarray
@@ -46,6 +47,7 @@ class Values(NamedTuple):
     shares: np.ndarray
     where: np.ndarray
     indexed: bool = False
+    lossy: bool = False
 
     @property
     def levels(self) -> np.ndarray | None:
@@ -77,11 +79,11 @@ def read_class_map(
         mask = Picture(Image.fromarray(mask.clip(CLEAR + 1, 2**31 - 1).astype(np.int32)), mask.shape[::-1])
     values = values_of(mask.image if size is None else nearest_square(mask.image, size))
     notes = []
-    seen = values.opaque()
+    seen = values.opaque()._replace(lossy=mask.form in ("JPEG", "MPO"))
     if not len(seen.numbers):
         raise ValueError("the mask is transparent everywhere; give each pixel a class.")
     chosen, note = _decide(seen, classes, palette)
-    if note is None and mask.form in ("JPEG", "MPO") and len(chosen) > 1:
+    if note is None and seen.lossy and len(chosen) > 1:
         raise ValueError(
             "the mask holds class numbers but was saved as JPEG, which blurs them; save it as PNG, or in the "
             "colours of the classes."
@@ -190,7 +192,8 @@ def _black_and_white(values: Values, classes: Sequence[str]) -> tuple[np.ndarray
             return None
         levels = values.colours.mean(1)
     said = f"Black is read as {classes[0]}, white as {classes[1]}."
-    plain = _few_levels(levels) or (values.levels is None and 0 < (levels > 127).sum() < len(levels))
+    coloured = values.lossy or values.levels is None  # so no numbers
+    plain = _few_levels(levels) or (coloured and 0 < (levels > 127).sum() < len(levels))
     if plain and ((levels <= CLOSE / 2) | (levels >= 255 - CLOSE / 2)).all():
         return levels > 127, said
     return (levels > 127, f"{said} Greys in between count as the nearer one.") if is_soft(values) else None
