@@ -1,11 +1,12 @@
 """Checkpoint folders: config.json, model.safetensors (half precision), README.md. No pickle is loaded."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from mmdiff.config import ModelConfig, from_dict, to_dict
@@ -13,6 +14,8 @@ from mmdiff.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_text, write
 from mmdiff.first_edition.model import FirstEdition
 from mmdiff.model import MultiModalDiffusion
 
+VERSION = 1  # of config.json
+LOCAL = ("checkpoints/", "runs/")  # folders of this project; no owner on the Hub is meant
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
@@ -36,7 +39,7 @@ def write_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(weights, folder / WEIGHTS_FILE)
-    text = json.dumps({"format": "mmdiff", "version": 1, "model": to_dict(config)}, indent=2)
+    text = json.dumps({"format": "mmdiff", "version": VERSION, "model": to_dict(config)}, indent=2)
     write_text(folder / CONFIG_FILE, text + "\n")
     if card is not None:
         write_text(folder / CARD_FILE, card)
@@ -51,9 +54,12 @@ def resolve(name: str | Path) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    looks_like_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    looks_like_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~", *LOCAL))
     if not looks_like_hub_id:
-        raise ValueError(f"no checkpoint folder at {folder}; give a folder with {CONFIG_FILE}, or a Hub id.")
+        place = "" if folder.is_absolute() else f" below {Path.cwd()}"
+        raise ValueError(
+            f"no checkpoint folder at {folder}{place}; give a folder with {CONFIG_FILE}, or a Hub id."
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -75,12 +81,16 @@ def load_config(folder: Path) -> ModelConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != "mmdiff":
             raise ValueError("it was not written by mmdiff")
-        model = values["model"]
-    except (ValueError, KeyError) as error:
+        model, version = values["model"], values.get("version", 1)
+    except (ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {error}. Download the checkpoint again.") from error
+    if version not in range(1, VERSION + 1):
+        raise ValueError(
+            f"{path} is of version {str(version)[:20]}, but this mmdiff reads 1 to {VERSION}; update it."
+        )
     try:
         return from_dict(ModelConfig, model)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 
@@ -88,23 +98,45 @@ def load_checkpoint(name: str | Path, device: torch.device | str = "cpu") -> Mul
     """The model of a checkpoint folder or Hub id, in float32, in evaluation mode.
 
     Raises:
-        ValueError: the weights are missing, damaged, pickled or of another architecture.
+        ValueError: the weights are missing, damaged, pickled, not finite or of another architecture.
     """
     folder = resolve(name)
-    model = build_model(load_config(folder))
-    weights = folder / WEIGHTS_FILE
+    config, weights = load_config(folder), folder / WEIGHTS_FILE
     if not weights.is_file():
         others = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES))
         pickled = f" It has {others}, but pickled weights can run code and are not loaded." if others else ""
         raise ValueError(f"{folder} has no {WEIGHTS_FILE}.{pickled} Save the weights with mmdiff.train.")
     try:
+        _check_size(weights, config)
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{weights} is damaged or not a safetensors file ({error}). Download or train it again."
         ) from error
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{weights} holds numbers that are not finite, in {bad[0]}; its training had diverged, or the "
+            "file is damaged. Take an earlier checkpoint, or download it again."
+        )
+    try:
+        model = build_model(config)
+    except Exception as error:  # its options reach constructors of all kinds
+        raise ValueError(f"{folder / CONFIG_FILE} cannot be used: {error}") from error
     try:
         model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit {CONFIG_FILE} beside it: {error}") from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def _check_size(weights: Path, config: ModelConfig) -> None:
+    """Raises ValueError if the configuration asks for more weights than there are, before they are made."""
+    with safe_open(weights, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
+    # the linear layers of a block, of attention and of the two behind it, are 12 squares of the width
+    least = 12 * config.width**2 * config.depth
+    if sum(map(math.prod, shapes)) < least:
+        raise ValueError(
+            f"{weights} does not fit {CONFIG_FILE} beside it, whose model has more than {least:,} weights."
+        )

@@ -27,6 +27,20 @@ RETIRED = {
 }
 LAST_WITH_RETIRED = "279370b"  # the last commit that has them
 
+# the largest values that a model may have, so that a damaged or hostile configuration allocates nothing
+MOST = {
+    "image_size": 4096,
+    "patch_size": 512,
+    "width": 2**14,
+    "depth": 512,
+    "heads": 2**10,
+    "refiner_width": 2**13,
+    "stem_depth": 64,
+    "reader_depth": 64,
+    "num_steps": 10**6,
+}
+MOST_MODALITIES, MOST_TOKENS = 64, 2**16
+
 TABLES = {"dict[str, str]": "str", "dict[str, int]": "int", "dict[str, dict[str, int]]": "dict[str, int]"}
 
 
@@ -56,6 +70,16 @@ class ModalityConfig:
     lead: float = 0.0
     loss_weight: float = 1.0  # lambda_i of this modality's L2 term
     options: dict[str, Any] = field(default_factory=dict)  # arguments of the kind's constructor
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or len(self.name) > 40:
+            raise ValueError(
+                f"a modality is called {self.name[:40]!r}; give letters, digits and underscores, such as "
+                "'depth_map', at most 40, the first no digit."
+            )
+        for name in ("scale", "loss_weight"):
+            if not 0 <= getattr(self, name) <= 1e6:
+                raise ValueError(f"{name} of {self.name!r} is {getattr(self, name)}; give 0 to 1,000,000.")
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,7 @@ class ModelConfig:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")
         _check_positive(self, sizes)
+        self._check_bounds()
         if self.stem_depth < 0 or (self.stem_depth and self.refiner_width % 8):
             raise ValueError(
                 f"model.stem_depth is {self.stem_depth} and refiner_width {self.refiner_width}; give a depth "
@@ -109,6 +134,21 @@ class ModelConfig:
             )
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of heads ({self.heads}) and of 4.")
+
+    def _check_bounds(self) -> None:
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"model.{name} is {getattr(self, name):,}; at most {most:,} is possible.")
+        if len(self.modalities) > MOST_MODALITIES or (self.image_size // self.patch_size) ** 2 > MOST_TOKENS:
+            raise ValueError(
+                f"the model has {len(self.modalities)} modalities and {self.image_size // self.patch_size} "
+                f"tokens a side; at most {MOST_MODALITIES} and {int(MOST_TOKENS**0.5)} are possible."
+            )
+        if not (0 <= self.dropout < 1 and 0 < self.schedule_shift <= 1e3):
+            raise ValueError(
+                f"model.dropout is {self.dropout} and schedule_shift {self.schedule_shift}; give a share "
+                "below 1, and a number above 0 and up to 1000."
+            )
 
 
 @dataclass(frozen=True)

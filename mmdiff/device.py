@@ -1,5 +1,8 @@
 """The device that everything runs on, and its fast precision."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -19,3 +22,18 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return device.type == "cuda"
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """float32 and the CPU for tensors that say nothing else, whatever other code has set as default."""
+    dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    if dtype is torch.float32 and not elsewhere:  # as nearly always; a mode of torch slows every call down
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.clip.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
-from mmdiff.device import choose_device
+from mmdiff.device import choose_device, usual_defaults
 from mmdiff.images import to_uint8
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.model import MultiModalDiffusion
@@ -96,11 +96,16 @@ class Pipeline:
         # Tables beside the samples save a wait per look-up; only MPS has no float64 to hold them.
         self.schedule = schedule if device.type == "mps" else schedule.to(device)
         self.embedder = embedder
+        self._parts = (self.model, device, embedder, vocabulary, background)
         self.words = Words(embedder, vocabulary) if embedder is not None and vocabulary else None
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
         self.engine = Engine(self.model.answer, background=background)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, also of `pickle`, get an engine of their own: locks and threads cannot be copied."""
+        return type(self), self._parts
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "auto", background: bool = False) -> Pipeline:
@@ -114,9 +119,10 @@ class Pipeline:
         """
         chosen = choose_device(device)
         folder = resolve(name)
-        model = load_checkpoint(folder, chosen)
-        embedder = load_embedder(model.config.embedder, folder, chosen)
-        return cls(model, chosen, embedder, Vocabulary.load(folder), background)
+        with usual_defaults():
+            model = load_checkpoint(folder, chosen)
+            embedder = load_embedder(model.config.embedder, folder, chosen)
+            return cls(model, chosen, embedder, Vocabulary.load(folder), background)
 
     # -- embeddings --------------------------------------------------------------------------------
 
@@ -125,16 +131,26 @@ class Pipeline:
         """Whether texts and photos can be embedded."""
         return self.embedder is not None
 
-    def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """(B, D) unit vectors of texts in the space of the embedding modality."""
-        embedder = self._need_embedder()
-        return self.engine.call(lambda: embedder.embed_texts(list(texts)))
+    def embed_text(self, texts: str | Sequence[str]) -> Tensor:
+        """(B, D) unit vectors of texts, or of one, in the space of the embedding modality.
 
-    def embed_image(self, images: Sequence[Image.Image]) -> Tensor:
-        """(B, D) unit vectors of photos in the space of the embedding modality."""
+        Raises ValueError for anything else.
+        """
+        embedder, listed = self._need_embedder(), _listed(texts, isinstance(texts, str), "texts")
+        if not all(isinstance(text, str) for text in listed):
+            raise ValueError(f"embed_text got {listed!r:.200}; give a list of texts.")
+        return self.engine.call(lambda: embedder.embed_texts(listed))
+
+    def embed_image(self, images: Any) -> Tensor:
+        """(B, D) unit vectors of photos, or of one, in the space of the embedding modality.
+
+        Raises ValueError for anything else.
+        """
+        one = isinstance(images, (Image.Image, str, Path, bytes)) or getattr(images, "ndim", 4) < 4
+        listed = _listed(images, one, "photos")
         embedder, parse = self._need_embedder(), self.modalities[self.model.anchor].parse
         return self.engine.call(
-            lambda: embedder.embed_images(torch.stack([parse(image) for image in images]).to(self.device))
+            lambda: embedder.embed_images(torch.stack([parse(image) for image in listed]).to(self.device))
         )
 
     @property
@@ -243,6 +259,14 @@ class Pipeline:
         return replace(step, x_hat=x_hat, output=output)
 
 
+def _listed(values: Any, one: bool, what: str) -> list[Any]:
+    """A list of one value or of several. Raises ValueError if there is none."""
+    listed = [values] if one else list(values) if isinstance(values, Iterable) else []
+    if not listed:
+        raise ValueError(f"got {repr(values)[:200]} instead of {what}; give a list with at least one.")
+    return listed
+
+
 def load_embedder(name: str, folder: Path, device: torch.device) -> Any:
     """The embedder a checkpoint names; None for "".
 
@@ -257,5 +281,5 @@ def load_embedder(name: str, folder: Path, device: torch.device) -> Any:
     local = [path for path in places if path.is_dir()]
     try:
         return ClipEmbedder(local[0] if local else name, device)
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # open_clip has many for a damaged folder
         raise ValueError(f"{folder} needs the embedder {name!r}: {error}") from error

@@ -7,7 +7,7 @@ costs: `Request.rows` is the number of samples in one call of the network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,8 @@ class Request:
                 `given` are checked when they are parsed.
         """
         self.check_sampling(num_steps, limits)
+        if isinstance(self.changes, str) or not isinstance(self.changes, Iterable):
+            raise ValueError(f"changes is {self.changes!r}; give a list of Change, or leave it out.")
         whole = {name: int(getattr(self, name)) for name in ("steps", "seed", "num_samples")}
         first = dataclasses.replace(self, **whole, leads=self._checked_leads(modalities))
         first = first._with_conditions_checked(modalities, limits)
@@ -160,16 +162,24 @@ class Request:
             )
 
     def _with_conditions_checked(self, modalities: Mapping[str, Modality], limits: Limits) -> Request:
+        if not isinstance(self.given, Mapping):
+            raise ValueError(
+                f"given is {repr(self.given)[:100]}; give a dictionary, name of the modality -> value."
+            )
+        known = self.known_pixels
+        known = known.detach().cpu().numpy() if hasattr(known, "detach") else known  # of a tensor
+        names = {name: _names(name, getattr(self, name)) for name in ("wanted", "sample_first")}
+        named = dataclasses.replace(self, known_pixels=known, **names)
         anchor = next(iter(modalities))
-        holes = _checked_known_pixels(self.known_pixels, self.given, anchor, modalities[anchor].image_size)
-        wanted = self._checked_wanted(modalities, anchor, holes)
-        self.check_guidance(modalities, limits)
-        return dataclasses.replace(self, wanted=wanted)
+        holes = _checked_known_pixels(known, self.given, anchor, modalities[anchor].image_size)
+        wanted = named._checked_wanted(modalities, anchor, holes)
+        named.check_guidance(modalities, limits)
+        return dataclasses.replace(named, wanted=wanted)
 
     def _checked_wanted(
         self, modalities: Mapping[str, Modality], anchor: str, holes: bool
     ) -> tuple[str, ...]:
-        wanted = (self.wanted,) if isinstance(self.wanted, str) else tuple(self.wanted)
+        wanted = tuple(self.wanted)
         for name in (*self.given, *wanted):
             if name not in modalities:
                 known = ", ".join(modalities)
@@ -252,6 +262,15 @@ class Change:
 def _have_levels(modalities: Mapping[str, Modality]) -> bool:
     """Whether a request may set leads, and guide what is generated."""
     return all(modality.lead is not None for modality in modalities.values())
+
+
+def _names(what: str, names: object) -> tuple[Any, ...]:
+    """Names of modalities: of several or of one; None is none."""
+    if names is None or isinstance(names, str):
+        return (names,) if names else ()
+    if not isinstance(names, Iterable):
+        raise ValueError(f'{what} is {names!r}; give names of modalities, such as ("image", "mask").')
+    return tuple(names)
 
 
 def is_whole(number: object) -> bool:

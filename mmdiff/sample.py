@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="NAME=VALUE",
-        help="image=FILE, mask=FILE (class numbers), label=NAME or its number, embedding=TEXT",
+        help="image=FILE, mask=FILE (class numbers or colours), label=NAME or its number, embedding=TEXT or "
+        "FILE of a photo",
     )
     parser.add_argument(
         "--wanted", nargs="*", default=[], metavar="NAME", help="default: everything not given"
@@ -77,8 +79,9 @@ def parse_given(pairs: list[str]) -> dict[str, str]:
 
 def as_class(text: str, classes: Sequence[str]) -> str | int:
     """A class by name or by number; where names are numbers, too, the name comes first."""
-    named = text.strip().casefold() in (name.casefold() for name in classes)
-    return int(text) if text.isdecimal() and not named else text
+    from mmdiff.modalities.base import class_index
+
+    return int(text) if text.isdecimal() and class_index(text, classes) is None else text
 
 
 def parse_numbers(option: str, words: list[str], example: str) -> dict[str, float]:
@@ -123,17 +126,26 @@ def write(output: Output, pipe: Pipeline, folder: Path, settings: dict[str, Any]
 
 def make_request(args: argparse.Namespace, pipe: Pipeline) -> Request:
     """The request that the arguments describe. Raises ValueError for values of the wrong form."""
-    from mmdiff.images import read_known_pixels
+    from mmdiff.images import read, warn
+    from mmdiff.known_pixels import read_known_pixels
 
     given: dict[str, Any] = dict(parse_given(args.given))
     for name in given.keys() & pipe.modalities.keys():
         if pipe.modalities[name].form == "class":
             given[name] = as_class(given[name], pipe.modalities[name].classes)
-    size = pipe.model.config.image_size
+        elif pipe.modalities[name].takes_text and os.path.isfile(given[name]):
+            given[name] = Path(given[name])  # of a photo
+    size, known, anchor = pipe.model.config.image_size, None, pipe.model.anchor
+    if args.known_pixels:
+        photo = read(given[anchor], "photo", photo=True) if anchor in given else None
+        known = read_known_pixels(args.known_pixels, size, photo and photo.size)
+        if photo:
+            given[anchor] = photo.image
+            warn(photo.notes)
     return Request(
         given=given,
         wanted=args.wanted,
-        known_pixels=read_known_pixels(args.known_pixels, size) if args.known_pixels else None,
+        known_pixels=known,
         guidance_scale=parse_guidance(args.guidance),
         sample_first=args.sample_first,
         leads=None if args.leads is None else parse_numbers("--leads", args.leads, "label=0.5"),

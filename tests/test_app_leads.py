@@ -1,4 +1,4 @@
-"""Leads survive every way out of the page and back: links, settings files, programs; older files have none."""
+"""Leads come back from links, settings files and programs as they were; older files have none."""
 
 import json
 from dataclasses import replace

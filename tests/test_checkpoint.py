@@ -267,10 +267,92 @@ def test_the_bomb_would_go_off(bomb):
     (bomb.parent / "crater").rmdir()
 
 
+# -- what would allocate too much, or is of another time ----------------------------------------------------
+
+
+def rewrite(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in changes.items():
+        (config if name in config else config["model"])[name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"version": 2}, "is of version 2, but this mmdiff reads 1 to 1"),
+        ({"version": "1"}, "is of version 1, but"),
+        ({"num_steps": 10**12}, "model.num_steps is 1,000,000,000,000; at most 1,000,000"),
+        ({"width": 2**13, "heads": 2}, "does not fit config.json beside it, whose model has more than"),
+        ({"depth": 500}, "does not fit config.json beside it"),
+        ({"image_size": 4096, "patch_size": 2}, "2048 tokens a side; at most .* 256 are possible"),
+        ({"schedule_shift": float("nan")}, "schedule_shift nan"),
+        ({"dropout": float("inf")}, "model.dropout is inf"),
+    ],
+)
+def test_configurations_out_of_bounds_are_refused_before_anything_is_built(
+    folder, changes, message, monkeypatch
+):
+    monkeypatch.setattr("mmdiff.checkpoint.MultiModalDiffusion", lambda config: pytest.fail("was built"))
+    rewrite(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("embedding", {"dim": 10**9}),
+        ("embedding", {"dim": 8, "kappa": 1e15}),
+        ("label", {"classes": "letters"}),
+        ("label", {"classes": [str(k) for k in range(5000)]}),
+        ("label", {"classes": [1, 2]}),
+        ("mask", {"classes": ["a", "a"]}),
+        ("mask", {"classes": {"a": 1}}),
+        ("latent_image", {"latent_widths": [10**6] * 3}),
+        ("image", {"sigma": -1}),
+    ],
+)
+def test_options_out_of_bounds_are_refused(folder, kind, options):
+    config = json.loads((folder / "config.json").read_text())
+    rewrite(
+        folder,
+        modalities=[*config["model"]["modalities"], {"name": "more", "kind": kind, "options": options}],
+    )
+    with pytest.raises(ValueError, match="config.json cannot be used: more: "):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["<script>", "a b", "1st", "", "x" * 41, "keys", "training"])
+def test_names_of_modalities_are_plain(folder, name):
+    config = json.loads((folder / "config.json").read_text())
+    rewrite(folder, modalities=[*config["model"]["modalities"], {"name": name, "kind": "image"}])
+    with pytest.raises(ValueError, match="letters, digits and underscores|a name that torch uses"):
+        load_checkpoint(folder)
+
+
+def test_nested_json_is_refused(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="config.json cannot be used"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(folder, value):
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    weights[name].view(-1)[0] = value
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"numbers that are not finite, in {name}"):
+        load_checkpoint(folder)
+
+
 # -- names ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./one/two", "a/b/c", "../x", ""])
+@pytest.mark.parametrize(
+    "name", ["nowhere", "/nowhere/at/all", "./one/two", "a/b/c", "../x", "checkpoints/orchard", ""]
+)
 def test_a_folder_that_is_not_there(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the Hub"))

@@ -127,7 +127,10 @@ def test_photos_of_another_size_are_cut_like_their_masks(tmp_path, modalities):
         ({"image": {"bytes": b"no picture", "path": None}}, "column 'image': .*could not be read as"),
         ({"image": {"bytes": None, "path": "nowhere.png"}}, "column 'image': no file at 'nowhere.png'"),
         ({"mask": png(np.full((SIZE, SIZE), 7, np.uint8))}, "column 'mask': .*class number 7"),
-        ({"mask": png(np.zeros((SIZE, SIZE, 3), np.uint8))}, "column 'mask': .*colour mode RGB"),
+        (
+            {"mask": png(np.full((SIZE, SIZE, 3), (9, 200, 9), np.uint8))},
+            "column 'mask': .*stand for no class",
+        ),
         ({"label": 4}, "column 'label': .*class 4 does not exist"),
     ],
 )

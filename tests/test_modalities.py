@@ -337,10 +337,11 @@ WRONG = {
         (np.zeros((8, 8)), r"whole numbers, but got an array .* float64"),
         (np.full((8, 8), 3), "class number 3, but the classes are 0 = void, 1 = road, 2 = sky; renumber"),
         (np.full((8, 8), -1), "class number -1"),
-        (np.full((8, 8), 255, np.uint8), "class number 255"),
+        (np.full((8, 8), 255, np.uint8), "void everywhere"),
+        (np.full((8, 8), 250, np.uint8), "class number 250"),
         (np.zeros((8, 8), np.int64), "void everywhere and says nothing; leave it out"),
         (np.zeros((0, 0), np.int64), r"shape \(0, 0\)"),
-        (Image.new("RGB", (8, 8)), "colour mode RGB; give class numbers in one channel"),
+        (Image.new("RGB", (8, 8), "red"), "colours that stand for no class; use the palette"),
         (Image.new("L", (0, 0)), "no pixels"),
     ],
     "label": [
@@ -362,7 +363,7 @@ WRONG = {
         (np.full(DIM, np.nan), "finite numbers"),
         (np.full(DIM, 1e30), "finite numbers"),
         ({"a": 1}, "a text, a photo or a vector, but got dict"),
-        (torch.ones(DIM, requires_grad=True), "a text, a photo or a vector, but got Tensor"),
+        ("photo.JPG", "looks like the path of a picture; give a pathlib.Path"),
     ],
 }
 
@@ -425,7 +426,7 @@ def test_stored_values_come_back():
         ("label", 4, "class 4 does not exist"),
         ("label", -2, "class -2 does not exist"),
         ("mask", Image.new("L", (4, 4), 3), "class number 3"),
-        ("mask", Image.new("RGB", (4, 4)), "colour mode RGB"),
+        ("mask", Image.new("RGB", (4, 4), "red"), "colours that stand for no class"),
         ("image", {"bytes": b"no picture", "path": None}, "could not be read as a picture"),
         ("image", {"bytes": None, "path": None}, "no picture was given"),
         ("embedding", [1.0, 2.0], r"expected 8 numbers, but got shape \(2,\)"),

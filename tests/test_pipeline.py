@@ -1,7 +1,10 @@
 """The pipeline: what comes out, what must be exact, what must not matter, and what is refused and how."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -379,3 +382,72 @@ def test_limits_hold_for_a_run(pipe):
 def test_mistakes_in_a_batch_raise_before_the_first_step(pipe, options, message):
     with pytest.raises(ValueError, match=message):
         pipe.run_batch(Request(wanted=("image",), **options), [0])
+
+
+# -- what other code may have done ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_copies_sample_the_same(model, background):
+    pipe = Pipeline(model, torch.device("cpu"), WordEmbedder(), background=background)
+    first = pipe(given("label"), steps=2)
+    for other in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        assert_same(first, other(given("label"), steps=2))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_other_defaults_of_torch_change_nothing(model, background):
+    pipe = Pipeline(model, torch.device("cpu"), WordEmbedder(), background=background)
+    first = pipe(GIVEN | {"embedding": np.ones(DIM)}, steps=2, known_pixels=KNOWN)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        second = pipe(GIVEN | {"embedding": np.ones(DIM)}, steps=2, known_pixels=KNOWN)
+        assert torch.get_default_dtype() == torch.float64 and torch.empty(0).device.type == "meta"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert_same(first, second)
+
+
+FORKED = """
+import os, signal, sys, torch
+sys.path.insert(0, "tests")
+from synthetic import lively_model, tiny_config
+from mmdiff.pipeline import Pipeline
+torch.set_num_threads(2)
+pipe = Pipeline(lively_model(tiny_config()), torch.device("cpu"), background=bool(int(sys.argv[1])))
+first = pipe(wanted=("label",), steps=2).label
+running = pipe.stream(wanted=("label",), steps=50)
+next(running)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    try:
+        next(running)
+    except RuntimeError as error:
+        assert "before the process was forked" in str(error)
+        assert abs(pipe(wanted=("label",), steps=2).label - first).max() < 1e-5
+        sys.exit(7)
+running.close()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("background", [0, 1])
+def test_a_forked_child_samples_and_never_hangs(background):
+    command = [sys.executable, "-c", FORKED, str(background)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=200)
+    assert done.stdout.strip() == "7", done.stderr
+
+
+def test_one_text_or_photo_is_a_batch_of_one(pipe):
+    assert pipe.embed_text("a red disc").shape == pipe.embed_image(PHOTO).shape == (1, DIM)
+    assert torch.equal(pipe.embed_text("a red disc"), pipe.embed_text(["a red disc"]))
+    for values in (None, [], 5, [1]):
+        with pytest.raises(ValueError, match="give a list"):
+            pipe.embed_text(values)
+    for values in (None, [], 5):
+        with pytest.raises(ValueError, match="give a list"):
+            pipe.embed_image(values)

@@ -400,3 +400,36 @@ def test_an_anchor_of_another_name_is_not_guided_by_one_number():
 def test_what_is_given_or_wanted_at_any_time_is_shown(fields, shown, inpaints):
     request = checked(**fields)
     assert request.shown == set(shown) and request.inpaints() == inpaints
+
+
+@pytest.mark.parametrize(
+    "wanted", [["label"], "label", iter(["label"]), (n for n in ["label"]), {"label": 1}]
+)
+def test_names_come_in_any_collection(wanted):
+    assert checked(wanted=wanted).wanted == ("label",)
+
+
+def test_nothing_named_is_everything_that_is_left():
+    assert checked(wanted=None, sample_first=None).wanted == tuple(MODALITIES)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"wanted": 5}, "wanted is 5; give names of modalities"),
+        ({"wanted": [5]}, "no modality is called 5"),
+        ({"sample_first": True}, "sample_first is True; give names"),
+        ({"given": [("label", 1)]}, "give a dictionary"),
+        ({"changes": None}, "changes is None; give a list of Change"),
+    ],
+)
+def test_other_types_are_refused_by_a_sentence(fields, message):
+    with pytest.raises(ValueError, match=message):
+        checked(**fields)
+
+
+def test_known_pixels_may_be_a_tensor():
+    import torch
+
+    complete = checked(given={"image": PHOTO}, known_pixels=torch.from_numpy(HOLES))
+    assert isinstance(complete.known_pixels, np.ndarray) and np.array_equal(complete.known_pixels, HOLES)

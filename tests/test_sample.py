@@ -9,7 +9,8 @@ from PIL import Image
 from mmdiff import sample
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.clip.vocabulary import Vocabulary
-from mmdiff.images import read_known_pixels, square
+from mmdiff.images import square
+from mmdiff.known_pixels import read_known_pixels
 from mmdiff.pipeline import Pipeline
 from mmdiff.request import Request
 from tests.synthetic import CLASSES, WordEmbedder, draw_shape, lively_model, tiny_config

@@ -1,6 +1,5 @@
 """Pictures and captions, decoded and tokenised once, before the training."""
 
-import io
 import os
 import random
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmdiff.clip.captions import vary
+from mmdiff.images import open_photo
 
 COLUMNS = ("image", "caption", "label", "source")
 SIDE = 96  # pixels; leaves a 64-pixel model room for crops
@@ -99,7 +99,7 @@ def _read_table(path: str | Path, columns: Sequence[str]) -> pa.Table:
 
 def _decode(data: bytes) -> np.ndarray:
     """Encoded picture to (SIDE, SIDE, 3) uint8."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = open_photo(data)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)

@@ -97,7 +97,7 @@ class Vocabulary:
             return None
         try:
             return cls._from_json(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} cannot be used: {error}. Write it again with `{COMMAND}`, or remove it."
             ) from error

@@ -3,9 +3,10 @@
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,13 @@ from typing import Any, NamedTuple
 import fsspec
 import numpy as np
 
+from mmdiff.class_maps import LISTED, own_numbers
 from mmdiff.config import DataConfig
 from mmdiff.data.examples import Examples, collate
 from mmdiff.data.sources import Raw, Source, T
 from mmdiff.images import decode_cell
 from mmdiff.modalities import Modality
+from mmdiff.modalities.base import class_index, palette
 
 CAPTION, SOURCE = "caption", "source"  # names of columns of texts
 
@@ -74,7 +77,8 @@ def read_parquet(
     anchor = None if strict else next(iter(named), None)
     rows, broken = [], BrokenRows()
     for file in _parquet_files(path):
-        with closing(decode_ahead(_rows_of(file, named, config), named, config, anchor)) as decoded:
+        source, raw = _rows_of(file, named, config)
+        with closing(decode_ahead(raw, named, by_names(source, named, config), anchor)) as decoded:
             for _, row in decoded:
                 if isinstance(row, Row):
                     rows.append(row)
@@ -96,7 +100,9 @@ def _parquet_files(path: str | Path) -> list[str]:
     return files
 
 
-def _rows_of(file: str, modalities: Mapping[str, Modality], config: DataConfig) -> Raw[tuple[int, int]]:
+def _rows_of(
+    file: str, modalities: Mapping[str, Modality], config: DataConfig
+) -> tuple[Source, Raw[tuple[int, int]]]:
     try:
         source = Source(file, config, [*modalities, CAPTION, SOURCE], file=True)
         rows = list(source.rows_in_order())
@@ -105,7 +111,59 @@ def _rows_of(file: str, modalities: Mapping[str, Modality], config: DataConfig) 
     except Exception as error:
         cause = error.__cause__ or error
         raise ValueError(f"{file} is not a Parquet file with rows ({cause}); write it again.") from error
-    yield from rows
+    return source, (row for row in rows)
+
+
+def by_names(source: Source, modalities: Mapping[str, Modality], config: DataConfig) -> DataConfig:
+    """The configuration with a map from the source's class numbers to ours where the source names them.
+
+    Numbers without names are taken as they are, with a warning; `data.class_map` says something else.
+
+    Raises ValueError if the source has classes that the modality lacks.
+    """
+    maps = dict(config.class_map)
+    for name, column in source.columns.items():
+        if name not in modalities or modalities[name].form != "class":
+            continue
+        theirs, table = source.class_names.get(name), config.class_map.get(name)
+        if name in source.numbered and table is None:
+            warnings.warn(
+                f"column {column!r} has no names of classes; its numbers are taken in the order of the "
+                "configuration's.",
+                stacklevel=2,
+            )
+        elif theirs is not None and table is None:
+            maps[name] = _table_of(source.where, name, theirs, modalities[name].classes)
+        elif theirs is not None:
+            maps[name] = {str(i): table[one] for i, one in enumerate(theirs) if one in table} | table
+    return replace(config, class_map=maps)
+
+
+def _table_of(where: str, name: str, theirs: list[str], ours: Sequence[str]) -> dict[str, int]:
+    """Their class numbers -> ours, by name. Raises ValueError if names differ."""
+    found = [_index_of(one, ours) for one in theirs]
+    lacking = [one for one, index in zip(theirs, found, strict=True) if index is None]
+    if not lacking:
+        return {str(number): index for number, index in enumerate(found)}
+    in_place = sum(index == number for number, index in enumerate(found))
+    if len(theirs) == len(ours) and in_place + len(lacking) == len(theirs) and in_place >= len(theirs) / 2:
+        warnings.warn(
+            f"{where}: {len(lacking)} classes of {name!r}, such as {lacking[0]!r}, are called otherwise in "
+            "the configuration; their numbers are taken, as all others have the same name and number.",
+            stacklevel=3,
+        )
+        return {str(number): number for number in range(len(theirs))}
+    raise ValueError(
+        f"{where} has classes of {name!r} that the configuration lacks: {', '.join(map(repr, lacking[:5]))}"
+        f"{' …' if len(lacking) > 5 else ''}; it has {', '.join(map(repr, ours[:5]))}"
+        f"{' …' if len(ours) > 5 else ''}. Name them alike, or map each in data.class_map.{name}."
+    )
+
+
+def _index_of(name: str, ours: Sequence[str]) -> int | None:
+    """Its number among ours; a name such as "tench, Tinca tinca" says the same twice."""
+    parts = [name, *(part.strip() for part in name.split(","))] if "," in name else [name]
+    return next((index for part in parts if (index := class_index(part, ours)) is not None), None)
 
 
 def examples_of(rows: list[Row], config: DataConfig) -> Examples:
@@ -208,8 +266,9 @@ def _mapped(cell: Any, modality: Modality, table: Mapping[str, int]) -> Any:
         unknown = cell == -1 and "-1" not in table
         return cell if unknown else lookup(cell)
     picture = decode_cell(cell)
-    if len(picture.getbands()) > 1:
-        return picture  # `Modality.store` raises the error
-    values, index = np.unique(np.asarray(picture), return_inverse=True)
+    numbers, _ = own_numbers(picture, palette(LISTED))
+    if numbers is None:
+        return picture  # `Modality.store` knows the colours or raises the error
+    values, index = np.unique(numbers, return_inverse=True)
     ours = np.array([lookup(int(value)) for value in values], np.uint8)
     return ours[index].reshape(picture.height, picture.width)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from mmdiff.config import DataConfig, TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
 from mmdiff.data.examples import Examples, add_embeddings
-from mmdiff.data.parquet import CAPTION, BrokenRows, Row, examples_of
+from mmdiff.data.parquet import CAPTION, BrokenRows, Row, by_names, examples_of
 from mmdiff.data.sources import Source
 from mmdiff.data.stream import embeddings_to_make, good_rows
 from mmdiff.device import choose_device
@@ -53,6 +53,7 @@ def prepare(
     size, patch = config.model.image_size, config.model.patch_size
     modalities = {m.name: build_modality(m, size, patch) for m in config.model.modalities}
     source = Source(getattr(data, part), data, [*modalities, CAPTION])
+    by_name = by_names(source, modalities, data)
     to_embed = embeddings_to_make(source, modalities, embedder)
     identity = {
         "source": source.where,
@@ -68,7 +69,7 @@ def prepare(
         if path.exists():
             path, start = next(paths), _end_of(path, identity)
             continue
-        with closing(_shards(source, modalities, data, start, rows_per_shard)) as shards:
+        with closing(_shards(source, modalities, by_name, start, rows_per_shard)) as shards:
             for start, rows in shards:
                 examples = examples_of(rows, data)
                 for name in to_embed:
@@ -116,7 +117,7 @@ def write_shard(
 
     Raises ValueError if values of a modality fit into no column.
     """
-    from datasets import Features
+    from datasets import ClassLabel, Features
     from datasets import Image as ImageFeature
 
     makers = {name: COLUMNS[m.form] for name, m in modalities.items() if name in examples.stored}
@@ -124,7 +125,8 @@ def write_shard(
     table = pa.table(columns | {CAPTION: pa.array(examples.captions, pa.string())})
     features = Features.from_arrow_schema(table.schema)
     features |= {name: ImageFeature() for name, make in makers.items() if make is _pictures}
-    schema = features.arrow_schema  # says which columns are pictures
+    features |= {n: ClassLabel(names=list(modalities[n].classes)) for n in makers if makers[n] is _classes}
+    schema = features.arrow_schema  # says which columns are pictures, and what classes are called
     schema = schema.with_metadata({**(schema.metadata or {}), METADATA: json.dumps(dict(metadata))})
     unfinished = path.with_suffix(".unfinished")
     pq.write_table(table.cast(schema), unfinished, row_group_size=256)

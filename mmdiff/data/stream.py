@@ -18,7 +18,7 @@ import numpy as np
 
 from mmdiff.config import DataConfig
 from mmdiff.data.examples import Examples, add_embeddings
-from mmdiff.data.parquet import CAPTION, BrokenRows, Row, decode_ahead, examples_of
+from mmdiff.data.parquet import CAPTION, BrokenRows, Row, by_names, decode_ahead, examples_of
 from mmdiff.data.sources import Cells, Raw, Source, T
 from mmdiff.modalities import Modality
 
@@ -69,6 +69,7 @@ class StreamedBatches:
         self.config, self.modalities, self.batch = config.ready(), modalities, batch
         self.rank, self.world, self.seed, self.embedder = rank, world, seed, embedder
         self.source = Source(self.config.train, self.config, [*modalities, CAPTION])
+        self.config = by_names(self.source, modalities, self.config)
         self._to_embed = embeddings_to_make(self.source, modalities, embedder)
         self._identity = {"rank": rank, "world": world, "seed": seed}
         self._broken = BrokenRows()
@@ -182,6 +183,7 @@ def first_examples(
     """
     ready = config.ready()
     source = Source(ready.val, ready, [*modalities, CAPTION])
+    ready = by_names(source, modalities, ready)
     names = embeddings_to_make(source, modalities, embedder)
     with closing(good_rows(source.rows_in_order(), modalities, ready, BrokenRows())) as decoded:
         examples = examples_of([row for _, row in itertools.islice(decoded, limit)], ready)

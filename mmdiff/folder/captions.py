@@ -1,4 +1,4 @@
-"""Captions: x.txt beside x.jpg, or a table captions.csv or captions.jsonl with the columns file, caption."""
+"""Captions: x.txt beside x.jpg, or a table captions.csv, captions.jsonl, metadata.csv or metadata.jsonl."""
 
 import csv
 import io
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.folder.layout import Findings, Layout, Photo, readable
+
+# names of the columns of tables, also those of `datasets`
+FILE, CAPTION = ("file", "file_name", "filename"), ("caption", "text")
 
 
 def add_captions(layout: Layout, findings: Findings) -> None:
@@ -25,7 +28,7 @@ def add_captions(layout: Layout, findings: Findings) -> None:
 
     for table in layout.caption_tables:
         name = findings.name(table)
-        for file, caption in read(table, _csv_rows if table.suffix == ".csv" else _jsonl_rows):
+        for file, caption in read(table, _csv_rows if table.suffix.lower() == ".csv" else _jsonl_rows):
             photos = index.find(file, name.rpartition("/")[0])
             if not photos:
                 lost.append(f"{file or 'a row without a file'} in {name}")
@@ -80,11 +83,20 @@ def _one_line(text: str) -> str:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[str, str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if not {"file", "caption"} <= set(reader.fieldnames or ()):
-        raise ValueError(f"its first line is {reader.fieldnames}, not file,caption")
-    for row in reader:
-        yield (row["file"] or "").strip(), _one_line(row["caption"] or "")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    head = [name.strip().casefold() for name in next(reader, [])]
+    file, caption = (next((head.index(n) for n in names if n in head), None) for names in (FILE, CAPTION))
+    if file is None or caption is None:
+        raise ValueError(f"its first line is {head or None}, not file,caption")
+    for row in filter(None, reader):
+        if len(row) > len(head) and caption < len(head) - 1:
+            raise ValueError(
+                f"line {reader.line_num} has more cells than the first; put quotes around texts with commas"
+            )
+        row += [""] * (len(head) - len(row))
+        # a caption at the end may hold commas without quotes
+        last = ",".join(row[caption:]) if caption == len(head) - 1 else row[caption]
+        yield row[file].strip(), _one_line(last)
 
 
 def _jsonl_rows(text: str) -> Iterator[tuple[str, str]]:
@@ -93,6 +105,7 @@ def _jsonl_rows(text: str) -> Iterator[tuple[str, str]]:
             continue
         try:
             row = json.loads(line)
-            yield str(row["file"]).strip(), _one_line(str(row["caption"] or ""))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            file, caption = (next(row[name] for name in names if name in row) for names in (FILE, CAPTION))
+            yield str(file).strip(), _one_line(str(caption or ""))
+        except (ValueError, StopIteration, KeyError, TypeError, RecursionError):
             raise ValueError(f'line {number} is not of the form {{"file": "…", "caption": "…"}}') from None

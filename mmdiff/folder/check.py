@@ -17,6 +17,7 @@ from mmdiff.folder.masks import (
     MaskCoding,
     MaskFacts,
     black_and_white,
+    clashing_palettes,
     decide_coding,
     inspect_mask,
     read_classes,
@@ -27,6 +28,14 @@ from mmdiff.folder.split import assign_splits
 FEW = 10  # photos of a class
 UNBALANCED = 10  # times more photos of one class than of another
 LONG = 2.5  # times longer than wide
+
+ASSUMED = {  # how numbers of masks were found -> the note on it
+    "soft": ("Masks with soft edges or noise", "Each grey counts as black or white, whichever is nearer."),
+    "colours": (
+        "Masks in the colours of PASCAL VOC, or of this project",
+        "Their colours count, not the order of their palettes.",
+    ),
+}
 
 T = TypeVar("T")
 
@@ -127,14 +136,14 @@ def _check_photos(layout: Layout, size: int, checked: Checked) -> None:
         lambda f: max(f.size) > LONG * min(f.size),
         "Training sees their central square only; cut them yourself if what matters is elsewhere.",
     )
-    note("Pictures of several frames", lambda f: f.frames > 1, "The first frame is used.")
+    note("Pictures of several frames", lambda f: f.animated, "The first frame is used.")
     note("Photos with transparency", lambda f: f.transparent, "It becomes white.")
     cmyk = "Turned into RGB; colours can shift a little."
     note("Photos in print colours (CMYK)", lambda f: f.mode == "CMYK", cmyk)
     note(
         "Photos of 16 bits",
         lambda f: f.mode.startswith("I"),
-        "Turned into 8 bits, 65535 is white; brighten them first if they use a part of the range.",
+        "Turned into 8 bits; of those that use 8, 10, 12 or 14 only, the highest of these is white.",
     )
 
 
@@ -174,9 +183,21 @@ def _check_masks(layout: Layout, checked: Checked) -> None:
         if not mask.fits(p.facts.size):
             p.mask = None
     usable = {path: mask for path, mask in facts.items() if path in fitting}
+    for path in _report_palettes(usable, listed, findings):
+        del usable[path]
     coding = decide_coding(usable.values(), listed)
     _report_values(layout, usable, coding, listed, findings)
     _keep_masks(layout, {p: f for p, f in usable.items() if coding.reads(f)}, coding, checked)
+
+
+def _report_palettes(masks: dict[Path, MaskFacts], listed: Mapping | None, findings: Findings) -> list[Path]:
+    clashing = clashing_palettes(masks, listed)
+    findings.problem(
+        "Masks whose palettes disagree: a colour has several numbers, or a number several colours",
+        clashing,
+        "Left out; write masks/classes.txt with the colour of each class, or save them with one palette.",
+    )
+    return clashing
 
 
 def _class_list(layout: Layout, findings: Findings) -> dict | None:
@@ -228,6 +249,8 @@ def _report_values(
             "Left out; save them without soft edges, or list all classes in masks/classes.txt.",
         )
     by_value = {p: f for p, f in masks.items() if coding.reads(f) and not coding.by_colour(f)}
+    for how, (what, advice) in ASSUMED.items():
+        findings.note(what, [path for path, facts in by_value.items() if facts.how == how], advice)
     white = [path for path, facts in by_value.items() if 255 in facts.numbers]
     if black_and_white(by_value.values()) and coding.numbers[255]:
         findings.note("Masks in black and white", white, f"White (255) is the class {coding.classes[1]!r}.")
@@ -294,7 +317,7 @@ def _check_classes(checked: Checked) -> None:
     findings.note(
         "Class names that differ in capitals only",
         [name for name in checked.classes if folded[name.casefold()] > 1],
-        "Commands cannot tell them apart by name; rename or join the folders.",
+        "They are different classes; rename or join the folders if they are not.",
     )
 
 

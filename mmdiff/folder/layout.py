@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,16 @@ from mmdiff.folder.pictures import PhotoFacts
 
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo"}
 CAMERA_FILES = {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
-SPLITS = ("train", "val")
+# Names of folders and files with a meaning, in lower case: capitals make no difference.
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 UNLABELLED = ("unlabelled", "unlabeled")
-MASKS = "masks"
+CONTAINERS = ("images", "jpegimages", "photos")  # around all photos, with folders of classes inside if any
+MASKS = ("masks", "mask", "segmentationclass", "segmentations", "segmentation", "annotations", "labels")
+INSTANCES = ("segmentationobject", "instances")  # masks of objects one by one, which are no classes
 CLASS_FILES = ("classes.txt", "classes.json")
-CAPTION_TABLES = ("captions.csv", "captions.jsonl")
-JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")  # of operating systems; hidden files are skipped, too
+CAPTION_TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+# of operating systems and disk stations; hidden files are skipped, too
+JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found")
 SHOWN = 3  # names that a finding lists
 
 Files = Iterable[Path | str] | Mapping[Path, object] | Mapping[str, object]  # paths or names, with details
@@ -104,6 +108,7 @@ class Layout:
     texts: dict[str, Path] = field(default_factory=dict)
     caption_tables: list[Path] = field(default_factory=list)
     class_file: Path | None = None
+    mask_folders: set[str] = field(default_factory=set)  # that are not called masks
 
 
 def readable(text: str) -> str:
@@ -124,39 +129,60 @@ def scan(findings: Findings) -> Layout:
     """
     if not findings.root.is_dir():
         raise ValueError(f"there is no folder {findings.root}; give the folder that holds your photos.")
-    layout, strays, cameras, outside = Layout(), [], [], []
-    files = {path: findings.name(path) for path in _files(findings)}
-    top = {name.partition("/")[0] for name in files.values() if "/" in name}
-    split_folders = [name for name in SPLITS if name in top] if "train" in top else []
+    layout, files = Layout(), {path: findings.name(path) for path in _files(findings)}
+    top = {name.partition("/")[0].casefold() for name in files.values() if "/" in name}
+    top = {SPLITS.get(name, name) for name in top}
+    split_folders = [name for name in ("train", "val") if name in top] if "train" in top else []
+    rest: dict[str, list[Path]] = defaultdict(list)
     for path, name in files.items():
-        parts = name.split("/")
-        split = parts[0] if parts[0] in split_folders and len(parts) > 1 else None
-        inner = parts[1:] if split else parts
-        ending = path.suffix.lower()
-        if inner[0] == MASKS and len(inner) > 1:
-            if not _keep_mask(layout, path, split, inner[1:]):
-                strays.append(path)
-        elif ending in PICTURES and split_folders and not split:
-            outside.append(path)
-        elif ending in PICTURES:
-            label = inner[0] if len(inner) > 1 and inner[0] not in UNLABELLED else None
-            layout.photos.append(Photo(path, name, label, split if len(split_folders) == 2 else None))
-        elif inner[0] in CAPTION_TABLES and len(inner) == 1:
-            layout.caption_tables.append(path)
-        elif ending == ".txt":
-            layout.texts[without_ending(name)] = path
-        else:
-            (cameras if ending in CAMERA_FILES else strays).append(path)
-    findings.problem("Camera files that cannot be read", cameras, "Left out; save them as JPEG or PNG.")
+        rest[_place(layout, path, name, split_folders)].append(path)
+    findings.problem(
+        "Camera files that cannot be read", rest["camera"], "Left out; save them as JPEG or PNG."
+    )
+    findings.problem(
+        "Masks of single objects", rest["instances"], "Left out; masks number classes, not single objects."
+    )
+    findings.note(
+        "Folders that are taken for masks",
+        sorted(layout.mask_folders),
+        "Rename them if they hold photos of a class.",
+    )
     findings.problem(
         "Photos outside of train/ and val/",
-        outside,
+        rest["outside"],
         "Left out, because a folder train/ is there; move them into train/ or val/.",
     )
-    findings.note("Files that are no pictures", strays, "Passed over.")
+    findings.note("Files that are no pictures", rest["stray"], "Passed over.")
     _note_one_split(split_folders, top, findings)
     _match_masks(layout, split_folders, findings)
     return layout
+
+
+def _place(layout: Layout, path: Path, name: str, split_folders: list[str]) -> str:
+    """Add a file where it belongs; its role, "" if it is used or may be."""
+    split, inner = _split_of(name.split("/"), split_folders)
+    first = inner[0].casefold() if len(inner) > 1 else ""
+    ending = path.suffix.lower()
+    if first in MASKS:
+        if inner[0] != "masks":
+            layout.mask_folders.add(inner[0])
+        inside, inner = _split_of(inner[1:], [] if split else split_folders)
+        return "" if _keep_mask(layout, path, split or inside, inner) else "stray"
+    if first in INSTANCES:
+        return "instances"
+    if ending in PICTURES and split_folders and not split:
+        return "outside"
+    if ending in PICTURES:
+        inner = inner[1:] if first in CONTAINERS else inner
+        label = inner[0] if len(inner) > 1 and inner[0].casefold() not in UNLABELLED else None
+        layout.photos.append(Photo(path, name, label, split if len(split_folders) == 2 else None))
+    elif len(inner) == 1 and inner[0].casefold() in CAPTION_TABLES:
+        layout.caption_tables.append(path)
+    elif ending == ".txt":
+        layout.texts[without_ending(name)] = path
+    else:
+        return "camera" if ending in CAMERA_FILES else "stray"
+    return ""
 
 
 def _files(findings: Findings) -> list[Path]:
@@ -164,7 +190,7 @@ def _files(findings: Findings) -> list[Path]:
     found, repeated, closed, seen = [], [], [], set()
 
     def kept(names: list[str]) -> list[str]:
-        return sorted(name for name in names if not name.startswith(".") and name not in JUNK)
+        return sorted(name for name in names if not name.startswith(".") and name.casefold() not in JUNK)
 
     for folder, folders, files in os.walk(findings.root, onerror=closed.append, followlinks=True):
         status = os.stat(folder)
@@ -188,12 +214,18 @@ def _files(findings: Findings) -> list[Path]:
     return sorted(found)
 
 
+def _split_of(parts: list[str], split_folders: list[str]) -> tuple[str | None, list[str]]:
+    """The split in whose folder a path lies, and the path inside of it."""
+    split = SPLITS.get(parts[0].casefold()) if len(parts) > 1 else None
+    return (split, parts[1:]) if split in split_folders else (None, parts)
+
+
 def _keep_mask(layout: Layout, path: Path, split: str | None, inner: list[str]) -> bool:
     """Add a file of a folder of masks; whether it is a mask or the list of classes.
 
     Of two masks of one name, the one that is no JPEG is kept.
     """
-    if len(inner) == 1 and inner[0] in CLASS_FILES:
+    if len(inner) == 1 and inner[0].casefold() in CLASS_FILES:
         layout.class_file = path
     elif path.suffix.lower() in PICTURES:
         key = without_ending("/".join([split, *inner] if split else inner))
@@ -223,11 +255,12 @@ def _match_masks(layout: Layout, split_folders: list[str], findings: Findings) -
     used, ambiguous = set(), set()
     for photo in layout.photos:
         stem = photo.key.rpartition("/")[2]
-        top, _, inner = photo.key.partition("/")
-        for key in (photo.key, inner if top in split_folders else photo.key, stem):
+        split, inner = _split_of(photo.key.split("/"), split_folders)
+        inner = inner[1:] if inner[0].casefold() in CONTAINERS and len(inner) > 1 else inner
+        for key in ("/".join([split or "", *inner]).lstrip("/"), "/".join(inner), photo.key, stem):
             if key not in layout.masks:
                 continue
-            if key == stem != photo.key and stems[stem] > 1:
+            if key == stem and stem not in (photo.key, "/".join(inner)) and stems[stem] > 1:
                 ambiguous.add(key)
                 continue
             photo.mask = layout.masks[key]

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor
 
+from mmdiff.class_maps import LISTED, VOID, own_numbers
 from mmdiff.folder.pictures import open_picture
-from mmdiff.images import encoded, upright
-from mmdiff.modalities.mask import VOID
+from mmdiff.images import Picture, encoded
+from mmdiff.modalities.base import palette
 
 MOST = 255  # classes, whose numbers are kept in a byte
 IGNORED = 255  # written by most tools where nothing is annotated
 MOST_UNNAMED = 64  # different values of masks without a list of classes; more are blended edges
+FEW_UNNAMED = 8  # of them may have any values
 ASPECT_TOLERANCE = 0.02
 
 Colour = tuple[int, int, int]
@@ -89,11 +91,15 @@ class MaskFacts:
         size: (width, height).
         numbers: values that occur, None if the mask is coloured.
         colours: colours that occur, None if there are more than 256.
+        how: the numbers were found, see `mmdiff.class_maps.own_numbers`.
+        entries: numbers with their colours, if they are the indices of a palette that says nothing else.
     """
 
     size: tuple[int, int]
     numbers: frozenset[int] | None
     colours: frozenset[Colour] | None
+    how: str = "numbers"
+    entries: frozenset[tuple[int, Colour]] = frozenset()
 
     @property
     def grey(self) -> bool:
@@ -108,14 +114,31 @@ class MaskFacts:
 
 def inspect_mask(path: Path) -> MaskFacts:
     """Decode a mask and list its values. Raises ValueError or OSError if it cannot be read."""
-    image = _open_mask(path)
-    numbers = _numbers(image)
+    mask = _open_mask(path)
+    image = mask.image
+    numbers, how = own_numbers(image, palette(LISTED))
     counted = image.convert("RGB").getcolors(256)
-    return MaskFacts(
-        image.size,
-        None if numbers is None else frozenset(np.unique(numbers).tolist()),
-        None if counted is None else frozenset(colour for _, colour in counted),
-    )
+    values = None if numbers is None else frozenset(np.unique(numbers).tolist())
+    entries = []
+    if how == "indices":
+        table = np.array(image.getpalette("RGB")).reshape(-1, 3)
+        entries = [(value, tuple(table[value].tolist())) for value in values]
+    colours = None if counted is None else frozenset(colour for _, colour in counted)
+    return MaskFacts(mask.size, values, colours, how, frozenset(entries))
+
+
+def clashing_palettes(
+    masks: Mapping[Path, MaskFacts], listed: Mapping[str, Colour | None] | None
+) -> list[Path]:
+    """The masks whose numbers are those of palettes, if these disagree among each other.
+
+    Masks that show only colours that are ``listed`` are read by these.
+    """
+    known = {colour for colour in (listed or {}).values() if colour}
+    by_index = {p: m for p, m in masks.items() if m.entries and not (m.colours or {None}) <= known}
+    entries = set().union(*(mask.entries for mask in by_index.values()))
+    numbers, colours = zip(*entries, strict=True) if entries else ((), ())
+    return list(by_index) if len(set(numbers)) < len(entries) or len(set(colours)) < len(entries) else []
 
 
 @dataclass(frozen=True)
@@ -155,13 +178,13 @@ class MaskCoding:
 
     def shrink(self, path: Path, facts: MaskFacts, size: tuple[int, int]) -> bytes:
         """A mask as it is stored: class numbers as PNG of (width, height) ``size``, never blended."""
-        image = _open_mask(path)
+        image = _open_mask(path).image
         if self.by_colour(facts):
             packing = np.array([1 << 16, 1 << 8, 1])
             values = np.asarray(image.convert("RGB")) @ packing
             table = {int(packing @ colour): number for colour, number in self.colours.items()}
         else:
-            values, table = _numbers(image), self.numbers
+            values, table = own_numbers(image, palette(LISTED))[0], self.numbers
         known = np.array(sorted(table))
         written = np.array([table[value] for value in known.tolist()], np.uint8)
         indices = Image.fromarray(written[np.searchsorted(known, values)])
@@ -186,7 +209,8 @@ def _from_values(masks: Iterable[MaskFacts]) -> MaskCoding:
         return MaskCoding(("background", "foreground"), {0: 0, IGNORED: 1}, {})
     values = set().union(*(m.numbers for m in plain))
     real = sorted(values - {IGNORED})
-    if len(real) > MOST_UNNAMED:
+    sparse = len(real) > FEW_UNNAMED and max(real) >= 2 * len(real)  # as grey levels are, not class numbers
+    if len(real) > MOST_UNNAMED or sparse:
         return MaskCoding((), {}, {})
     void = (VOID,) if IGNORED in values else ()
     numbers = {value: i for i, value in enumerate(real, len(void))} | ({IGNORED: 0} if void else {})
@@ -219,19 +243,10 @@ def _from_list(masks: list[MaskFacts], listed: Mapping[str, Colour | None]) -> M
     return MaskCoding(classes, numbers, colours, grey_is_number)
 
 
-def _open_mask(path: Path) -> Image.Image:
-    image = open_picture(path.read_bytes())
-    if image.format in ("JPEG", "MPO"):
+def _open_mask(path: Path) -> Picture:
+    mask = open_picture(path.read_bytes())
+    if mask.form in ("JPEG", "MPO"):
         raise ValueError("saved as JPEG, which blurs class numbers")
-    if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema() != (255, 255):
+    if mask.transparent:
         raise ValueError("has transparent pixels")
-    return upright(image)
-
-
-def _numbers(image: Image.Image) -> np.ndarray | None:
-    """Values of a mask of one channel, or whose three are equal: (H, W) int64, else None."""
-    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
-        return np.asarray(image).astype(np.int64)
-    rgb = np.asarray(image.convert("RGB"))
-    grey = (rgb[..., :1] == rgb).all()
-    return rgb[..., 0].astype(np.int64) if grey else None
+    return mask

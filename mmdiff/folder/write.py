@@ -38,10 +38,11 @@ def write_split(checked: Checked, split: str, path: Path, short_side: int, seed:
     Rows are in random order, because validation reads the first ones only. Raises ValueError if a photo or
     mask cannot be read any more, OSError if the file cannot be written.
     """
-    from datasets import Features, Image, Value
+    from datasets import ClassLabel, Features, Image, Value
 
     text = Value("string")
-    kinds = {"image": Image(), "mask": Image(), "label": Value("int64")}
+    label = ClassLabel(names=list(checked.classes)) if checked.classes else Value("int64")
+    kinds = {"image": Image(), "mask": Image(), "label": label}
     schema = Features(kinds | {"caption": text, "source": text, "id": text}).arrow_schema
     photos = sorted((p for p in checked.photos if p.split == split), key=lambda p: order(p, seed))
     part = path.with_name(path.name + ".part")

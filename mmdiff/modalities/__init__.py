@@ -3,6 +3,8 @@
 import os
 from importlib import import_module
 
+from torch.nn import ModuleDict
+
 from mmdiff.config import ModalityConfig
 from mmdiff.modalities.base import Modality
 from mmdiff.modalities.embedding import EmbeddingModality
@@ -40,6 +42,8 @@ def build_modality(config: ModalityConfig, image_size: int, patch_size: int) -> 
             f"modality {config.name!r} has unknown kind {config.kind!r}; known: {', '.join(KINDS)}. If it is "
             f"one of your own, import its module first, or name it in {IMPORTS}."
         )
+    if hasattr(ModuleDict(), config.name):
+        raise ValueError(f"modality {config.name!r} has a name that torch uses itself; choose another.")
     try:
         return KINDS[config.kind](config.name, image_size, patch_size, **config.options)
     except TypeError as error:

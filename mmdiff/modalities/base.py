@@ -1,5 +1,7 @@
 """The interface of a modality: encoding into the shared space Z, head, likelihood, files and previews."""
 
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -143,6 +145,46 @@ def spread(code: Tensor, grid: int) -> Tensor:
     All tokens are read by one linear map, which can read only a code that is the same everywhere.
     """
     return code[:, :, None, None].expand(-1, -1, grid, grid)
+
+
+def checked_positive(name: str, option: str, value: float, most: float = 1e6) -> Any:
+    """The same number. Raises ValueError unless it is above 0 and at most `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+        raise ValueError(f"{name}: {option} is {value!r}; give a number above 0 and up to {most:g}.")
+    return value
+
+
+MOST_CLASSES = 4096  # their codes make a square matrix
+
+
+def checked_classes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of two or more different classes. Raises ValueError for anything else."""
+    listed = isinstance(classes, (list, tuple)) and all(isinstance(c, str) and c.strip() for c in classes)
+    if not listed or len({_composed(c) for c in classes}) < max(2, len(classes)):
+        raise ValueError(f"{name}: needs two or more different classes, but got {str(classes):.200}.")
+    if len(classes) > MOST_CLASSES:
+        raise ValueError(f"{name}: has {len(classes):,} classes; at most {MOST_CLASSES:,} are possible.")
+    return tuple(classes)
+
+
+def class_index(name: str, classes: Sequence[str]) -> int | None:
+    """The number of the class called so; None if there is none.
+
+    The exact name comes first, then the same one in another form of Unicode, with other spaces around it, in
+    other case. Raises ValueError if several classes are called so then.
+    """
+    for form in (str, _composed, lambda n: _composed(n).strip(), lambda n: _composed(n.strip().casefold())):
+        found = [index for index, one in enumerate(classes) if form(one) == form(name)]
+        if len(found) > 1:
+            names = ", ".join(repr(classes[index]) for index in found)
+            raise ValueError(f"{name!r} could be any of the classes {names}; write it exactly so.")
+        if found:
+            return found[0]
+    return None
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def class_codes(num_classes: int) -> Tensor:

@@ -1,6 +1,7 @@
 """CLIP-style embeddings: unit vectors, a likelihood on the sphere."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from scipy.special import gammaln, logsumexp
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.images import square, to_tensor
-from mmdiff.modalities.base import Modality, spread
+from mmdiff.images import open_photo, square, to_tensor
+from mmdiff.modalities.base import Modality, checked_positive, spread
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
+MOST_NUMBERS = 4096  # of a vector, whose rotation is a square matrix
 
 
 def vmf_log_normaliser(dim: int, kappa: float) -> float:
@@ -36,9 +40,11 @@ class EmbeddingModality(Modality):
 
     def __init__(self, name: str, image_size: int, patch_size: int, dim: int, kappa: float = 50.0) -> None:
         super().__init__(name, image_size, patch_size)
+        if not isinstance(dim, int) or not 2 <= dim <= MOST_NUMBERS:
+            raise ValueError(f"{name}: dim is {dim!r}; give a whole number from 2 to {MOST_NUMBERS}.")
         self.shape = (dim,)
         self.z_channels = self.head_channels = dim
-        self.kappa = kappa
+        self.kappa = checked_positive(name, "kappa", kappa)
         self._embedder: list[Any] = [None]
         generator = torch.Generator().manual_seed(0)
         rotation = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
@@ -79,7 +85,7 @@ class EmbeddingModality(Modality):
             )
         self._embedder = [embedder]  # in a list, so that it does not become part of this module
 
-    def _embed(self, value: str | Image.Image) -> Tensor:
+    def _embed(self, value: Any) -> Tensor:
         if self._embedder[0] is None:
             raise ValueError(
                 f"{self.name}: this checkpoint comes without an embedder, so it takes a vector of "
@@ -88,15 +94,23 @@ class EmbeddingModality(Modality):
         if isinstance(value, str):
             if not value.strip():
                 raise ValueError(f"{self.name}: the text is empty; describe the picture in a few words.")
+            if value.strip().lower().endswith(PICTURE_ENDINGS):
+                raise ValueError(
+                    f"{self.name}: {value!r} is taken for a text, but looks like the path of a picture; give "
+                    "a pathlib.Path, or the picture itself."
+                )
             return self._embedder[0].embed_texts([value])[0].cpu()
-        photo = to_tensor(square(value, self.image_size))
+        photo = to_tensor(square(open_photo(value), self.image_size))
         return self._embedder[0].embed_images(photo[None])[0].cpu()
 
     def parse(self, value: Any) -> Tensor:
-        if isinstance(value, (str, Image.Image)):
+        if isinstance(value, Tensor):
+            value = value.detach().float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
+        picture = isinstance(value, np.ndarray) and value.ndim > 1 and value.dtype == np.uint8
+        if picture or isinstance(value, (str, Image.Image, Path, bytes)):
             return self._embed(value)
         try:
-            vector = torch.as_tensor(np.asarray(value, dtype=np.float32)).flatten()
+            vector = torch.as_tensor(np.array(value, dtype=np.float32)).flatten()
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(
                 f"{self.name}: expected a text, a photo or a vector, but got {type(value).__name__}."

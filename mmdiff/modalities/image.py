@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.images import decode_cell, open_image, square, to_tensor, to_uint8
+from mmdiff.images import cell_source, open_photo, square, to_tensor, to_uint8
 from mmdiff.modalities.anchor import AnchorModality
+from mmdiff.modalities.base import checked_positive
 
 
 class ImageModality(AnchorModality):
@@ -27,7 +28,7 @@ class ImageModality(AnchorModality):
         self.z_channels = 3 * patch_size**2
         self.head_channels = 3
         self.fold = patch_size
-        self.sigma = sigma
+        self.sigma = checked_positive(name, "sigma", sigma)
 
     def encode(self, x: Tensor) -> Tensor:
         return F.pixel_unshuffle(x, self.patch_size)
@@ -39,7 +40,9 @@ class ImageModality(AnchorModality):
         return self.encode(self.predict(raw))
 
     def store(self, cell: Any, size: int) -> np.ndarray | None:
-        return None if cell is None else np.moveaxis(np.asarray(square(decode_cell(cell), size)), -1, 0)
+        if cell is None:
+            return None
+        return np.moveaxis(np.asarray(square(open_photo(cell_source(cell), "picture"), size)), -1, 0)
 
     def from_stored(self, stored: Tensor) -> Tensor:
         return stored.float() / 127.5 - 1
@@ -55,7 +58,7 @@ class ImageModality(AnchorModality):
         return (squares + math.log(self.sigma) + 0.5 * math.log(2 * math.pi)).sum((1, 2, 3))
 
     def parse(self, value: Any) -> Tensor:
-        return to_tensor(square(open_image(value, "photo"), self.image_size))
+        return to_tensor(square(open_photo(value), self.image_size))
 
     def present(self, predictions: np.ndarray) -> list[Image.Image]:
         """(B, H, W, 3) uint8, as `to_uint8` makes it -> pictures."""

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.modalities.base import Modality, class_codes, spread
+from mmdiff.modalities.base import Modality, checked_classes, class_codes, class_index, spread
 
 UNKNOWN_CLASS = -1  # in data sets: this example has no label
 
@@ -24,9 +24,7 @@ class LabelModality(Modality):
 
     def __init__(self, name: str, image_size: int, patch_size: int, classes: Sequence[str]) -> None:
         super().__init__(name, image_size, patch_size)
-        if len(set(classes)) != len(classes) or len(classes) < 2:
-            raise ValueError(f"{name}: needs two or more different classes, but got {list(classes)}.")
-        self.classes = tuple(classes)
+        self.classes = checked_classes(name, classes)
         self.shape = ()
         self.register_buffer("codes", class_codes(len(classes)))
         self.z_channels = self.codes.shape[1]
@@ -62,13 +60,15 @@ class LabelModality(Modality):
 
     def parse(self, value: Any) -> Tensor:
         if isinstance(value, str):
-            folded = [name.casefold() for name in self.classes]
-            if value.strip().casefold() not in folded:
+            index = class_index(value, self.classes)
+            if index is None:
                 raise ValueError(
                     f"{self.name}: no class is called {value!r}; the classes are {', '.join(self.classes)}."
                 )
-            return torch.tensor(folded.index(value.strip().casefold()))
+            return torch.tensor(index)
         try:
+            if getattr(value, "dtype", type(value)) in (bool, np.bool_, torch.bool):
+                raise TypeError  # True is an index for Python, but no class number
             index = operator.index(value)
         except TypeError:
             raise ValueError(f"{self.name}: expected a class name or number, but got {value!r}.") from None

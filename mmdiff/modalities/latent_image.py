@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mmdiff.autoencoder.network import STRIDE, WIDTHS, Autoencoder
 from mmdiff.images import smooth_fill
+from mmdiff.modalities.base import checked_positive
 from mmdiff.modalities.image import ImageModality
 
 
@@ -40,6 +41,8 @@ class LatentImageModality(ImageModality):
         sigma: float = 0.1,
     ) -> None:
         super().__init__(name, image_size, patch_size, sigma)
+        for width in (latent_channels, *latent_widths):
+            checked_positive(name, "a number of latent channels", width, 1024)
         if patch_size % STRIDE:
             raise ValueError(f"{name}: patch_size is {patch_size}; make it a multiple of {STRIDE}.")
         self.stride = self.head_stride = STRIDE

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.images import decode_cell, nearest_square, open_image
-from mmdiff.modalities.base import Modality, class_codes, palette
+from mmdiff.class_maps import VOID, read_class_map
+from mmdiff.images import cell_source, read, warn
+from mmdiff.modalities.base import Modality, checked_classes, class_codes, palette
 
-VOID = "void"
 MOST_CLASSES = 256
 
 
@@ -33,11 +33,9 @@ class MaskModality(Modality):
         if stride < 1 or patch_size % stride:
             raise ValueError(f"{name}: stride is {stride}; give a divisor of patch_size, {patch_size}.")
         self.stride = stride
-        if len(classes) < 2:
-            raise ValueError(f"{name}: a mask needs at least two classes, but got {list(classes)}.")
+        self.classes = checked_classes(name, classes)
         if len(classes) > MOST_CLASSES:
             raise ValueError(f"{name}: {len(classes)} classes do not fit into a byte; {MOST_CLASSES} do.")
-        self.classes = tuple(classes)
         self.shape = (image_size, image_size)
         real = [i for i, c in enumerate(classes) if c != VOID]
         codes = torch.zeros(len(classes), class_codes(len(real)).shape[1])
@@ -71,8 +69,7 @@ class MaskModality(Modality):
     def store(self, cell: Any, size: int) -> np.ndarray | None:
         if cell is None:
             return None
-        indices = self._class_map(decode_cell(cell))
-        return np.asarray(nearest_square(Image.fromarray(indices.astype(np.uint8)), size))
+        return self._class_map(cell_source(cell), size).astype(np.uint8)
 
     def from_stored(self, stored: Tensor) -> Tensor:
         return stored.long()
@@ -90,50 +87,49 @@ class MaskModality(Modality):
         return self._cross_entropy(raw, x)[0]
 
     def parse(self, value: Any) -> Tensor:
-        indices = self._class_map(value)
-        if self.is_void[torch.from_numpy(indices)].all():
+        indices = torch.from_numpy(self._class_map(value, self.image_size, square=True))
+        if self.is_void[indices].all():
             raise ValueError(f"{self.name}: the mask is {VOID} everywhere and says nothing; leave it out.")
-        size = (self.image_size, self.image_size)
-        if indices.shape[0] != indices.shape[1]:
-            raise ValueError(
-                f"{self.name}: the mask is {indices.shape[1]} x {indices.shape[0]} pixels; give a square "
-                f"one, best {size[0]} x {size[1]}, cut like the photo."
-            )
-        resized = Image.fromarray(indices.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-        return torch.from_numpy(np.asarray(resized).astype(np.int64))
-
-    def _class_map(self, value: Any) -> np.ndarray:
-        """Class numbers (H, W) int64. Raises ValueError if ``value`` is none, or of other classes."""
-        if isinstance(value, Tensor):
-            value = value.cpu().numpy()
-        if not isinstance(value, np.ndarray):
-            image = open_image(value, "mask")
-            if image.mode not in ("L", "P", "1", "I", "I;16"):
-                raise ValueError(
-                    f"{self.name}: the mask has colour mode {image.mode}; give class numbers in one channel "
-                    "(mode L or P), not colours."
-                )
-            value = np.asarray(image)
-        elif value.size == 0 or value.dtype.kind not in "iub":
-            raise ValueError(
-                f"{self.name}: expected whole numbers, but got an array of shape {value.shape} and "
-                f"type {value.dtype}."
-            )
-        last = len(self.classes) - 1
-        if value.ndim != 2:
-            raise ValueError(
-                f"{self.name}: expected a map of class numbers (H, W), but got shape {value.shape}; "
-                f"give a single-channel picture or array whose values are 0 to {last}."
-            )
-        indices = value.astype(np.int64)
-        low, high = int(indices.min()), int(indices.max())
-        if low < 0 or high > last:
-            names = ", ".join(f"{i} = {c}" for i, c in enumerate(self.classes))
-            raise ValueError(
-                f"{self.name}: found class number {high if high > last else low}, but the classes are "
-                f"{names}; renumber the mask."
-            )
         return indices
+
+    def _class_map(self, value: Any, size: int, square: bool = False) -> np.ndarray:
+        """Class numbers (size, size) int64 of the central square, or of a mask that must be square.
+
+        Raises ValueError if ``value`` is none, or of other classes.
+        """
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().numpy() if not value.is_floating_point() else value.float().numpy()
+        if isinstance(value, np.ndarray) and (value.ndim != 3 or value.dtype != np.uint8):
+            mask, shape = self._checked_array(value), value.shape[::-1]
+        else:
+            mask = read(value, "mask")
+            shape = mask.size
+            warn(mask.notes)
+        if square and shape[0] != shape[1]:
+            raise ValueError(
+                f"{self.name}: the mask is {shape[0]} x {shape[1]} pixels; give a square one, best {size} x "
+                f"{size}, cut like the photo."
+            )
+        try:
+            found = read_class_map(mask, self.classes, self.palette, size)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        warn(found.notes)
+        return found.cells
+
+    def _checked_array(self, array: np.ndarray) -> np.ndarray:
+        """The same class numbers. Raises ValueError if they cannot be any."""
+        if array.size == 0 or array.dtype.kind not in "iub":
+            raise ValueError(
+                f"{self.name}: expected whole numbers, but got an array of shape {array.shape} and type "
+                f"{array.dtype}."
+            )
+        if array.ndim != 2:
+            raise ValueError(
+                f"{self.name}: expected a map of class numbers (H, W), but got shape {array.shape}; give a "
+                f"single-channel picture or array whose values are 0 to {len(self.classes) - 1}."
+            )
+        return array
 
     def present(self, predictions: np.ndarray) -> np.ndarray:
         return predictions.argmax(1).astype(np.int64)

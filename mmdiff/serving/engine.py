@@ -8,11 +8,14 @@ different numbers of steps.
 With `background` the engine computes in a thread of its own, for servers. Without it the thread that waits
 for a step computes, for scripts: OpenMP keeps a pool of threads for every thread that computes, and becomes
 much slower once there are more of them than cores.
+
+A forked child begins with an engine without members: neither threads nor the holders of locks come along.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections import deque
@@ -20,6 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar
+
+import torch
+
+from mmdiff.device import usual_defaults
 
 T = TypeVar("T")
 
@@ -55,13 +62,14 @@ class Ticket(Iterator[Any]):
     """The steps of one member, in order; raises the error that ended them."""
 
     def __init__(self, engine: Engine, member: Member) -> None:
-        self._engine, self._member = engine, member
+        self._engine, self._member, self._process = engine, member, os.getpid()
         self._steps: deque[Any] = deque()
         self._error: Exception | None = None
         self._over = False  # whether the last step has been made
         self._asked = time.monotonic()  # when its reader last took a step
 
     def __next__(self) -> Any:
+        self._check_process()
         self._engine.wait_for(self._ready)
         with self._engine.changed:
             if self._steps:
@@ -74,6 +82,7 @@ class Ticket(Iterator[Any]):
 
     def wait(self, seconds: float) -> bool:
         """Wait at most so long for a step or the end; whether there is one."""
+        self._check_process()
         return self._engine.wait_for(self._ready, seconds)
 
     @property
@@ -82,11 +91,17 @@ class Ticket(Iterator[Any]):
         with self._engine.changed:
             return self._engine.position(self)
 
-    def close(self) -> None:
-        """Leave before the engine's next step and free the place."""
+    def close(self, process: Callable[[], int] = os.getpid) -> None:
+        """Leave before the engine's next step and free the place; also while Python ends, without `os`."""
+        if self._process != process():  # it goes on in the parent, whose locks may be held for ever here
+            return
         with self._engine.changed:
             self._over = True
             self._engine.dismiss(self)
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise RuntimeError("this run was begun before the process was forked; begin another one here.")
 
     def _ready(self) -> bool:
         return bool(self._steps) or self._over
@@ -116,8 +131,12 @@ class Engine:
         capacity: int = CAPACITY,
         background: bool = False,
     ) -> None:
-        self.changed = threading.Condition(threading.RLock())
         self._answer, self._capacity, self._background = answer, capacity, background
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self.changed = threading.Condition(threading.RLock())
         self._turn = threading.Lock()  # held by the thread that computes, if the engine has none of its own
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._running: list[Ticket] = []
@@ -125,8 +144,15 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._ending = False
 
+    def _enter(self) -> None:
+        """Begin anew in a forked child."""
+        if self._process != os.getpid():
+            self._begin()
+            torch.set_num_threads(1)  # OpenMP would wait for threads that are not there
+
     def submit(self, member: Member) -> Ticket:
         """Let `member` join at the next step, or queue."""
+        self._enter()
         ticket = Ticket(self, member)
         with self.changed:
             self._line.append(ticket)
@@ -135,8 +161,10 @@ class Engine:
 
     def call(self, function: Callable[[], T]) -> T:
         """The result of `function`, computed by the thread that computes the steps."""
+        self._enter()
         if not self._background:
-            return function()
+            with usual_defaults():
+                return function()
         future: Future[T] = Future()
         with self.changed:
             self._calls.append((function, future))
@@ -154,7 +182,8 @@ class Engine:
                 with self.changed:
                     going = [] if ready() else self._admitted()
                 if going:
-                    self._step(going)
+                    with usual_defaults():
+                        self._step(going)
             if not going and not ready():
                 time.sleep(0.005)  # all places are held by members whose readers are behind
             if deadline is not None and time.monotonic() >= deadline:
@@ -192,6 +221,8 @@ class Engine:
         atexit.unregister(self._end)
 
     def _end(self) -> None:
+        if self._process != os.getpid():
+            return
         with self.changed:
             self._ending, thread = True, self._thread
             self.changed.notify_all()
@@ -212,11 +243,13 @@ class Engine:
             self._calls.clear()
         for function, future in calls:
             try:
-                future.set_result(function())
+                with usual_defaults():
+                    future.set_result(function())
             except Exception as error:
                 future.set_exception(error)
         if going:
-            self._step(going)
+            with usual_defaults():
+                self._step(going)
         return not self._ending
 
     def _admitted(self) -> list[Ticket]:

@@ -1,6 +1,8 @@
 """Saving and loading the state of a training run: weights, averages, optimiser moments and the step."""
 
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +122,13 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def start_from(trainer: Trainer, folder: str) -> None:
     """Load the weights of a checkpoint folder into a new run; it may lack the parts of `INITIALLY_ZERO`.
 
-    Raises ValueError if it is of another architecture.
+    Raises ValueError if it is of another architecture, or its classes are in another order.
     """
-    weights = load_checkpoint(folder).state_dict()
+    model = load_checkpoint(folder)
+    for name, modality in trainer.model.modalities.items():
+        if name in model.modalities:
+            _check_classes(folder, name, model.modalities[name].classes, modality.classes)
+    weights = model.state_dict()
     mine = trainer.model.state_dict().items()
     weights |= {n: whole(t) for n, t in mine if n.startswith(INITIALLY_ZERO) and n not in weights}
     try:
@@ -130,6 +136,21 @@ def start_from(trainer: Trainer, folder: str) -> None:
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{folder} is of another architecture than the configuration: {error}") from None
     _load_weights(trainer.ema.model, weights)
+
+
+def _check_classes(folder: str, name: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Raises ValueError if a class has another number than in the checkpoint; warns of other names."""
+    moved = [one for number, one in enumerate(ours) if one in theirs and theirs.index(one) != number]
+    if moved:
+        raise ValueError(
+            f"{folder} has the classes of {name!r} in another order: {moved[0]!r} is number "
+            f"{theirs.index(moved[0])} there and {ours.index(moved[0])} in the configuration. List them as "
+            f"the checkpoint does: {', '.join(theirs)}."
+        )
+    other = [f"{old!r} as {new!r}" for old, new in zip(theirs, ours, strict=False) if old != new]
+    if other:
+        shown = ", ".join(other[:3])
+        warnings.warn(f"{folder}: of {name!r}, the weights of {shown} are taken.", stacklevel=3)
 
 
 def backup_of(path: Path) -> Path:
