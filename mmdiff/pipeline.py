@@ -182,7 +182,9 @@ class Pipeline:
     def start(self, request: Request, limits: Limits = NO_LIMITS, owner: str = "") -> Run:
         """Denoise, with arrays in every step; all runs of this pipeline share the calls of the network.
 
-        Runs of an `owner`, such as a visitor's address, give way to those of others; see `Engine`. Raises ValueError at once for a request that cannot be run.
+        Runs of an `owner`, such as a visitor's address, give way to those of others; see `Engine`.
+
+        Raises ValueError at once for a request that cannot be run.
         """
         request = request.checked(self.modalities, self.schedule.num_steps, limits)
         seeds = [request.seed + k for k in range(request.num_samples)]

@@ -1,7 +1,6 @@
 """The controls by which a modality is given: one class per form, and how to read them."""
 
 from collections.abc import Callable
-from html import escape
 from typing import Any, ClassVar
 
 import gradio as gr
@@ -14,6 +13,7 @@ from app.controls.painter import Painter, to_text
 from app.errors import plain_errors
 from app.run.defaults import ANCHOR
 from app.theme import html
+from app.wording import escaped
 from mmdiff.images import to_rgb
 from mmdiff.modalities import Modality
 
@@ -117,7 +117,10 @@ class ImageInput(Input):
 
     def read(self, photo: Image.Image | None, hole: str | None) -> Image.Image:
         if photo is None:
-            raise self.nothing("Upload a photo, or choose something else than Given.")
+            raise self.nothing(
+                "Upload a photo, again if one is shown, which the server no longer has; or choose something "
+                "else than Given."
+            )
         return photo
 
     def known_pixels(self, photo: Image.Image | None, hole: str | None) -> np.ndarray | None:
@@ -272,6 +275,6 @@ def _accepted(read: Callable[..., Any], *upload: Any) -> tuple[Any, str]:
     try:
         result = read(*upload)
     except ValueError as error:
-        return None, f'<p class="hint problem" role="alert">{escape(str(error), quote=False)}</p>'
-    text = " ".join(escape(note, quote=False) for note in result.notes)
+        return None, f'<p class="hint problem" role="alert">{escaped(error)}</p>'
+    text = " ".join(map(escaped, result.notes))
     return result, text and f'<p class="hint" role="status">{text}</p>'

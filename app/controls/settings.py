@@ -11,7 +11,7 @@ from app.run.defaults import ANCHOR, FOLLOWED, LIMITS, MAX_SEED, first_sampled, 
 from app.run.service import Service
 from app.task import GENERATE, GIVEN, Task
 from app.theme import html
-from app.wording import duration
+from app.wording import duration, escaped
 from mmdiff.request import SAMPLERS, Request
 
 
@@ -99,7 +99,7 @@ class SamplingControls:
             ]
         with gr.Column(elem_classes="following", visible=self._first is not None):
             self.followed = self._slider("followed", f"Follow the {self._first}", 0, most, FOLLOWED, 0.5)
-            html(FOLLOWING.format(name=self._first))
+            html(FOLLOWING.format(name=escaped(self._first)))
 
     def _slider(
         self, name: str, label: str, low: int, high: float, value: float, step: float = 1

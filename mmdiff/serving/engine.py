@@ -114,7 +114,7 @@ class Engine:
     the calls are made in turn. So nobody waits for all that another has asked for.
 
     Attributes:
-        max_queue, max_queue_of_one: members that may queue, in all and of the same owner; None for any number.
+        max_queue, max_queue_of_one: members that may queue, in all and of the same owner; None is no limit.
     """
 
     max_queue: int | None = None
