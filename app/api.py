@@ -18,7 +18,7 @@ from app.run.history import Record, picture_of
 from app.run.service import Service
 from app.tabs.run_panel import MAX_RUNS
 from mmdiff.modalities import Modality
-from mmdiff.request import Request
+from mmdiff.request import Request, is_whole
 
 Result = tuple[list[str] | None, list[str] | None, dict[str, Any]]  # pictures, masks, everything else
 
@@ -95,12 +95,8 @@ class Endpoints:
         with self._forgotten(visitor):
             service = self._service(checkpoint)
             files = {"image": image, "hole": hole, "mask": mask, "embedding_image": embedding_image}
-            texts = {"label": label, "text": text}
-            given, known = _given(
-                service,
-                **{name: _path(name, value) for name, value in files.items()},
-                **{name: _text(name, value) for name, value in texts.items()},
-            )
+            files = {name: _path(name, value) for name, value in files.items()}
+            given, known = _given(service, label=_label(label), text=_text(text), **files)
             wanted, first = _names("wanted", wanted), _names("sample_first", sample_first)
             if known is not None and wanted and ANCHOR not in wanted:
                 wanted = (*wanted, ANCHOR)
@@ -176,10 +172,19 @@ def _path(what: str, file: Any) -> str | None:
     return file["path"]
 
 
-def _text(what: str, text: Any) -> str | None:
+def _text(text: Any) -> str | None:
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"{what} is {str(text)[:40]}; give a text in quotation marks.")
+        raise ValueError(f"text is {str(text)[:40]}; give a text in quotation marks.")
     return text
+
+
+def _label(label: Any) -> str | int | None:
+    """The name of a class, or its number."""
+    if label is None or isinstance(label, str):
+        return label
+    if is_whole(_whole(label)):
+        return _whole(label)
+    raise ValueError(f"label is {str(label)[:40]}; give the name of a class, as /describe has them.")
 
 
 def _whole(number: Any) -> Any:
@@ -201,7 +206,7 @@ def _given(
     image: str | None,
     hole: str | None,
     mask: str | None,
-    label: str | None,
+    label: str | int | None,
     text: str | None,
     embedding_image: str | None,
 ) -> tuple[dict[str, Any], np.ndarray | None]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from anyio import to_thread
 from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -72,8 +73,12 @@ class Guard:
         try:
             answer = self._refused(scope) or await self._passed(scope, receive, send_on)
         except Exception as error:
+            if started:  # a stream, which has said what there is to say
+                if not isinstance(error.__cause__, HTTPException):
+                    log_unexpected(error)
+                return await send({"type": "http.response.body", "body": b""})
             answer = self._explained(error, scope["path"])
-        if answer is not None and not started:
+        if answer is not None:
             await answer(scope, receive, send_on)
 
     def _refused(self, scope: Scope) -> Response | None:

@@ -12,7 +12,7 @@ from app.run.service import Service
 from app.task import GENERATE, GIVEN, Task
 from app.theme import html
 from app.wording import duration, escaped
-from mmdiff.request import SAMPLERS, Request
+from mmdiff.request import SAMPLERS, Request, is_number
 
 
 class Start(NamedTuple):
@@ -170,9 +170,10 @@ class SamplingControls:
         ]
 
 
-def _within(typed: float | None, most: int) -> int:
+def _within(typed: Any, most: int) -> int:
     """The whole number from 1 to ``most`` that Gradio will make of it; an emptied box sends None."""
-    return min(max(int(typed or 1), 1), most)
+    number = typed if is_number(typed) and abs(typed) <= most else most if is_number(typed) else 1
+    return max(int(number), 1)
 
 
 def new_seed() -> int:
