@@ -77,18 +77,21 @@ def end_on_signals(folder: Folder) -> None:
     """Makes SIGTERM (`docker stop`) and SIGINT (Ctrl-C) an orderly end, or a quick one if that takes long."""
     signals = (signal.SIGTERM, signal.SIGINT)
 
-    def give_up() -> None:
-        folder.delete()
-        os._exit(0)
-
     def end(*_: Any) -> None:
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
-        later(ENDING_SECONDS, give_up)
+        later(ENDING_SECONDS, lambda: leave(folder))
         sys.exit(0)
 
     for number in signals:
         signal.signal(number, end)
+
+
+def leave(folder: Folder) -> None:
+    """Ends the process at once, without the seconds in which Python would clear up its memory."""
+    folder.delete()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def later(seconds: float, action: Callable[[], None]) -> None:
@@ -119,6 +122,7 @@ def serve(arguments: argparse.Namespace, folder: Folder) -> None:
     finally:
         later(CLOSING_SECONDS, lambda: setattr(demo.server, "force_exit", True))
         demo.close(verbose=False)
+        leave(folder)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from mmdiff.modalities import Modality
 from mmdiff.request import Request
 
 CACHE_SECONDS = 24 * 3600
-MAX_SESSIONS = 100  # of visitors whose photos and runs are kept, of each two megabytes and more
+MAX_SESSIONS = 50  # of visitors whose photos and runs are kept, each some megabytes
 MAX_THREADS = MAX_RUNS + 48  # so that everything but runs always has some; Gradio's own pages have others
 MAX_EVENTS, MAX_OF_A_KIND = 300, 4  # that may wait for Gradio, and of each button that it serves at a time
 # Pages of other models are below the first one's, wherever that is.

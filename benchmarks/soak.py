@@ -98,7 +98,7 @@ class Visitor(threading.Thread):
             inputs = list(self._page.inputs)
             inputs[self._page.steps] = self._draw.randint(5, 20)
             if self._event(client, self._page.run, inputs, self._leaves):
-                self._event(client, self._page.zip, [None, None], False)
+                self._event(client, self._page.zip, ["", None], False)
 
     def _call(self, client: Client) -> None:
         """Has the API make something of a photo."""
@@ -106,14 +106,15 @@ class Visitor(threading.Thread):
         data = [sent, None, None, None, None, None, None, self._draw.randint(3, 15), None, 2]
         joined = client.send(f"{API}/call/generate", {"data": data})
         if not joined.ok:
-            self._counts["refused"] += 1
+            self._counts[f"refused: {joined.error}"] += 1
             return
         self._listen(f"{API}/call/generate/{json.loads(joined.body)['event_id']}", client, self._leaves)
 
     def _event(self, client: Client, index: int, data: list[Any], leaves: bool) -> bool:
         body = {"data": data, "fn_index": index, "session_hash": client.session}
-        if not client.send(f"{API}/queue/join", body).ok:
-            self._counts["refused"] += 1
+        joined = client.send(f"{API}/queue/join", body)
+        if not joined.ok:
+            self._counts[f"refused: {joined.error}"] += 1
             return False
         return self._listen(f"{API}/queue/data?session_hash={client.session}", client, leaves)
 
@@ -124,10 +125,10 @@ class Visitor(threading.Thread):
             for line in lines:
                 if '"process_completed"' in line or line.startswith("event: complete"):
                     good = '"success":false' not in line
-                    self._counts["finished" if good else "refused"] += 1
+                    self._counts["finished" if good else f"refused: {_error(line)}"] += 1
                     return good
                 if line.startswith("event: error"):
-                    self._counts["refused"] += 1
+                    self._counts[f"refused: {_error(next(lines))}"] += 1
                     return False
                 if time.monotonic() > until:
                     self._counts["left"] += 1
@@ -140,6 +141,13 @@ class Visitor(threading.Thread):
         connection = socket.create_connection((where.hostname, where.port), 30)
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
         return connection
+
+
+def _error(line: str) -> str:
+    """What is said of the error in a message of a stream."""
+    message = json.loads(line.removeprefix("data: "))
+    said = message.get("output") or message if isinstance(message, dict) else {"error": message}
+    return str(said.get("error"))[:100]
 
 
 def photo(draw: random.Random) -> bytes:
@@ -177,17 +185,16 @@ def soak(server: Server, clients: int, minutes: float) -> dict[str, Any]:
     page, counts = Page(Client(server.address).config()), Counter[str]()
     visitors = [Visitor(number, server.address, page, counts) for number in range(clients)]
     pauses = [{"minute": 0.0} | measured(server, page)]
-    start = time.monotonic()
     for visitor in visitors:
         visitor.start()
     for number in range(1, PAUSES + 1):
-        time.sleep(max(0.0, start + 60 * minutes * number / PAUSES - time.monotonic()))
+        time.sleep(60 * minutes / PAUSES)
         for visitor in visitors:
             visitor.pause.set()
         for visitor in visitors:
             visitor.idle.wait(120)
         time.sleep(SETTLE_SECONDS)
-        pauses.append({"minute": round((time.monotonic() - start) / 60, 2)} | measured(server, page))
+        pauses.append({"minute": round(minutes * number / PAUSES, 2)} | measured(server, page))
         print(json.dumps(pauses[-1]), flush=True)
         for visitor in visitors:
             if number == PAUSES:

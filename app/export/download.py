@@ -126,9 +126,9 @@ class Downloads:
                     together.write(part, f"{k} {title}.zip".replace("/", "-"))
 
 
-def check_kept(run: str, tracks: Sequence[Track]) -> None:
+def check_kept(run: str | None, tracks: Sequence[Track]) -> None:
     """Raises ValueError if `run`, the id of the run that the page shows, is none of these; "" is unknown."""
-    if run not in ("", tracks[0].id):  # forgotten, perhaps while the visitor's computer slept
+    if run not in (None, "", tracks[0].id):  # forgotten, perhaps while the visitor's computer slept
         raise ValueError(
             "The server no longer has the run that is shown. Tick Keep beside its seed and run it again."
         )
