@@ -94,4 +94,4 @@ def _unreadable(block_fn: Any, inputs: list[Any]) -> str:
     files = [block for block in given if block.get_block_name() in ("file", "uploadbutton")]
     names = [str(getattr(block, "label", None) or block.get_block_name()) for block in files or given]
     what = ", ".join(name.partition(":")[0] for name in names)
-    return UNREADABLE.format(name=what, why=NO_FILE if files else NO_VALUE)
+    return UNREADABLE.format(name=what or "the page", why=NO_FILE if files else NO_VALUE)

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from serving import API, Answer, Client, file, served  # noqa: E402
+from benchmarks.serving import API, Answer, Client, file, served  # noqa: E402
 
 MARK = "zq9private"  # in everything that is sent and has room for it
 WORKERS = 4

@@ -56,7 +56,8 @@ class Client:
             with urllib.request.urlopen(request, timeout=self.seconds) as response:
                 return Answer(response.status, response.read(), True)
         except urllib.error.HTTPError as error:
-            return Answer(error.code, error.read(), False, said(error.code, error))
+            body = error.read()
+            return Answer(error.code, body, False, said(body))
         except (OSError, ValueError) as error:
             return Answer(0, b"", False, f"no answer: {type(error).__name__}")
 
@@ -118,13 +119,13 @@ def file(path: str) -> dict[str, Any]:
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
-def said(status: int, error: urllib.error.HTTPError) -> str | None:
-    """What the body of a refusal says."""
-    text = error.read().decode(errors="replace") if not error.closed else ""
+def said(body: bytes) -> str | None:
+    """What the body of a refusal says; None if that is nothing."""
+    text = body.decode(errors="replace")
     try:
         value = json.loads(text)
     except ValueError:
-        return text or f"HTTP {status} without a word"
+        return text or None
     value = value.get("detail", value.get("error")) if isinstance(value, dict) else value
     return value if isinstance(value, str) or value is None else json.dumps(value)
 

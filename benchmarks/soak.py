@@ -29,9 +29,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from serving import API, Client, Server, served  # noqa: E402
+from benchmarks.serving import API, Client, Server, served  # noqa: E402
 
 PAUSES = 10  # in all
 SETTLE_SECONDS = 6.0  # until what the visitors left behind is gone

@@ -45,9 +45,15 @@ def resolve(name: str | Path) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    looks_like_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    # “checkpoints/…” is meant as a folder, only from another place
+    looks_like_hub_id = str(name).count("/") == 1 and not str(name).startswith(
+        (".", "/", "~", "checkpoints/")
+    )
     if not looks_like_hub_id:
-        raise ValueError(f"no checkpoint folder at {folder}; give a folder with {CONFIG_FILE}, or a Hub id.")
+        raise ValueError(
+            f"no checkpoint folder at {folder}, seen from {Path.cwd()}; give a folder with {CONFIG_FILE}, or "
+            "a Hub id."
+        )
     from huggingface_hub import snapshot_download
 
     try:
