@@ -120,7 +120,7 @@ class Guard:
         if unknown and path.startswith(CALLS):
             return _answer(path, 404, NO_ENDPOINT.format(names=self._names))
         if isinstance(error, MALFORMED):
-            log_unexpected(error)
+            log.warning("a request that cannot be read: %s", type(error).__name__)
             return _answer(path, 400, UNREADABLE)
         words = in_words(error)
         return _answer(path, {NO_SPACE: 507, UNEXPECTED: 500}.get(words, 503), words)

@@ -273,6 +273,10 @@ def _forget(note: gr.HTML, painter: Painter) -> None:
 def _accepted(read: Callable[..., Any], *upload: Any) -> tuple[Any, str]:
     """What `read` makes of an upload, None if it refuses it, and a note on what was done or is wrong."""
     try:
+        if any(value is None for value in upload):
+            raise ValueError(
+                "The photo or the file is missing. Upload the photo first, then choose the file."
+            )
         result = read(*upload)
     except ValueError as error:
         return None, f'<p class="hint problem" role="alert">{escaped(error)}</p>'
