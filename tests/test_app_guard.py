@@ -219,7 +219,7 @@ def test_calls_leave_no_session_behind_and_pages_not_more_than_there_is_room_for
         demo.close(verbose=False)
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_frees_its_run():
 
 def test_forty_runs_of_one_visitor_keep_neither_the_page_nor_other_visitors_waiting():
     slow = Service(FakePipeline(step_seconds=0.01, capacity=8), "slow")
-    slow.pipe.step_seconds = 0.05
+    slow.pipe.step_seconds = 0.3
     errors = []
     with served(slow) as address:
         client = Client(address, seconds=60)
@@ -261,12 +261,12 @@ def test_forty_runs_of_one_visitor_keep_neither_the_page_nor_other_visitors_wait
         assert all(f"{MAX_WAITING_OF_ONE} of your runs are waiting" in error for error in errors)
         start = time.monotonic()
         assert client.send("/").ok and client.upload("a.png", b"x") and client.call("describe", []).ok
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 10
         headers = {"X-Forwarded-For": "203.0.113.7"}  # as a proxy on the same machine says
         body = {"data": values(steps=4), "session_hash": "other"}
         joined = client.send(f"{API}/call/generate", body, headers=headers)
         assert client._heard(f"{API}/call/generate/{json.loads(joined.body)['event_id']}").ok
-        assert time.monotonic() - start < 10 and slow.pipe.engine.waiting == MAX_WAITING_OF_ONE
+        assert time.monotonic() - start < 25 and slow.pipe.engine.waiting == MAX_WAITING_OF_ONE
         slow.pipe.step_seconds = 0
 
 
