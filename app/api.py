@@ -16,7 +16,7 @@ from app.export import settings_file
 from app.run.defaults import ANCHOR
 from app.run.history import Record, picture_of
 from app.run.service import Service
-from app.tabs.run_panel import MAX_RUNS
+from app.tabs.run_panel import MAX_RUNS, address_of
 from mmdiff.modalities import Modality
 from mmdiff.request import Request, is_whole
 
@@ -140,7 +140,7 @@ class Endpoints:
     def _result(self, service: Service, request: Request, visitor: gr.Request) -> Result:
         record = service.record(request)
         event = self._demo._queue.event_ids_to_events.get(LocalContext.event_id.get(None))
-        with closing(service.stream(record, owner=visitor.client.host)) as steps:
+        with closing(service.stream(record, owner=address_of(visitor))) as steps:
             for _ in steps:
                 if event is not None and not event.alive:  # nobody is there any more to get the result
                     raise ValueError("The run was ended, as its client has gone.")

@@ -21,6 +21,11 @@ API = "/gradio_api"
 DIRECT = (f"{API}/run/", f"{API}/api/")  # calls of endpoints whose answer is the result
 CALLS = (*DIRECT, f"{API}/call/", f"{API}/queue/join")
 UPLOAD = f"{API}/upload"
+UNUSED = (
+    f"{API}/deep_link",
+    f"{API}/process_recording",
+    "/monitoring",
+)  # Gradio's, which store or tell things
 MAX_UPLOAD = 21 * 2**20  # bytes: a file of 20 MB and the form around it
 MAX_BODY = 24 * 2**20  # bytes of any other request: settings may be 16 MB of text
 MAX_UPLOADS = 4  # of one visitor at a time; more take turns
@@ -87,6 +92,8 @@ class Guard:
         own = origin is not None and urlsplit(origin).netloc == headers.get("host")
         if origin is not None and self._origins and not own and origin not in self._origins:
             return JSONResponse({"detail": FOREIGN.format(origin=origin)}, 403)
+        if scope["path"].startswith(UNUSED):
+            return JSONResponse({"detail": "Not Found"}, 404)
         if length.isdigit() and int(length) > _most(scope):
             return _answer(scope["path"], 413, TOO_LARGE)
         return None

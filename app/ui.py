@@ -213,6 +213,7 @@ def launch(
         max_threads=MAX_THREADS,
         state_session_capacity=MAX_SESSIONS,
         enable_monitoring=False,
+        run_history=False,
         **options,
     )
 

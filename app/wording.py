@@ -15,8 +15,8 @@ def status(text: str, share: float | None = None, kind: str = "calm") -> str:
 
 
 def escaped(text: object) -> str:
-    """Text as HTML shows it, also in the value of an attribute: names, captions and errors are not ours."""
-    return escape(str(text))
+    """Text as HTML shows it, also in an attribute's "value": names, captions and errors are not ours."""
+    return escape(str(text), quote=False).replace('"', "&quot;")
 
 
 def listed(words: Sequence[str]) -> str:

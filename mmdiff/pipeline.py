@@ -47,10 +47,16 @@ class Output:
 
 
 class Run(Iterator[Step]):
-    """The steps of a request as they are made. Sampling begins with the first `next`, and `close` ends it."""
+    """The steps of a request as they are made. Sampling begins with the first `next`, and `close` ends it.
 
-    def __init__(self, engine: Engine, member: Member, owner: str = "") -> None:
-        self._engine, self._member, self._owner = engine, member, owner
+    `owner` may be set before, such as to a visitor's address: runs of one give way to those of others, see
+    `Engine`.
+    """
+
+    owner = ""
+
+    def __init__(self, engine: Engine, member: Member) -> None:
+        self._engine, self._member = engine, member
         self._ticket: Ticket | None = None
 
     def __next__(self) -> Step:
@@ -70,7 +76,7 @@ class Run(Iterator[Step]):
         self.close()
 
     def _begun(self) -> Ticket:
-        self._ticket = self._ticket or self._engine.submit(self._member, self._owner)
+        self._ticket = self._ticket or self._engine.submit(self._member, self.owner)
         return self._ticket
 
 
@@ -179,17 +185,15 @@ class Pipeline:
             raise TypeError(f"there is no option {', '.join(unknown)}; a request has {known}.")
         return self.start(Request(given or {}, wanted, **options))
 
-    def start(self, request: Request, limits: Limits = NO_LIMITS, owner: str = "") -> Run:
+    def start(self, request: Request, limits: Limits = NO_LIMITS) -> Run:
         """Denoise, with arrays in every step; all runs of this pipeline share the calls of the network.
-
-        Runs of an `owner`, such as a visitor's address, give way to those of others; see `Engine`.
 
         Raises ValueError at once for a request that cannot be run.
         """
         request = request.checked(self.modalities, self.schedule.num_steps, limits)
         seeds = [request.seed + k for k in range(request.num_samples)]
         present = partial(self._present, shown=request.shown, seed=seeds[0])
-        return self._run(lambda: self._parsed(request), seeds, present, owner)
+        return self._run(lambda: self._parsed(request), seeds, present)
 
     def run_batch(self, request: Request, seeds: Sequence[int]) -> Run:
         """The same on tensors, with other values for each sample.
@@ -206,17 +210,11 @@ class Pipeline:
         request.check_guidance(self.modalities)
         return self._run(lambda: request, seeds, lambda step: step)
 
-    def _run(
-        self,
-        make: Callable[[], Request],
-        seeds: Sequence[int],
-        present: Callable[[Step], Step],
-        owner: str = "",
-    ) -> Run:
+    def _run(self, make: Callable[[], Request], seeds: Sequence[int], present: Callable[[Step], Step]) -> Run:
         def begin() -> Denoising:  # parses, embeds and encodes, so it is left to the engine's thread
             return Denoising(self.model, self.schedule, make(), seeds, self.device, present)
 
-        return Run(self.engine, self.engine.call(begin), owner)
+        return Run(self.engine, self.engine.call(begin))
 
     def _parsed(self, request: Request) -> Request:
         """The request with tensors on the device in place of what people give, the same for every sample."""

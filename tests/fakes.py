@@ -88,10 +88,10 @@ class FakePipeline:
     def describe(self, vectors: np.ndarray, count: int = 5) -> list[Description]:
         return self.words.describe(vectors, count)
 
-    def start(self, request: Request, limits: Limits, owner: str = "") -> Run:
+    def start(self, request: Request, limits: Limits) -> Run:
         request = request.checked(self.modalities, self.schedule.num_steps, limits)
         self.calls.append(request)
-        return Run(self.engine, FakeRun(self, request), owner)
+        return Run(self.engine, FakeRun(self, request))
 
     def _answer(self, queries):
         time.sleep(self.step_seconds)

@@ -55,9 +55,18 @@ def test_an_unknown_event_is_not_found(client, number):
     assert answer.status == 404 and answer.error
 
 
-@pytest.mark.parametrize("path", ["/monitoring", "/monitoring/summary", "/monitoring/key"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/monitoring",
+        "/monitoring/summary",
+        f"{API}/runs",
+        f"{API}/run-history/records",
+        f"{API}/deep_link?x=1",
+    ],
+)
 def test_nobody_can_watch_the_others(client, path):
-    assert client.send(path).status == 403
+    assert client.send(path).status == 404
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,8 @@ class Service:
 
     def _sample(self, request: Request, owner: str = "") -> Iterator[Waiting | Step]:
         """Everything that happens in a run, in the process that has the accelerator."""
-        with closing(self.pipe.start(request, LIMITS, owner)) as steps:
+        with closing(self.pipe.start(request, LIMITS)) as steps:
+            steps.owner = owner
             while place := steps.wait(PATIENCE):
                 yield Waiting(place)
             for step in steps:

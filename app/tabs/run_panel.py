@@ -165,7 +165,7 @@ class RunPanel:
 
         Whatever ends it: player, `shown` and downloads are of the same runs afterwards.
         """
-        key, owner = f"{visitor.session_hash}/{self.task.name}", visitor.client.host
+        key, owner = f"{visitor.session_hash}/{self.task.name}", address_of(visitor)
         self._service.stop(key)
         yield self._going(status("Starting …", 0.0, "busy"))
         begun = False  # whether all of them have
@@ -264,6 +264,11 @@ class RunPanel:
             self.fork: idle,
             self._compare.button: idle,
         }
+
+
+def address_of(visitor: gr.Request) -> str:
+    """By which visitors are told apart; "" if it is not known."""
+    return getattr(getattr(visitor, "client", None), "host", "")
 
 
 @contextmanager
