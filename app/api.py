@@ -1,24 +1,24 @@
 """The named endpoints for `gradio_client`: plain values in, files and plain values out."""
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.context import Context, LocalContext
 from gradio.processing_utils import save_pil_to_cache
 
 from app.controls import adapters
 from app.controls.settings import new_seed
-from app.errors import plain_errors
 from app.export import settings_file
 from app.run.defaults import ANCHOR
 from app.run.history import Record, picture_of
 from app.run.service import Service
-from app.tabs.run_panel import MAX_RUNS
+from app.tabs.run_panel import MAX_RUNS, address_of
 from mmdiff.modalities import Modality
-from mmdiff.request import Request
+from mmdiff.request import Request, is_whole
 
 Result = tuple[list[str] | None, list[str] | None, dict[str, Any]]  # pictures, masks, everything else
 
@@ -54,76 +54,98 @@ def build(services: Sequence[Service]) -> None:
             gr.JSON(label="result"),
         ]
         facts = gr.JSON(label="checkpoints")
-    endpoints = Endpoints(services, outputs[0].GRADIO_CACHE)
+    endpoints = Endpoints(services, outputs[0].GRADIO_CACHE, Context.root_block)
     runs = {"concurrency_limit": MAX_RUNS, "concurrency_id": "runs"}
     for call, takes, gives, options in (
         (endpoints.generate, inputs, outputs, runs),
         (endpoints.run_settings, [settings], outputs, runs),
         (endpoints.describe, None, facts, {}),
     ):
-        gr.Button(visible=False).click(call, takes, gives, api_name=call.__name__, **options)
+        # Values are checked here, where the errors can say more than those of Gradio.
+        gr.Button(visible=False).click(
+            call, takes, gives, api_name=call.__name__, preprocess=False, **options
+        )
 
 
 class Endpoints:
-    """The endpoints; `services` are all models, the first of which is the default."""
+    """The endpoints; `services` are all models, the first of which is the default, and `demo` serves them."""
 
-    def __init__(self, services: Sequence[Service], cache: str) -> None:
+    def __init__(self, services: Sequence[Service], cache: str, demo: gr.Blocks) -> None:
         self._services = {service.name: service for service in services}
-        self._cache = cache
+        self._cache, self._demo = cache, demo
 
     def generate(
         self,
-        image: str | None = None,
-        hole: str | None = None,
-        mask: str | None = None,
-        label: str | None = None,
-        text: str | None = None,
-        embedding_image: str | None = None,
-        wanted: list[str] | None = None,
-        steps: int = 30,
-        seed: int | None = None,
-        num_samples: int = 1,
-        guidance_scale: float | dict[str, float] | None = None,
-        sampler: str = "ddim",
-        checkpoint: str | None = None,
-        sample_first: list[str] | None = None,
-        leads: dict[str, float] | None = None,
+        visitor: gr.Request,
+        image: Any = None,
+        hole: Any = None,
+        mask: Any = None,
+        label: Any = None,
+        text: Any = None,
+        embedding_image: Any = None,
+        wanted: Any = None,
+        steps: Any = None,
+        seed: Any = None,
+        num_samples: Any = None,
+        guidance_scale: Any = None,
+        sampler: Any = None,
+        checkpoint: Any = None,
+        sample_first: Any = None,
+        leads: Any = None,
     ) -> Result:
         """Samples the wanted modalities from the given ones: pictures, masks and the rest of the result."""
-        with plain_errors():
+        with self._forgotten(visitor):
             service = self._service(checkpoint)
-            given, known = _given(service, image, hole, mask, label, text, embedding_image)
+            files = {"image": image, "hole": hole, "mask": mask, "embedding_image": embedding_image}
+            files = {name: _path(name, value) for name, value in files.items()}
+            given, known = _given(service, label=_label(label), text=_text(text), **files)
             wanted, first = _names("wanted", wanted), _names("sample_first", sample_first)
             if known is not None and wanted and ANCHOR not in wanted:
                 wanted = (*wanted, ANCHOR)
-            seed = new_seed() if seed is None else seed
-            scale = 1.0 if guidance_scale is None else guidance_scale
-            numbers = {"steps": steps, "seed": seed, "num_samples": num_samples}
-            request = Request(given, wanted, known, scale, first, **numbers, sampler=sampler, leads=leads)
-            return self._result(service, request)
+            plain = {"steps": steps, "num_samples": num_samples, "sampler": sampler, "leads": leads}
+            plain |= {"guidance_scale": guidance_scale, "seed": new_seed() if seed is None else seed}
+            plain = {name: _whole(value) for name, value in plain.items() if value is not None}
+            return self._result(service, Request(given, wanted, known, sample_first=first, **plain), visitor)
 
-    def run_settings(self, settings: str) -> Result:
+    def run_settings(self, visitor: gr.Request, settings: Any) -> Result:
         """Runs the text of a settings file; the results are as of /generate."""
-        with plain_errors():
+        with self._forgotten(visitor):
             name = None
+            settings = settings if isinstance(settings, str) else json.dumps(settings)
             with suppress(ValueError, TypeError, LookupError, RecursionError):  # which `from_json` explains
                 name = json.loads(settings)["checkpoint"]
             service = self._service(name if isinstance(name, str) else None)
-            return self._result(service, settings_file.from_json(settings, service.modalities).request)
+            request = settings_file.from_json(settings, service.modalities).request
+            return self._result(service, request, visitor)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, visitor: gr.Request) -> dict[str, Any]:
         """All models: their modalities with classes, sizes and colours."""
-        every = {name: service.modalities for name, service in self._services.items()}
-        return {name: {n: _facts(spec) for n, spec in specs.items()} for name, specs in every.items()}
+        with self._forgotten(visitor):
+            every = {name: service.modalities for name, service in self._services.items()}
+            return {name: {n: _facts(spec) for n, spec in specs.items()} for name, specs in every.items()}
 
-    def _service(self, checkpoint: str | None) -> Service:
+    @contextmanager
+    def _forgotten(self, visitor: gr.Request) -> Iterator[None]:
+        """Nothing of a call is kept: Gradio would keep two megabytes of every session, and a call is one."""
+        try:
+            yield
+        finally:
+            for kept in (self._demo.state_holder.session_data, self._demo.state_holder.time_last_used):
+                kept.pop(visitor.session_hash, None)
+
+    def _service(self, checkpoint: Any) -> Service:
         name = checkpoint or next(iter(self._services))
-        if name not in self._services:
+        if not isinstance(name, str) or name not in self._services:
             raise ValueError(f"There is no checkpoint “{name}”; there is {', '.join(self._services)}.")
         return self._services[name]
 
-    def _result(self, service: Service, request: Request) -> Result:
-        record = service.run(request)
+    def _result(self, service: Service, request: Request, visitor: gr.Request) -> Result:
+        record = service.record(request)
+        event = self._demo._queue.event_ids_to_events.get(LocalContext.event_id.get(None))
+        with closing(service.stream(record, owner=address_of(visitor))) as steps:
+            for _ in steps:
+                if event is not None and not event.alive:  # nobody is there any more to get the result
+                    raise ValueError("The run was ended, as its client has gone.")
         return self._files(record, "picture"), self._files(record, "class_map"), _details(record)
 
     def _files(self, record: Record, form: str) -> list[str] | None:
@@ -143,6 +165,35 @@ def _names(what: str, names: Any) -> tuple[str, ...]:
     return tuple(names or ())
 
 
+def _path(what: str, file: Any) -> str | None:
+    """The path of an uploaded file, as Gradio has checked it."""
+    if not file:
+        return None
+    if not isinstance(file, dict) or not isinstance(file.get("path"), str):
+        raise ValueError(f"{what} is a file that was uploaded, as gradio_client’s handle_file does.")
+    return file["path"]
+
+
+def _text(text: Any) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"text is {str(text)[:40]}; give a text in quotation marks.")
+    return text
+
+
+def _label(label: Any) -> str | int | None:
+    """The name of a class, or its number."""
+    if label is None or isinstance(label, str):
+        return label
+    if is_whole(_whole(label)):
+        return _whole(label)
+    raise ValueError(f"label is {str(label)[:40]}; give the name of a class, as /describe has them.")
+
+
+def _whole(number: Any) -> Any:
+    """A whole number in place of a float that is one, which JSON does not tell apart; the rest as it is."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def _facts(spec: Modality) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": spec.kind, "shape": list(spec.shape)}
     if spec.classes:
@@ -157,7 +208,7 @@ def _given(
     image: str | None,
     hole: str | None,
     mask: str | None,
-    label: str | None,
+    label: str | int | None,
     text: str | None,
     embedding_image: str | None,
 ) -> tuple[dict[str, Any], np.ndarray | None]:

@@ -1,32 +1,37 @@
 """The page: a header that says what runs where, a tab per task, and runs that come from files and links."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.routes import INTERNAL_ROUTES
 from starlette.middleware import Middleware
 
 from app import api, theme
 from app.controls.examples import opening
 from app.controls.inputs import QUIET
-from app.errors import plain_errors
+from app.errors import Blocks, plain_errors
 from app.export import settings_file
 from app.export.link import HOLE, from_query, is_link
 from app.export.settings_file import SavedRun
 from app.first_script import FirstScript
+from app.guard import Guard
 from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.tabs import how_it_works
-from app.tabs.run_panel import RunPanel
+from app.tabs.run_panel import MAX_RUNS, RunPanel
 from app.tabs.tab import build_tab
 from app.task import TASKS
-from app.wording import listed
+from app.wording import escaped, listed
 from mmdiff.modalities import Modality
 from mmdiff.request import Request
 
 CACHE_SECONDS = 24 * 3600
+MAX_SESSIONS = 50  # of visitors whose photos and runs are kept, each some megabytes
+MAX_THREADS = MAX_RUNS + 48  # so that everything but runs always has some; Gradio's own pages have others
+MAX_EVENTS, MAX_OF_A_KIND = 300, 4  # that may wait for Gradio, and of each button that it serves at a time
 # Pages of other models are below the first one's, wherever that is.
 MENU = (
     "const own = this.dataset.own, path = location.pathname.replace(/\\/$/, '');"
@@ -37,13 +42,28 @@ MENU = (
 def build_demo(services: Sequence[Service]) -> gr.Blocks:
     """The whole page, and one of its own for each further model; `launch` serves them."""
     first, *others = services
-    with gr.Blocks(title="mmdiff", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as demo:
+    with Blocks(title="mmdiff", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as demo:
         _page(demo, first, services)
         api.build(services)
+    routes = routes_of([service.name for service in services])
     for service in others:
-        with demo.route(service.name, service.name):
+        with demo.route(service.name, routes[service.name]):
             _page(demo, service, services)
-    return demo.queue()
+    return demo.queue(max_size=MAX_EVENTS, default_concurrency_limit=MAX_OF_A_KIND)
+
+
+def routes_of(names: Sequence[str]) -> dict[str, str]:
+    """Where the page of each model is below the root, the first one's at the root itself.
+
+    A name's own route if it can be one; otherwise what is left of it, made unique.
+    """
+    routes = {names[0]: ""}
+    for name in names[1:]:
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
+        taken = {*routes.values(), *INTERNAL_ROUTES, *(other for other in names[1:] if other != name)}
+        free = (route for route in (plain, *(f"{plain}-{k}" for k in range(2, 99))) if route not in taken)
+        routes[name] = next(free)
+    return routes
 
 
 def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> None:
@@ -82,9 +102,11 @@ class Restorer:
             for tab in self._by_name.values():
                 tab.after(event.success, [self._task, self._request], tab.replay)
 
-    def _from_file(self, path: str) -> list[Any]:
+    def _from_file(self, path: str | None) -> list[Any]:
         with plain_errors():
             try:
+                if not path:
+                    raise ValueError("There is no file. Choose one that this page has saved.")
                 saved = settings_file.read(path, self._service.modalities)
                 self._check_checkpoint(saved.checkpoint)
             except (
@@ -157,7 +179,7 @@ class Restorer:
 
 
 def _problem(what: str, error: ValueError) -> str:
-    return _note(f"This {what} cannot be restored. {escape(str(error), quote=False)}", "problem")
+    return _note(f"This {what} cannot be restored. {escaped(error)}", "problem")
 
 
 def _note(text: str, kind: str = "calm") -> str:
@@ -165,19 +187,33 @@ def _note(text: str, kind: str = "calm") -> str:
 
 
 def launch(
-    demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, **options: Any
+    demo: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    origins: Sequence[str] = (),
+    tidy: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> tuple[Any, str, str]:
-    """`demo.launch` with this page's looks, nothing shared, nothing fetched from elsewhere."""
+    """`demo.launch` with this page's looks, nothing shared, nothing fetched from elsewhere.
+
+    `origins` and `tidy` are as of `Guard`.
+    """
+    names = [fn.api_name for fn in demo.fns.values() if fn.api_visibility == "public"]
+    guard = Middleware(Guard, names=names, origins=origins, tidy=tidy)
     return demo.launch(
         server_name=host,
         server_port=port,
         theme=theme.theme(),
         css_paths=theme.STYLES,
-        app_kwargs={"middleware": [Middleware(FirstScript)]},
+        app_kwargs={"middleware": [guard, Middleware(FirstScript)]},
         share=False,
         ssr_mode=False,
         footer_links=["api"],
         max_file_size="20mb",
+        max_threads=MAX_THREADS,
+        state_session_capacity=MAX_SESSIONS,
+        enable_monitoring=False,
+        run_history=False,
         **options,
     )
 
@@ -188,11 +224,11 @@ def _header(service: Service, services: Sequence[Service]) -> str:
     if service.size_mb:
         facts.append(f"{service.size_mb:.0f} MB")
     facts.append(service.device)
-    chips = _menu(service, services) + "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    chips = _menu(service, services) + "".join(f"<span>{escaped(fact)}</span>" for fact in facts)
     return (
         '<header class="masthead"><div><h1>mmdiff</h1>'
         "<p>One diffusion model for "
-        f"{listed(list(service.modalities))}: any of them from any others.</p></div>"
+        f"{escaped(listed(list(service.modalities)))}: any of them from any others.</p></div>"
         f'<div class="facts" aria-label="Checkpoint and device">{chips}</div></header>'
     )
 
@@ -200,12 +236,12 @@ def _header(service: Service, services: Sequence[Service]) -> str:
 def _menu(service: Service, services: Sequence[Service]) -> str:
     """The name of the checkpoint; a menu if there are several."""
     if len(services) == 1:
-        return f"<span>{escape(service.name)}</span>"
-    routes = {other.name: "" if other is services[0] else other.name for other in services}
-    chosen = {service.name: " selected"}
+        return f"<span>{escaped(service.name)}</span>"
+    routes, chosen = routes_of([other.name for other in services]), {service.name: " selected"}
     options = "".join(
-        f'<option value="{escape(route)}"{chosen.get(name, "")}>{escape(name)}</option>'
-        for name, route in routes.items()
+        f'<option value="{escaped(routes[other.name])}"{chosen.get(other.name, "")}>'
+        f"{escaped(other.name)}</option>"
+        for other in services
     )
-    own = escape(routes[service.name])
+    own = escaped(routes[service.name])
     return f'<select aria-label="Checkpoint" data-own="{own}" onchange="{MENU}">{options}</select>'

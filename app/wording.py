@@ -1,6 +1,7 @@
 """Small pieces of the page in words: durations, lists, the status line."""
 
 from collections.abc import Sequence
+from html import escape
 
 # groups of words that describe an embedding, and how many of each are shown
 WORDS = {"captions": ("Nearest captions", 3), "labels": ("Nearest labels", 3), "probes": ("Text probes", 4)}
@@ -11,6 +12,11 @@ def status(text: str, share: float | None = None, kind: str = "calm") -> str:
     role = "alert" if kind == "problem" else "status"
     bar = "" if share is None else f'<div class="progress"><i style="width:{100 * share:.1f}%"></i></div>'
     return f'<div class="status {kind}" role="{role}"><p>{text}</p>{bar}</div>'
+
+
+def escaped(text: object) -> str:
+    """Text as HTML shows it, also in an attribute's "value": names, captions and errors are not ours."""
+    return escape(str(text), quote=False).replace('"', "&quot;")
 
 
 def listed(words: Sequence[str]) -> str:

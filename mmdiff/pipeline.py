@@ -48,7 +48,13 @@ class Output:
 
 
 class Run(Iterator[Step]):
-    """The steps of a request as they are made. Sampling begins with the first `next`, and `close` ends it."""
+    """The steps of a request as they are made. Sampling begins with the first `next`, and `close` ends it.
+
+    `owner` may be set before, such as to a visitor's address: runs of one give way to those of others, see
+    `Engine`.
+    """
+
+    owner = ""
 
     def __init__(self, engine: Engine, member: Member) -> None:
         self._engine, self._member = engine, member
@@ -71,7 +77,7 @@ class Run(Iterator[Step]):
         self.close()
 
     def _begun(self) -> Ticket:
-        self._ticket = self._ticket or self._engine.submit(self._member)
+        self._ticket = self._ticket or self._engine.submit(self._member, self.owner)
         return self._ticket
 
 

@@ -152,7 +152,7 @@ class Request:
         _check_whole("steps", self.steps, 1, min(num_steps, limits.steps))
         _check_whole("num_samples", self.num_samples, 1, limits.num_samples)
         _check_whole("seed", self.seed, 0, limits.seed - int(self.num_samples))
-        if self.sampler not in SAMPLERS:
+        if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
             raise ValueError(f"no sampler is called {self.sampler!r}; choose among {', '.join(SAMPLERS)}.")
         if not is_number(self.eta) or not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta!r}; give a number from 0 (deterministic) to 1.")

@@ -187,12 +187,12 @@ def photo(size: tuple[int, int] = (120, 90), seed: int = 3) -> Image.Image:
 
 
 @contextmanager
-def served(*services: Any) -> Iterator[str]:
-    """The page of these services on a free port; yields its address."""
+def served(*services: Any, **options: Any) -> Iterator[str]:
+    """The page of these services on a free port; yields its address. The options are those of `launch`."""
     from app.ui import build_demo, launch
 
     demo = build_demo(services)
     try:
-        yield launch(demo, prevent_thread_lock=True, quiet=True)[1].rstrip("/")
+        yield launch(demo, prevent_thread_lock=True, quiet=True, **options)[1].rstrip("/")
     finally:
         demo.close(verbose=False)

@@ -106,6 +106,47 @@ def test_who_does_not_fit_waits_in_line_first_come_first_served():
     assert ["c", "c", "d"] in network.batches  # and a place that is left is used
 
 
+def test_the_queue_is_served_in_turn_by_owner_and_a_newcomer_is_not_kept_out():
+    network = Network()
+    engine = Engine(network, background=True, capacity=3)
+    network.go.clear()
+    greedy = [engine.submit(Counter("a", 6, rows=3), "greedy")]
+    until(lambda: engine._running)
+    greedy += [engine.submit(Counter(name, 6), "greedy") for name in "bcd"]
+    one = engine.submit(Counter("one", 2), "one")
+    assert one.ahead == 0  # it joins at the next step, and the calls are made in turn
+    other = [engine.submit(Counter(name, 2, rows=2), "other") for name in ("p", "q")]
+    assert [ticket.ahead for ticket in other] == [0, 1]
+    assert [ticket.ahead for ticket in greedy] == [0, 2, 3, 4]
+    network.go.set()
+    with ThreadPoolExecutor(7) as readers:
+        results = list(readers.map(list, (*greedy, one, *other)))
+    assert results == [[*range(1, 7)]] * 4 + [[1, 2]] * 3
+    assert max(map(len, network.batches)) <= 3
+    order = [name for batch in network.batches for name in batch]
+    assert max(order.index("one"), order.index("p"), order.index("q")) < order.index("b")
+
+
+def test_one_owner_cannot_fill_the_queue():
+    network = Network()
+    engine = Engine(network, background=True, capacity=1)
+    engine.max_queue, engine.max_queue_of_one = 3, 2
+    network.go.clear()
+    mine = [engine.submit(Counter("a", 2), "me")]
+    until(lambda: engine._running)
+    mine += [engine.submit(Counter("a", 2), "me") for _ in range(2)]
+    for refused in (lambda: engine.submit(Counter("a"), "me"), lambda: engine.check_owner("me")):
+        with pytest.raises(ValueError, match="2 of your runs are waiting already"):
+            refused()
+    engine.check_owner("you")
+    yours = [engine.submit(Counter("b", 2), "you") for _ in range(2)]  # one joins, one queues
+    with pytest.raises(ValueError, match="3 runs are waiting already"):
+        engine.submit(Counter("c"), "you")
+    network.go.set()
+    with ThreadPoolExecutor(5) as readers:
+        assert list(readers.map(list, (*mine, *yours))) == [[1, 2]] * 5
+
+
 def test_one_that_is_larger_than_the_capacity_runs_alone():
     network = Network()
     assert (

@@ -19,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-ONLY_THE_APP = {"gradio", "av"}
+ONLY_THE_APP = {"gradio", "av", "filelock"}
 OPTIONAL = {"cv2", "lpips", "torchmetrics"}  # without them evaluation leaves figures out and says why
 INDIRECT = {"fsspec", "pyarrow"}  # parts of what `datasets` itself requires
 SAMPLE = ("--given", "embedding=a dark red apple", "--wanted", "image", "label", "--steps", "2")
@@ -82,7 +82,7 @@ def test_the_wheel_does_not_require_what_only_the_app_needs(wheel):
     assert f'__version__ = "{distribution.version}"' in source
 
 
-def test_the_requirements_of_the_demo_are_those_of_the_library_and_two_more():
+def test_the_requirements_of_the_demo_are_those_of_the_library_and_three_more():
     lines = (ROOT / "requirements.txt").read_text().split()
     assert {line for line in lines if Requirement(line).name not in ONLY_THE_APP} == set(
         PROJECT["dependencies"]

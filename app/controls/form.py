@@ -14,7 +14,7 @@ from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.task import GENERATE, GIVEN, IGNORE, Task
 from app.theme import html
-from app.wording import listed
+from app.wording import escaped, listed
 from mmdiff.images import square
 from mmdiff.modalities import Modality
 from mmdiff.request import Request
@@ -143,13 +143,13 @@ class Form:
             elif choice == GIVEN:
                 given.append(name)
         if missing:
-            return _note(f"First {listed(missing)}.", "todo")
+            return _note(f"First {escaped(listed(missing))}.", "todo")
         if not wanted and ANCHOR in given:
             return _note("Paint a hole to fill it in, or set another row to Generate.", "todo")
         if not wanted:
             return _note("Nothing to generate yet. Set at least one row to Generate.", "todo")
-        source = f"from the {listed(given)}" if given else "from noise alone"
-        return _note(f"Generates <b>{listed(wanted)}</b> {source}.", "ready")
+        source = f"from the {escaped(listed(given))}" if given else "from noise alone"
+        return _note(f"Generates <b>{escaped(listed(wanted))}</b> {source}.", "ready")
 
 
 def _note(text: str, kind: str) -> str:

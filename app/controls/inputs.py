@@ -1,7 +1,6 @@
 """The controls by which a modality is given: one class per form, and how to read them."""
 
 from collections.abc import Callable
-from html import escape
 from typing import Any, ClassVar
 
 import gradio as gr
@@ -14,6 +13,7 @@ from app.controls.painter import Painter, to_text
 from app.errors import plain_errors
 from app.run.defaults import ANCHOR
 from app.theme import html
+from app.wording import escaped
 from mmdiff.images import to_rgb
 from mmdiff.modalities import Modality
 
@@ -117,7 +117,10 @@ class ImageInput(Input):
 
     def read(self, photo: Image.Image | None, hole: str | None) -> Image.Image:
         if photo is None:
-            raise self.nothing("Upload a photo, or choose something else than Given.")
+            raise self.nothing(
+                "Upload a photo, again if one is shown, which the server no longer has; or choose something "
+                "else than Given."
+            )
         return photo
 
     def known_pixels(self, photo: Image.Image | None, hole: str | None) -> np.ndarray | None:
@@ -270,8 +273,12 @@ def _forget(note: gr.HTML, painter: Painter) -> None:
 def _accepted(read: Callable[..., Any], *upload: Any) -> tuple[Any, str]:
     """What `read` makes of an upload, None if it refuses it, and a note on what was done or is wrong."""
     try:
+        if any(value is None for value in upload):
+            raise ValueError(
+                "The photo or the file is missing. Upload the photo first, then choose the file."
+            )
         result = read(*upload)
     except ValueError as error:
-        return None, f'<p class="hint problem" role="alert">{escape(str(error), quote=False)}</p>'
-    text = " ".join(escape(note, quote=False) for note in result.notes)
+        return None, f'<p class="hint problem" role="alert">{escaped(error)}</p>'
+    text = " ".join(map(escaped, result.notes))
     return result, text and f'<p class="hint" role="status">{text}</p>'

@@ -72,7 +72,8 @@ def from_text(value: str | None, size: int, colours: int) -> np.ndarray:
     """The painter's value -> cells (size, size) int64 below `colours`. Raises ValueError if it is no such."""
     if not value:
         return np.zeros((size, size), dtype=np.int64)
-    cells = np.frombuffer(value.encode("latin-1", "replace"), dtype=np.uint8).astype(np.int64) - ZERO
+    text = value if isinstance(value, str) else ""  # a page of another program may send anything
+    cells = np.frombuffer(text.encode("latin-1", "replace"), dtype=np.uint8).astype(np.int64) - ZERO
     if cells.size != size**2 or cells.min() < 0 or cells.max() >= colours:
         raise ValueError("The painting is damaged. Clear it and paint again.")
     return cells.reshape(size, size)

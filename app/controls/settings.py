@@ -11,8 +11,8 @@ from app.run.defaults import ANCHOR, FOLLOWED, LIMITS, MAX_SEED, first_sampled, 
 from app.run.service import Service
 from app.task import GENERATE, GIVEN, Task
 from app.theme import html
-from app.wording import duration
-from mmdiff.request import SAMPLERS, Request
+from app.wording import duration, escaped
+from mmdiff.request import SAMPLERS, Request, is_number
 
 
 class Start(NamedTuple):
@@ -99,7 +99,7 @@ class SamplingControls:
             ]
         with gr.Column(elem_classes="following", visible=self._first is not None):
             self.followed = self._slider("followed", f"Follow the {self._first}", 0, most, FOLLOWED, 0.5)
-            html(FOLLOWING.format(name=self._first))
+            html(FOLLOWING.format(name=escaped(self._first)))
 
     def _slider(
         self, name: str, label: str, low: int, high: float, value: float, step: float = 1
@@ -170,9 +170,10 @@ class SamplingControls:
         ]
 
 
-def _within(typed: float | None, most: int) -> int:
+def _within(typed: Any, most: int) -> int:
     """The whole number from 1 to ``most`` that Gradio will make of it; an emptied box sends None."""
-    return min(max(int(typed or 1), 1), most)
+    number = typed if is_number(typed) and abs(typed) <= most else most if is_number(typed) else 1
+    return max(int(number), 1)
 
 
 def new_seed() -> int:

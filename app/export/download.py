@@ -4,7 +4,6 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,6 +22,7 @@ from app.export.zip_file import write_zip
 from app.run.history import Track
 from app.task import Task
 from app.theme import html
+from app.wording import escaped
 
 # The file is ready when the hidden button knows its address, which the page learns a moment later.
 # The page says which run it shows, as the server may no longer have it.
@@ -82,7 +82,7 @@ class Downloads:
         request, checkpoint = record.request, record.checkpoint
         query, left_out = to_query(request, checkpoint, self._task.name)
         root = root_address(visitor, self.link.page)
-        notes = "".join(f'<p class="hint">{escape(words)}</p>' for words in left_out)
+        notes = "".join(f'<p class="hint">{escaped(words)}</p>' for words in left_out)
         return {
             self.link: root + self._route(checkpoint) + query,
             self.note: notes,
@@ -126,9 +126,9 @@ class Downloads:
                     together.write(part, f"{k} {title}.zip".replace("/", "-"))
 
 
-def check_kept(run: str, tracks: Sequence[Track]) -> None:
+def check_kept(run: str | None, tracks: Sequence[Track]) -> None:
     """Raises ValueError if `run`, the id of the run that the page shows, is none of these; "" is unknown."""
-    if run not in ("", tracks[0].id):  # forgotten, perhaps while the visitor's computer slept
+    if run not in (None, "", tracks[0].id):  # forgotten, perhaps while the visitor's computer slept
         raise ValueError(
             "The server no longer has the run that is shown. Tick Keep beside its seed and run it again."
         )

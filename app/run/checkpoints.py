@@ -8,35 +8,46 @@ from app.run.service import Service, Stops
 
 log = logging.getLogger(__name__)
 MAX_OTHERS = 7  # that are loaded, too; a folder of training runs may have any number
+MAX_REASON = 300  # characters of why one is left out
 
 
 def load_all(folder: str | Path, device: str = "auto") -> list[Service]:
-    """The checkpoint in `folder`, then the others beside it that can be loaded.
+    """The checkpoint in `folder`, then the others beside it that can be loaded, at most `MAX_OTHERS`.
 
-    Raises ValueError or OSError if `folder` itself cannot be loaded.
+    What cannot be loaded is left out with one line in the log, whatever is wrong with it. Raises ValueError
+    or OSError if `folder` itself cannot be loaded.
     """
     stops = Stops()
     services = [Service.from_checkpoint(folder, device, stops)]
     for other in beside(folder):
+        if len(services) > MAX_OTHERS:
+            break
         try:
             services.append(Service.from_checkpoint(other, device, stops))
-        except (ValueError, OSError) as error:
-            log.warning("%s is left out: %s", other.name, error)
+        except Exception as error:  # others may have put anything there
+            _leave_out(other, error)
     return services
 
 
 def beside(folder: str | Path) -> list[Path]:
-    """The checkpoints in the same folder as this one, without it, by name; at most `MAX_OTHERS`."""
+    """The checkpoints in the same folder as this one, without it, by name."""
     folder = Path(folder).resolve()
-    others = [path for path in sorted(folder.parent.iterdir()) if path != folder and _is_checkpoint(path)]
-    return others[:MAX_OTHERS]
+    return [path for path in sorted(folder.parent.iterdir()) if path != folder and _is_checkpoint(path)]
 
 
 def _is_checkpoint(path: Path) -> bool:
     """Whether it is a whole checkpoint of a diffusion model (embedders have other configurations)."""
     try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except (ValueError, RecursionError) as error:
+        _leave_out(path, error)
         return False
     ours = isinstance(config, dict) and config.get("format") == "mmdiff"
     return ours and (path / "model.safetensors").is_file()
+
+
+def _leave_out(path: Path, error: Exception) -> None:
+    why = " ".join(str(error).split())[:MAX_REASON]
+    log.warning("%r is left out: %s", path.name, why or type(error).__name__)

@@ -31,7 +31,7 @@ from mmdiff.serving.denoising import Step
 if TYPE_CHECKING:
     from mmdiff.clip.vocabulary import Description
 
-MAX_WAITING = 12
+MAX_WAITING, MAX_WAITING_OF_ONE = 12, 8  # runs in the queue, in all and of the same visitor
 PATIENCE = 0.25  # seconds between looks at whether a waiting run was stopped
 WARM_UP_STEPS, WARM_UP_SECONDS = 8, 2.0
 
@@ -108,13 +108,14 @@ class Service:
         stops: Stops | None = None,
     ) -> None:
         self.pipe, self.name, self.size_mb, self.folder = pipe, name, size_mb, folder
+        pipe.engine.max_queue, pipe.engine.max_queue_of_one = MAX_WAITING, MAX_WAITING_OF_ONE
         self.stops = stops or Stops()
         self.timing = Timing()
         self._sampled = self._sample  # ZeroGPU lends a GPU to visitors only, and none is here yet
         with ThreadPoolExecutor(1) as worker:  # like real runs not in the main thread, which differs in speed
             self.example, self.filled = worker.submit(self._warm_up).result()
         # Wrapped here, because what a GPU process is called with must be picklable, which `self` is not.
-        self._sampled = gpu(lambda request: 10 + self.timing.estimate(request))(self._sample)
+        self._sampled = gpu(lambda request, owner: 10 + self.timing.estimate(request))(self._sample)
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path, device: str = "auto", stops: Stops | None = None) -> Service:
@@ -167,17 +168,17 @@ class Service:
             pass
         return record
 
-    def stream(self, record: Record, session: str = "") -> Iterator[Waiting | Frame]:
+    def stream(self, record: Record, session: str = "", owner: str = "") -> Iterator[Waiting | Frame]:
         """Runs what the record asks for, and adds each step to it before it yields the frame.
 
-        `session` is the name by which `stop` finds this run. Closing the generator ends the run, too.
+        `session` is the name by which `stop` finds this run, `owner` the visitor whose other runs it gives
+        way with to those of others. Closing the generator ends the run, too.
 
         Raises:
             ValueError: for values that the model does not take, and if too many are waiting already.
         """
-        if self.pipe.engine.waiting >= MAX_WAITING:
-            raise ValueError(f"{MAX_WAITING} runs are waiting already. Please try again in a minute.")
-        with self.stops.watched(session) as stop, closing(self._sampled(record.request)) as events:
+        self.pipe.engine.check_owner(owner)
+        with self.stops.watched(session) as stop, closing(self._sampled(record.request, owner)) as events:
             for event in events:
                 stopped = stop.is_set()
                 if not isinstance(event, Waiting):
@@ -190,9 +191,10 @@ class Service:
                 if stopped:
                     return
 
-    def _sample(self, request: Request) -> Iterator[Waiting | Step]:
+    def _sample(self, request: Request, owner: str = "") -> Iterator[Waiting | Step]:
         """Everything that happens in a run, in the process that has the accelerator."""
         with closing(self.pipe.start(request, LIMITS)) as steps:
+            steps.owner = owner
             while place := steps.wait(PATIENCE):
                 yield Waiting(place)
             for step in steps:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -12,6 +11,7 @@ import gradio as gr
 from app.run.service import Service
 from app.task import TASKS
 from app.theme import html
+from app.wording import escaped
 
 TITLE = "How it works"
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def _picture(specs: Mapping[str, Any]) -> str:
     sizes: dict[str, str] = {}
     for spec in specs.values():
         sizes.setdefault(DRAWN[spec.form], _size(spec))  # the first of a form is drawn
-    texts = {name: escape(sizes.get(name, "absent")) for name in DRAWN.values()}
+    texts = {name: escaped(sizes.get(name, "absent")) for name in DRAWN.values()}
     pictures = "".join(Template(path.read_text(encoding="utf-8")).substitute(texts) for path in PICTURES)
     lacking = "".join(f" without-{name}" for name in DRAWN.values() if name not in sizes)
     return f'<h2>The model</h2><div class="architecture{lacking}">{pictures}</div>'
@@ -91,7 +91,7 @@ def _page(specs: Mapping[str, Any]) -> str:
     shown = ""
     for form, words in SHOWN.items():
         if names := ", ".join(name for name, spec in specs.items() if spec.form == form):
-            shown += f"<li><b>{escape(names.capitalize())}</b>: {words}</li>"
+            shown += f"<li><b>{escaped(names.capitalize())}</b>: {words}</li>"
     tabs = "".join(f"<dt>{t.title}</dt><dd>{t.intro}</dd>" for t in TASKS if t.fits(specs))
     return (
         '<div class="columns"><section><h2>What the page shows</h2>'
@@ -128,7 +128,7 @@ def measured(checkpoint: str, docs: Path = ROOT / "docs") -> str:
         problems.append(f"There are no measured results for the checkpoint “{checkpoint}”.")
     order = sorted(sections, key=lambda name: (name.startswith("evidence-"), name))
     shown = (_section(*sections[name], _command(name, commands), name != checkpoint) for name in order)
-    return "\n\n".join(["## What was measured", *map(escape, problems), *shown])
+    return "\n\n".join(["## What was measured", *map(escaped, problems), *shown])
 
 
 def _command(name: str, commands: list[str]) -> str:
@@ -140,7 +140,7 @@ def _command(name: str, commands: list[str]) -> str:
 def _section(title: str, tables: str, command: str, folded: bool) -> str:
     if command:
         tables += f" The command that measures this again:\n\n```sh\n{command}\n```"
-    return f"<details><summary>{escape(title)}</summary>\n\n{tables}\n\n</details>" if folded else tables
+    return f"<details><summary>{escaped(title)}</summary>\n\n{tables}\n\n</details>" if folded else tables
 
 
 def model_card(folder: Path | None) -> str:

@@ -19,9 +19,9 @@ from app.run.service import Service, Waiting
 from app.task import Task
 from app.theme import html
 from app.wording import duration, listed, status, steps_of
-from mmdiff.request import Change, Request
+from mmdiff.request import Change, Request, is_whole
 
-MAX_RUNS = 40  # that may be in line at the same time; the service refuses more before that
+MAX_RUNS = 80  # at the same time; the step engine takes at most 64, and lets 12 more wait
 REPEATED = 3  # frames that a message repeats, as the browser may skip messages
 
 # On a narrow page the panel is below the controls.
@@ -137,7 +137,7 @@ class RunPanel:
         shown = shown or self._opening
         check_kept(run, shown)
         base = shown[0].record
-        if not 1 <= step < base.request.steps:
+        if not is_whole(step) or not 1 <= step < base.request.steps:
             raise ValueError(
                 f"After step {step} of {base.request.steps} nothing is left to denoise. Move the scrubber to "
                 "an earlier step, then fork."
@@ -165,12 +165,12 @@ class RunPanel:
 
         Whatever ends it: player, `shown` and downloads are of the same runs afterwards.
         """
-        key = f"{visitor.session_hash}/{self.task.name}"
+        key, owner = f"{visitor.session_hash}/{self.task.name}", address_of(visitor)
         self._service.stop(key)
         yield self._going(status("Starting …", 0.0, "busy"))
         begun = False  # whether all of them have
         try:
-            for updates in self._watched(self._in_turn(runs, key), runs, every, beside):
+            for updates in self._watched(self._in_turn(runs, key, owner), runs, every, beside):
                 yield updates if begun else updates | {self.form.sampling.seed: runs[0].record.request.seed}
                 begun = True
         except Exception:
@@ -181,7 +181,7 @@ class RunPanel:
         text = _summary(_begun(runs)) if kept else status("Stopped before it began.")
         yield self._going(text, False) | kept
 
-    def _in_turn(self, runs: list[Track], session: str) -> Events:
+    def _in_turn(self, runs: list[Track], session: str, owner: str) -> Events:
         """Each run with its next event, one of each in turn, until all are over.
 
         One event of each is there before the first is handed out, so that a run that cannot begin ends all
@@ -189,7 +189,9 @@ class RunPanel:
         """
         several = len({run.record.checkpoint for run in runs}) > 1
         with ExitStack() as stack:
-            streams = [self._services[run.record.checkpoint].stream(run.record, session) for run in runs]
+            streams = [
+                self._services[run.record.checkpoint].stream(run.record, session, owner) for run in runs
+            ]
             for stream in streams:
                 stack.enter_context(closing(stream))
             going = list(zip(runs, streams, strict=True))
@@ -262,6 +264,11 @@ class RunPanel:
             self.fork: idle,
             self._compare.button: idle,
         }
+
+
+def address_of(visitor: gr.Request) -> str:
+    """By which visitors are told apart; "" if it is not known."""
+    return getattr(getattr(visitor, "client", None), "host", "")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import atexit
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import accumulate
@@ -61,8 +61,9 @@ class Member(Protocol):
 class Ticket(Iterator[Any]):
     """The steps of one member, in order; raises the error that ended them."""
 
-    def __init__(self, engine: Engine, member: Member) -> None:
-        self._engine, self._member, self._process = engine, member, os.getpid()
+    def __init__(self, engine: Engine, member: Member, owner: str = "") -> None:
+        self._engine, self._member, self.owner = engine, member, owner
+        self._process = os.getpid()
         self._steps: deque[Any] = deque()
         self._error: Exception | None = None
         self._over = False  # whether the last step has been made
@@ -120,10 +121,20 @@ class Engine:
 
     Args:
         answer: queries of all members -> an answer to each, in order. Called by one thread only.
-        capacity: rows in a call of the network. Members that do not fit queue, first come, first served; a
-            member that is larger than that runs alone. A member whose reader sleeps gives its place away.
+        capacity: rows in a call of the network. Members that do not fit queue; a member that is larger than
+            that runs alone. A member whose reader sleeps gives its place away.
         background: whether the engine computes in a thread of its own.
+
+    Members may have owners. In the queue whose owner has the fewest rows running comes first, then who came
+    first; and an owner with nothing running gets in although the call is full, up to twice the capacity, when
+    the calls are made in turn. So nobody waits for all that another has asked for.
+
+    Attributes:
+        max_queue, max_queue_of_one: members that may queue, in all and of the same owner; None is no limit.
     """
+
+    max_queue: int | None = None
+    max_queue_of_one: int | None = None
 
     def __init__(
         self,
@@ -150,14 +161,36 @@ class Engine:
             self._begin()
             torch.set_num_threads(1)  # OpenMP would wait for threads that are not there
 
-    def submit(self, member: Member) -> Ticket:
-        """Let `member` join at the next step, or queue."""
+    def submit(self, member: Member, owner: str = "") -> Ticket:
+        """Let `member` join at the next step, or queue. Raises ValueError if the queue is full."""
         self._enter()
-        ticket = Ticket(self, member)
+        ticket = Ticket(self, member, owner)
         with self.changed:
             self._line.append(ticket)
+            queue = self._queue()
+            if ticket in queue and (full := self._why_full(len(queue) - 1, self._own(queue, owner) - 1)):
+                self._line.remove(ticket)
+                raise ValueError(full)
             self._wake()
         return ticket
+
+    def check_owner(self, owner: str) -> None:
+        """Raises ValueError if as many of the owner's members queue as may, before another one is made."""
+        with self.changed:
+            full = self._why_full(0, self._own(self._queue(), owner))
+        if full:
+            raise ValueError(full)
+
+    def _why_full(self, queueing: int, own: int) -> str:
+        """Why no more may queue, "" if they may."""
+        if self.max_queue_of_one is not None and own >= self.max_queue_of_one:
+            return f"{own} of your runs are waiting already. Please try again when some have ended."
+        if self.max_queue is not None and queueing >= self.max_queue:
+            return f"{queueing} runs are waiting already. Please try again in a minute."
+        return ""
+
+    def _own(self, queue: list[Ticket], owner: str) -> int:
+        return sum(ticket.owner == owner for ticket in queue) if owner else 0
 
     def call(self, function: Callable[[], T]) -> T:
         """The result of `function`, computed by the thread that computes the steps."""
@@ -198,13 +231,14 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Length of the queue."""
+        """Length of the queue, without those who join at the next step."""
         with self.changed:
-            return len(self._line)
+            return len(self._queue())
 
     def position(self, ticket: Ticket) -> int:
         """The place of `ticket` in the queue, 1 is next; 0 if it is not there."""
-        return self._line.index(ticket) + 1 if ticket in self._line else 0
+        queue = self._queue()
+        return queue.index(ticket) + 1 if ticket in queue else 0
 
     def dismiss(self, ticket: Ticket) -> None:
         """Remove it, wherever it is."""
@@ -254,15 +288,36 @@ class Engine:
 
     def _admitted(self) -> list[Ticket]:
         """The members of the next step. Those whose readers sleep lose their places to the queue."""
-        awake = [ticket for ticket in self._running if not ticket._asleep]
-        rows = sum(ticket._member.rows for ticket in awake)
-        while self._line and (not awake or rows + self._line[0]._member.rows <= self._capacity):
-            ticket = self._line.popleft()
+        for ticket in self._sorted_line()[0]:
+            self._line.remove(ticket)
             ticket._asked = time.monotonic()
-            rows += ticket._member.rows
             self._running.append(ticket)
-            awake.append(ticket)
         return self._fitting([ticket for ticket in self._running if ticket._hungry])
+
+    def _queue(self) -> list[Ticket]:
+        """Who does not join at the next step, in the order in which they will."""
+        return self._sorted_line()[1]
+
+    def _sorted_line(self) -> tuple[list[Ticket], list[Ticket]]:
+        """Who joins at the next step, and who has to wait, both in order."""
+        rows: Counter[str] = Counter()  # of each owner, with those who have joined
+        for ticket in self._running:
+            if not ticket._asleep:
+                rows[ticket.owner] += ticket._member.rows
+        joining: list[Ticket] = []
+        waiting: list[Ticket] = []
+        line = list(self._line)
+        while line:
+            ticket = min(line, key=lambda ticket: rows[ticket.owner])
+            line.remove(ticket)
+            fits = not waiting and self._has_room(ticket, rows)
+            (joining if fits else waiting).append(ticket)
+            rows[ticket.owner] += ticket._member.rows
+        return joining, waiting
+
+    def _has_room(self, ticket: Ticket, rows: Counter[str]) -> bool:
+        most = 2 * self._capacity if ticket.owner and not rows[ticket.owner] else self._capacity
+        return not rows.total() or rows.total() + ticket._member.rows <= most
 
     def _fitting(self, going: list[Ticket]) -> list[Ticket]:
         """As many of them as fit, in turn: sleeping readers may all wake at the same time."""
