@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 CHECKPOINT = "folder of the checkpoint to show first; the page offers those beside it, too (%(default)s)"
+PRECISION = "of the network; auto is bfloat16 where the processor has instructions for it (%(default)s)"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -17,6 +18,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--port", type=int, default=port or 7860, help="port to listen on (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--precision", default="float32", choices=("auto", "float32", "bfloat16"), help=PRECISION
+    )
     arguments = parser.parse_args()
     if not (Path(arguments.checkpoint) / "config.json").is_file():
         parser.error(
@@ -34,11 +38,11 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     # Here, so that --help and a wrong argument answer at once; first what must come before torch.
     import app.run.zero_gpu  # noqa: F401
-    from app.run.checkpoints import load_all
+    from app.run.checkpoints import load_all, warm_up
     from app.ui import build_demo, launch
 
     try:
-        services = load_all(arguments.checkpoint, arguments.device)
+        services = load_all(arguments.checkpoint, arguments.device, arguments.precision)
     except (ValueError, OSError) as error:
         raise SystemExit(f"app.py: error: {error}") from None
     demo = build_demo(services)
@@ -46,6 +50,7 @@ def main() -> None:
         _, address, _ = launch(demo, arguments.host, arguments.port, prevent_thread_lock=True, quiet=True)
     except OSError as error:
         raise SystemExit(f"app.py: error: {error}") from None
+    warm_up(services)  # not before the page is served, which is what people wait for
     names = ", ".join(service.name for service in services)
     print(f"{names} on {services[0].device}: open {address}", flush=True)
     demo.block_thread()

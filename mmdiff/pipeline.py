@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.clip.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
-from mmdiff.device import choose_device
+from mmdiff.device import choose_device, choose_precision
 from mmdiff.images import to_uint8
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.model import MultiModalDiffusion
@@ -88,8 +89,10 @@ class Pipeline:
         embedder: Any = None,
         vocabulary: Vocabulary | None = None,
         background: bool = False,
+        precision: str = "float32",
     ) -> None:
         self.model = model.to(device).eval()
+        self.precision = choose_precision(precision, device)
         self.device = device
         schedule = model.make_schedule()
         # Tables beside the samples save a wait per look-up; only MPS has no float64 to hold them.
@@ -99,11 +102,21 @@ class Pipeline:
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
-        self.engine = Engine(self.model.answer, background=background)
+        answer = self.model.answer if self.precision == torch.float32 else _in_bfloat16(self.model)
+        self.engine = Engine(answer, background=background)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto", background: bool = False) -> Pipeline:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str = "auto",
+        background: bool = False,
+        precision: str = "float32",
+    ) -> Pipeline:
         """Load a checkpoint folder or Hugging Face Hub id; "auto" takes the GPU where there is one.
+
+        The network computes in "float32" or "bfloat16"; "auto" takes the latter where the processor has
+        instructions for it. docs/demo.md says how much results differ. What is given is encoded in float32.
 
         In the `background` sampling has a thread of its own, for servers; see `mmdiff.serving.engine`.
 
@@ -115,7 +128,7 @@ class Pipeline:
         folder = resolve(name)
         model = load_checkpoint(folder, chosen)
         embedder = load_embedder(model.config.embedder, folder, chosen)
-        return cls(model, chosen, embedder, Vocabulary.load(folder), background)
+        return cls(model, chosen, embedder, Vocabulary.load(folder), background, precision)
 
     # -- embeddings --------------------------------------------------------------------------------
 
@@ -232,6 +245,21 @@ class Pipeline:
             values = {n: self.modalities[n].present(v) for n, v in x_hat.items()}
             output = Output(values, step.seconds, step.total, seed)
         return replace(step, x_hat=x_hat, output=output)
+
+
+def _in_bfloat16(model: MultiModalDiffusion) -> Callable[[list[Any]], Sequence[Any]]:
+    """`model.answer` under autocast. Of a copy, whose weights are cast once instead of in every call."""
+    network = copy.deepcopy(model)
+    for module in network.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.to(torch.bfloat16)
+    device = next(model.parameters()).device.type
+
+    def answer(calls: list[Any]) -> Sequence[Any]:
+        with torch.autocast(device, torch.bfloat16):
+            return network.answer(calls)
+
+    return answer
 
 
 def load_embedder(name: str, folder: Path, device: torch.device) -> Any:

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from app.run.service import Service, Stops
@@ -10,19 +13,30 @@ log = logging.getLogger(__name__)
 MAX_OTHERS = 7  # that are loaded, too; a folder of training runs may have any number
 
 
-def load_all(folder: str | Path, device: str = "auto") -> list[Service]:
-    """The checkpoint in `folder`, then the others beside it that can be loaded.
+def load_all(folder: str | Path, device: str = "auto", precision: str = "float32") -> list[Service]:
+    """The checkpoint in `folder`, then the others beside it that can be loaded; `warm_up` is yet to come.
 
     Raises ValueError or OSError if `folder` itself cannot be loaded.
     """
     stops = Stops()
-    services = [Service.from_checkpoint(folder, device, stops)]
+    load = partial(Service.from_checkpoint, device=device, precision=precision, stops=stops, warm=False)
+    services = [load(folder)]
     for other in beside(folder):
         try:
-            services.append(Service.from_checkpoint(other, device, stops))
+            services.append(load(other))
         except (ValueError, OSError) as error:
             log.warning("%s is left out: %s", other.name, error)
     return services
+
+
+def warm_up(services: Sequence[Service]) -> None:
+    """Warms them up one after the other, while visitors look at the page already."""
+
+    def each() -> None:
+        for service in services:
+            service.warm_up()
+
+    threading.Thread(target=each, name="warm-up", daemon=True).start()
 
 
 def beside(folder: str | Path) -> list[Path]:
