@@ -19,7 +19,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=port or 7860, help="port to listen on (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     parser.add_argument(
-        "--precision", default="float32", choices=("auto", "float32", "bfloat16"), help=PRECISION
+        "--precision", default="auto", choices=("auto", "float32", "bfloat16"), help=PRECISION
     )
     arguments = parser.parse_args()
     if not (Path(arguments.checkpoint) / "config.json").is_file():

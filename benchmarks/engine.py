@@ -1,4 +1,4 @@
-"""How fast the demo is: the model against a plain DiT, the engine against bare loops, the page, and its start.
+"""How fast the demo is: model against a plain DiT, engine against bare loops, the page, and its start.
 
     python benchmarks/engine.py checkpoints/orchard --out docs/results/orchard-speed.json
 
@@ -55,7 +55,7 @@ TIME_A_RUN = """() => new Promise((resolve) => {
 })"""
 
 
-def loaded(checkpoint: str, precision: str = "float32") -> Pipeline:
+def loaded(checkpoint: str, precision: str = "auto") -> Pipeline:
     """As the app loads it, see `mmdiff.serving.engine`."""
     load = partial(Pipeline.from_pretrained, checkpoint, background=True, precision=precision)
     with ThreadPoolExecutor(1) as worker:
@@ -87,17 +87,18 @@ def paired(one: Callable[[], float], other: Callable[[], float], rounds: int) ->
 
 
 def bare_loop(pipe: Pipeline, steps: int, batch: int = 1) -> float:
-    """Seconds of a loop over the model and nothing else, in float32, in the thread that the engine has."""
+    """Seconds of a loop over the model and nothing else, in the thread that the engine has."""
     return pipe.engine.call(lambda: seconds(lambda: _bare_loop(pipe, steps, batch)))
 
 
 def _bare_loop(pipe: Pipeline, steps: int, batch: int) -> None:
-    denoise = pipe.model.denoiser(pipe.schedule, pipe.model.nothing_given(batch, pipe.device))
+    model, nothing = pipe.model, pipe.model.nothing_given(batch, pipe.device)
     z_T = SampleNoise(range(batch), pipe.device)(pipe.model.z_shape)
     sampler = sample_ddim(pipe.schedule, z_T, timesteps(pipe.schedule.num_steps, steps))
     z, t, _ = next(sampler)
     while t > 0:
-        z, t, _ = sampler.send(denoise(z, t)[0])
+        (raw,) = pipe.answer([model.call_at(pipe.schedule, z, t, nothing)])
+        z, t, _ = sampler.send(model.clean_encodings(raw, nothing))
 
 
 class Peer:
@@ -108,7 +109,7 @@ class Peer:
         looks = {
             "num_attention_heads": 4,
             "attention_head_dim": 64,
-            "num_layers": 7,
+            "num_layers": 6,
             "num_embeds_ada_norm": 1000,
         }
         patch = size // pipe.model.grid
@@ -141,7 +142,7 @@ def network_calls(pipe: Pipeline, calls: int, batch: int) -> float:
         nothing = pipe.model.nothing_given(batch, pipe.device)
         z = torch.randn(batch, *pipe.model.z_shape, device=pipe.device)
         one = z, torch.zeros(batch, device=pipe.device), nothing
-        return seconds(lambda: [pipe.engine._answer([one]) for _ in range(calls)])
+        return seconds(lambda: [pipe.answer([one]) for _ in range(calls)])
 
     return pipe.engine.call(call)  # no other thread computes, see `mmdiff.serving.engine`
 
@@ -184,8 +185,9 @@ def differences(one: Sequence[Any], other: Sequence[Any]) -> dict[str, float]:
     return {name: round(float(value), 5) for name, value in found.items()}
 
 
-def measure_bfloat16(pipe: Pipeline, half: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
+def measure_bfloat16(checkpoint: str, steps: int, rounds: int) -> dict[str, Any]:
     """bfloat16 against float32: time of the network, and how far results are apart."""
+    pipe, half = loaded(checkpoint, "float32"), loaded(checkpoint, "bfloat16")
     wanted = tuple(pipe.modalities)
     ask = {"wanted": wanted, "steps": steps}
     alone = [[p(**ask, seed=k) for k in range(8)] for p in (pipe, half)]
@@ -206,14 +208,15 @@ def measure_bfloat16(pipe: Pipeline, half: Pipeline, steps: int, rounds: int) ->
 
 
 @contextmanager
-def served(checkpoint: str) -> Iterator[tuple[str, float, int | None]]:
-    """`python app.py` on a free port: its address, seconds from its start to the first page, and MB by then."""
+def served(checkpoint: str, precision: str = "auto") -> Iterator[tuple[str, float, int | None]]:
+    """`python app.py` on a free port: address, seconds until the first page, and MB by then."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     start = time.perf_counter()
     command = [sys.executable, "app.py", "--checkpoint", checkpoint, "--port", str(port)]
+    command += ["--precision", precision]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL) as process:
         try:
             while not _answers(address):
@@ -268,7 +271,7 @@ def replayed(address: str, request: dict[str, Any]) -> float:
     raise RuntimeError("the stream of the run ended before the run.")
 
 
-def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
+def measure_page(app: Callable[[], Any], pipe: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
     """The page in Chromium, and its stream without a browser, against the bare loop in this process."""
     from playwright.sync_api import sync_playwright
 
@@ -277,9 +280,9 @@ def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> di
         raise SystemExit("the page is measured in Chromium, which is not installed as `chromium`.")
     starts = []
     for _ in range(STARTS - 1):
-        with served(checkpoint) as (_, started, _):
+        with app() as (_, started, _):
             starts.append(started)
-    with served(checkpoint) as (address, started, megabytes), sync_playwright() as playwright:
+    with app() as (address, started, megabytes), sync_playwright() as playwright:
         starts.append(started)
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
@@ -324,9 +327,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="steps of a request (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="pairs of each comparison (%(default)s)")
     parser.add_argument("--requests", type=int, default=8, help="people at once (%(default)s)")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (%(default)s)")
     arguments = parser.parse_args()
     steps, rounds = arguments.steps, arguments.rounds
-    pipe, half = loaded(arguments.checkpoint), loaded(arguments.checkpoint, "bfloat16")
+    pipe = loaded(arguments.checkpoint, arguments.precision)
     peer = Peer(pipe)
     for warm_up in (bare_loop, engine_alone):
         warm_up(pipe, 5)
@@ -334,6 +338,7 @@ def main() -> None:
     results = {
         "checkpoint": Path(arguments.checkpoint).name,
         "device": str(pipe.device),
+        "precision": str(pipe.precision).removeprefix("torch."),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -350,7 +355,7 @@ def main() -> None:
             for batch in (1, arguments.requests)
         },
         "four_steps_seconds": round(statistics.median(engine_alone(pipe, 4) for _ in range(rounds)), 3),
-        **measure_bfloat16(pipe, half, steps, rounds),
+        **measure_bfloat16(arguments.checkpoint, steps, rounds),
         "engine_against_bare_loop": paired(
             lambda: engine_alone(pipe, steps),
             lambda: bare_loop(pipe, steps),
@@ -366,7 +371,7 @@ def main() -> None:
             lambda: network_calls(pipe, arguments.requests, 1),
             4 * rounds,
         ),
-        **measure_page(arguments.checkpoint, pipe, steps, rounds),
+        **measure_page(partial(served, arguments.checkpoint, arguments.precision), pipe, steps, rounds),
     }
     text = json.dumps(results, indent=1) + "\n"
     print(text, end="")

@@ -102,8 +102,9 @@ class Pipeline:
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
-        answer = self.model.answer if self.precision == torch.float32 else _in_bfloat16(self.model)
-        self.engine = Engine(answer, background=background)
+        exact = self.precision == torch.float32
+        self.answer = self.model.answer if exact else _in_bfloat16(self.model)
+        self.engine = Engine(self.answer, background=background)
 
     @classmethod
     def from_pretrained(
@@ -111,7 +112,7 @@ class Pipeline:
         name: str | Path,
         device: str = "auto",
         background: bool = False,
-        precision: str = "float32",
+        precision: str = "auto",
     ) -> Pipeline:
         """Load a checkpoint folder or Hugging Face Hub id; "auto" takes the GPU where there is one.
 
@@ -248,10 +249,14 @@ class Pipeline:
 
 
 def _in_bfloat16(model: MultiModalDiffusion) -> Callable[[list[Any]], Sequence[Any]]:
-    """`model.answer` under autocast. Of a copy, whose weights are cast once instead of in every call."""
-    network = copy.deepcopy(model)
-    for module in network.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+    """`model.answer` under autocast, of a copy whose weights are cast once instead of in every call.
+
+    What encodes given values, outside the steps, is shared with the model and stays in float32.
+    """
+    network = copy.deepcopy(model, {id(model.modalities): model.modalities})
+    kinds = torch.nn.Linear, torch.nn.Conv2d, torch.nn.RMSNorm
+    for name, module in network.named_modules():
+        if isinstance(module, kinds) and not name.startswith("modalities."):
             module.to(torch.bfloat16)
     device = next(model.parameters()).device.type
 

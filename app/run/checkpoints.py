@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 MAX_OTHERS = 7  # that are loaded, too; a folder of training runs may have any number
 
 
-def load_all(folder: str | Path, device: str = "auto", precision: str = "float32") -> list[Service]:
+def load_all(folder: str | Path, device: str = "auto", precision: str = "auto") -> list[Service]:
     """The checkpoint in `folder`, then the others beside it that can be loaded; `warm_up` is yet to come.
 
     Raises ValueError or OSError if `folder` itself cannot be loaded.

@@ -131,7 +131,7 @@ class Service:
         device: str = "auto",
         stops: Stops | None = None,
         warm: bool = True,
-        precision: str = "float32",
+        precision: str = "auto",
     ) -> Service:
         """Loads the checkpoint in `folder`. Raises ValueError or OSError if that is not possible."""
         folder = Path(folder).resolve()

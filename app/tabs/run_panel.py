@@ -219,7 +219,8 @@ class RunPanel:
         self, events: Events, runs: list[Track], every: int, beside: Sequence[Track]
     ) -> Iterator[Updates]:
         """What the page shows while the runs go on."""
-        counts, last = deque([0] * (REPEATED + 1), REPEATED + 1), -math.inf  # frames in the last messages
+        counts = {run.id: deque([0] * (REPEATED + 1), REPEATED + 1) for run in runs}  # of the last messages
+        last = -math.inf
         for run, event in events:
             if isinstance(event, Waiting):
                 yield self._going(status(_waiting(event), kind="busy"))
@@ -227,15 +228,16 @@ class RunPanel:
             due = event.index == 1 or event.index % every == 0 or run.record.finished
             due = due and time.monotonic() - last >= PREVIEW_SECONDS
             if due and not all(run.record.finished for run in runs):
-                tracks = [*beside, *(replace(run, since=counts[0]) for run in runs)]
-                if counts[-1]:  # tracks beside were sent, too
+                tracks = [*beside, *(replace(run, since=counts[run.id][0]) for run in runs)]
+                if last > 0:  # tracks beside were sent, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
                 yield {
                     self.status: _progress(_begun(runs)),
                     self.player.component: self.player.value(tracks),
                 }
-                counts.append(min(len(run.record.frames) for run in runs))
                 last = time.monotonic()
+                for run in runs:
+                    counts[run.id].append(len(run.record.frames))
 
     def _kept(self, runs: list[Track], beside: Sequence[Track], visitor: gr.Request) -> Updates:
         """Shows for good the steps that there are of these runs; nothing if none has begun."""
