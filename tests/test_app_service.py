@@ -240,6 +240,7 @@ def test_what_breaks_the_warm_up_is_said_to_visitors():
     pipe.broken = RuntimeError("out of memory")
     early = Service(pipe, "early", warm=False)
     early.warm_up()
+    assert early.error is pipe.broken
     with pytest.raises(RuntimeError, match="out of memory"):
         next(stream(early, JOINT))
     with pytest.raises(RuntimeError, match="out of memory"):

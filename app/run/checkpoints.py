@@ -35,6 +35,8 @@ def warm_up(services: Sequence[Service]) -> None:
     def each() -> None:
         for service in services:
             service.warm_up()
+            if service.error:
+                log.error("%s cannot be used: %s", service.name, service.error)
 
     threading.Thread(target=each, name="warm-up", daemon=True).start()
 

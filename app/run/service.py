@@ -150,6 +150,11 @@ class Service:
         return self._made.done()
 
     @property
+    def error(self) -> BaseException | None:
+        """What broke the warm-up, and meets all visitors; None if nothing did. Waits for the warm-up."""
+        return self._made.exception()
+
+    @property
     def example(self) -> Record:
         """The record of a run with nothing given, to look at before the first; waits for the warm-up."""
         return self._made.result()[0]
