@@ -23,6 +23,7 @@ UNWRITABLE = (
 )
 CLOSING_SECONDS = 1.5  # for answers that are on their way when the server is ended
 ENDING_SECONDS = 4.5  # after which it ends in any case; `docker stop` kills after ten
+PRECISION = "of the network; auto is bfloat16 where the processor has instructions for it (%(default)s)"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,6 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--origin", action="append", default=[], help=ORIGIN)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "float32", "bfloat16"), help=PRECISION
+    )
     arguments = parser.parse_args()
     places = [Path(arguments.checkpoint), Path(__file__).parent / arguments.checkpoint]
     found = [place for place in places if (place / "config.json").is_file()]
@@ -105,16 +109,17 @@ def serve(arguments: argparse.Namespace, folder: Folder) -> None:
     """Loads the models and serves the page until the process is ended."""
     # Here, so that --help and a wrong argument answer at once; first what must come before torch.
     import app.run.zero_gpu  # noqa: F401
-    from app.run.checkpoints import load_all
+    from app.run.checkpoints import load_all, warm_up
     from app.ui import build_demo, launch
 
     try:
-        services = load_all(arguments.checkpoint, arguments.device)
+        services = load_all(arguments.checkpoint, arguments.device, arguments.precision)
         demo = build_demo(services)
         host, options = address.in_url(arguments.host), {"prevent_thread_lock": True, "quiet": True}
         _, url, _ = launch(demo, host, arguments.port, arguments.origin, folder.tidy, **options)
     except (ValueError, OSError) as error:
         raise SystemExit(f"app.py: error: {error}") from None
+    warm_up(services)  # not before the page is served, which is what people wait for
     names = ", ".join(service.name for service in services)
     print(f"{names} on {services[0].device}: open {url}", flush=True)
     try:

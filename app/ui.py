@@ -90,6 +90,7 @@ class Restorer:
         self._outputs = [tabs, message, self._request, self._task]
         for tab in built:
             self._outputs += tab.form.outputs
+        self._opened_outputs = [output for tab in built for output in tab.opened]
 
     def connect(self, demo: gr.Blocks, button: gr.UploadButton) -> None:
         """Restores the file that is uploaded with `button`, and the link in the page's own address."""
@@ -97,7 +98,7 @@ class Restorer:
         button.click(lambda: "", None, self._message, queue=False, **QUIET)
         for event in (
             button.upload(self._from_file, button, self._outputs, **QUIET),
-            demo.load(self._from_link, None, self._outputs, **QUIET),
+            demo.load(self._open, None, [*self._outputs, *self._opened_outputs], **QUIET),
         ):
             for tab in self._by_name.values():
                 tab.after(event.success, [self._task, self._request], tab.replay)
@@ -114,6 +115,11 @@ class Restorer:
             ) as error:  # replaces a note on the last file, which would seem to be on this one
                 return self._updates(gr.skip(), _problem("file", error))
             return self._shown(saved, _note("The run is restored and starts again."))
+
+    def _open(self, visitor: gr.Request) -> list[Any]:
+        """The page as its link says, with what the warm-up makes; waits for that."""
+        updates = self._from_link(visitor)
+        return updates + [value for tab in self._by_name.values() for value in tab.open()]
 
     def _from_link(self, visitor: gr.Request) -> list[Any]:
         params = dict(visitor.query_params)

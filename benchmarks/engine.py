@@ -1,4 +1,4 @@
-"""How fast the demo is: the step engine against bare loops, the page against the engine, and its start.
+"""How fast the demo is: model against a plain DiT, engine against bare loops, the page, and its start.
 
     python benchmarks/engine.py checkpoints/orchard --out docs/results/orchard-speed.json
 
@@ -22,13 +22,16 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -52,10 +55,11 @@ TIME_A_RUN = """() => new Promise((resolve) => {
 })"""
 
 
-def loaded(checkpoint: str) -> Pipeline:
+def loaded(checkpoint: str, precision: str = "auto") -> Pipeline:
     """As the app loads it, see `mmdiff.serving.engine`."""
+    load = partial(Pipeline.from_pretrained, checkpoint, background=True, precision=precision)
     with ThreadPoolExecutor(1) as worker:
-        return worker.submit(Pipeline.from_pretrained, checkpoint, background=True).result()
+        return worker.submit(load).result()
 
 
 def seconds(action: Callable[[], Any]) -> float:
@@ -82,18 +86,53 @@ def paired(one: Callable[[], float], other: Callable[[], float], rounds: int) ->
     }
 
 
-def bare_loop(pipe: Pipeline, steps: int) -> float:
-    """Seconds of a loop over the model and nothing else, one sample, in the thread that the engine has."""
-    return pipe.engine.call(lambda: seconds(lambda: _bare_loop(pipe, steps)))
+def bare_loop(pipe: Pipeline, steps: int, batch: int = 1) -> float:
+    """Seconds of a loop over the model and nothing else, in the thread that the engine has."""
+    return pipe.engine.call(lambda: seconds(lambda: _bare_loop(pipe, steps, batch)))
 
 
-def _bare_loop(pipe: Pipeline, steps: int) -> None:
-    denoise = pipe.model.denoiser(pipe.schedule, pipe.model.nothing_given(1, pipe.device))
-    z_T = SampleNoise([0], pipe.device)(pipe.model.z_shape)
+def _bare_loop(pipe: Pipeline, steps: int, batch: int) -> None:
+    model, nothing = pipe.model, pipe.model.nothing_given(batch, pipe.device)
+    z_T = SampleNoise(range(batch), pipe.device)(pipe.model.z_shape)
     sampler = sample_ddim(pipe.schedule, z_T, timesteps(pipe.schedule.num_steps, steps))
     z, t, _ = next(sampler)
     while t > 0:
-        z, t, _ = sampler.send(denoise(z, t)[0])
+        (raw,) = pipe.answer([model.call_at(pipe.schedule, z, t, nothing)])
+        z, t, _ = sampler.send(model.clean_encodings(raw, nothing))
+
+
+class Peer:
+    """A DiT of diffusers: photos alone, as many tokens as the model, more parameters than `orchard` has."""
+
+    def __init__(self, pipe: Pipeline) -> None:
+        size, self._pipe = pipe.model.config.image_size, pipe
+        looks = {
+            "num_attention_heads": 4,
+            "attention_head_dim": 64,
+            "num_layers": 6,
+            "num_embeds_ada_norm": 1000,
+        }
+        patch = size // pipe.model.grid
+        network = DiTTransformer2DModel(
+            in_channels=3, out_channels=3, sample_size=size, patch_size=patch, **looks
+        )
+        self._network, self._size = network.to(pipe.device, pipe.precision).eval(), size
+        self.parameters = sum(p.numel() for p in network.parameters())
+
+    def loop(self, steps: int, batch: int) -> float:
+        """Seconds of sampling with DDIM, in the thread that the engine has."""
+        return self._pipe.engine.call(lambda: seconds(lambda: self._loop(steps, batch)))
+
+    @torch.no_grad()
+    def _loop(self, steps: int, batch: int) -> None:
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(steps)
+        x = torch.randn(batch, 3, self._size, self._size, device=self._pipe.device)
+        labels = torch.zeros(batch, dtype=torch.long, device=x.device)
+        for t in scheduler.timesteps:
+            seen = x.to(self._pipe.precision)
+            noise = self._network(seen, timestep=t.to(x.device).expand(batch), class_labels=labels).sample
+            x = scheduler.step(noise.float(), t, x).prev_sample
 
 
 def network_calls(pipe: Pipeline, calls: int, batch: int) -> float:
@@ -101,8 +140,9 @@ def network_calls(pipe: Pipeline, calls: int, batch: int) -> float:
 
     def call() -> float:
         nothing = pipe.model.nothing_given(batch, pipe.device)
-        one = torch.randn(batch, *pipe.model.z_shape), torch.zeros(batch), nothing
-        return seconds(lambda: [pipe.model.answer([one]) for _ in range(calls)])
+        z = torch.randn(batch, *pipe.model.z_shape, device=pipe.device)
+        one = z, torch.zeros(batch, device=pipe.device), nothing
+        return seconds(lambda: [pipe.answer([one]) for _ in range(calls)])
 
     return pipe.engine.call(call)  # no other thread computes, see `mmdiff.serving.engine`
 
@@ -129,24 +169,80 @@ def requests(pipe: Pipeline, count: int, steps: int, together: bool) -> None:
         person.join()
 
 
+def differences(one: Sequence[Any], other: Sequence[Any]) -> dict[str, float]:
+    """How far results of equal requests are apart, at most and in the mean over all pixels or numbers."""
+    found = {}
+    pictures = [np.stack([np.asarray(p, float) for out in side for p in out.image]) for side in (one, other)]
+    levels = np.abs(pictures[0] - pictures[1])
+    found |= {"grey_levels_mean": levels.mean(), "grey_levels_99_percent": np.quantile(levels, 0.99)}
+    if one[0].mask is not None:
+        masks = [np.concatenate([out.mask for out in side]) for side in (one, other)]
+        found["mask_pixels_share"] = (masks[0] != masks[1]).mean()
+    for name in ("label", "embedding"):
+        if one[0].values.get(name) is not None:
+            values = [np.concatenate([out.values[name] for out in side]) for side in (one, other)]
+            found[f"{name}_largest"] = np.abs(values[0] - values[1]).max()
+    return {name: round(float(value), 5) for name, value in found.items()}
+
+
+def measure_bfloat16(checkpoint: str, steps: int, rounds: int) -> dict[str, Any]:
+    """bfloat16 against float32: time of the network, and how far results are apart."""
+    pipe, half = loaded(checkpoint, "float32"), loaded(checkpoint, "bfloat16")
+    wanted = tuple(pipe.modalities)
+    ask = {"wanted": wanted, "steps": steps}
+    alone = [[p(**ask, seed=k) for k in range(8)] for p in (pipe, half)]
+    with ThreadPoolExecutor(8) as people:
+        among = list(people.map(lambda k: half(**ask, seed=k), range(8)))
+    times = {
+        f"bfloat16_against_float32_batch_{batch}": paired(
+            lambda batch=batch: network_calls(half, 4, batch),
+            lambda batch=batch: network_calls(pipe, 4, batch),
+            rounds,
+        )
+        for batch in (1, 8)
+    }
+    return times | {
+        "bfloat16_differences": differences(*alone),
+        "bfloat16_differences_among_eight": differences(alone[1], among),
+    }
+
+
 @contextmanager
-def served(checkpoint: str) -> Iterator[tuple[str, float]]:
-    """`python app.py` on a free port; its address and the seconds from its start to the first page."""
+def served(checkpoint: str, precision: str = "auto") -> Iterator[tuple[str, float, int | None]]:
+    """`python app.py` on a free port: address, seconds until the first page, and MB by then."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     start = time.perf_counter()
     command = [sys.executable, "app.py", "--checkpoint", checkpoint, "--port", str(port)]
+    command += ["--precision", precision]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL) as process:
         try:
             while not _answers(address):
                 if process.poll() is not None:
                     raise RuntimeError("app.py ended before it served a page.")
                 time.sleep(0.05)
-            yield address, time.perf_counter() - start
+            yield address, time.perf_counter() - start, _megabytes(process.pid)
         finally:
             process.terminate()
+
+
+def _megabytes(pid: int) -> int | None:
+    """Resident memory of a process where /proc tells."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGESIZE") // 2**20
+
+
+def _help() -> float:
+    """Seconds of `python app.py --help`."""
+    command = [sys.executable, "app.py", "--help"]
+    return seconds(
+        lambda: subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, check=True)
+    )
 
 
 def _answers(address: str) -> bool:
@@ -175,7 +271,7 @@ def replayed(address: str, request: dict[str, Any]) -> float:
     raise RuntimeError("the stream of the run ended before the run.")
 
 
-def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
+def measure_page(app: Callable[[], Any], pipe: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
     """The page in Chromium, and its stream without a browser, against the bare loop in this process."""
     from playwright.sync_api import sync_playwright
 
@@ -184,9 +280,9 @@ def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> di
         raise SystemExit("the page is measured in Chromium, which is not installed as `chromium`.")
     starts = []
     for _ in range(STARTS - 1):
-        with served(checkpoint) as (_, started):
+        with app() as (_, started, _):
             starts.append(started)
-    with served(checkpoint) as (address, started), sync_playwright() as playwright:
+    with app() as (address, started, megabytes), sync_playwright() as playwright:
         starts.append(started)
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
@@ -213,7 +309,9 @@ def measure_page(checkpoint: str, pipe: Pipeline, steps: int, rounds: int) -> di
         run = max(joins, key=lambda request: len(request["data"]))  # the others tell less
         stream = paired(lambda: replayed(address, run), loop, rounds)
     return {
+        "help_seconds": round(statistics.median(_help() for _ in range(STARTS)), 2),
         "start_to_first_page_seconds": round(statistics.median(starts), 2),
+        "megabytes_at_first_page": megabytes,
         "first_preview_seconds": round(statistics.median(firsts), 3),
         "page_against_bare_loop": result,
         "stream_against_bare_loop": stream,
@@ -229,19 +327,35 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="steps of a request (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="pairs of each comparison (%(default)s)")
     parser.add_argument("--requests", type=int, default=8, help="people at once (%(default)s)")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (%(default)s)")
     arguments = parser.parse_args()
     steps, rounds = arguments.steps, arguments.rounds
-    pipe = loaded(arguments.checkpoint)
+    pipe = loaded(arguments.checkpoint, arguments.precision)
+    peer = Peer(pipe)
     for warm_up in (bare_loop, engine_alone):
         warm_up(pipe, 5)
+    peer.loop(5, 1)
     results = {
         "checkpoint": Path(arguments.checkpoint).name,
         "device": str(pipe.device),
+        "precision": str(pipe.precision).removeprefix("torch."),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "steps": steps,
         "requests": arguments.requests,
+        "parameters": sum(p.numel() for p in pipe.model.parameters()),
+        "dit_parameters": peer.parameters,
+        **{
+            f"loop_against_dit_batch_{batch}": paired(
+                lambda batch=batch: bare_loop(pipe, steps, batch),
+                lambda batch=batch: peer.loop(steps, batch),
+                rounds if batch == 1 else max(3, rounds // 2),
+            )
+            for batch in (1, arguments.requests)
+        },
+        "four_steps_seconds": round(statistics.median(engine_alone(pipe, 4) for _ in range(rounds)), 3),
+        **measure_bfloat16(arguments.checkpoint, steps, rounds),
         "engine_against_bare_loop": paired(
             lambda: engine_alone(pipe, steps),
             lambda: bare_loop(pipe, steps),
@@ -257,7 +371,7 @@ def main() -> None:
             lambda: network_calls(pipe, arguments.requests, 1),
             4 * rounds,
         ),
-        **measure_page(arguments.checkpoint, pipe, steps, rounds),
+        **measure_page(partial(served, arguments.checkpoint, arguments.precision), pipe, steps, rounds),
     }
     text = json.dumps(results, indent=1) + "\n"
     print(text, end="")

@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app.run.checkpoints import load_all  # noqa: E402
+from app.run.checkpoints import load_all, warm_up  # noqa: E402
 from app.run.defaults import FOLLOWED  # noqa: E402
 from app.task import TASKS  # noqa: E402
 from app.ui import build_demo, launch  # noqa: E402
@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    demo = build_demo(load_all(arguments.checkpoint))
+    services = load_all(arguments.checkpoint)
+    demo = build_demo(services)
+    warm_up(services)
     address = launch(demo, prevent_thread_lock=True, quiet=True)[1]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """ "auto" is the GPU where there is one. Raises ValueError for a device that is not there."""
@@ -15,6 +17,15 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used ({error}); try 'auto' or 'cpu'.") from None
     return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """float32, bfloat16, or by "auto" bfloat16 where it is fast. Raises ValueError for another name."""
+    if name not in PRECISIONS:
+        raise ValueError(f"precision is {name!r}; choose among {', '.join(PRECISIONS)}.")
+    if name == "auto":
+        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return getattr(torch, name)
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.clip.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
-from mmdiff.device import choose_device, usual_defaults
+from mmdiff.device import choose_device, choose_precision, usual_defaults
 from mmdiff.images import to_uint8
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.model import MultiModalDiffusion
@@ -95,27 +96,40 @@ class Pipeline:
         embedder: Any = None,
         vocabulary: Vocabulary | None = None,
         background: bool = False,
+        precision: str = "float32",
     ) -> None:
         self.model = model.to(device).eval()
+        self.precision = choose_precision(precision, device)
         self.device = device
         schedule = model.make_schedule()
         # Tables beside the samples save a wait per look-up; only MPS has no float64 to hold them.
         self.schedule = schedule if device.type == "mps" else schedule.to(device)
         self.embedder = embedder
-        self._parts = (self.model, device, embedder, vocabulary, background)
+        self._parts = (self.model, device, embedder, vocabulary, background, precision)
         self.words = Words(embedder, vocabulary) if embedder is not None and vocabulary else None
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
-        self.engine = Engine(self.model.answer, background=background)
+        exact = self.precision == torch.float32
+        self.answer = self.model.answer if exact else _in_bfloat16(self.model)
+        self.engine = Engine(self.answer, background=background)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, also of `pickle`, get an engine of their own: locks and threads cannot be copied."""
         return type(self), self._parts
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto", background: bool = False) -> Pipeline:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str = "auto",
+        background: bool = False,
+        precision: str = "auto",
+    ) -> Pipeline:
         """Load a checkpoint folder or Hugging Face Hub id; "auto" takes the GPU where there is one.
+
+        The network computes in "float32" or "bfloat16"; "auto" takes the latter where the processor has
+        instructions for it. docs/demo.md says how much results differ. What is given is encoded in float32.
 
         In the `background` sampling has a thread of its own, for servers; see `mmdiff.serving.engine`.
 
@@ -128,7 +142,7 @@ class Pipeline:
         with usual_defaults():
             model = load_checkpoint(folder, chosen)
             embedder = load_embedder(model.config.embedder, folder, chosen)
-            return cls(model, chosen, embedder, Vocabulary.load(folder), background)
+            return cls(model, chosen, embedder, Vocabulary.load(folder), background, precision)
 
     # -- embeddings --------------------------------------------------------------------------------
 
@@ -271,6 +285,25 @@ def _listed(values: Any, one: bool, what: str) -> list[Any]:
     if not listed:
         raise ValueError(f"got {repr(values)[:200]} instead of {what}; give a list with at least one.")
     return listed
+
+
+def _in_bfloat16(model: MultiModalDiffusion) -> Callable[[list[Any]], Sequence[Any]]:
+    """`model.answer` under autocast, of a copy whose weights are cast once instead of in every call.
+
+    What encodes given values, outside the steps, is shared with the model and stays in float32.
+    """
+    network = copy.deepcopy(model, {id(model.modalities): model.modalities})
+    kinds = torch.nn.Linear, torch.nn.Conv2d, torch.nn.RMSNorm
+    for name, module in network.named_modules():
+        if isinstance(module, kinds) and not name.startswith("modalities."):
+            module.to(torch.bfloat16)
+    device = next(model.parameters()).device.type
+
+    def answer(calls: list[Any]) -> Sequence[Any]:
+        with torch.autocast(device, torch.bfloat16):
+            return network.answer(calls)
+
+    return answer
 
 
 def load_embedder(name: str, folder: Path, device: torch.device) -> Any:

@@ -1,8 +1,10 @@
 """Player, fork and downloads are of the same runs, whatever happens to them."""
 
 import datetime
+import itertools
 import json
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
@@ -77,6 +79,12 @@ class Page:
     @property
     def shown(self):
         return self.now[self.panel.shown]
+
+
+@pytest.fixture(autouse=True)
+def previews(monkeypatch):
+    """A message for every step, however fast."""
+    monkeypatch.setattr("app.tabs.run_panel.PREVIEW_SECONDS", 0)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +166,28 @@ def test_the_example_shows_its_first_and_its_last_step(page, services):
     assert len(shown.frames) == 1 + len(whole.frames) // 2
 
 
+def test_previews_of_a_fast_run_come_seldom_and_miss_no_step(page, monkeypatch):
+    page.run(asked())
+    assert len(page.sent) == STEPS  # the last one with all steps
+    assert [[f["i"] for f in tracks[0]["frames"]] for tracks in page.sent[1:4]] == [
+        [1, 2],
+        [1, 2, 3],
+        [2, 3, 4],
+    ]
+    clock = itertools.count(step=0.03)  # between the looks at it
+    monkeypatch.setattr("app.tabs.run_panel.PREVIEW_SECONDS", 0.08)
+    monkeypatch.setattr("app.tabs.run_panel.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    page.sent.clear()
+    page.run(replace(asked(), steps=30))
+    live = [[frame["i"] for frame in tracks[0]["frames"]] for tracks in page.sent[:-1]]
+    assert 5 < len(live) < 15 and live[0] == [1]
+    assert {step for steps in live for step in steps} >= set(range(1, max(live[-1])))
+    assert all(
+        after[0] <= before[-1] for before, after in itertools.pairwise(live)
+    )  # repeated, if one is skipped
+    assert [frame["i"] for frame in page.sent[-1][0]["frames"]] == list(range(1, 31))
+
+
 def test_no_checkpoint_is_named_where_there_is_one(page):
     with pytest.raises(gr.Error, match=r"^.num_samples is 99"):
         page.run(Request(wanted=("image",), num_samples=99))
@@ -182,7 +212,7 @@ def test_a_comparison_that_breaks_off_shows_its_steps_so_far(page, services, bro
 
 def test_a_run_that_is_over_when_the_other_breaks_off_is_not_called_stopped(page, services):
     def meanwhile():
-        if page.sent[-1][0]["frames"][-1]["i"] == STEPS:
+        if STEPS in [frame["i"] for frame in page.sent[-1][0]["frames"]]:
             services[1].pipe.broken = RuntimeError("out of memory")
 
     with pytest.raises(gr.Error, match="unexpected"):

@@ -218,6 +218,37 @@ def test_there_is_something_to_look_at_from_the_start(service):
     assert np.array_equal(filled.last.x["image"][0][known], example.last.x["image"][0][known])
 
 
+def test_runs_of_early_visitors_wait_for_the_warm_up():
+    early = Service(FakePipeline(), "early", warm=False)
+    assert not early.ready and early.timing.estimate(JOINT) is None
+    events = stream(early, JOINT)
+    assert next(events) == Waiting(0)
+    early.warm_up()
+    assert [event.index for event in events] == list(range(1, JOINT.steps + 1))
+    assert early.example.finished and early.timing.estimate(JOINT) > 0
+
+
+def test_a_run_that_waits_for_the_warm_up_can_be_stopped():
+    early = Service(FakePipeline(), "early", warm=False)
+    events = stream(early, JOINT, "somebody")
+    assert next(events) == Waiting(0) and early.stop("somebody")
+    assert list(events) == [] and not early.stop("somebody")
+
+
+def test_what_breaks_the_warm_up_is_said_to_visitors():
+    pipe = FakePipeline()
+    pipe.broken = RuntimeError("out of memory")
+    early = Service(pipe, "early", warm=False)
+    early.warm_up()
+    assert early.error is pipe.broken
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(stream(early, JOINT))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _ = early.example
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Service(pipe, "at once")
+
+
 def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
     monkeypatch.setattr("app.run.service.WARM_UP_SECONDS", 0.1)
     slow = Service(FakePipeline(step_seconds=0.02), "slow")

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 
@@ -163,6 +164,15 @@ def test_bad_images_are_refused(trained, images):
 def test_bad_texts_are_refused(trained, texts):
     with pytest.raises(ValueError, match="list of texts"):
         ClipEmbedder(trained[0]).embed_texts(texts)
+
+
+def test_a_folder_is_read_when_something_is_embedded(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    embedder = ClipEmbedder(tmp_path)
+    assert embedder.dim == ClipEmbedder(trained[0]).embed_texts(["a red apple"]).shape[1]
+    (tmp_path / WEIGHTS_NAME).write_bytes(b"damaged")
+    with pytest.raises(Exception, match="(?i)header"):
+        embedder.embed_texts(["a red apple"])
 
 
 def test_unknown_models_are_refused(tmp_path):

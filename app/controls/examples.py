@@ -1,6 +1,7 @@
 """One-click examples of a task, from the model's own classes and words and from pictures it made itself."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from app.task import Task
 from mmdiff.modalities import Modality
 from mmdiff.request import Request
 
-Example = tuple[str, Request]  # title of a button, and what it runs
+# Title of a button, and what it runs: asked for when it is pressed, as pictures come from the warm-up.
+Example = tuple[str, Callable[[], Request]]
 
 
 def examples(task: Task, service: Service) -> list[Example]:
@@ -20,45 +22,51 @@ def examples(task: Task, service: Service) -> list[Example]:
     specs = task.modalities(service.modalities)
     if task.inpaints:
         return list(_holes(specs, service))
-    found = [("Surprise me", Request(wanted=tuple(specs))), *_given(specs, service)]
+    found = [("Surprise me", lambda: Request(wanted=tuple(specs))), *_given(specs, service)]
     return found if task.forms else [*found, *list(_holes(specs, service))[:1]]
 
 
 def opening(task: Task, service: Service) -> Request | None:
     """The request that the form of a task shows at first; None for a task that can start from nothing."""
-    return examples(task, service)[0][1] if task.inpaints else None
+    return examples(task, service)[0][1]() if task.inpaints else None
 
 
 def _given(specs: Mapping[str, Modality], service: Service) -> Iterator[Example]:
     """One modality given, all others generated."""
 
-    def example(title: str, name: str, value: Any) -> Example:
-        return title, Request({name: value}, tuple(n for n in specs if n != name))
+    def example(title: str, name: str, value: Callable[[], Any]) -> Example:
+        return title, lambda: Request({name: value()}, tuple(n for n in specs if n != name))
 
-    made = service.example.last
+    def mask(name: str) -> np.ndarray:
+        return service.example.last.classes[name][0].astype(np.int64)
+
     for name, spec in specs.items():
         if spec.form == "class":
             count = len(spec.classes)
             for chosen in spec.classes[count // 4 :: max(1, count // 2)][:2]:
-                yield example(chosen, name, chosen)
+                yield example(chosen, name, partial(str, chosen))
         elif spec.takes_text and service.example_text:
-            yield example(f"“{service.example_text}”", name, service.example_text)
+            yield example(f"“{service.example_text}”", name, lambda: service.example_text)
         elif name == ANCHOR and len(specs) > 1:
-            yield example("Read a photo", name, picture_of(made, spec, 0))
-        elif spec.form == "class_map" and made.classes[name][0].any():
-            yield example("From a mask", name, made.classes[name][0].astype(np.int64))
+            yield example("Read a photo", name, lambda: picture_of(service.example.last, specs[ANCHOR], 0))
+        elif spec.form == "class_map":
+            yield example("From a mask", name, partial(mask, name))
 
 
 def _holes(specs: Mapping[str, Modality], service: Service) -> Iterator[Example]:
     """A photo of the model's own with several holes, everything else generated."""
-    photo, size = picture_of(service.example.last, specs[ANCHOR], 0), specs[ANCHOR].image_size
+    size = specs[ANCHOR].image_size
     known_pixels = {
         "Fill the middle": middle_known(size),
         "Fill a half": np.arange(size)[None].repeat(size, 0) < size // 2,
         "Fill random blocks": _blocks(size),
     }
+
+    def request(known: np.ndarray) -> Request:
+        return Request({ANCHOR: picture_of(service.example.last, specs[ANCHOR], 0)}, tuple(specs), known)
+
     for title, known in known_pixels.items():
-        yield title, Request({ANCHOR: photo}, tuple(specs), known)
+        yield title, partial(request, known)
 
 
 def _blocks(size: int) -> np.ndarray:

@@ -61,7 +61,7 @@ class SamplingControls:
         how = [self.steps, self.seed, self.keep, self.sampler, self.samples]
         self.components = [*how, self.followed, *self.guidance]
         costs = [self.steps, self.samples, self.followed, *self.guidance, *choices.values()]
-        self.estimate.value = self._estimated(*(cost.value for cost in costs))
+        self._first_costs = [cost.value for cost in costs]
         gr.on(
             [cost.change for cost in costs],
             self._estimated,
@@ -106,6 +106,10 @@ class SamplingControls:
     ) -> gr.Slider:
         return gr.Slider(low, high, value=value, step=step, label=label, elem_id=f"{self._task.name}-{name}")
 
+    def first_estimate(self) -> str:
+        """What `estimate` shows of the values that the controls have at first."""
+        return self._estimated(*self._first_costs)
+
     def _estimated(self, steps: int | None, samples: int | None, followed: float, *values: Any) -> str:
         """`values`: the scale of each modality, then its role; a given photo counts as one with a hole."""
         scales, roles = values[: len(self._names)], values[len(self._names) :]
@@ -118,8 +122,9 @@ class SamplingControls:
 
     def estimate_of(self, request: Request) -> str:
         """HTML that says how long a run would take here."""
-        time, device = duration(self._service.timing.estimate(request)), self._service.device.split()[0]
-        return f'<p class="hint">about <b>{time}</b> on this {device}</p>'
+        seconds, device = self._service.timing.estimate(request), self._service.device.split()[0]
+        time = "" if seconds is None else f"about <b>{duration(seconds)}</b> on this {device}"
+        return f'<p class="hint">{time}</p>'
 
     def _guided(
         self, given: Collection[str], wanted: Collection[str], followed: float, scales: Collection[float]

@@ -33,14 +33,14 @@ DOWNLOAD = "() => setTimeout(() => document.querySelector('#%s-download').click(
 class Downloads:
     """Controls made inside the current `gr.Blocks` context.
 
-    `shown` holds the tracks in the player, None before the first run, when those of `opening` are there.
+    `shown` holds the tracks in the player, None before the first run, when those of `opening()` are there.
 
     Attributes:
         outputs: what `update` gives updates for.
         run: for scripts, to say in it which run the page shows.
     """
 
-    def __init__(self, task: Task, shown: gr.State, opening: Sequence[Track]) -> None:
+    def __init__(self, task: Task, shown: gr.State, opening: Callable[[], Sequence[Track]]) -> None:
         self._task, self._opening = task, opening
         self._demo = Context.root_block
         self.run = gr.Textbox("", visible=False)
@@ -97,7 +97,7 @@ class Downloads:
     def _file_maker(self, kind: str, cache: str) -> Callable[[str, list[Track] | None], str]:
         def make(run: str, tracks: list[Track] | None) -> str:
             with plain_errors(), tempfile.TemporaryDirectory() as folder:
-                tracks = tracks or self._opening
+                tracks = tracks or self._opening()
                 check_kept(run, tracks)
                 record = tracks[-1].record
                 path = Path(folder) / f"mmdiff_{record.checkpoint}_{record.request.seed}.{kind}"

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from app.run.service import Service, Stops
@@ -11,22 +14,35 @@ MAX_OTHERS = 7  # that are loaded, too; a folder of training runs may have any n
 MAX_REASON = 300  # characters of why one is left out
 
 
-def load_all(folder: str | Path, device: str = "auto") -> list[Service]:
+def load_all(folder: str | Path, device: str = "auto", precision: str = "auto") -> list[Service]:
     """The checkpoint in `folder`, then the others beside it that can be loaded, at most `MAX_OTHERS`.
 
-    What cannot be loaded is left out with one line in the log, whatever is wrong with it. Raises ValueError
+    `warm_up` is yet to come. What cannot be loaded is left out with one line in the log, whatever is wrong with it. Raises ValueError
     or OSError if `folder` itself cannot be loaded.
     """
     stops = Stops()
-    services = [Service.from_checkpoint(folder, device, stops)]
+    load = partial(Service.from_checkpoint, device=device, precision=precision, stops=stops, warm=False)
+    services = [load(folder)]
     for other in beside(folder):
         if len(services) > MAX_OTHERS:
             break
         try:
-            services.append(Service.from_checkpoint(other, device, stops))
+            services.append(load(other))
         except Exception as error:  # others may have put anything there
             _leave_out(other, error)
     return services
+
+
+def warm_up(services: Sequence[Service]) -> None:
+    """Warms them up one after the other, while visitors look at the page already."""
+
+    def each() -> None:
+        for service in services:
+            service.warm_up()
+            if service.error:
+                log.error("%s cannot be used: %s", service.name, service.error)
+
+    threading.Thread(target=each, name="warm-up", daemon=True).start()
 
 
 def beside(folder: str | Path) -> list[Path]:

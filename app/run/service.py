@@ -1,4 +1,4 @@
-"""One model behind the page: loaded and warmed up once, runs of many visitors at a time, every step of them.
+"""One model behind the page: warmed up once, runs of many visitors at a time, every step of them.
 
 Knows nothing of the page. `Service.stream` is the only way to the model. The runs of all visitors share the
 step engine of `mmdiff.Pipeline`.
@@ -10,7 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ WARM_UP_STEPS, WARM_UP_SECONDS = 8, 2.0
 
 @dataclass(frozen=True)
 class Waiting:
-    """The model is busy with others; `place` in line, 1 is next."""
+    """The model is busy with others; `place` in line, 1 is next. 0: it is still being loaded."""
 
     place: int
 
@@ -57,8 +58,13 @@ class Timing:
         kind = request.inpaints(), request.rows()
         self._recent.setdefault(kind, deque(maxlen=3)).append(seconds_per_step)
 
-    def estimate(self, request: Request) -> float:
-        """Seconds for a run; a batch never seen is priced in proportion to the nearest one that was."""
+    def estimate(self, request: Request) -> float | None:
+        """Seconds for a run; a batch never seen is priced in proportion to the nearest one that was.
+
+        None before the warm-up.
+        """
+        if not self._recent:
+            return None
         inpaints, rows = request.inpaints(), request.rows()
         nearest = min(self._recent, key=lambda seen: (seen[0] != inpaints, abs(seen[1] - rows)))
         return request.steps * median(self._recent[nearest]) * rows / nearest[1]
@@ -89,14 +95,13 @@ class Stops:
 
 
 class Service:
-    """A warmed-up pipeline for many visitors.
+    """A pipeline for many visitors, whose runs wait until it is warmed up.
 
     Attributes:
         pipe: the pipeline. folder: of the checkpoint, None if it came from elsewhere.
         name: of the checkpoint, for the page. size_mb: of its weights on disk, None if unknown.
         stops: ends runs; may be shared by several services.
-        example: the record of a warm-up with nothing given, something to look at before the first run.
-        filled: the record of filling a hole in the example's picture.
+        warm: whether to warm up before anything else; otherwise `warm_up` is to be called.
     """
 
     def __init__(
@@ -106,41 +111,92 @@ class Service:
         size_mb: float | None = None,
         folder: Path | None = None,
         stops: Stops | None = None,
+        warm: bool = True,
     ) -> None:
         self.pipe, self.name, self.size_mb, self.folder = pipe, name, size_mb, folder
         pipe.engine.max_queue, pipe.engine.max_queue_of_one = MAX_WAITING, MAX_WAITING_OF_ONE
         self.stops = stops or Stops()
         self.timing = Timing()
-        self._sampled = self._sample  # ZeroGPU lends a GPU to visitors only, and none is here yet
-        with ThreadPoolExecutor(1) as worker:  # like real runs not in the main thread, which differs in speed
-            self.example, self.filled = worker.submit(self._warm_up).result()
+        self._made: Future[tuple[Record, Record]] = Future()  # by the warm-up
         # Wrapped here, because what a GPU process is called with must be picklable, which `self` is not.
         self._sampled = gpu(lambda request, owner: 10 + self.timing.estimate(request))(self._sample)
+        if warm:
+            with ThreadPoolExecutor(1) as worker:  # like real runs; the main thread differs in speed
+                worker.submit(self.warm_up).result()
+            self._made.result()
 
     @classmethod
-    def from_checkpoint(cls, folder: str | Path, device: str = "auto", stops: Stops | None = None) -> Service:
+    def from_checkpoint(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        stops: Stops | None = None,
+        warm: bool = True,
+        precision: str = "auto",
+    ) -> Service:
         """Loads the checkpoint in `folder`. Raises ValueError or OSError if that is not possible."""
         folder = Path(folder).resolve()
         weights = folder / "model.safetensors"
         size = weights.stat().st_size / 1e6 if weights.is_file() else None
         at_startup = "cpu" if ON_ZERO_GPU else device  # ZeroGPU lends its GPU to visitors only
-        service = cls(_loaded(folder, at_startup), folder.name, size, folder, stops)
+        pipe = _loaded(folder, at_startup, precision)
+        service = cls(pipe, folder.name, size, folder, stops, warm or ON_ZERO_GPU)
         if ON_ZERO_GPU:
-            service.pipe = _loaded(folder, "cuda")
+            service.pipe = _loaded(folder, "cuda", precision)
         return service
 
-    def _warm_up(self) -> tuple[Record, Record]:
+    @property
+    def ready(self) -> bool:
+        """Whether the warm-up is over."""
+        return self._made.done()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What broke the warm-up, and meets all visitors; None if nothing did. Waits for the warm-up."""
+        return self._made.exception()
+
+    @property
+    def example(self) -> Record:
+        """The record of a run with nothing given, to look at before the first; waits for the warm-up."""
+        return self._made.result()[0]
+
+    @property
+    def filled(self) -> Record:
+        """The record of filling a hole in the example's picture; waits for the warm-up."""
+        return self._made.result()[1]
+
+    def warm_up(self) -> None:
+        """Loads what is loaded late and makes the first runs, which are slower; errors meet the visitors."""
+        if self.ready:
+            return
+        try:
+            self._made.set_result(self._first_runs())
+        except Exception as error:
+            self._made.set_exception(error)
+
+    def _first_runs(self) -> tuple[Record, Record]:
         """`example` and `filled`; before that something short that touches all code and memory."""
         wanted = tuple(self.modalities)
         started = time.perf_counter()
-        self.run(Request(wanted=wanted, steps=2))
+        self._first_run(Request(wanted=wanted, steps=2))
         affordable = 2 * WARM_UP_SECONDS / (time.perf_counter() - started)
         self.timing = Timing()
         how = {"steps": int(min(WARM_UP_STEPS, max(4, affordable))), "sampler": "dpmpp_2m"}
-        example = self.run(Request(wanted=wanted, **from_nothing(self.modalities), **how))
+        example = self._first_run(Request(wanted=wanted, **from_nothing(self.modalities), **how))
         photo = picture_of(example.last, self.modalities[ANCHOR], 0)
-        hole = middle_known(photo.width)
-        return example, self.run(Request({ANCHOR: photo}, wanted, hole, **how))
+        filled = self._first_run(Request({ANCHOR: photo}, wanted, middle_known(photo.width), **how))
+        for name, spec in self.modalities.items():
+            example.said(spec, example.last.x[name])  # loads the embedder, and embeds all words once
+        return example, filled
+
+    def _first_run(self, request: Request) -> Record:
+        """Not by `stream`, which waits for the warm-up; ZeroGPU lends its GPU to visitors only."""
+        record = self.record(request)
+        for step in self._sample(record.request):
+            if not isinstance(step, Waiting):
+                record.add(step)
+        self.timing.learn(record.request, record.seconds / record.last.index)
+        return record
 
     @property
     def modalities(self) -> Mapping[str, Modality]:
@@ -178,7 +234,17 @@ class Service:
             ValueError: for values that the model does not take, and if too many are waiting already.
         """
         self.pipe.engine.check_owner(owner)
-        with self.stops.watched(session) as stop, closing(self._sampled(record.request, owner)) as events:
+        with self.stops.watched(session) as stop:
+            while not self.ready:
+                yield Waiting(0)
+                if stop.is_set():
+                    return
+                wait_for([self._made], PATIENCE)
+            self._made.result()
+            yield from self._events(record, stop, owner)
+
+    def _events(self, record: Record, stop: threading.Event, owner: str) -> Iterator[Waiting | Frame]:
+        with closing(self._sampled(record.request, owner)) as events:
             for event in events:
                 stopped = stop.is_set()
                 if not isinstance(event, Waiting):
@@ -215,10 +281,10 @@ class Service:
         return next(iter(captions)).removeprefix("a photo of ")
 
 
-def _loaded(folder: Path, device: str) -> Pipeline:
+def _loaded(folder: Path, device: str, precision: str) -> Pipeline:
     """The pipeline, loaded in a thread that ends, so that its OpenMP threads do not stand in the way."""
     with ThreadPoolExecutor(1) as worker:
-        return worker.submit(Pipeline.from_pretrained, folder, device, background=True).result()
+        return worker.submit(Pipeline.from_pretrained, folder, device, True, precision).result()
 
 
 def middle_known(size: int) -> np.ndarray:

@@ -1,8 +1,12 @@
 """Runs and what there is to see of them: a status line, the player, forks, comparisons and downloads."""
 
+import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -22,7 +26,9 @@ from app.wording import duration, listed, status, steps_of
 from mmdiff.request import Change, Request, is_whole
 
 MAX_RUNS = 80  # at the same time; the step engine takes at most 64, and lets 12 more wait
-REPEATED = 3  # frames that a message repeats, as the browser may skip messages
+# A message costs Gradio and the browser about as much as a step costs the model, so there are no more of them
+# than an eye can use. Each repeats the frames of the last ones, as the browser may skip messages.
+PREVIEW_SECONDS, REPEATED = 0.08, 2
 
 # On a narrow page the panel is below the controls.
 REVEAL = """() => { const panel = document.getElementById('%s-run-panel');
@@ -55,25 +61,32 @@ class RunPanel:
             self.halt = gr.Button("Stop", interactive=False, **looks)
 
     def view(self) -> None:
-        """The player and what belongs to it; shows the example from the warm-up until the first run."""
+        """The player and what belongs to it; shows the example of the warm-up until the first run."""
         name = self.task.name
-        self._opening = [self._example()]
         # Kept while the page is open: a time to live would count from the end of the run, however long the
         # visitor looks at it. Gradio itself forgets what belongs to closed pages.
         self.shown = gr.State(None)
         self.step = gr.Number(0, visible=False, precision=0)
         with gr.Column(elem_classes="run-panel", elem_id=f"{name}-run-panel"):
-            text = "An example, made while the app was starting. Choose what to give and press <b>Run</b>."
-            self.status = html(status(text), elem_id=f"{name}-status", elem_classes="status-line")
+            text = status("The model is being loaded. An example follows …", kind="busy")
+            self.status = html(text, elem_id=f"{name}-status", elem_classes="status-line")
             self.player = Player(f"{name}-player")
-            self.player.component.value = self.player.value(self._opening)
             with gr.Row(elem_classes="next"):
                 self.fork = gr.Button("Fork from this step", size="sm", scale=0, elem_id=f"{name}-fork")
                 html(
                     "<p class='hint'>Move the scrubber to a step, change what is given, and denoise "
                     "again from there. Both branches stay.</p>"
                 )
-            self.downloads = Downloads(self.task, self.shown, self._opening)
+            self.downloads = Downloads(self.task, self.shown, lambda: self._opening)
+
+    @cached_property
+    def _opening(self) -> list[Track]:
+        return [self._example()]
+
+    def open(self) -> list[Any]:
+        """What goes to `opened` once the model is there: the example, and how long a run takes."""
+        text = "An example, made while the app was starting. Choose what to give and press <b>Run</b>."
+        return [status(text), self.player.value(self._opening), self.form.sampling.first_estimate()]
 
     def connect(self, form: Form, compare: Compare) -> None:
         """Wires all of it to the controls."""
@@ -81,6 +94,7 @@ class RunPanel:
         buttons = [self.run, self.halt, self.fork, compare.button]
         self.outputs = [self.status, self.player.component, *buttons, sampling.seed, sampling.estimate]
         self.outputs += [self.shown, *self.downloads.outputs]
+        self.opened = [self.status, self.player.component, sampling.estimate]
         every = sampling.every
         self._on(self.run.click, self.run_form, [every, *form.components])
         inputs = [self.step, self.downloads.run, self.shown, every, *form.components]
@@ -207,20 +221,25 @@ class RunPanel:
         self, events: Events, runs: list[Track], every: int, beside: Sequence[Track]
     ) -> Iterator[Updates]:
         """What the page shows while the runs go on."""
-        sent = False
+        counts = {run.id: deque([0] * (REPEATED + 1), REPEATED + 1) for run in runs}  # of the last messages
+        last = -math.inf
         for run, event in events:
             if isinstance(event, Waiting):
                 yield self._going(status(_waiting(event), kind="busy"))
                 continue
             due = event.index == 1 or event.index % every == 0 or run.record.finished
+            due = due and time.monotonic() - last >= PREVIEW_SECONDS
             if due and not all(run.record.finished for run in runs):
-                since = max(0, min(len(run.record.frames) for run in runs) - every - REPEATED)
-                tracks = [*beside, *(replace(run, since=since) for run in runs)]
-                if sent:  # tracks beside, too
+                tracks = [*beside, *(replace(run, since=counts[run.id][0]) for run in runs)]
+                if last > 0:  # tracks beside were sent, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
-                sent = True
-                shown = {self.player.component: self.player.value(tracks)}
-                yield self._going(_progress(_begun(runs))) | shown
+                yield {
+                    self.status: _progress(_begun(runs)),
+                    self.player.component: self.player.value(tracks),
+                }
+                last = time.monotonic()
+                for run in runs:
+                    counts[run.id].append(len(run.record.frames))
 
     def _kept(self, runs: list[Track], beside: Sequence[Track], visitor: gr.Request) -> Updates:
         """Shows for good the steps that there are of these runs; nothing if none has begun."""
@@ -247,7 +266,7 @@ class RunPanel:
         # The first and every other from the last on: they travel with the page.
         some = [f for f in record.frames if f.index == 1 or (record.last.index - f.index) % 2 == 0]
         modalities = self.task.modalities(self._service.modalities)
-        return Track(f"run{next(_ids)}", "", replace(record, modalities=modalities, frames=some))
+        return Track("example", "", replace(record, modalities=modalities, frames=some))
 
     def _stop(self, visitor: gr.Request) -> Updates:
         if self._service.stop(f"{visitor.session_hash}/{self.task.name}"):
@@ -287,6 +306,8 @@ def _begun(runs: Sequence[Track]) -> list[Track]:
 
 
 def _waiting(event: Waiting) -> str:
+    if not event.place:
+        return "The model is still being loaded; your run starts by itself."
     before = f"{event.place - 1} are before you; yours starts by itself."
     return f"All places are taken. {before if event.place > 1 else 'Yours is the next run to start.'}"
 

@@ -1,6 +1,6 @@
 """The tab of a task: examples, controls on the left, the player on the right."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -39,7 +39,7 @@ def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
     return panel
 
 
-def _example_button(title: str, request: Request, form: Form) -> Any:
+def _example_button(title: str, request: Callable[[], Request], form: Form) -> Any:
     """A button that fills in the form; returns the event after which to run."""
     button = gr.Button(title, size="sm", scale=0, min_width=60)
-    return button.click(lambda: form.show(request, settings=False), None, form.outputs, **QUIET)
+    return button.click(lambda: form.show(request(), settings=False), None, form.outputs, **QUIET)

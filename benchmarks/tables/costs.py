@@ -15,6 +15,10 @@ FIGURES = (
 )
 # comparisons of `benchmarks/engine.py`: text, key
 SPEEDS = (
+    ("all heads, {steps} steps, against a DiT for photos alone (diffusers)", "loop_against_dit_batch_1"),
+    ("the same for a batch of {requests}", "loop_against_dit_batch_{requests}"),
+    ("the network in bfloat16 against float32, batch 1", "bfloat16_against_float32_batch_1"),
+    ("the same, batch 8", "bfloat16_against_float32_batch_8"),
     ("one request through the engine, against a bare loop over the model", "engine_against_bare_loop"),
     ("{requests} requests at once, against one after the other", "together_against_one_by_one"),
     (
@@ -24,6 +28,8 @@ SPEEDS = (
     ("one request with all previews over HTTP, against the bare loop", "stream_against_bare_loop"),
     ("the same on the page in Chromium, on the same cores, against the bare loop", "page_against_bare_loop"),
 )
+# the same, of one side
+ONE_SIDED = (("4 steps of all heads", "four_steps_seconds"), ("`python app.py --help`", "help_seconds"))
 # rates of `benchmarks/training.py`: text, path, format
 RATES = (
     ("training, images/s", "images_per_second", ".1f"),
@@ -55,9 +61,13 @@ def engine(results: Results) -> Report:
     """`benchmarks/engine.py`: a row for every comparison."""
     rows = []
     for text, name in SPEEDS:
-        pair = results[name]
+        if (pair := results.get(name.format(**results))) is None:  # of an older benchmark
+            continue
         seconds = f"{pair['seconds']:.2f}", f"{pair['against_seconds']:.2f}"
         rows.append((text.format(**results), *seconds, _ratio(pair)))
+    for text, name in ONE_SIDED:
+        if name in results:
+            rows.append((text, f"{results[name]:.2f}", "", ""))
     rows += [
         ("from the click to the first preview", f"{results['first_preview_seconds']:.2f}", "", ""),
         ("from `python app.py` to the first page", f"{results['start_to_first_page_seconds']:.1f}", "", ""),
@@ -66,8 +76,24 @@ def engine(results: Results) -> Report:
         f"Requests of {results['steps']} steps on {results['cores']} cores ({results['device']}), with the "
         f"browser on the same cores; medians of pairs run in turn, torch {results['torch']}."
     )
+    if "precision" in results:
+        note += f" The network computes in {results['precision']}. {_apart(results)}"
     head = ("Measured", "Seconds", "Against", "Ratio (range)")
     return Report((Table("Speed of a run", head, rows),), note)
+
+
+def _apart(results: Results) -> str:
+    """How far results in bfloat16 are from those in float32, and from those among eight."""
+    texts = []
+    for name, words in (("", "from float32"), ("_among_eight", "alone from among eight")):
+        found = results[f"bfloat16_differences{name}"]
+        parts = [f"{found['grey_levels_mean']:.2f} grey levels in the mean"]
+        if "mask_pixels_share" in found:
+            parts.append(f"{found['mask_pixels_share']:.2%} of the mask's pixels")
+        if "label_largest" in found:
+            parts.append(f"at most {found['label_largest']:.3f} in the probability of a label")
+        texts.append(f"{words}: {', '.join(parts)}")
+    return f"Results in bfloat16 differ {'; '.join(texts)}."
 
 
 def training(results: Results) -> Report:

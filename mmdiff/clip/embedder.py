@@ -1,9 +1,11 @@
 """Images and texts to unit vectors in one CLIP space, by any open_clip model."""
 
+import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,33 +16,53 @@ LOCAL_DIR = "local-dir:"  # open_clip's schema for a model in a folder
 
 
 class ClipEmbedder:
-    """A frozen CLIP model.
+    """A frozen CLIP model, loaded at its first use: open_clip alone takes seconds to import.
 
-    folder_or_tag: a folder with `open_clip_config.json` and `open_clip_model.safetensors`, or
-    "model/tag" for weights that open_clip downloads, such as "ViT-B-32/laion2b_s34b_b79k".
+    Args:
+        folder_or_tag: a folder with `open_clip_config.json` and `open_clip_model.safetensors`, or
+            "model/tag" for weights that open_clip downloads, such as "ViT-B-32/laion2b_s34b_b79k"; these are
+            downloaded at once.
+
+    Attributes:
+        dim: numbers of an embedding.
     """
 
     def __init__(self, folder_or_tag: str | Path, device: str | torch.device = "cpu"):
-        name, tag = _resolve(str(folder_or_tag))
+        self._name, self.device = str(folder_or_tag), torch.device(device)
+        self._loading = threading.Lock()
+        dim = _dim_of(Path(self._name)) if Path(self._name).is_dir() else None
+        self.dim: int = dim or self.embed_texts([""]).shape[1]
+
+    def __getattr__(self, name: str) -> Any:
+        """What `_load` sets: model, tokenizer, image_size, mean, std."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        with self._loading:
+            if "model" not in vars(self):
+                self._load()
+        return object.__getattribute__(self, name)
+
+    def _load(self) -> None:
+        import open_clip
+
+        name, tag = _resolve(self._name)
         try:
-            model = open_clip.create_model(name, pretrained=tag, device=device)
+            model = open_clip.create_model(name, pretrained=tag, device=self.device)
         except Exception as error:
             if tag is None:
                 raise
             raise RuntimeError(
-                f"the weights of {folder_or_tag!r} could not be downloaded ({error}). Without internet, give "
+                f"the weights of {self._name!r} could not be downloaded ({error}). Without internet, give "
                 f"a folder that holds {CONFIG_NAME} and {WEIGHTS_NAME}: checkpoints/clip-tiny, or one that "
                 "`python -m mmdiff.clip.train` writes"
             ) from error
-        self.model = model.eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)
-        self.device = torch.device(device)
         preprocess = model.visual.preprocess_cfg
         size = preprocess["size"]
         self.image_size: int = size if isinstance(size, int) else size[0]
-        self.mean = torch.tensor(preprocess["mean"], device=device).view(3, 1, 1)
-        self.std = torch.tensor(preprocess["std"], device=device).view(3, 1, 1)
-        self.dim: int = self.embed_texts([""]).shape[1]
+        self.mean = torch.tensor(preprocess["mean"], device=self.device).view(3, 1, 1)
+        self.std = torch.tensor(preprocess["std"], device=self.device).view(3, 1, 1)
+        self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
@@ -70,17 +92,25 @@ def resize_square(images: Tensor, size: int) -> Tensor:
     return F.interpolate(square, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
+def _dim_of(folder: Path) -> int | None:
+    """Numbers of an embedding, None if the configuration does not say. ValueError if files are missing."""
+    # Checked here, because open_clip would use random weights or a pickle.
+    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"the folder '{folder}' is not a CLIP checkpoint: {', '.join(missing)} is missing; "
+            "`python -m mmdiff.clip.train --out FOLDER` writes one"
+        )
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    return config.get("model_cfg", {}).get("embed_dim")
+
+
 def _resolve(folder_or_tag: str) -> tuple[str, str | None]:
     """(model name, pretrained tag) as open_clip's factory takes them; ValueError if there is none."""
+    import open_clip
+
     folder = Path(folder_or_tag)
     if folder.is_dir():
-        # Checked here, because open_clip would use random weights or a pickle.
-        missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
-        if missing:
-            raise ValueError(
-                f"the folder {folder_or_tag!r} is not a CLIP checkpoint: {', '.join(missing)} is missing; "
-                "`python -m mmdiff.clip.train --out FOLDER` writes one"
-            )
         return f"{LOCAL_DIR}{folder}", None
     name, _, tag = folder_or_tag.partition("/")
     if tag not in open_clip.list_pretrained_tags_by_model(name):
