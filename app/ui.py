@@ -16,6 +16,7 @@ from app.export import settings_file
 from app.export.link import HOLE, from_query, is_link
 from app.export.settings_file import SavedRun
 from app.first_script import FirstScript
+from app.not_found import not_found
 from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.tabs import how_it_works
@@ -75,12 +76,14 @@ class Restorer:
         """Restores the file that is uploaded with `button`, and the link in the page's own address."""
         # A message on an earlier file would seem to be on the next.
         button.click(lambda: "", None, self._message, queue=False, **QUIET)
-        for event in (
-            button.upload(self._from_file, button, self._outputs, **QUIET),
-            demo.load(self._from_link, None, self._outputs, **QUIET),
-        ):
-            for tab in self._by_name.values():
-                tab.after(event.success, [self._task, self._request], tab.replay)
+        # What it says is of the first run.
+        begun = [event for tab in self._by_name.values() for event in tab.begins]
+        gr.on(begun, None, None, self._message, js="() => ''", **QUIET)
+        uploaded = button.upload(self._from_file, button, self._outputs, **QUIET)
+        opened = demo.load(self._from_link, None, self._outputs, **QUIET)
+        for tab in self._by_name.values():
+            tab.after(uploaded.success, [self._task, self._request], tab.replay)
+            tab.after(opened.success, [self._task, self._request], tab.replay, js=None)
 
     def _from_file(self, path: str) -> list[Any]:
         with plain_errors():
@@ -109,7 +112,7 @@ class Restorer:
         things = listed([f"the {name}" for name in saved.missing])
         note = _note(
             f"The settings came from a link, but {things} did not fit into it. Add what is missing, then "
-            "press Run; Keep is ticked, so the seed is the same.",
+            "press Run; “Lock seed” is ticked, so the seed is the same.",
             "problem",
         )
         return self._shown(saved, note)
@@ -173,7 +176,7 @@ def launch(
         server_port=port,
         theme=theme.theme(),
         css_paths=theme.STYLES,
-        app_kwargs={"middleware": [Middleware(FirstScript)]},
+        app_kwargs={"middleware": [Middleware(FirstScript)], "exception_handlers": {404: not_found}},
         share=False,
         ssr_mode=False,
         footer_links=["api"],
@@ -192,7 +195,7 @@ def _header(service: Service, services: Sequence[Service]) -> str:
     return (
         '<header class="masthead"><div><h1>mmdiff</h1>'
         "<p>One diffusion model for "
-        f"{listed(list(service.modalities))}: any of them from any others.</p></div>"
+        f"{listed(list(service.modalities))}. Give it any one; it creates the rest.</p></div>"
         f'<div class="facts" aria-label="Checkpoint and device">{chips}</div></header>'
     )
 

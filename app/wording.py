@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 
 # groups of words that describe an embedding, and how many of each are shown
-WORDS = {"captions": ("Nearest captions", 3), "labels": ("Nearest labels", 3), "probes": ("Text probes", 4)}
+WORDS = {
+    "captions": ("Nearest captions", 3),
+    "labels": ("Nearest labels", 3),
+    "probes": ("Matching words", 4),
+}
+
+# what a modality is in a run, see `mmdiff` requests -> as the page and the films say it
+ROLES = {"given": "provided", "generated": "created", "filled in": "repainted", "ignored": "left out"}
 
 
 def status(text: str, share: float | None = None, kind: str = "calm") -> str:

@@ -273,7 +273,7 @@ def test_before_and_after(look):
     known[8:24, 8:24] = False
     record = make_record(names=("image", "mask"), given={"image": photo((32, 32))}, known_pixels=known)
     viewer.bring(track(record))
-    assert "filled in" in viewer.find('[data-modality="image"]').inner_text()
+    assert "repainted" in viewer.find('[data-modality="image"]').inner_text()
     frame, compare = viewer.find(".before-after"), viewer.find(".compare")
     assert np.array_equal(viewer.picture(), record.last.x["image"][0])
     box = frame.bounding_box()
@@ -335,7 +335,7 @@ def test_how_sure_a_reading_was_stands_beside_the_label_it_came_to(look):
     )
     assert [row.strip().split("\n")[0] for row in rows.all_inner_texts()] == [names[1]]
     said = f"{names[0]} 90%, {names[1]} 8%, {names[2]} 2%"
-    assert first.inner_text() == f"At step 1, by what is given alone: {said}"
+    assert first.inner_text() == f"First guess from your input: {said}"
     assert sorted(viewer.find(".curves .keys .name").all_inner_texts()) == sorted(names[:3])
     viewer.scrub(1)
     assert rows.count() == 3 and not first.is_visible()

@@ -117,8 +117,7 @@ def test_a_fork_of_a_run_that_the_server_has_forgotten_is_refused(page):
     page.run(asked())
     run = page.shown[0].id
     page.now[page.panel.shown] = None
-    with pytest.raises(gr.Error, match="no longer has the run"):
-        page.fork(3, run, asked("Cherry Wax"))
+    page.fork(3, run, asked("Cherry Wax"))
     assert len(page.sent[-1]) == 1 and "no longer has the run" in page.status
 
 
@@ -135,8 +134,8 @@ def test_a_fork_of_the_example_and_of_a_run(page):
 def test_a_comparison_that_one_checkpoint_cannot_do_changes_nothing(page):
     page.run(asked())
     before, sent = page.now.copy(), len(page.sent)
-    with pytest.raises(gr.Error, match=r"Checkpoint “other”: label: no class is called 'Apple Red'"):
-        page.run_both(asked("Apple Red", seed=9))
+    page.run_both(asked("Apple Red", seed=9))
+    assert "Checkpoint “other”: label: no class is called 'Apple Red'" in page.status
     changed = {key for key, value in page.now.items() if before.get(key) != value}
     assert len(page.sent) == sent and changed <= {page.panel.status}
     assert "Checkpoint “other”" in page.status and "problem" in page.status
@@ -159,8 +158,8 @@ def test_the_example_shows_its_first_and_its_last_step(page, services):
 
 
 def test_no_checkpoint_is_named_where_there_is_one(page):
-    with pytest.raises(gr.Error, match=r"^.num_samples is 99"):
-        page.run(Request(wanted=("image",), num_samples=99))
+    page.run(Request(wanted=("image",), num_samples=99))
+    assert "<p>num_samples is 99" in page.status
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -169,8 +168,8 @@ def test_a_comparison_that_breaks_off_shows_its_steps_so_far(page, services, bro
         if len(page.sent) == 4:
             services[broken].pipe.broken = RuntimeError("out of memory")
 
-    with pytest.raises(gr.Error, match="unexpected"):
-        page.run_both(asked(), meanwhile)
+    page.run_both(asked(), meanwhile)
+    assert "unexpected" in page.status
     services[broken].pipe.broken = None
     last = page.sent[-1]
     assert [track["id"] for track in last] == [track.id for track in page.shown]
@@ -185,8 +184,8 @@ def test_a_run_that_is_over_when_the_other_breaks_off_is_not_called_stopped(page
         if page.sent[-1][0]["frames"][-1]["i"] == STEPS:
             services[1].pipe.broken = RuntimeError("out of memory")
 
-    with pytest.raises(gr.Error, match="unexpected"):
-        page.run_both(asked(), meanwhile, steps=30)
+    page.run_both(asked(), meanwhile, steps=30)
+    assert "unexpected" in page.status
     assert [track.record.finished for track in page.shown] == [True, False]
     assert STEPS <= len(page.shown[1].record.frames) < 30
 

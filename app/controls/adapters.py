@@ -94,7 +94,7 @@ def read_hole(path: str | Path, size: int, photo_size: Size) -> Cells:
     notes = [f"The hole covers {_percent(hole.mean())} of the photo."]
     if hole.mean() > NEARLY_ALL:
         notes.append(
-            "That is nearly everything: white is what is made anew. If it is the other way round, press "
+            "That is nearly everything: white is what is repainted. If it is the other way round, press "
             "“Invert”."
         )
     notes += [*placed, *read_as]
@@ -178,7 +178,7 @@ def _same_shape(a: Size, b: Size) -> bool:
 def _check_white(hole: np.ndarray) -> None:
     if not hole.any():
         raise ValueError(
-            "The hole is black everywhere, so nothing would be filled in. Make white what is to be made anew."
+            "The hole is black everywhere, so nothing would be filled in. Make white what is to be repainted."
         )
     if hole.all():
         raise ValueError(

@@ -13,6 +13,7 @@ from app.controls import adapters
 from app.controls.painter import Painter, to_text
 from app.errors import plain_errors
 from app.run.defaults import ANCHOR
+from app.task import GIVEN
 from app.theme import html
 from mmdiff.images import to_rgb
 from mmdiff.modalities import Modality
@@ -66,8 +67,8 @@ class Input:
         raise NotImplementedError
 
     def nothing(self, remedy: str) -> ValueError:
-        """The error of a modality that is set to Given while its controls are empty."""
-        return ValueError(f"“{self.spec.name}” is set to Given, but nothing is given. {remedy}")
+        """The error of a modality that is set to GIVEN while its controls are empty."""
+        return ValueError(f"“{self.spec.name}” is set to “{GIVEN}”, but nothing is there. {remedy}")
 
 
 class ImageInput(Input):
@@ -95,7 +96,7 @@ class ImageInput(Input):
     def _paint_area(self) -> None:
         names, colours = ["Erase", "Hole"], [(0, 0, 0, 0), HOLE_COLOUR]
         self.hole = Painter(self.size, names, colours, hole=True, elem_id=f"{self.prefix}-painter")
-        html('<p class="hint">What you paint is made anew, the rest comes back unchanged.</p>')
+        html('<p class="hint">What you paint over is repainted; the rest stays pixel-identical.</p>')
         self.about_hole = _note(f"{self.prefix}-hole-note")
         with gr.Row(elem_classes="beneath"):
             self._upload = _upload("Upload hole", f"{self.prefix}-hole-file")
@@ -117,7 +118,7 @@ class ImageInput(Input):
 
     def read(self, photo: Image.Image | None, hole: str | None) -> Image.Image:
         if photo is None:
-            raise self.nothing("Upload a photo, or choose something else than Given.")
+            raise self.nothing("Upload a photo, or let it be created.")
         return photo
 
     def known_pixels(self, photo: Image.Image | None, hole: str | None) -> np.ndarray | None:
@@ -177,7 +178,7 @@ class MaskInput(Input):
         mask = self.mask.cells(cells)
         if not mask.any():
             raise self.nothing(
-                f"Paint more than {self.spec.classes[0]}, upload a mask, or choose something else than Given."
+                f"Paint more than {self.spec.classes[0]}, upload a mask, or let it be created."
             )
         return mask
 
@@ -196,6 +197,7 @@ class LabelInput(Input):
         super().__init__(spec, task)
         looks = {"container": False, "label": spec.name.capitalize(), "elem_id": f"{self.prefix}-choice"}
         self.choice = gr.Dropdown(list(spec.classes), value=None, **looks)
+        html(f'<p class="hint">Type to search the {len(spec.classes)} labels.</p>')
         self.components = self.shown = [self.choice]
 
     def show(self, label: str | None, known_pixels: None = None) -> tuple[Any, ...]:
@@ -204,7 +206,7 @@ class LabelInput(Input):
 
     def read(self, label: str | None) -> str:
         if not label:
-            raise self.nothing("Choose a class from the list, or something else than Given.")
+            raise self.nothing("Choose one from the list, or let it be created.")
         return label
 
 
@@ -235,11 +237,11 @@ class EmbeddingInput(Input):
 
     def read(self, text: str | None, path: str | None) -> str | Image.Image:
         if text and text.strip() and path:
-            raise ValueError("The embedding has a text and a photo. Keep one of them and clear the other.")
+            raise ValueError("The embedding has a text and a photo. Leave one of them and clear the other.")
         if path:
             return adapters.read_reference(path)
         if not text or not text.strip():
-            raise self.nothing("Write a text or upload a photo, or choose something else than Given.")
+            raise self.nothing("Write a text or upload a photo, or let it be created.")
         return text.strip()
 
 

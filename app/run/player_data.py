@@ -25,7 +25,7 @@ from app.export import settings_file
 from app.pictures import colour_mask, data_uri, quick_png
 from app.run.defaults import ANCHOR
 from app.run.history import Frame, Record, Track, areas, picture_of, uncertainty
-from app.wording import WORDS
+from app.wording import ROLES, WORDS
 from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -55,7 +55,7 @@ class Player:
             "",
             html_template=TEMPLATE,
             # not a prop, which a component that is not on the screen yet loses by an update
-            js_on_load=f"const WORDS = {_json(words)};\n{SCRIPT}",
+            js_on_load=f"const WORDS = {_json(words)}, ROLES = {_json(ROLES)};\n{SCRIPT}",
             apply_default_css=False,
             elem_id=elem_id,
         )

@@ -51,10 +51,14 @@ const newest = (track) => track.frames.at(-1);
 
 // -- tracks ----------------------------------------------------------------------------------------------
 
+const MAKERS = [cards, panels, heat, timeline, curves]; // of a lane's rows, below its title
+
 function lane(track, number) {
   const many = track.samples > 1;
-  const makers = [...(many ? [cards] : []), panels, ...(many ? [heat] : []), timeline, curves];
-  const parts = makers.map((maker) => maker(track)), state = say('span', 'state', '');
+  const makers = MAKERS.filter((maker) => many || ![cards, heat].includes(maker));
+  const parts = makers.map((maker) => maker(track));
+  makers.forEach((maker, k) => { parts[k].node.style.gridRow = 2 + MAKERS.indexOf(maker); }); // the same in every lane
+  const state = say('span', 'state', '');
   const head = make('header', '', { hidden: tracks.length < 2 }, say('h2', '', track.title), state);
   const node = make('article', 'lane', {}, head, ...parts.map((part) => part.node));
   Object.assign(node.dataset, { track: number, run: track.id });
@@ -170,5 +174,7 @@ root.onkeydown = (event) => {
   advance(by);
 };
 new ResizeObserver(measure).observe(lanesNode);
+const status = element.closest('.run-panel')?.querySelector('.status-line'); // sticks to the top, the bar below it
+if (status) new ResizeObserver(() => root.style.setProperty('--player-top', `${status.offsetHeight - 2}px`)).observe(status);
 watch('value', load);
 load();

@@ -12,7 +12,7 @@ function panels(track) {
   return { node, fill() {}, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
 }
 function panel(head, kind, body, aside = []) {
-  const role = say('span', `role is-${head.role.split(' ')[0]}`, head.role);
+  const role = say('span', `role is-${head.role.split(' ')[0]}`, ROLES[head.role]);
   const caption = make('figcaption', '', {}, say('b', '', capital(head.name)), role, ...aside);
   const node = make('figure', `head ${kind}`, {}, caption, ...body);
   node.dataset.modality = head.name;
@@ -55,7 +55,7 @@ function picturePanel(track, head) {
   return { node: panel(head, 'visual', [frame], [save.node]), show };
 }
 function beforeAfter(head) {
-  const before = make('img', 'before', { src: head.before, alt: 'Before; the part to fill in is tinted' });
+  const before = make('img', 'before', { src: head.before, alt: 'Before; the part to repaint is tinted' });
   const tags = [say('span', 'tag', 'before'), say('span', 'tag after', 'after')];
   const label = 'Compare before and after, percent of before';
   return [before, make('span', 'divider'), ...tags, slider('compare', label, '--split', percentOf('--split', 0))];
@@ -111,14 +111,14 @@ function classPanel(track, head) {
     before.hidden = head.role !== 'generated' || !hasGiven(track) || first.i !== 1 || step === first;
     if (before.hidden) return;
     const said = likely(first, sample).slice(0, 3).map(row);
-    set(before, 'textContent', `At step 1, by what is given alone: ${said.map(([name, , p]) => `${name} ${p}`).join(', ')}`);
+    set(before, 'textContent', `First guess from your input: ${said.map(([name, , p]) => `${name} ${p}`).join(', ')}`);
   };
   return { node: panel(head, 'list', [list.node, before]), show };
 }
 // Whether something is given, and was from the first step on.
 const hasGiven = (track) => track.fork === null && track.heads.some((head) => ['given', 'filled in'].includes(head.role));
 function vectorPanel(track, head) {
-  const groups = WORDS.map(wordGroup), unit = say('span', 'unit', 'by cosine');
+  const groups = WORDS.map(wordGroup), unit = say('span', 'unit', 'similarity');
   const wordy = make('div', 'groups', {}, ...groups.map((group) => group.node));
   const strip = make('img', 'strip', { alt: '' }), hint = make('p', 'hint');
   const numbers = make('div', 'numbers', {}, strip, hint);

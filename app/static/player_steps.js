@@ -10,9 +10,11 @@ function timeline(track) {
   const cursor = make('span', 'cursor');
   let steps = [], rows = [], built = null;
   function build(width) {
-    steps = spread(track.total, Math.floor((width - ROW_NAME) / CELL[lanesNode.dataset.narrow]));
+    const room = Math.max(2, Math.floor((width - ROW_NAME) / CELL[lanesNode.dataset.narrow]));
+    steps = spread(track.total, room);
     rows = track.heads.map((head, k) => timelineRow(head, k + 2, steps.length));
-    grid.style.setProperty('--count', steps.length);
+    const longest = Math.max(...tracks.map(({ total }) => Math.min(total, room)));
+    grid.style.setProperty('--count', longest); // so that the cells of all tracks have one size
     const numbers = steps.map((step, k) => placed(say('span', 'number', step), 1, k + 2));
     const whole = [cursor, ...forkLine(track, steps), ...hits(track, steps)];
     whole.forEach((mark) => { mark.style.gridRow = `1 / ${rows.length + 2}`; });
@@ -32,7 +34,7 @@ function timeline(track) {
   };
 }
 function spread(total, count) { // as many steps as there is room for, the first and the last among them
-  const room = clamp(count, Math.min(2, total), total);
+  const room = Math.min(count, total);
   const gap = (total - 1) / Math.max(1, room - 1);
   return Array.from({ length: room }, (_, k) => total - Math.round((room - 1 - k) * gap));
 }
@@ -49,7 +51,7 @@ function hits(track, steps) {
 }
 function forkLine(track, steps) {
   if (track.fork === null) return [];
-  const line = make('span', 'fork', { title: `Forks after step ${track.fork}` });
+  const line = make('span', 'fork', { title: `Branches off after step ${track.fork}` });
   return [placed(line, '', 2 + steps.findIndex((step) => step > track.fork))];
 }
 function timelineRow(head, row, count) {
@@ -199,5 +201,5 @@ function forkMark({ width, x }, fork) {
   const line = draw('line', { class: 'fork' }), late = x(fork) > width - 60;
   stand(line, x(fork));
   const where = { x: x(fork) + (late ? -4 : 4), y: PLOT.top + 8, 'text-anchor': late ? 'end' : 'start' };
-  return [line, draw('text', { class: 'fork', ...where }, 'fork')];
+  return [line, draw('text', { class: 'fork', ...where }, 'branch')];
 }

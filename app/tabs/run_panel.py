@@ -1,5 +1,6 @@
-"""Runs and what there is to see of them: a status line, the player, forks, comparisons and downloads."""
+"""Runs and what there is to see of them: a status line, the player, branches, comparisons and downloads."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -24,15 +25,22 @@ from mmdiff.request import Change, Request
 MAX_RUNS = 40  # that may be in line at the same time; the service refuses more before that
 REPEATED = 3  # frames that a message repeats, as the browser may skip messages
 
-# On a narrow page the panel is below the controls.
-REVEAL = """() => { const panel = document.getElementById('%s-run-panel');
-  if (panel && window.innerWidth < 900) panel.scrollIntoView({block: 'start'}); }"""
-# The server does not know where the scrubber is, and in which run, until a fork begins.
+# On a narrow page the panel is below the controls. A listener of its own would wait until the run is over.
+REVEAL = """(...values) => {
+  const panel = document.getElementById('%s-run-panel');
+  if (panel && window.innerWidth <= 900) panel.scrollIntoView({block: 'start'});
+  return values;
+}"""
+# The server does not know where the scrubber is, and in which run, until a branch begins.
 STEP_SHOWN = """(step, run, ...others) => {
+  (%s)();
   const player = document.querySelector('#%s-player .player');
   const first = player?.querySelector('[data-run]');
   return [Number(player?.dataset.step ?? 0), first?.dataset.run ?? '', ...others];
 }"""
+# What a visitor has changed since may have mended it.
+READY = json.dumps(status("Ready to run."))
+NO_PROBLEM = f"(shown) => shown.includes('status problem') ? {READY} : shown"
 
 Updates = dict[Any, Any]
 Events = Iterator[tuple[Track, Waiting | Frame]]
@@ -63,15 +71,15 @@ class RunPanel:
         self.shown = gr.State(None)
         self.step = gr.Number(0, visible=False, precision=0)
         with gr.Column(elem_classes="run-panel", elem_id=f"{name}-run-panel"):
-            text = "An example, made while the app was starting. Choose what to give and press <b>Run</b>."
+            text = "An example that the model made. Choose what you provide and press <b>Run</b>."
             self.status = html(status(text), elem_id=f"{name}-status", elem_classes="status-line")
             self.player = Player(f"{name}-player")
             self.player.component.value = self.player.value(self._opening)
             with gr.Row(elem_classes="next"):
-                self.fork = gr.Button("Fork from this step", size="sm", scale=0, elem_id=f"{name}-fork")
+                self.fork = gr.Button("Branch from here", size="sm", scale=0, elem_id=f"{name}-fork")
                 html(
-                    "<p class='hint'>Move the scrubber to a step, change what is given, and denoise "
-                    "again from there. Both branches stay.</p>"
+                    "<p class='hint'>Move the slider to a step, change what you provide, and go on from "
+                    "there. Compare with the original.</p>"
                 )
             self.downloads = Downloads(self.task, self.shown, self._opening)
 
@@ -82,20 +90,20 @@ class RunPanel:
         self.outputs = [self.status, self.player.component, *buttons, sampling.seed, sampling.estimate]
         self.outputs += [self.shown, *self.downloads.outputs]
         every = sampling.every
-        self._on(self.run.click, self.run_form, [every, *form.components])
+        self.after(self.run.click, [every, *form.components], self.run_form)
         inputs = [self.step, self.downloads.run, self.shown, every, *form.components]
-        self._on(self.fork.click, self._fork, inputs, js=STEP_SHOWN % self.task.name)
-        self._on(compare.button.click, self._run_both, [every, *compare.components, *form.components])
+        reveal = REVEAL % self.task.name
+        self.after(self.fork.click, inputs, self._fork, js=STEP_SHOWN % (reveal, self.task.name))
+        self.after(compare.button.click, [every, *compare.components, *form.components], self._run_both)
         self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
+        self.begins = [self.run.click, self.fork.click, compare.button.click]
+        gr.on(form.changes, None, self.status, self.status, js=NO_PROBLEM, **QUIET)
 
-    def _on(self, trigger: Callable, start: Callable, inputs: list, **options: Any) -> None:
-        self.after(trigger, inputs, start, **options)
-        trigger(None, js=REVEAL % self.task.name, **QUIET)
-
-    def after(self, trigger: Callable, inputs: list, start: Callable, **options: Any) -> None:
-        """Runs `start(*inputs)`, one of the methods below, on the trigger of an event."""
+    def after(self, trigger: Callable, inputs: list, start: Callable, js: str | None = REVEAL) -> None:
+        """Runs `start(*inputs)`, one of the methods below, on the trigger of an event; `js` comes before."""
         runs = {"concurrency_limit": MAX_RUNS, "concurrency_id": "runs"}
-        trigger(self._guarded(start), inputs, self.outputs, **runs, **options, **QUIET)
+        js = js and js.replace("%s", self.task.name)
+        trigger(self._guarded(start), inputs, self.outputs, js=js, **runs, **QUIET)
 
     def _guarded(self, start: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         """`start`, with errors shown on the page; the server goes on."""
@@ -104,9 +112,7 @@ class RunPanel:
             try:
                 yield from start(visitor, *values)
             except Exception as error:
-                problem = explain(error)
-                yield self._going(status(problem.message, kind="problem"), False)
-                raise problem from None
+                yield self._going(status(explain(error).message, kind="problem"), False)
 
         return run
 
@@ -139,14 +145,14 @@ class RunPanel:
         base = shown[0].record
         if not 1 <= step < base.request.steps:
             raise ValueError(
-                f"After step {step} of {base.request.steps} nothing is left to denoise. Move the scrubber to "
-                "an earlier step, then fork."
+                f"After step {step} of {base.request.steps} nothing is left to change. Move the slider to an "
+                "earlier step, then branch."
             )
         now = self.form.read(*form)
         earlier = tuple(change for change in base.request.changes if change.after < step)
         request = replace(base.request, changes=(*earlier, Change(step, now)))
-        original = replace(shown[0], title="Before the fork", since=0)
-        branch = self._track(self._services[base.checkpoint], request, f"Fork after step {step}", step)
+        original = replace(shown[0], title="Original", since=0)
+        branch = self._track(self._services[base.checkpoint], request, f"Branch after step {step}", step)
         seen = {*base.modalities, *now.given, *now.wanted}  # an example may show less than it has
         branch.record.modalities = {n: spec for n, spec in branch.record.modalities.items() if n in seen}
         yield from self._start(visitor, [branch], every, [original])
@@ -297,7 +303,7 @@ def _summary(begun: Sequence[Track]) -> str:
     request = begun[0].record.request
     if not all(run.record.finished for run in begun):
         at = f"at step {record.last.index} of {record.request.steps}"
-        text = f"<b>Stopped</b> {at}. Below is what was predicted by then"
+        text = f"<b>Stopped</b> {at}. Below is what the model expected by then"
     else:
         counts = list(dict.fromkeys(str(run.record.request.steps) for run in begun))
         steps = steps_of(record.request.steps) if len(counts) == 1 else f"{listed(counts)} steps"
