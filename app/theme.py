@@ -7,6 +7,9 @@ import gradio as gr
 from gradio.themes.utils.colors import Color
 
 STYLES = sorted((Path(__file__).parent / "static").glob("*.css"))
+# Scripts of the whole page; those of a component come with it.
+SCRIPTS = [Path(__file__).parent / "static" / name for name in ("keys.js",)]
+HEAD = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in SCRIPTS)
 LEAF = Color(
     name="leaf",
     c50="#f1f6f3", c100="#dfebe4", c200="#c0d8cb", c300="#97bdaa", c400="#6b9d86", c500="#4b826a",
@@ -34,7 +37,8 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover_dark="*primary_500",
         button_primary_text_color="white",
         slider_color="*primary_500",
-        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
         block_title_text_weight="600",
         block_title_text_color="*body_text_color",
     )

@@ -176,6 +176,7 @@ def launch(
         server_port=port,
         theme=theme.theme(),
         css_paths=theme.STYLES,
+        head=theme.HEAD,
         app_kwargs={"middleware": [Middleware(FirstScript)], "exception_handlers": {404: not_found}},
         share=False,
         ssr_mode=False,

@@ -223,6 +223,7 @@ class EmbeddingInput(Input):
             max_length=300,
             container=False,
             elem_id=f"{self.prefix}-text",
+            elem_classes="runs-on-enter",
         )
         looks = {"height": 140, "elem_id": f"{self.prefix}-file"}
         self.file = gr.File(label="or a photo", file_types=["image"], **looks)

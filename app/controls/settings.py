@@ -80,6 +80,7 @@ class SamplingControls:
             looks = {"container": False, "min_width": 70, "scale": 0}
             self.keep = gr.Checkbox(False, label="Lock seed", elem_id=f"{name}-keep-seed", **looks)
             draw = gr.Button("New seed", size="sm", min_width=90, scale=0, elem_id=f"{name}-new-seed")
+        self.seed.input(None, None, self.keep, js="() => true", **QUIET)  # who types a seed wants it
         draw.click(new_seed, None, self.seed, **QUIET)
 
     def _more(self, scales: Mapping[str, float]) -> None:

@@ -21,9 +21,9 @@ pictures, masks, result = client.predict(
 {arguments}
     api_name="{endpoint}",
 )
-print(*(pictures or []), *(masks or []), sep="\\n")  # files, one per sample
 result.pop("embedding", None)  # the vectors, hundreds of numbers a sample
 print(result)
+print(*(pictures or []), *(masks or []), sep="\\n")  # files, one per sample
 """
 FILE = '''
 def file(name, data):

@@ -9,7 +9,7 @@ const PLAY_SECONDS = 4;
 const TWO_COLUMNS = 680, NARROW = 560; // px
 const root = element.querySelector('.player'), lanesNode = root.querySelector('.lanes');
 const scrubber = root.querySelector('.scrubber'), play = root.querySelector('.play');
-const where = root.querySelector('.where');
+const where = root.querySelector('.where'), announced = root.querySelector('.announced');
 
 let tracks = [], lanes = []; // what is known of the runs, and how they are drawn
 const view = { time: null, sample: 0, timer: null }; // time: of the step looked at, null: the newest
@@ -59,7 +59,7 @@ function lane(track, number) {
   const parts = makers.map((maker) => maker(track));
   makers.forEach((maker, k) => { parts[k].node.style.gridRow = 2 + MAKERS.indexOf(maker); }); // the same in every lane
   const state = say('span', 'state', '');
-  const head = make('header', '', { hidden: tracks.length < 2 }, say('h2', '', track.title), state);
+  const head = make('header', '', { hidden: tracks.length < 2 }, say('h3', 'title', track.title), state);
   const node = make('article', 'lane', {}, head, ...parts.map((part) => part.node));
   Object.assign(node.dataset, { track: number, run: track.id });
   const show = (step) => {
@@ -123,8 +123,9 @@ function show() {
   const steps = tracks.map((track) => least(track.frames, (frame) => Math.abs(frame.t - time)));
   lanes.forEach((one, k) => one.show(steps[k]));
   showBar(lead, lead ? steps[tracks.indexOf(lead)].i : 0);
-  const { i: step = 0 } = steps[0] ?? {}, total = tracks[0]?.total ?? 0;
-  Object.assign(root.dataset, { step, total, sample: view.sample, state: state() });
+  const { i: step = 0 } = steps[0] ?? {}, total = tracks[0]?.total ?? 0, now = state();
+  announce(now);
+  Object.assign(root.dataset, { step, total, sample: view.sample, state: now });
 }
 function showBar(lead, index) {
   scrubber.max = lead?.total ?? 1;
@@ -139,6 +140,12 @@ function state() {
   if (!tracks.length) return 'empty';
   if (tracks.some((track) => track.running)) return 'running';
   return tracks.some((track) => track.stopped) ? 'stopped' : 'done';
+}
+function announce(now) { // to those who do not see it; nobody waits for the example
+  const before = root.dataset.state;
+  if (before === now || before === 'empty') return;
+  const ends = tracks.map((track) => track.frames.length && seen(track, track.heads[0], newest(track), sampleOf(track)));
+  announced.textContent = now === 'running' ? 'Running.' : `${capital(now)}. ${ends.filter(Boolean).join('. ')}`;
 }
 function goTo(track, index) {
   const step = least(track.frames, (frame) => Math.abs(frame.i - index));

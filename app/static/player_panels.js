@@ -50,6 +50,7 @@ function picturePanel(track, head) {
   const show = (step, sample) => {
     result.hidden = false;
     set(result, 'src', step.x[head.name][sample]);
+    set(result, 'alt', seen(track, head, step, sample));
     save.show(result.src, step, sample);
   };
   return { node: panel(head, 'visual', [frame], [save.node]), show };
@@ -69,6 +70,7 @@ function classMapPanel(track, head) {
     over.hidden = under.hidden = false;
     if (picture) set(under, 'src', step.x[picture][sample]);
     set(over, 'src', step.x[head.name][sample].o);
+    set(over, 'alt', seen(track, head, step, sample));
     save.show(step.x[head.name][sample].m, step, sample);
   };
   const body = [frame, classLegend(head), ...(picture ? [opacity()] : [])];
@@ -81,6 +83,16 @@ function classLegend(head) {
 function opacity() {
   const label = 'Opacity of the mask, percent';
   return make('label', 'fade', {}, 'Opacity', slider('opacity', label, '--opacity', percentOf('--opacity', 62)));
+}
+
+function seen(track, head, step, sample) { // what a picture shows, for those who do not see it
+  const told = head.form === 'class_map' ? areasOf(head, step.x[head.name][sample].a) : [];
+  const said = ofForm(track, 'class', 'vector').map((other) => saying(other, step, sample).text).filter(Boolean);
+  const what = [...told, ...(told.length ? [] : said)].join(', ');
+  return `${capital(head.name)} at step ${step.i} of ${track.total}${what ? `: ${what}` : ''}`;
+}
+function areasOf(head, shares) {
+  return largest(shares, TOP).filter(([, share]) => share > 0).map(([k, share]) => `${head.classes[k]} ${percent(share / SCALE)}`);
 }
 
 // -- labels and embeddings -------------------------------------------------------------------------------
@@ -133,7 +145,7 @@ function vectorPanel(track, head) {
   return { node: panel(head, 'words', [wordy, numbers], [unit]), show };
 }
 function wordGroup([name, heading, count]) {
-  const list = bars(count), node = make('section', '', {}, say('h4', '', heading), list.node);
+  const list = bars(count), node = make('section', '', {}, say('h3', '', heading), list.node);
   node.dataset.words = name;
   const show = (said) => {
     node.hidden = !said[name].length;

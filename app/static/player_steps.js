@@ -1,5 +1,5 @@
 // All steps at a glance: the timeline and the curves; see player.js.
-const CELL = { true: 36, false: 48 }, ROW_NAME = 76; // px of the timeline, CELL by whether it is narrow
+const CELL = { true: 44, false: 48 }, ROW_NAME = 76; // px of the timeline, CELL by whether it is narrow
 const COLOURS = [...Array(5).keys()]; // --series-0 … --series-4
 const slots = new Map(); // class name -> its colour, which it keeps while it is drawn
 

@@ -86,7 +86,7 @@ class RunPanel:
     def connect(self, form: Form, compare: Compare) -> None:
         """Wires all of it to the controls."""
         self.form, self._compare, sampling = form, compare, form.sampling
-        buttons = [self.run, self.halt, self.fork, compare.button]
+        buttons = [self.run, self.halt]
         self.outputs = [self.status, self.player.component, *buttons, sampling.seed, sampling.estimate]
         self.outputs += [self.shown, *self.downloads.outputs]
         every = sampling.every
@@ -259,14 +259,14 @@ class RunPanel:
         return {self.halt: gr.update(interactive=False)}
 
     def _going(self, text: str, going: bool = True) -> Updates:
-        """The status line and the buttons while runs go on, or once they are over."""
-        idle = gr.update(interactive=not going)
+        """The status line and the buttons while runs go on, or once they are over.
+
+        Run is never switched off, as it would lose the focus; until it is over, the page ignores its clicks.
+        """
         return {
             self.status: text,
-            self.run: gr.update(interactive=not going, value="Running …" if going else "Run"),
+            self.run: gr.update(value="Running …" if going else "Run"),
             self.halt: gr.update(interactive=going),
-            self.fork: idle,
-            self._compare.button: idle,
         }
 
 
