@@ -48,6 +48,9 @@ class Form:
         with gr.Column(elem_classes="card"):
             self.sampling = SamplingControls(service, task, {row.spec.name: row.choice for row in self._rows})
         self._keep_in_step(watched, plan)
+        photo = next(row for row in self._rows if row.spec.name == ANCHOR)
+        for row in self._rows:
+            row.input.lies_on(photo.input, photo.choice)
         self.components = [*watched, *self.sampling.components]
         self.outputs = [
             *chain.from_iterable([row.choice, *row.input.shown] for row in self._rows),

@@ -1,5 +1,7 @@
 """The controls by which a modality is given: one class per form, and how to read them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from html import escape
 from typing import Any, ClassVar
@@ -10,6 +12,7 @@ from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
 from app.controls import adapters
+from app.controls.crop import MIDDLE, cut, ends, is_like
 from app.controls.painter import Painter, to_text
 from app.errors import plain_errors
 from app.run.defaults import ANCHOR
@@ -21,6 +24,7 @@ from mmdiff.modalities import Modality
 # For events that show no progress. If they had targets to show it on, every message of any event would have
 # the page go through all of those.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+Upload = tuple[str | None, adapters.Size]  # path of a photo's file, if it is known, and its size
 HOLE_COLOUR = (242, 84, 45, 255)
 
 
@@ -42,6 +46,9 @@ class Input:
         self.spec = spec
         self.prefix = f"{task}-{spec.name}"
         self.components = self.shown = []
+
+    def lies_on(self, photo: ImageInput, choice: gr.Radio) -> None:
+        """Shows the photo that is given, if it is, below what is painted."""
 
     def missing(self, *values: Any) -> str:
         """What the visitor still has to do, "" for nothing."""
@@ -72,7 +79,7 @@ class Input:
 
 
 class ImageInput(Input):
-    """A photo to upload, then to paint or upload holes into."""
+    """A photo to upload, drop, paste or take, then to paint or upload holes into."""
 
     asks_for = "upload a photo"
 
@@ -80,21 +87,28 @@ class ImageInput(Input):
         super().__init__(spec, task)
         self.size = spec.image_size
         self.photo = gr.State(None)  # at the model's size: known pixels come back exactly so
-        self.uploaded_size = gr.State(None)  # (width, height) of the file, which a hole's must match
-        self.file = gr.File(label="Photo", file_types=["image"], height=150, elem_id=f"{self.prefix}-file")
+        self.upload = gr.State(None)  # path of the file and its (width, height), which a hole's must match
+        looks = {"height": 150, "elem_id": f"{self.prefix}-file"}
+        self.file = gr.File(label="Photo: choose, drop or paste", file_types=["image"], **looks)
+        html('<button type="button" class="camera">Use the camera</button>')
         self.about_photo = _note(f"{self.prefix}-note")
         with gr.Column(visible=False, elem_classes="painting") as self.painting:
             self._paint_area()
         self.components = [self.photo, self.hole.component]
         painted = [self.hole.component, self.about_hole]
-        self.shown = [self.photo, self.uploaded_size, self.file, self.about_photo, self.painting, *painted]
+        told = [self.about_photo, self.crop, self.painting]
+        self.shown = [self.photo, self.upload, self.file, *told, *painted]
         self.file.upload(self._accept, self.file, self.shown, **QUIET)
         self._again.click(self._start_over, self._keep, self.shown, **QUIET)
-        self._upload.upload(self._accept_hole, [self._upload, self.uploaded_size], painted, **QUIET)
+        moved = [self.photo, self.about_photo, self.hole.component]
+        self.crop.input(self._cut, [self.crop, self.upload], moved, trigger_mode="always_last", **QUIET)
+        self._upload.upload(self._accept_hole, [self._upload, self.upload, self.crop], painted, **QUIET)
         _forget(self.about_hole, self.hole)
 
     def _paint_area(self) -> None:
         names, colours = ["Erase", "Hole"], [(0, 0, 0, 0), HOLE_COLOUR]
+        looks = {"visible": False, "elem_id": f"{self.prefix}-crop"}
+        self.crop = gr.Slider(0, 100, value=MIDDLE, step=1, label="Part of the photo", **looks)
         self.hole = Painter(self.size, names, colours, hole=True, elem_id=f"{self.prefix}-painter")
         html('<p class="hint">What you paint over is repainted; the rest stays pixel-identical.</p>')
         self.about_hole = _note(f"{self.prefix}-hole-note")
@@ -108,7 +122,7 @@ class ImageInput(Input):
     def show(self, photo: Image.Image | None, known_pixels: np.ndarray | None = None) -> tuple[Any, ...]:
         """A photo of the model's size, with or without a hole, as if uploaded and painted."""
         hole = self.hole.update(None if known_pixels is None else ~known_pixels, photo)
-        return self._updates(photo, photo and photo.size, "", hole, "")
+        return self._updates(photo, photo and (None, photo.size), "", hole, "")
 
     def missing(self, photo: Image.Image | None, hole: str | None) -> str:
         return super().missing(photo)
@@ -126,30 +140,45 @@ class ImageInput(Input):
         return adapters.known_pixels(cells > 0) if cells.any() else None
 
     def _updates(
-        self,
-        photo: Image.Image | None,
-        uploaded_size: adapters.Size | None,
-        note: str,
-        hole: Any,
-        hole_note: Any,
+        self, photo: Image.Image | None, upload: Upload | None, note: str, hole: Any, hole_note: Any
     ) -> tuple[Any, ...]:
-        file, painting = gr.update(value=None, visible=photo is None), gr.update(visible=photo is not None)
-        return photo, uploaded_size, file, note, painting, hole, hole_note
+        # Not taken off the page, so that another photo can be dropped or pasted in its place.
+        file = gr.update(value=None, visible=True if photo is None else "hidden")
+        path, size = upload or (None, (0, 0))
+        label = "Part of the photo that is used, {} to {}".format(*ends(size))
+        crop = gr.update(value=MIDDLE, label=label, visible=bool(path) and size[0] != size[1])
+        painting = gr.update(visible=photo is not None)
+        return photo, upload, file, note, crop, painting, hole, hole_note
 
     def _accept(self, path: str) -> tuple[Any, ...]:
         """A new photo; the painted hole stays."""
         photo, note = _accepted(adapters.read_photo, path, self.size)
         if photo is None:
             return self._updates(None, None, note, gr.skip(), gr.skip())
-        return self._updates(photo.for_model, photo.size, note, self.hole.over(photo.larger), gr.skip())
+        hole = self.hole.over(photo.larger)
+        return self._updates(photo.for_model, (path, photo.size), note, hole, gr.skip())
+
+    def _cut(self, percent: float, upload: Upload) -> tuple[Any, str, Any]:
+        """Another part of the same photo; the painted hole stays where it is."""
+        part = cut(upload[0], percent, self.file.GRADIO_CACHE)
+        photo, note = _accepted(adapters.read_photo, part, self.size)
+        return photo.for_model, note, self.hole.over(photo.larger)
 
     def _start_over(self, keep: bool) -> tuple[Any, ...]:
         hole = (gr.skip(), gr.skip()) if keep else (self.hole.update(None), "")
         return self._updates(None, None, "", *hole)
 
-    def _accept_hole(self, path: str, uploaded_size: adapters.Size) -> tuple[Any, str]:
-        hole, note = _accepted(adapters.read_hole, path, self.size, uploaded_size)
+    def _accept_hole(self, path: str, upload: Upload, percent: float) -> tuple[Any, str]:
+        hole, note = _accepted(self._read_hole, path, upload[1], percent)
         return to_text(hole.cells) if hole else gr.skip(), note
+
+    def _read_hole(self, path: str, photo_size: adapters.Size, percent: float) -> adapters.Cells:
+        """An uploaded hole; one for the whole of a photo that is not square is cut as the photo is."""
+        adapters.open_picture(path, "hole")  # raises for what is no picture
+        if percent == MIDDLE or not is_like(path, photo_size):
+            return adapters.read_hole(path, self.size, photo_size)
+        short = min(photo_size)
+        return adapters.read_hole(cut(path, percent, self.file.GRADIO_CACHE), self.size, (short, short))
 
 
 class MaskInput(Input):
@@ -173,6 +202,15 @@ class MaskInput(Input):
     def show(self, mask: np.ndarray | None, known_pixels: None = None) -> tuple[Any, ...]:
         """A class map (H, W), as if uploaded."""
         return to_text(mask), ""
+
+    def lies_on(self, photo: ImageInput, choice: gr.Radio) -> None:
+        gr.on(
+            [photo.photo.change, choice.change],
+            lambda given, role: self.mask.over(given if role == GIVEN else None),
+            [photo.photo, choice],
+            self.mask.component,
+            **QUIET,
+        )
 
     def read(self, cells: str | None) -> np.ndarray:
         mask = self.mask.cells(cells)
@@ -256,7 +294,8 @@ def input_class(spec: Modality) -> type[Input]:
 
 
 def _upload(title: str, elem_id: str) -> gr.UploadButton:
-    return gr.UploadButton(title, file_types=["image"], size="sm", scale=0, min_width=104, elem_id=elem_id)
+    looks = {"size": "sm", "scale": 0, "min_width": 104, "elem_id": elem_id}
+    return gr.UploadButton(title, file_types=["image"], **looks)
 
 
 def _note(elem_id: str) -> gr.HTML:

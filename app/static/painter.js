@@ -24,7 +24,8 @@ let pointer = null; // where it was seen last, in cells
 
 function show() {
   const image = pen.createImageData(size, size);
-  cells.forEach((cell, i) => image.data.set(colours[cell], 4 * i));
+  const clear = [0, 0, 0, 0], own = props.background ? [clear, ...colours.slice(1)] : colours; // the photo shows through
+  cells.forEach((cell, i) => image.data.set(own[cell], 4 * i));
   pen.putImageData(image, 0, 0);
   canvas.setAttribute('aria-label', described());
 }
@@ -215,6 +216,7 @@ function showPhoto() {
   photo.hidden = !props.background;
   if (props.background) photo.src = props.background;
   find('.painter').classList.toggle('over', !photo.hidden);
+  show();
 }
 names.forEach(addColour);
 chooseColour(1);
