@@ -40,6 +40,7 @@ class Form:
     def __init__(self, service: Service, task: Task) -> None:
         self._task = task
         self._size = service.modalities[ANCHOR].image_size
+        self._vocabulary = service.pipe.words.vocabulary if service.pipe.can_describe else None
         with gr.Column(elem_classes="card"):
             self._rows = [self._row(spec) for spec in task.modalities(service.modalities).values()]
             choices = [row.choice for row in self._rows]
@@ -68,7 +69,7 @@ class Form:
                 elem_id=f"{task.name}-{spec.name}-role",
             )
             with gr.Column(elem_classes="given"):
-                control = make_input(spec, task.name)
+                control = make_input(spec, task.name, self._vocabulary)
         return Row(spec, choice, control)
 
     def _is_fixed(self, spec: Modality) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import Any, ClassVar
 
@@ -12,12 +13,14 @@ from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
 from app.controls import adapters
+from app.controls.chips import chips, slots, unknown_note
 from app.controls.crop import MIDDLE, cut, ends, is_like
 from app.controls.painter import Painter, to_text
 from app.errors import plain_errors
 from app.run.defaults import ANCHOR
 from app.task import GIVEN
 from app.theme import html
+from mmdiff.clip.vocabulary import Vocabulary
 from mmdiff.images import to_rgb
 from mmdiff.modalities import Modality
 
@@ -35,6 +38,8 @@ class Input:
         prefix: with which the ids of the controls start, "task-modality".
         components: what `read`, `known_pixels`, `missing` and `has_hole` take, in this order.
         shown: what the updates from `show` go to.
+
+    `vocabulary` is of the model's captions, if it has them.
     """
 
     asks_for: ClassVar[str] = ""  # completes "First …"
@@ -42,8 +47,8 @@ class Input:
     components: list[gr.components.Component]
     shown: list[gr.blocks.Block]
 
-    def __init__(self, spec: Modality, task: str) -> None:
-        self.spec = spec
+    def __init__(self, spec: Modality, task: str, vocabulary: Vocabulary | None = None) -> None:
+        self.spec, self.vocabulary = spec, vocabulary
         self.prefix = f"{task}-{spec.name}"
         self.components = self.shown = []
 
@@ -83,8 +88,8 @@ class ImageInput(Input):
 
     asks_for = "upload a photo"
 
-    def __init__(self, spec: Modality, task: str) -> None:
-        super().__init__(spec, task)
+    def __init__(self, spec: Modality, task: str, vocabulary: Vocabulary | None = None) -> None:
+        super().__init__(spec, task, vocabulary)
         self.size = spec.image_size
         self.photo = gr.State(None)  # at the model's size: known pixels come back exactly so
         self.upload = gr.State(None)  # path of the file and its (width, height), which a hole's must match
@@ -186,8 +191,8 @@ class MaskInput(Input):
 
     asks_for = "paint or upload a mask"
 
-    def __init__(self, spec: Modality, task: str) -> None:
-        super().__init__(spec, task)
+    def __init__(self, spec: Modality, task: str, vocabulary: Vocabulary | None = None) -> None:
+        super().__init__(spec, task, vocabulary)
         colours = [(*colour, 255) for colour in spec.palette]
         self.mask = Painter(spec.image_size, spec.classes, colours, elem_id=f"{self.prefix}-painter")
         self.about = _note(f"{self.prefix}-note")
@@ -231,8 +236,8 @@ class LabelInput(Input):
 
     asks_for = "choose a label"
 
-    def __init__(self, spec: Modality, task: str) -> None:
-        super().__init__(spec, task)
+    def __init__(self, spec: Modality, task: str, vocabulary: Vocabulary | None = None) -> None:
+        super().__init__(spec, task, vocabulary)
         looks = {"container": False, "label": spec.name.capitalize(), "elem_id": f"{self.prefix}-choice"}
         self.choice = gr.Dropdown(list(spec.classes), value=None, **looks)
         html(f'<p class="hint">Type to search the {len(spec.classes)} labels.</p>')
@@ -253,8 +258,8 @@ class EmbeddingInput(Input):
 
     asks_for = "write a text or upload a photo to take the embedding from"
 
-    def __init__(self, spec: Modality, task: str) -> None:
-        super().__init__(spec, task)
+    def __init__(self, spec: Modality, task: str, vocabulary: Vocabulary | None = None) -> None:
+        super().__init__(spec, task, vocabulary)
         self.text = gr.Textbox(
             label="Text",
             placeholder="a dark red apple",
@@ -263,6 +268,10 @@ class EmbeddingInput(Input):
             elem_id=f"{self.prefix}-text",
             elem_classes="runs-on-enter",
         )
+        if vocabulary:
+            about = _note(f"{self.prefix}-text-note")
+            self.text.change(partial(unknown_note, vocabulary=vocabulary), self.text, about, **QUIET)
+            html(chips(slots(vocabulary)), elem_id=f"{self.prefix}-chips")
         looks = {"height": 140, "elem_id": f"{self.prefix}-file"}
         self.file = gr.File(label="or a photo", file_types=["image"], **looks)
         self.components = self.shown = [self.text, self.file]
