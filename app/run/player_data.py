@@ -29,7 +29,7 @@ from app.wording import ROLES, WORDS
 from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parents[1] / "static"
-SCRIPTS = ("player_panels.js", "player_steps.js", "player.js")  # in this order one script
+SCRIPTS = ("player_views.js", "player_panels.js", "player_steps.js", "player.js")  # in this order one script
 SCRIPT = "\n".join((STATIC / name).read_text() for name in SCRIPTS)
 TEMPLATE = (STATIC / "player.html").read_text()
 LEVELS = 16  # of certainty that a mask's overlay has
@@ -165,13 +165,14 @@ _webp = partial(data_uri, form="WEBP", quality=90, method=0)  # nearly without l
 
 
 def _masks(frame: Frame, spec: Modality, over: bool, stamp: PngInfo | None) -> list[dict[str, Any]]:
-    """o: overlay. m: the exact class numbers as a palette picture. a: areas of the classes."""
+    """o: overlay. m: class numbers as a palette picture. c: certainty, grey. a: areas of the classes."""
     shares = np.rint(LABEL_SCALE * areas(frame, spec)).astype(int).tolist()
     certainty = frame.x[spec.name].max(1)
     return [
         {
             "o": _overlay(frame.classes[spec.name][k], certainty[k], spec.palette, over),
             "m": quick_png(picture_of(frame, spec, k), pnginfo=stamp),
+            "c": _webp(Image.fromarray(certainty[k])),
             "a": share,
         }
         for k, share in enumerate(shares)

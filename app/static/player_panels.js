@@ -46,14 +46,16 @@ function picturePanel(track, head) {
   const result = make('img', '', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', 'frame', {}, ...(head.before ? beforeAfter(head) : []), result);
   frame.classList.toggle('before-after', Boolean(head.before));
-  const save = saveLink(track, head);
+  const save = saveLink(track, head), size = sizeLine(frame, result);
+  const large = largeLink(save, result, isSmooth), enlarge = enlargeButton(capital(head.name), frame, () => result);
   const show = (step, sample) => {
     result.hidden = false;
     set(result, 'src', step.x[head.name][sample]);
     set(result, 'alt', seen(track, head, step, sample));
     save.show(result.src, step, sample);
+    size.show();
   };
-  return { node: panel(head, 'visual', [frame], [save.node]), show };
+  return { node: panel(head, 'visual', [frame, size.node], [enlarge, save.node, large]), show };
 }
 function beforeAfter(head) {
   const before = make('img', 'before', { src: head.before, alt: 'Before; the part to repaint is tinted' });
@@ -66,18 +68,36 @@ function classMapPanel(track, head) {
   const under = make('img', '', { alt: '', hidden: true });
   const over = make('img', 'overlay', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', picture ? 'frame see-through' : 'frame', {}, ...(picture ? [under] : []), over);
+  const exact = make('img'), views = maskViews(track, head, frame, { under, over }, fill);
+  const large = largeLink(save, exact, () => false);
+  const seenNow = () => (views.canvas.hidden ? over : Object.assign(views.canvas, { alt: over.alt }));
+  const enlarge = enlargeButton(capital(head.name), frame, seenNow);
+  save.node.addEventListener('click', () => { // what is seen, if it is cut out
+    if (views.isCutOut()) Object.assign(save.node, { href: views.canvas.toDataURL(), download: save.node.download.replace('.png', '_cut-out.png') });
+  });
   const show = (step, sample) => {
-    over.hidden = under.hidden = false;
     if (picture) set(under, 'src', step.x[picture][sample]);
     set(over, 'src', step.x[head.name][sample].o);
     set(over, 'alt', seen(track, head, step, sample));
+    set(exact, 'src', step.x[head.name][sample].m);
     save.show(step.x[head.name][sample].m, step, sample);
+    views.show(step, sample);
   };
-  const body = [frame, classLegend(head), ...(picture ? [opacity()] : [])];
-  return { node: panel(head, 'visual', body, [save.node]), show };
+  const body = [frame, views.node, classLegend(head), ...(picture ? [opacity()] : [])];
+  return { node: panel(head, 'visual', body, [enlarge, save.node, large]), show };
 }
 function classLegend(head) {
-  const names = head.classes.slice(0, LEGEND).map((name, k) => make('span', '', {}, swatch(head.colours[k]), name));
+  const names = head.classes.slice(0, LEGEND).map((name, k) => {
+    const node = make('button', '', { title: `Cut out: ${name}` }, swatch(head.colours[k]), name);
+    const press = () => node.setAttribute('aria-pressed', !left.has(k));
+    node.onclick = () => { // only while something is cut out, see player.css
+      if (!left.delete(k)) left.add(k);
+      press();
+      fill();
+    };
+    press();
+    return node;
+  });
   return make('div', 'legend', {}, ...names);
 }
 function opacity() {

@@ -136,7 +136,7 @@ function areaSeries(track, head) { // without the first class, the ground: it is
 function curves(track) {
   const charts = changing(track, 'class', 'class_map').map((head) => (head.form === 'class'
     ? chart(track, `${capital(head.name)}: probability`, () => labelSeries(track, head))
-    : chart(track, `${capital(head.name)}: share of the picture`, () => areaSeries(track, head))));
+    : chart(track, `${capital(head.name)}: share of the picture`, () => areaSeries(track, head), moves)));
   return {
     node: make('section', 'curves', { hidden: !charts.length }, ...charts.map((one) => one.node)),
     fill: () => charts.forEach((one) => one.fill()),
@@ -145,7 +145,13 @@ function curves(track) {
 }
 const PLOT = { left: 38, right: 10, top: 8, bottom: 24, height: 124 }; // px
 
-function chart(track, heading, allSeries) {
+const MOVES = 0.02; // share of the picture by which an area has to change to be worth a curve
+const moves = (lines) => lines.some(({ points }) => {
+  const shares = points.map(([, share]) => share);
+  return Math.max(...shares) - Math.min(...shares) >= MOVES;
+});
+
+function chart(track, heading, allSeries, says) { // says: whether the lines say something
   const svg = draw('svg', { height: PLOT.height, role: 'img', 'aria-label': `${heading} at every step` });
   const keys = make('div', 'keys'), node = make('figure', '', {}, say('h3', '', heading), svg, keys);
   const cursor = draw('line', { class: 'cursor' });
@@ -154,6 +160,7 @@ function chart(track, heading, allSeries) {
     node,
     fill() {
       lines = allSeries();
+      node.hidden = Boolean(says) && !says(lines);
       values = lines.map(() => make('span', 'value'));
       place = scales(node.clientWidth || 320, track.total, Math.max(0, ...lines.map((line) => line.most)));
       svg.setAttribute('width', place.width);
