@@ -1,6 +1,7 @@
 """Ways to look at pictures and masks on the page, in a real Chromium."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -140,3 +141,22 @@ def test_areas_have_a_curve_only_where_they_change(viewer):
     visitor = viewer()  # the areas of this model's masks never change
     titles = visitor.player(".curves figure").locator("visible=true").locator("h3").all_inner_texts()
     assert titles == ["Label: probability"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_it_is_seen_how_settled_every_head_is_and_told_in_the_end(visit, pipe, monkeypatch, size):  # noqa: F811
+    visitor = visit("any_to_any", size)
+    monkeypatch.setattr(pipe, "step_seconds", 0.1)
+    widths = "bars => bars.map((bar) => parseFloat(bar.style.width))"
+    visitor.run()
+    visitor.status("Step")
+    bars = visitor.player(".settled .track i")
+    near(lambda: bars.count() == 4 and 0 < bars.evaluate_all(widths)[2] < 60)
+    assert not visitor.player(".story").is_visible()
+    visitor.done()
+    assert bars.evaluate_all(widths)[1:3] == [100, 100]  # mask and label
+    told = visitor.player(".story").inner_text()
+    label = visitor.player('figure[data-modality="label"] .name').first.inner_text()
+    assert re.match(rf"At step \d+ it settled .*{label}|At step \d+ .*{label}", told) and told.endswith(".")
+    assert told in visitor.player(".announced").text_content()
+    assert visitor.fits()

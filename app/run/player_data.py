@@ -2,9 +2,10 @@
 
 The server sends frames as they come, as JSON; the scripts keep them and draw everything from them:
 
-    {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file",
+    {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file", "story",
                  "heads": [{"name", "form", "role", ...}],
-                 "frames": [{"i", "t", "exact", "x": {name: [one for each sample]}, "u": {name: {...}}}]}]}
+                 "frames": [{"i", "t", "exact", "x": {name: [one for each sample]}, "s": {name: [percent]},
+                             "u": {name: {...}}}]}]}
 
 What a sample of a head is depends on the form of its modality; see `_head` and `_samples`.
 """
@@ -25,6 +26,7 @@ from app.export import settings_file
 from app.pictures import colour_mask, data_uri, quick_png
 from app.run.defaults import ANCHOR
 from app.run.history import Frame, Record, Track, areas, picture_of, uncertainty
+from app.run.story import how_settled, story
 from app.wording import ROLES, WORDS
 from mmdiff.modalities import Modality
 
@@ -77,6 +79,7 @@ class Player:
             "fork": track.fork_step,
             "samples": record.request.num_samples,
             "file": f"mmdiff_{record.checkpoint}_{record.request.seed}",
+            "story": [] if track.running else [story(record, k) for k in range(record.request.num_samples)],
         }
         heads = self._once(
             record.request,
@@ -127,7 +130,9 @@ def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> 
     """`exact`: pictures without loss. `stamp`: the settings, for pictures to carry."""
     draw = partial(quick_png, pnginfo=stamp) if exact else _webp
     x = {name: _samples(record, frame, spec, draw, stamp) for name, spec in record.modalities.items()}
-    sent = {"i": frame.index, "t": frame.t, "exact": exact, "x": x}
+    created = [spec for name, spec in record.modalities.items() if record.role(name) != "given"]
+    settled = {spec.name: np.rint(100 * how_settled(record, frame, spec)).tolist() for spec in created}
+    sent = {"i": frame.index, "t": frame.t, "exact": exact, "x": x, "s": settled}
     if record.request.num_samples > 1:
         sent["u"] = {spec.name: _heat(uncertainty(frame, spec)) for spec in record.dense}
     return sent

@@ -51,7 +51,7 @@ const newest = (track) => track.frames.at(-1);
 
 // -- tracks ----------------------------------------------------------------------------------------------
 
-const MAKERS = [cards, panels, heat, timeline, curves]; // of a lane's rows, below its title
+const MAKERS = [cards, told, panels, heat, timeline, curves]; // of a lane's rows, below its title
 
 function lane(track, number) {
   const many = track.samples > 1;
@@ -145,7 +145,9 @@ function announce(now) { // to those who do not see it; nobody waits for the exa
   const before = root.dataset.state;
   if (before === now || before === 'empty') return;
   const ends = tracks.map((track) => track.frames.length && seen(track, track.heads[0], newest(track), sampleOf(track)));
-  announced.textContent = now === 'running' ? 'Running.' : `${capital(now)}. ${ends.filter(Boolean).join('. ')}`;
+  const stories = tracks.map((track) => track.story[sampleOf(track)]);
+  const words = [...ends, ...stories].filter(Boolean).join('. ');
+  announced.textContent = now === 'running' ? 'Running.' : `${capital(now)}. ${words}`;
 }
 function goTo(track, index) {
   const step = least(track.frames, (frame) => Math.abs(frame.i - index));

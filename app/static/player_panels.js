@@ -11,6 +11,25 @@ function panels(track) {
   node.style.setProperty('--columns', Math.max(1, node.dataset.columns));
   return { node, fill() {}, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
 }
+function told(track) { // how settled every head is, and in the end one sentence on when that came
+  const own = track.heads.filter((head) => head.role !== 'given');
+  const all = own.map((head) => {
+    const bar = make('i'), node = make('span', '', {}, capital(head.name), make('span', 'track', {}, bar));
+    return { head, bar, node };
+  });
+  const story = say('p', 'story', ''), label = say('span', 'hint', 'How settled');
+  const node = make('section', 'told', {}, story, make('div', 'settled', {}, label, ...all.map((one) => one.node)));
+  const show = (step, sample) => {
+    set(story, 'textContent', track.story[sample] ?? '');
+    story.hidden = !story.textContent;
+    all.forEach(({ head, bar, node: one }) => {
+      const share = step.s[head.name]?.[sample] ?? 0;
+      bar.style.width = `${share}%`;
+      one.title = `${capital(head.name)}: ${share}% settled at step ${step.i}`;
+    });
+  };
+  return { node, fill() {}, show };
+}
 function panel(head, kind, body, aside = []) {
   const role = say('span', `role is-${head.role.split(' ')[0]}`, ROLES[head.role]);
   const caption = make('figcaption', '', {}, say('b', '', capital(head.name)), role, ...aside);
