@@ -8,7 +8,7 @@ from gradio.themes.utils.colors import Color
 
 STYLES = sorted((Path(__file__).parent / "static").glob("*.css"))
 # Scripts of the whole page; those of a component come with it.
-SCRIPTS = [Path(__file__).parent / "static" / name for name in ("keys.js", "drop.js", "chips.js")]
+SCRIPTS = [Path(__file__).parent / "static" / name for name in ("keys.js", "drop.js", "chips.js", "runs.js")]
 HEAD = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in SCRIPTS)
 LEAF = Color(
     name="leaf",

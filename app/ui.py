@@ -58,6 +58,7 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
         models = [service, *(other for other in services if other is not service)]
         built = [build_tab(t, models) for t in TASKS if t.fits(service.modalities)]
         how_it_works.build(service)
+    theme.html('<section id="runs" hidden></section>')  # runs.js fills it
     Restorer(service, built, tabs, message).connect(demo, restore)
 
 

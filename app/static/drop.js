@@ -41,6 +41,8 @@
     give(file, event.target);
   });
 
+  document.addEventListener('picture', ({ detail }) => give(detail, document.body)); // of an earlier run, see runs.js
+
   // The camera
 
   function dialog() {

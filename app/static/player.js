@@ -89,6 +89,21 @@ function load() {
     lanesNode.replaceChildren(...lanes.map(({ node }) => node));
   }
   measure();
+  report();
+}
+let reported; // the last run that runs.js has heard of
+function report() { // a run that is over; not the example, which is there from the start
+  const track = tracks.at(-1), isNew = track && track.id !== reported;
+  if (!isNew || (reported !== undefined && state() === 'running')) return;
+  if (reported !== undefined && state() === 'done') document.dispatchEvent(new CustomEvent('run-done', { detail: kept(track) }));
+  reported = track.id;
+}
+function kept(track) { // a run as its picture, with the settings inside, and a few words
+  const step = newest(track), seenAs = ofForm(track, 'picture')[0] ?? ofForm(track, 'class_map')[0];
+  const said = ofForm(track, 'class', 'vector')[0], title = said ? saying(said, step, 0).text ?? '' : '';
+  const about = `${track.total} steps, seed ${track.file.split('_').at(-1)}`;
+  const task = element.closest('.run-panel')?.id.replace(/-run-panel$/, '') ?? '';
+  return { task, picture: seenAs && thumbnail(seenAs, step, 0), title, about };
 }
 function startAnew(someStay) {
   view.time = null;

@@ -13,6 +13,7 @@ from app.controls.compare import Compare
 from app.controls.form import Form
 from app.controls.inputs import QUIET
 from app.errors import explain
+from app.export import settings_file
 from app.export.download import Downloads, check_kept
 from app.run.history import Frame, Track
 from app.run.player_data import Player
@@ -81,6 +82,8 @@ class RunPanel:
                     "<p class='hint'>Move the slider to a step, change what you provide, and go on from "
                     "there. Compare with the original.</p>"
                 )
+            looks = {"file_types": [".png"], "elem_id": f"{name}-beside", "elem_classes": "unseen"}
+            self.beside = gr.UploadButton("Compare with a file", **looks)  # runs.js gives it an earlier run
             self.downloads = Downloads(self.task, self.shown, self._opening)
 
     def connect(self, form: Form, compare: Compare) -> None:
@@ -95,6 +98,8 @@ class RunPanel:
         reveal = REVEAL % self.task.name
         self.after(self.fork.click, inputs, self._fork, js=STEP_SHOWN % (reveal, self.task.name))
         self.after(compare.button.click, [every, *compare.components, *form.components], self._run_both)
+        inputs = [self.beside, self.downloads.run, self.shown, every]
+        self.after(self.beside.upload, inputs, self._run_beside)
         self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
         self.begins = [self.run.click, self.fork.click, compare.button.click]
         gr.on(form.changes, None, self.status, self.status, js=NO_PROBLEM, **QUIET)
@@ -132,6 +137,17 @@ class RunPanel:
             with _errors_of(key if checkpoint != name else ""):
                 runs.append(self._track(self._services[key], asked, title))
         yield from self._start(visitor, runs, every)
+
+    def _run_beside(
+        self, visitor: gr.Request, path: str, run: str, shown: list[Track] | None, every: int
+    ) -> Iterator[Updates]:
+        """The run in a picture's settings, beside the one that is shown."""
+        saved = settings_file.read(path, self._service.modalities)
+        if saved.checkpoint and saved.checkpoint not in self._services:
+            raise ValueError(f"The run is of the checkpoint “{saved.checkpoint}”, which is not here.")
+        original = replace((shown or self._opening)[0], title="Now", since=0, fork_step=None)
+        service = self._services[saved.checkpoint or self._service.name]
+        yield from self._start(visitor, [self._track(service, saved.request, "Earlier")], every, [original])
 
     def _fork(
         self, visitor: gr.Request, step: int, run: str, shown: list[Track] | None, every: int, *form: Any
