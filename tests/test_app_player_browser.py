@@ -467,3 +467,24 @@ def test_a_phone_never_scrolls_sideways(look, scheme):
     controls = viewer.page.locator(".player :is(button, input, a)")
     assert controls.count() > 20
     assert not [c for c in controls.all() if c.evaluate(unnamed)]
+
+
+@pytest.mark.parametrize("width", [1200, 380])
+def test_a_head_that_speaks_of_what_it_never_saw_says_so(look, width):
+    viewer, record = look(width), make_record()
+    final = record.modalities["label"].classes[2]
+    record.taught = {"mask": {"by": "street photos", "labels": [final]}}
+    viewer.bring(track(record))
+    beyond = viewer.find('[data-modality="mask"] .beyond')
+    viewer.wait(step="10")
+    assert not beyond.is_visible()  # the label is one that had masks
+    viewer.scrub(1)
+    first = record.modalities["label"].classes[0]
+    assert beyond.inner_text() == (
+        f"The mask was learned from street photos alone; this looks like “{first}”, so take it with caution."
+    )
+    alone = make_record(names=("image", "mask"))
+    alone.taught = record.taught
+    viewer.bring(track(alone, id="b"))
+    viewer.wait(step="10")
+    assert "take it with caution elsewhere" in beyond.inner_text()

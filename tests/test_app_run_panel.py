@@ -175,7 +175,7 @@ def test_a_comparison_that_breaks_off_shows_its_steps_so_far(page, services, bro
     assert [track["id"] for track in last] == [track.id for track in page.shown]
     assert not any(track["running"] for track in last) and all(track["stopped"] for track in last)
     assert all(0 < len(track.record.frames) < STEPS for track in page.shown)
-    assert "problem" in page.status and page.now[page.panel.run]["interactive"]
+    assert "problem" in page.status and page.now[page.panel.run]["value"] == "Run"
     assert f"seed={page.shown[-1].record.request.seed}" in page.now[page.panel.downloads.link]
 
 

@@ -42,6 +42,7 @@ class Record:
         request: what was asked, complete. checkpoint: name of the model.
         modalities: name -> spec, those given or wanted, in order.
         describe: embeddings (B, D) -> a `mmdiff.clip.vocabulary.Description` of each, or [].
+        taught: modalities that a part of the data taught, see `app.run.taught`.
         frames: the steps done so far, in order. seconds: that they took.
     """
 
@@ -49,6 +50,7 @@ class Record:
     checkpoint: str
     modalities: Mapping[str, Modality]
     describe: Callable[[np.ndarray], Sequence[Any]] = lambda vectors: []
+    taught: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
     seconds: float = 0.0
 

@@ -116,6 +116,8 @@ def _head(record: Record, spec: Modality) -> dict[str, Any]:
     head: dict[str, Any] = {"name": spec.name, "form": spec.form, "role": record.role(spec.name)}
     if spec.classes:
         head["classes"] = list(spec.classes)
+    if spec.name in record.taught and head["role"] != "given":
+        head["taught"] = record.taught[spec.name]
     if spec.form == "class_map":
         head["colours"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
     now = record.request.conditions[-1]

@@ -22,6 +22,7 @@ import torch
 
 from app.run.defaults import ANCHOR, LIMITS, from_nothing
 from app.run.history import Frame, Record, picture_of
+from app.run.taught import read_taught
 from app.run.zero_gpu import ON_ZERO_GPU, gpu
 from mmdiff.modalities import Modality
 from mmdiff.pipeline import Pipeline
@@ -95,6 +96,7 @@ class Service:
         pipe: the pipeline. folder: of the checkpoint, None if it came from elsewhere.
         name: of the checkpoint, for the page. size_mb: of its weights on disk, None if unknown.
         stops: ends runs; may be shared by several services.
+        taught: which of its modalities were taught by a part of the data only, see `read_taught`.
         example: the record of a warm-up with nothing given, something to look at before the first run.
         filled: the record of filling a hole in the example's picture.
     """
@@ -109,6 +111,7 @@ class Service:
     ) -> None:
         self.pipe, self.name, self.size_mb, self.folder = pipe, name, size_mb, folder
         self.stops = stops or Stops()
+        self.taught = read_taught(folder)
         self.timing = Timing()
         self._sampled = self._sample  # ZeroGPU lends a GPU to visitors only, and none is here yet
         with ThreadPoolExecutor(1) as worker:  # like real runs not in the main thread, which differs in speed
@@ -158,7 +161,7 @@ class Service:
         """An empty record of a run. Raises ValueError for a request that cannot be run."""
         request = request.checked(self.modalities, self.pipe.schedule.num_steps, LIMITS)
         modalities = {n: spec for n, spec in self.modalities.items() if n in request.shown}
-        return Record(request, self.name, modalities, self.describe)
+        return Record(request, self.name, modalities, self.describe, self.taught)
 
     def run(self, request: Request) -> Record:
         """The record of a whole run. Raises ValueError for a request that cannot be run."""

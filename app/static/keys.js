@@ -32,6 +32,10 @@
     if (key === 'ArrowLeft' || key === 'ArrowRight') return () => player()?.dispatchEvent(new KeyboardEvent('keydown', { key }));
     return null;
   }
+  // Code that scrolls is reached by keys, too; it is on the page once it has been opened.
+  document.addEventListener('click', () => setTimeout(() => {
+    document.querySelectorAll('.cm-scroller:not([tabindex])').forEach((node) => { node.tabIndex = 0; });
+  }, 300));
   // Gradio names every radio button differently, so that each would be a tab stop and arrows would do nothing.
   function group() {
     document.querySelectorAll('.modality fieldset').forEach((set) => {
@@ -45,10 +49,12 @@
     event.preventDefault();
     action();
   });
-  document.addEventListener('DOMContentLoaded', () => {
+  const addButton = () => {
     const button = Object.assign(document.createElement('button'), { className: 'keys-button', textContent: '?' });
     button.setAttribute('aria-label', 'List of keys');
     button.onclick = () => dialog().showModal();
     document.body.append(button);
-  });
+  };
+  if (document.readyState === 'loading') document.addEventListener('DOMContentLoaded', addButton);
+  else addButton();
 })();

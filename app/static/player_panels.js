@@ -37,6 +37,17 @@ function panel(head, kind, body, aside = []) {
   node.dataset.modality = head.name;
   return node;
 }
+function beyond(track, head) { // says so where a head speaks of what it never saw
+  const node = make('p', 'hint beyond', { hidden: true }), labels = ofForm(track, 'class')[0];
+  const show = (step, sample) => {
+    if (!head.taught) return;
+    const [[k]] = labels ? largest(step.x[labels.name][sample], 1) : [[-1]], seenBefore = labels && head.taught.labels.includes(labels.classes[k]);
+    node.hidden = Boolean(seenBefore);
+    const here = labels ? `; this looks like “${labels.classes[k]}”, so take it with caution` : ', so take it with caution elsewhere';
+    set(node, 'textContent', `The ${head.name} was learned from ${head.taught.by} alone${here}.`);
+  };
+  return { node, show };
+}
 function saveLink(track, head) {
   const node = make('a', 'save');
   const show = (uri, frame, sample) => {
@@ -87,6 +98,7 @@ function classMapPanel(track, head) {
   const under = make('img', '', { alt: '', hidden: true });
   const over = make('img', 'overlay', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', picture ? 'frame see-through' : 'frame', {}, ...(picture ? [under] : []), over);
+  const limits = beyond(track, head);
   const exact = make('img'), views = maskViews(track, head, frame, { under, over }, fill);
   const large = largeLink(save, exact, () => false);
   const seenNow = () => (views.canvas.hidden ? over : Object.assign(views.canvas, { alt: over.alt }));
@@ -101,8 +113,9 @@ function classMapPanel(track, head) {
     set(exact, 'src', step.x[head.name][sample].m);
     save.show(step.x[head.name][sample].m, step, sample);
     views.show(step, sample);
+    limits.show(step, sample);
   };
-  const body = [frame, views.node, classLegend(head), ...(picture ? [opacity()] : [])];
+  const body = [frame, limits.node, views.node, classLegend(head), ...(picture ? [opacity()] : [])];
   return { node: panel(head, 'visual', body, [enlarge, save.node, large]), show };
 }
 function classLegend(head) {
