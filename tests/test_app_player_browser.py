@@ -445,7 +445,7 @@ def test_names_are_shown_as_they_are(look):
     nasty = '<img src=x onerror="document.title=`hacked`">'
     record = make_record(labels=("a", "b", nasty), classes=(nasty, "fruit", nasty))
     viewer.bring(track(record, title=nasty), track(record, "b", nasty))
-    assert viewer.find("h2").inner_text() == nasty
+    assert viewer.find(".title").inner_text() == nasty
     assert nasty in viewer.find(".legend").inner_text()
     assert nasty in viewer.find('[data-modality="label"]').inner_text()
     assert "<b>round</b>" in viewer.find('[data-words="probes"]').inner_text()

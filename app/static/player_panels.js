@@ -9,7 +9,8 @@ function panels(track) {
   const node = make('div', 'heads', {}, ...parts.map((part) => part.node));
   node.dataset.columns = track.heads.length - ofForm(track, 'vector').length;
   node.style.setProperty('--columns', Math.max(1, node.dataset.columns));
-  return { node, fill() {}, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
+  const fill = () => parts.forEach((part) => part.fill?.());
+  return { node, fill, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
 }
 function told(track) { // how settled every head is, and in the end one sentence on when that came
   const own = track.heads.filter((head) => head.role !== 'given');
@@ -83,9 +84,8 @@ function picturePanel(track, head) {
     set(result, 'src', step.x[head.name][sample]);
     set(result, 'alt', seen(track, head, step, sample));
     save.show(result.src, step, sample);
-    size.show();
   };
-  return { node: panel(head, 'visual', [frame, size.node], [enlarge, save.node, large]), show };
+  return { node: panel(head, 'visual', [frame, size.node], [enlarge, save.node, large]), fill: size.show, show };
 }
 function beforeAfter(head) {
   const before = make('img', 'before', { src: head.before, alt: 'Before; the part to repaint is tinted' });

@@ -1,5 +1,5 @@
 // Ways to look at pictures and masks: enlarged, smooth or pixel-exact, cut out, outlined; see player.js.
-const VIEWS = ['Overlay', 'Cut-out', 'Flat', 'Outline']; // of a mask; those with a photo below it need one
+const VIEWS = ['Overlay', 'Cut-out', 'Flat', 'Outline']; // of a mask; a cut-out needs a photo
 const LARGE = 4; // times, of pictures saved larger
 const CERTAIN = 0.995; // from here on certainty is not worth a number
 const DECODED = 60; // pictures whose pixels are kept
@@ -50,15 +50,19 @@ const isSmooth = () => root.dataset.pixels !== 'true';
 function sizeLine(frame, image) { // "64 × 64, enlarged × 4.1, smooth"
   const about = say('span', '', ''), mode = make('button', 'mode');
   const node = make('p', 'hint size', {}, about, mode);
-  const name = () => set(mode, 'textContent', isSmooth() ? 'smooth' : 'pixel-exact');
   mode.title = 'Smooth or pixel-exact enlargement';
   mode.onclick = () => { root.dataset.pixels = isSmooth(); fill(); };
-  const show = () => {
-    name();
-    const side = image.naturalWidth, times = frame.clientWidth / side;
+  let side = 0; // of the picture; the same at every step
+  const show = () => { // asks for the layout, so not at every step
+    const times = frame.clientWidth / side;
+    set(mode, 'textContent', isSmooth() ? 'smooth' : 'pixel-exact');
     if (side) set(about, 'textContent', `${side} × ${image.naturalHeight}${times > 1.05 ? `, enlarged × ${times.toFixed(1)}` : ''}, `);
   };
-  image.addEventListener('load', show);
+  image.addEventListener('load', () => {
+    if (side === image.naturalWidth) return;
+    side = image.naturalWidth;
+    show();
+  });
   return { node, show };
 }
 function lightbox(title, image) { // the picture as large as the window, until any key or click
@@ -84,11 +88,12 @@ function enlargeButton(title, frame, shown) { // `shown`: the picture that is se
 function maskViews(track, head, frame, parts, changed) { // parts: the images `under` and `over`
   const picture = ofForm(track, 'picture')[0]?.name;
   const canvas = make('canvas', 'view', { hidden: true }), named = make('span', 'named', { hidden: true });
-  const names = picture ? VIEWS : VIEWS.slice(2);
+  const names = VIEWS.filter((name) => picture || name !== 'Cut-out');
   const buttons = names.map((name) => make('button', '', { textContent: name, onclick: () => { maskView = name; changed(); } }));
   const node = make('div', 'views', {}, ...buttons);
   node.setAttribute('role', 'group');
   node.setAttribute('aria-label', 'View of the mask');
+  canvas.setAttribute('role', 'img');
   frame.append(canvas, named);
   let now = null, asked = 0; // the step and the sample looked at
   const mine = () => (names.includes(maskView) ? maskView : names[0]);
@@ -98,9 +103,16 @@ function maskViews(track, head, frame, parts, changed) { // parts: the images `u
     if (own !== asked) return; // another step is looked at by now
     paint(canvas, mask, below, classesIn(mask, head.colours), mine());
   }
+  let before; // the view that is shown
   const show = (step, sample) => {
     now = { step, sample };
     const view = mine();
+    if (view !== before) choose(before = view);
+    if (canvas.hidden) return;
+    canvas.setAttribute('aria-label', `${view}: ${parts.over.alt}`);
+    draw();
+  };
+  const choose = (view) => {
     buttons.forEach((button) => button.setAttribute('aria-pressed', button.textContent === view));
     canvas.hidden = view === 'Overlay';
     parts.over.hidden = !canvas.hidden;
@@ -108,9 +120,6 @@ function maskViews(track, head, frame, parts, changed) { // parts: the images `u
     frame.classList.toggle('clear', view === 'Cut-out');
     node.parentElement?.classList.toggle('cutting', view === 'Cut-out');
     node.parentElement?.classList.toggle('alone', view !== 'Overlay');
-    canvas.setAttribute('role', 'img');
-    canvas.setAttribute('aria-label', `${view}: ${parts.over.alt}`);
-    if (!canvas.hidden) draw();
   };
   frame.onpointermove = frame.onpointerdown = async (event) => {
     const box = frame.getBoundingClientRect(), found = now?.step.x[head.name][now.sample];
