@@ -50,6 +50,7 @@
     action();
   });
   const addButton = () => {
+    if (!window.matchMedia('(pointer: fine) and (min-width: 901px)').matches) return; // no keyboard, no room
     const button = Object.assign(document.createElement('button'), { className: 'keys-button', textContent: '?' });
     button.setAttribute('aria-label', 'List of keys');
     button.onclick = () => dialog().showModal();
