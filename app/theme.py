@@ -6,10 +6,11 @@ from typing import Any
 import gradio as gr
 from gradio.themes.utils.colors import Color
 
-STYLES = sorted((Path(__file__).parent / "static").glob("*.css"))
-# Scripts of the whole page; those of a component come with it.
-SCRIPTS = [Path(__file__).parent / "static" / name for name in ("keys.js", "drop.js", "chips.js", "runs.js")]
-HEAD = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in SCRIPTS)
+STATIC = Path(__file__).parent / "static"
+STYLES = sorted(STATIC.glob("*.css"))
+# Scripts of the whole page, in this order one script; those of a component come with it.
+SCRIPTS = ("page.js", "keys.js", "drop.js", "chips.js", "runs.js")
+HEAD = f"<script>{''.join((STATIC / name).read_text(encoding='utf-8') for name in SCRIPTS)}</script>"
 LEAF = Color(
     name="leaf",
     c50="#f1f6f3", c100="#dfebe4", c200="#c0d8cb", c300="#97bdaa", c400="#6b9d86", c500="#4b826a",

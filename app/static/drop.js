@@ -1,7 +1,6 @@
 // Files come from anywhere: dropped on any part of the page, pasted, or taken with the camera. A picture goes to the
 // row it is dropped on, otherwise to the photo of the tab; any other file is taken for a run to restore.
 (() => {
-  const visible = (selector) => [...document.querySelectorAll(selector)].find((node) => node.offsetParent);
   const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes('Files');
 
   function rowFor(target) {
@@ -14,10 +13,7 @@
     if (!input) return;
     const provide = row?.querySelector('input[value="I provide"]');
     if (provide && !provide.checked) provide.click();
-    const files = new DataTransfer();
-    files.items.add(file);
-    input.files = files.files;
-    input.dispatchEvent(new Event('change', { bubbles: true }));
+    giveFile(input, file);
   }
 
   document.addEventListener('dragover', (event) => {

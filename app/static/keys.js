@@ -5,7 +5,6 @@
     ['← →', 'One step back or on'], ['[ ]', 'Smaller or larger brush'], ['Ctrl Z', 'Undo a stroke'], ['?', 'This list'],
   ];
   const WRITES = 'input:not([type=range], [type=radio], [type=checkbox]), textarea, select, [contenteditable=true]';
-  const visible = (selector) => [...document.querySelectorAll(selector)].find((node) => node.offsetParent);
   const player = () => visible('.player');
 
   function dialog() {

@@ -5,7 +5,6 @@
   let shown = ''; // the run that is on the page, by its id
   let dirty = false; // whether something was set, painted or uploaded since the last run
 
-  const visible = (selector) => [...document.querySelectorAll(selector)].find((node) => node.offsetParent);
   const menu = () => document.querySelector('.facts select');
   const checkpoint = () => menu()?.selectedOptions[0].textContent ?? document.querySelector('.facts span')?.textContent ?? '';
   function kept() {
@@ -19,12 +18,7 @@
   async function fileOf(run) {
     return new File([await (await fetch(run.picture)).blob()], `${run.title || 'run'}.png`, { type: 'image/png' });
   }
-  async function give(run, input) {
-    const files = new DataTransfer();
-    files.items.add(await fileOf(run));
-    input.files = files.files;
-    input.dispatchEvent(new Event('change', { bubbles: true }));
-  }
+  const give = async (run, input) => giveFile(input, await fileOf(run));
   function make(tag, className, properties = {}, ...children) {
     const node = Object.assign(document.createElement(tag), { className, ...properties });
     node.append(...children);
