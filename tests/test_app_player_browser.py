@@ -415,14 +415,14 @@ def test_curves(look):
 def test_saved_pictures(look):
     viewer, record = look(), make_record(seed=5)
     viewer.bring(track(record))
-    link = viewer.find('[data-modality="image"] .save')
+    link = viewer.find('[data-modality="image"] .save').first
     assert link.get_attribute("download") == "mmdiff_orchard_5_image_1.png"
     with viewer.page.expect_download() as download:
         link.click()
     assert np.array_equal(Image.open(download.value.path()), record.last.x["image"][0])
     assert settings_file.read(download.value.path(), record.modalities).request == record.request
     viewer.scrub(4)
-    mask = viewer.find('[data-modality="mask"] .save')
+    mask = viewer.find('[data-modality="mask"] .save').first
     assert mask.get_attribute("download") == "mmdiff_orchard_5_mask_1_step4.png"
     saved = decode(mask.get_attribute("href"))
     assert saved.mode == "P" and np.array_equal(saved, record.frames[3].classes["mask"][0])
