@@ -1,5 +1,6 @@
 """The page: a header that says what runs where, a tab per task, and runs that come from files and links."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -58,7 +59,8 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
         models = [service, *(other for other in services if other is not service)]
         built = [build_tab(t, models) for t in TASKS if t.fits(service.modalities)]
         how_it_works.build(service)
-    theme.html('<section id="runs" hidden></section>')  # runs.js fills it
+    titles = escape(json.dumps({task.name: task.title for task in TASKS}))
+    theme.html(f'<section id="runs" data-tabs="{titles}" hidden></section>')  # runs.js fills it
     Restorer(service, built, tabs, message).connect(demo, restore)
 
 

@@ -30,8 +30,9 @@
   const place = () => location.hash.slice(1).split('/').map(decodeURIComponent);
   const address = (task, id) => `${location.pathname}#${[task, id].filter(Boolean).map(encodeURIComponent).join('/')}`;
   function openTab(task) {
-    const panel = document.getElementById(`${task}-tab`), tab = document.getElementById(`${task}-tab-button`);
-    if (tab && !panel?.offsetParent) tab.click();
+    const title = JSON.parse(document.getElementById('runs').dataset.tabs)[task];
+    const inMenu = [...document.querySelectorAll('.overflow-dropdown button')].find((one) => one.textContent === title);
+    if (!document.getElementById(`${task}-tab`)?.offsetParent) (document.getElementById(`${task}-tab-button`) ?? inMenu)?.click();
   }
   function pageOf(name) { // the path of the page of a checkpoint; undefined if there is none
     const option = [...(menu()?.options ?? [])].find((one) => one.textContent === name);
@@ -95,9 +96,11 @@
     compare(run);
   });
   document.addEventListener('click', (event) => {
-    const tab = event.target.closest?.('[role=tab]');
-    const task = tab?.id.replace(/-tab-button$/, '');
-    if (tab && event.isTrusted && task !== place()[0]) history.pushState(null, '', address(task));
+    if (!event.isTrusted || !event.target.closest?.('[role=tab], .overflow-dropdown button')) return;
+    setTimeout(() => { // the tab that the visitor has opened is there by then
+      const task = visible('[role=tabpanel]')?.id.replace(/-tab$/, '');
+      if (task && task !== place()[0]) history.pushState(null, '', address(task));
+    }, READY_MS);
   });
   window.addEventListener('popstate', follow);
 
