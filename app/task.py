@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.run.defaults import ANCHOR
 from mmdiff.modalities import Modality
 
-GIVEN, GENERATE, IGNORE = "Given", "Generate", "Ignore"  # what may become of a modality
+GIVEN, GENERATE, IGNORE = "I provide", "Create", "Leave out"  # what may become of a modality
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ TASKS = (
     Task(
         "image_mask",
         "Image + mask",
-        "Make a photo and its mask together, cut out what a photo shows, or paint a mask and get the photo.",
+        "Create a photo together with its mask, cut out what it shows, or paint a mask and get the photo.",
         ("class_map",),
     ),
     Task(
         "fill_in",
         "Fill in",
-        "Paint over a part of a photo and have it made anew. Everything else comes back bit for bit.",
+        "Paint over a part of a photo and have it repainted. Everything else stays pixel-identical.",
         choices=(GIVEN, GENERATE, IGNORE),
         inpaints=True,
     ),
     Task(
         "image_label",
         "Image + label",
-        "Make a photo with its name, name what a photo shows, or choose a name and get the photo.",
+        "Create a photo together with its name, name what it shows, or choose a name and get the photo.",
         ("class",),
     ),
     Task(
@@ -65,7 +65,7 @@ TASKS = (
     Task(
         "any_to_any",
         "Any to any",
-        "Decide for every modality whether it is given, generated or left out.",
+        "Say for each of them whether you provide it, the model creates it, or it is left out.",
         choices=(GIVEN, GENERATE, IGNORE),
     ),
 )

@@ -6,7 +6,11 @@ from typing import Any
 import gradio as gr
 from gradio.themes.utils.colors import Color
 
-STYLES = sorted((Path(__file__).parent / "static").glob("*.css"))
+STATIC = Path(__file__).parent / "static"
+STYLES = sorted(STATIC.glob("*.css"))
+# Scripts of the whole page, in this order one script; those of a component come with it.
+SCRIPTS = ("page.js", "keys.js", "drop.js", "chips.js", "runs.js")
+HEAD = f"<script>{''.join((STATIC / name).read_text(encoding='utf-8') for name in SCRIPTS)}</script>"
 LEAF = Color(
     name="leaf",
     c50="#f1f6f3", c100="#dfebe4", c200="#c0d8cb", c300="#97bdaa", c400="#6b9d86", c500="#4b826a",
@@ -31,10 +35,11 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_background_fill_hover_dark="*primary_700",
         button_primary_text_color="white",
         slider_color="*primary_500",
-        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
         block_title_text_weight="600",
         block_title_text_color="*body_text_color",
     )

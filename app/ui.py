@@ -1,5 +1,6 @@
 """The page: a header that says what runs where, a tab per task, and runs that come from files and links."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from app.export.link import HOLE, from_query, is_link
 from app.export.settings_file import SavedRun
 from app.first_script import FirstScript
 from app.guard import Guard
+from app.not_found import not_found
 from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.tabs import how_it_works
@@ -77,6 +79,8 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
         models = [service, *(other for other in services if other is not service)]
         built = [build_tab(t, models) for t in TASKS if t.fits(service.modalities)]
         how_it_works.build(service)
+    titles = escaped(json.dumps({task.name: task.title for task in TASKS}))
+    theme.html(f'<section id="runs" data-tabs="{titles}" hidden></section>')  # runs.js fills it
     Restorer(service, built, tabs, message).connect(demo, restore)
 
 
@@ -96,12 +100,14 @@ class Restorer:
         """Restores the file that is uploaded with `button`, and the link in the page's own address."""
         # A message on an earlier file would seem to be on the next.
         button.click(lambda: "", None, self._message, queue=False, **QUIET)
-        for event in (
-            button.upload(self._from_file, button, self._outputs, **QUIET),
-            demo.load(self._open, None, [*self._outputs, *self._opened_outputs], **QUIET),
-        ):
-            for tab in self._by_name.values():
-                tab.after(event.success, [self._task, self._request], tab.replay)
+        # What it says is of the first run.
+        begun = [event for tab in self._by_name.values() for event in tab.begins]
+        gr.on(begun, None, None, self._message, js="() => ''", **QUIET)
+        uploaded = button.upload(self._from_file, button, self._outputs, **QUIET)
+        opened = demo.load(self._open, None, [*self._outputs, *self._opened_outputs], **QUIET)
+        for tab in self._by_name.values():
+            tab.after(uploaded.success, [self._task, self._request], tab.replay)
+            tab.after(opened.success, [self._task, self._request], tab.replay, js=None)
 
     def _from_file(self, path: str | None) -> list[Any]:
         with plain_errors():
@@ -137,7 +143,7 @@ class Restorer:
         things = listed([f"the {name}" for name in saved.missing])
         note = _note(
             f"The settings came from a link, but {things} did not fit into it. Add what is missing, then "
-            "press Run; Keep is ticked, so the seed is the same.",
+            "press Run; “Lock seed” is ticked, so the seed is the same.",
             "problem",
         )
         return self._shown(saved, note)
@@ -211,7 +217,11 @@ def launch(
         server_port=port,
         theme=theme.theme(),
         css_paths=theme.STYLES,
-        app_kwargs={"middleware": [guard, Middleware(FirstScript)]},
+        head=theme.HEAD,
+        app_kwargs={
+            "middleware": [guard, Middleware(FirstScript)],
+            "exception_handlers": {404: not_found},
+        },
         share=False,
         ssr_mode=False,
         footer_links=["api"],
@@ -234,7 +244,7 @@ def _header(service: Service, services: Sequence[Service]) -> str:
     return (
         '<header class="masthead"><div><h1>mmdiff</h1>'
         "<p>One diffusion model for "
-        f"{escaped(listed(list(service.modalities)))}: any of them from any others.</p></div>"
+        f"{escaped(listed(list(service.modalities)))}. Give it any one; it creates the rest.</p></div>"
         f'<div class="facts" aria-label="Checkpoint and device">{chips}</div></header>'
     )
 

@@ -4,14 +4,22 @@ from collections.abc import Sequence
 from html import escape
 
 # groups of words that describe an embedding, and how many of each are shown
-WORDS = {"captions": ("Nearest captions", 3), "labels": ("Nearest labels", 3), "probes": ("Text probes", 4)}
+WORDS = {
+    "captions": ("Nearest captions", 3),
+    "labels": ("Nearest labels", 3),
+    "probes": ("Matching words", 4),
+}
+
+# what a modality is in a run, see `mmdiff` requests -> as the page and the films say it
+ROLES = {"given": "provided", "generated": "created", "filled in": "repainted", "ignored": "left out"}
 
 
 def status(text: str, share: float | None = None, kind: str = "calm") -> str:
     """One line on how things stand; `share` (0..1) adds a progress bar; `kind` is calm, busy or problem."""
-    role = "alert" if kind == "problem" else "status"
+    # Steps are not read aloud, one after the other; the player announces how a run ends.
+    role = {"problem": ' role="alert"', "calm": ' role="status"'}.get(kind, "")
     bar = "" if share is None else f'<div class="progress"><i style="width:{100 * share:.1f}%"></i></div>'
-    return f'<div class="status {kind}" role="{role}"><p>{text}</p>{bar}</div>'
+    return f'<div class="status {kind}"{role}><p>{text}</p>{bar}</div>'
 
 
 def escaped(text: object) -> str:

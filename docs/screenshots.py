@@ -53,7 +53,7 @@ def fill_in(page: Any, address: str) -> None:
 def fork(page: Any) -> None:
     """Image + label: a fork with another label from the sixth step on."""
     page.locator("#image_label-player .scrubber").fill("6")
-    page.locator("#image_label-label-role").get_by_label("Given", exact=True).check()
+    page.locator("#image_label-label-role").get_by_label("I provide", exact=True).check()
     page.locator("#image_label-label-choice input").click()
     page.get_by_role("option").nth(3).click()
     page.locator("#image_label-plan", has_text="from the label").wait_for()

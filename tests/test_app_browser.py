@@ -66,9 +66,9 @@ class Visitor:
         if task == "fill_in" and "?" not in address:  # its photo and hole come a moment later
             self.page.locator("#fill_in-plan", has_text="in the hole").wait_for()
 
-    def leave(self, action):
+    def leave(self, action, complained=False):
         """An action that goes to another page, which complains of the requests that it cuts off."""
-        assert not self.errors
+        assert complained or not self.errors
         with self.page.expect_request("**/heartbeat/*"):
             action()
         self.errors.clear()
@@ -177,9 +177,9 @@ def visit(browser, contexts, address):
     def visit(task="any_to_any", size="desktop", query="", **options):
         key = size, *options.values()
         if key not in contexts:
-            width, height = SIZES[size]
+            width, height = {**SIZES, "tablet": (768, 1024)}[size]
             viewport = {"width": width, "height": height}
-            contexts[key] = browser.new_context(viewport=viewport, has_touch=size == "phone", **options)
+            contexts[key] = browser.new_context(viewport=viewport, has_touch=size != "desktop", **options)
         visitors.append(Visitor(contexts[key].new_page(), address + query, task))
         return visitors[-1]
 
@@ -256,7 +256,7 @@ def test_checkpoint_size_and_device_are_shown(visit):
     visitor = visit()
     facts = visitor.page.locator(".facts").inner_text()
     assert all(words in facts for words in ("orchard", "64 × 64 px", "16 MB", "CPU"))
-    visitor.plan("Generates image, mask, label and embedding from noise alone")
+    visitor.plan("Creates image, mask, label and embedding from noise alone")
     assert re.search(r"about [\d.]+ s on this CPU", visitor.find("estimate").inner_text())
 
 
@@ -294,10 +294,10 @@ def test_the_menu_leads_to_the_page_of_another_checkpoint(visit, address):
 @pytest.mark.parametrize("size", SIZES)
 def test_fill_a_painted_hole_then_stop_a_second_run(visit, pipe, photo_file, monkeypatch, size):
     visitor = visit("any_to_any", size)
-    visitor.choose("image", "Given")
+    visitor.choose("image", "I provide")
     visitor.plan("First upload a photo")
     visitor.give_photo(photo_file)
-    visitor.plan("Generates mask, label and embedding from the image")
+    visitor.plan("Creates mask, label and embedding from the image")
     path = visitor.paint("image", (0.3, 0.35), (0.65, 0.6))
     visitor.plan("image (in the hole)")
 
@@ -310,7 +310,7 @@ def test_fill_a_painted_hole_then_stop_a_second_run(visit, pipe, photo_file, mon
     visitor.run()
     done = visitor.done()
     assert f"seed {visitor.find('seed', 'input').input_value()}" in done
-    assert "filled in" in visitor.player('[data-modality="image"]').first.inner_text()
+    assert "repainted" in visitor.player('[data-modality="image"]').first.inner_text()
     result, original = visitor.picture(), np.asarray(photo((64, 64)))
     assert np.array_equal(result[~hole], original[~hole])
     assert (result[hole] != original[hole]).mean() > 0.5
@@ -344,10 +344,10 @@ def test_before_and_after_of_inpainting(visit):
 
 def test_a_painted_and_an_uploaded_mask_are_given(visit, pipe, tmp_path):
     visitor = visit("image_mask")
-    visitor.choose("mask", "Given")
+    visitor.choose("mask", "I provide")
     visitor.plan("First paint or upload a mask")
     visitor.paint("mask", (0.3, 0.5), (0.7, 0.5))
-    visitor.plan("Generates image from the mask")
+    visitor.plan("Creates image from the mask")
     painted = visitor.cells("mask")
     visitor.run()
     visitor.done()
@@ -365,24 +365,24 @@ def test_a_painted_and_an_uploaded_mask_are_given(visit, pipe, tmp_path):
 def test_an_impossible_request_is_explained_and_the_page_goes_on(visit, tmp_path):
     visitor = visit()
     page = visitor.page
-    visitor.choose("image", "Given")
+    visitor.choose("image", "I provide")
     visitor.run()
-    visitor.status("nothing is given. Upload a photo")
+    visitor.status("nothing is there. Upload a photo")
     assert visitor.find("run").is_enabled()
     (tmp_path / "diary.png").write_bytes(b"dear diary")
     visitor.give_photo(tmp_path / "diary.png")
     page.get_by_text("“diary.png” cannot be read as a picture").first.wait_for()
     for modality in EVERYTHING:
-        visitor.choose(modality, "Ignore")
-    visitor.plan("Nothing to generate yet")
+        visitor.choose(modality, "Leave out")
+    visitor.plan("Nothing to create yet")
     visitor.run()
-    visitor.status("There is nothing to generate")
-    visitor.choose("label", "Given")
+    visitor.status("There is nothing to create")
+    visitor.choose("label", "I provide")
     visitor.plan("First choose a label")
     visitor.find("label-choice", "input").click()
     page.get_by_role("option", name="Cherry Wax").click()
-    visitor.choose("image", "Generate")
-    visitor.plan("Generates image from the label")
+    visitor.choose("image", "Create")
+    visitor.plan("Creates image from the label")
     visitor.run()
     visitor.done()
     assert visitor.player("figure[data-modality]").count() == 2
@@ -400,11 +400,11 @@ def test_an_unexpected_error_is_said_in_plain_words(visit, pipe, monkeypatch):
 
 def test_a_text_or_a_photo_gives_the_embedding(visit, pipe, photo_file):
     visitor = visit("image_embedding")
-    visitor.choose("embedding", "Given")
+    visitor.choose("embedding", "I provide")
     visitor.plan("First write a text or upload a photo")
     text = visitor.find("embedding-text", ":is(textarea, input)").first
     text.fill("a photo of a dark red cherry")
-    visitor.plan("Generates image from the embedding")
+    visitor.plan("Creates image from the embedding")
     visitor.record('[data-modality="embedding"]')
     visitor.run()
     visitor.done()
@@ -415,7 +415,7 @@ def test_a_text_or_a_photo_gives_the_embedding(visit, pipe, photo_file):
     text.fill("")
     visitor.plan("First write a text or upload a photo")
     visitor.find("embedding-file", "input[type=file]").set_input_files(photo_file)
-    visitor.plan("Generates image from the embedding")
+    visitor.plan("Creates image from the embedding")
     visitor.run()
     visitor.done()
     assert np.array_equal(np.asarray(pipe.calls[-1].given["embedding"]), np.asarray(photo((64, 64))))
@@ -472,7 +472,7 @@ def test_guidance_is_set_for_each_modality(visit, pipe, monkeypatch):
     monkeypatch.setattr(Timing, "estimate", lambda timing, request: 10.0 * request.rows())
     visitor = visit()
     following = visitor.find("estimate").inner_text()
-    visitor.choose("label", "Given")
+    visitor.choose("label", "I provide")
     visitor.find("label-choice", "input").click()
     visitor.page.get_by_role("option", name="Cherry Wax").click()
     visitor.plan("from the label")
@@ -538,14 +538,14 @@ def test_photos_from_nothing_follow_their_label(visit, pipe):
     runs_with(visitor, pipe, "followed", "1", {})
 
 
-@pytest.mark.parametrize("role", ["Given", "Ignore"])
+@pytest.mark.parametrize("role", ["I provide", "Leave out"])
 def test_a_label_that_is_given_or_ignored_is_not_sampled_first(visit, pipe, role):
     visitor = visit("any_to_any")
     visitor.choose("label", role)
-    if role == "Given":
+    if role == "I provide":
         visitor.find("label-choice", "input").click()
         visitor.page.get_by_role("option", name="Cherry Wax").click()
-    visitor.plan("from the label" if role == "Given" else "from noise alone")
+    visitor.plan("from the label" if role == "I provide" else "from noise alone")
     visitor.run()
     visitor.done()
     assert pipe.calls[-1].guidance_scale in ({}, {"label": 1}) and not pipe.calls[-1].sample_first
@@ -701,21 +701,21 @@ def test_fork_from_the_step_of_the_scrubber(visit, size):
     visitor.run()
     visitor.done()
     visitor.find("fork").click()
-    visitor.status("nothing is left to denoise")
+    visitor.status("nothing is left to change")
     label = visitor.player('figure[data-modality="label"]').inner_text()
     scrubber = visitor.player(".scrubber")
     scrubber.fill("12")
     assert visitor.at("step") == 12
-    visitor.choose("label", "Given")
+    visitor.choose("label", "I provide")
     visitor.find("label-choice", "input").click()
     other = "Cherry Wax" if "Cherry Wax" not in label.split("\n")[2] else "Apple Golden"
     visitor.page.get_by_role("option", name=other).click()
-    visitor.plan("Generates image from the label")
+    visitor.plan("Creates image from the label")
     original = visitor.picture()
     visitor.find("fork").click()
     visitor.done()
     assert visitor.player("[data-track]").count() == 2 and visitor.fits()
-    assert "Fork after step 12" in visitor.find("player").inner_text()
+    assert "Branch after step 12" in visitor.find("player").inner_text()
     scrubber.fill("12")
     before = [visitor.player(f'[data-track="{k}"] [data-modality="image"] img').first for k in (0, 1)]
     assert before[0].get_attribute("src") == before[1].get_attribute("src")
@@ -740,10 +740,10 @@ def test_a_film_of_the_timeline(visit, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_link_reproduces_the_run(visit, pipe, size):
     visitor = visit("image_label", size)
-    visitor.choose("label", "Given")
+    visitor.choose("label", "I provide")
     visitor.find("label-choice", "input").click()
     visitor.page.get_by_role("option", name="Tomato Heart").click()
-    visitor.plan("Generates image from the label")
+    visitor.plan("Creates image from the label")
     visitor.run()
     visitor.done()
     visitor.find("code", "button").first.click()
@@ -828,12 +828,12 @@ def test_the_zip_has_everything_and_its_pictures_restore_the_run(visit, tmp_path
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_never_scrolls_sideways(visit, scheme, photo_file):
     visitor = visit("any_to_any", "phone", color_scheme=scheme)
-    visitor.choose("image", "Given")
+    visitor.choose("image", "I provide")
     visitor.give_photo(photo_file)
-    visitor.choose("mask", "Given")
+    visitor.choose("mask", "I provide")
     visitor.find("more", "button").first.click()
     visitor.paint("mask", (0.3, 0.5), (0.7, 0.5))
-    visitor.plan("Generates label and embedding from the image and mask")
+    visitor.plan("Creates label and embedding from the image and mask")
     assert visitor.fits()
     visitor.run()
     visitor.done()
@@ -876,7 +876,7 @@ def test_a_run_that_the_server_has_lost_is_not_forked(visit, monkeypatch):
     visitor.find("fork").click()  # of the example, which is never forgotten
     visitor.done()
     visitor.find("fork").click()
-    visitor.status("nothing is left to denoise")
+    visitor.status("nothing is left to change")
     visitor.run()
     visitor.done()
     visitor.player(".scrubber").fill("4")

@@ -160,6 +160,23 @@ def test_each_track_is_described_by_its_own_model(single):
     assert np.array_equal(right, np.hstack([neither[:, :middle], both[:, middle:]]))
 
 
+def test_the_gif_has_no_bands_in_soft_shadows(single, tmp_path):
+    """What an eye sees from afar, the mean over 8 x 8 pixels, is nearer to the film than in flat colours."""
+    write_gif(tmp_path / "a.gif", film_of(single))
+    exact = frames(film_of(single))
+    flat = exact[-1].quantize(palette=film._palette(exact), dither=Image.Dither.NONE)
+    with Image.open(tmp_path / "a.gif") as gif:
+        gif.seek(STEPS - 1)
+        shown = gif.convert("RGB")
+    _, (x, y) = found(exact[-1], single.last.x["image"][0], TILE)
+    box = (x + 90, y + 90, x + 170, y + 170)  # inside the disc
+    afar = [
+        np.asarray(picture.convert("RGB").crop(box).reduce(8)).astype(int)
+        for picture in (exact[-1], shown, flat)
+    ]
+    assert np.abs(afar[1] - afar[0]).mean() < 0.7 * np.abs(afar[2] - afar[0]).mean()
+
+
 @pytest.mark.parametrize("kind", ["gif", "mp4"])
 def test_films_to_download_ask_the_model_of_each_track(single, kind, tmp_path, monkeypatch):
     tracks = [Track("a", "one", single), Track("b", "other", silenced(single))]

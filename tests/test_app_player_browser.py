@@ -273,7 +273,7 @@ def test_before_and_after(look):
     known[8:24, 8:24] = False
     record = make_record(names=("image", "mask"), given={"image": photo((32, 32))}, known_pixels=known)
     viewer.bring(track(record))
-    assert "filled in" in viewer.find('[data-modality="image"]').inner_text()
+    assert "repainted" in viewer.find('[data-modality="image"]').inner_text()
     frame, compare = viewer.find(".before-after"), viewer.find(".compare")
     assert np.array_equal(viewer.picture(), record.last.x["image"][0])
     box = frame.bounding_box()
@@ -335,7 +335,7 @@ def test_how_sure_a_reading_was_stands_beside_the_label_it_came_to(look):
     )
     assert [row.strip().split("\n")[0] for row in rows.all_inner_texts()] == [names[1]]
     said = f"{names[0]} 90%, {names[1]} 8%, {names[2]} 2%"
-    assert first.inner_text() == f"At step 1, by what is given alone: {said}"
+    assert first.inner_text() == f"First guess from your input: {said}"
     assert sorted(viewer.find(".curves .keys .name").all_inner_texts()) == sorted(names[:3])
     viewer.scrub(1)
     assert rows.count() == 3 and not first.is_visible()
@@ -415,14 +415,14 @@ def test_curves(look):
 def test_saved_pictures(look):
     viewer, record = look(), make_record(seed=5)
     viewer.bring(track(record))
-    link = viewer.find('[data-modality="image"] .save')
+    link = viewer.find('[data-modality="image"] .save').first
     assert link.get_attribute("download") == "mmdiff_orchard_5_image_1.png"
     with viewer.page.expect_download() as download:
         link.click()
     assert np.array_equal(Image.open(download.value.path()), record.last.x["image"][0])
     assert settings_file.read(download.value.path(), record.modalities).request == record.request
     viewer.scrub(4)
-    mask = viewer.find('[data-modality="mask"] .save')
+    mask = viewer.find('[data-modality="mask"] .save').first
     assert mask.get_attribute("download") == "mmdiff_orchard_5_mask_1_step4.png"
     saved = decode(mask.get_attribute("href"))
     assert saved.mode == "P" and np.array_equal(saved, record.frames[3].classes["mask"][0])
@@ -445,7 +445,7 @@ def test_names_are_shown_as_they_are(look):
     nasty = '<img src=x onerror="document.title=`hacked`">'
     record = make_record(labels=("a", "b", nasty), classes=(nasty, "fruit", nasty))
     viewer.bring(track(record, title=nasty), track(record, "b", nasty))
-    assert viewer.find("h2").inner_text() == nasty
+    assert viewer.find(".title").inner_text() == nasty
     assert nasty in viewer.find(".legend").inner_text()
     assert nasty in viewer.find('[data-modality="label"]').inner_text()
     assert "<b>round</b>" in viewer.find('[data-words="probes"]').inner_text()
@@ -467,3 +467,24 @@ def test_a_phone_never_scrolls_sideways(look, scheme):
     controls = viewer.page.locator(".player :is(button, input, a)")
     assert controls.count() > 20
     assert not [c for c in controls.all() if c.evaluate(unnamed)]
+
+
+@pytest.mark.parametrize("width", [1200, 380])
+def test_a_head_that_speaks_of_what_it_never_saw_says_so(look, width):
+    viewer, record = look(width), make_record()
+    final = record.modalities["label"].classes[2]
+    record.taught = {"mask": {"by": "street photos", "labels": [final]}}
+    viewer.bring(track(record))
+    beyond = viewer.find('[data-modality="mask"] .beyond')
+    viewer.wait(step="10")
+    assert not beyond.is_visible()  # the label is one that had masks
+    viewer.scrub(1)
+    first = record.modalities["label"].classes[0]
+    assert beyond.inner_text() == (
+        f"The mask was learned from street photos alone; this looks like “{first}”, so take it with caution."
+    )
+    alone = make_record(names=("image", "mask"))
+    alone.taught = record.taught
+    viewer.bring(track(alone, id="b"))
+    viewer.wait(step="10")
+    assert "take it with caution elsewhere" in beyond.inner_text()

@@ -125,8 +125,7 @@ def test_a_fork_of_a_run_that_the_server_has_forgotten_is_refused(page):
     page.run(asked())
     run = page.shown[0].id
     page.now[page.panel.shown] = None
-    with pytest.raises(gr.Error, match="no longer has the run"):
-        page.fork(3, run, asked("Cherry Wax"))
+    page.fork(3, run, asked("Cherry Wax"))
     assert len(page.sent[-1]) == 1 and "no longer has the run" in page.status
 
 
@@ -143,8 +142,8 @@ def test_a_fork_of_the_example_and_of_a_run(page):
 def test_a_comparison_that_one_checkpoint_cannot_do_changes_nothing(page):
     page.run(asked())
     before, sent = page.now.copy(), len(page.sent)
-    with pytest.raises(gr.Error, match=r"Checkpoint “other”: label: no class is called 'Apple Red'"):
-        page.run_both(asked("Apple Red", seed=9))
+    page.run_both(asked("Apple Red", seed=9))
+    assert "Checkpoint “other”: label: no class is called 'Apple Red'" in page.status
     changed = {key for key, value in page.now.items() if before.get(key) != value}
     assert len(page.sent) == sent and changed <= {page.panel.status}
     assert "Checkpoint “other”" in page.status and "problem" in page.status
@@ -189,8 +188,8 @@ def test_previews_of_a_fast_run_come_seldom_and_miss_no_step(page, monkeypatch):
 
 
 def test_no_checkpoint_is_named_where_there_is_one(page):
-    with pytest.raises(gr.Error, match=r"^.num_samples is 99"):
-        page.run(Request(wanted=("image",), num_samples=99))
+    page.run(Request(wanted=("image",), num_samples=99))
+    assert "<p>num_samples is 99" in page.status
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -199,14 +198,14 @@ def test_a_comparison_that_breaks_off_shows_its_steps_so_far(page, services, bro
         if len(page.sent) == 4:
             services[broken].pipe.broken = RuntimeError("out of memory")
 
-    with pytest.raises(gr.Error, match="unexpected"):
-        page.run_both(asked(), meanwhile)
+    page.run_both(asked(), meanwhile)
+    assert "unexpected" in page.status
     services[broken].pipe.broken = None
     last = page.sent[-1]
     assert [track["id"] for track in last] == [track.id for track in page.shown]
     assert not any(track["running"] for track in last) and all(track["stopped"] for track in last)
     assert all(0 < len(track.record.frames) < STEPS for track in page.shown)
-    assert "problem" in page.status and page.now[page.panel.run]["interactive"]
+    assert "problem" in page.status and page.now[page.panel.run]["value"] == "Run"
     assert f"seed={page.shown[-1].record.request.seed}" in page.now[page.panel.downloads.link]
 
 
@@ -215,8 +214,8 @@ def test_a_run_that_is_over_when_the_other_breaks_off_is_not_called_stopped(page
         if STEPS in [frame["i"] for frame in page.sent[-1][0]["frames"]]:
             services[1].pipe.broken = RuntimeError("out of memory")
 
-    with pytest.raises(gr.Error, match="unexpected"):
-        page.run_both(asked(), meanwhile, steps=30)
+    page.run_both(asked(), meanwhile, steps=30)
+    assert "unexpected" in page.status
     assert [track.record.finished for track in page.shown] == [True, False]
     assert STEPS <= len(page.shown[1].record.frames) < 30
 

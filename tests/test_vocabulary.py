@@ -115,12 +115,21 @@ def test_the_nearest_texts_are_those_of_the_plane():
     )
     # once at 0 and once at 90 degrees makes 45; twice at 0 makes 0
     assert found.labels == (("Disc 7", cosine(20)), ("Thing 9", cosine(25)))
+
+
+def test_probes_count_by_what_they_add_to_the_mean_caption():
     # red: of a disc at 0, of a square at 30; blue: at 100 and 120; old: at 200 and 220
-    assert found.probes == (("red", cosine(5)), ("disc", cosine(25)), ("blue", cosine(90)))
-    assert Words(PlaneEmbedder(), SMALL).describe(torch.tensor([direction(20)]))[0].probes[4] == (
-        "old",
-        cosine(190),
-    )
+    probes = {"red": 15, "blue": 110, "old": 210, "disc": 45, "square": 180}
+    captions = np.array([direction(angle) for angle in (0, 0, 0, 90, 90, 30)])
+    added = {name: np.array(direction(angle)) - captions.mean(0) for name, angle in probes.items()}
+    added = {name: own / np.linalg.norm(own) for name, own in added.items()}
+    usual = {name: np.sqrt(((captions @ own) ** 2).mean()) for name, own in added.items()}
+    middle = np.median(list(usual.values()))
+    expected = {n: min(1, own @ direction(20) * middle / usual[n]) for n, own in added.items()}
+    (found,) = Words(PlaneEmbedder(), SMALL).describe([direction(20)])
+    kept = sorted((n for n in expected if expected[n] > 0), key=lambda n: -expected[n])
+    assert [name for name, _ in found.probes] == kept and "old" not in kept
+    assert dict(found.probes) == {name: pytest.approx(expected[name], abs=1e-6) for name in kept}
 
 
 def test_every_vector_is_described_by_itself_and_texts_are_embedded_once():
@@ -277,3 +286,10 @@ def test_the_shipped_vocabulary_is_that_of_its_checkpoint():
     (label,) = (m for m in load_config(folder).modalities if m.kind == "label")
     assert list(vocabulary.labels) == list(label.options["classes"])
     assert {"round", "dark red", "apple"} <= set(vocabulary.probes)
+
+
+def test_a_black_cherry_is_rather_black_than_grey():
+    pipe = Pipeline.from_pretrained(Path(__file__).parents[1] / "checkpoints" / "orchard", "cpu")
+    (said,) = pipe.describe(pipe.embed_text(["a photo of a black round cherry"]), count=20)
+    near = dict(said.probes)
+    assert near["black"] > 1.2 * near.get("grey", 0) and near["cherry"] > near.get("apple", 0)

@@ -93,7 +93,7 @@ def read_hole(path: str | Path, size: int, photo_size: Size) -> Cells:
     notes = [f"The hole covers {percent(hole.mean())} of the photo."]
     if hole.mean() > NEARLY_ALL:
         notes.append(
-            "That is nearly everything: white is what is made anew. If it is the other way round, press "
+            "That is nearly everything: white is what is repainted. If it is the other way round, press "
             "“Invert”."
         )
     notes += [*placed, *picture.notes, *read_as]
@@ -150,7 +150,7 @@ def _place_on_photo(hole: Size, size: int, photo: Size) -> list[str]:
 def _check_white(hole: np.ndarray) -> None:
     if not hole.any():
         raise ValueError(
-            "The hole is black everywhere, so nothing would be filled in. Make white what is to be made anew."
+            "The hole is black everywhere, so nothing would be filled in. Make white what is to be repainted."
         )
     if hole.all():
         raise ValueError(

@@ -15,8 +15,8 @@ from mmdiff.request import SAMPLERS, Request
 SAME = "same"
 GUIDANCES = (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
 HINT = (
-    '<p class="hint">Runs what is set above and, beside it, the same with what is changed here. '
-    "Both start from the same seed.</p>"
+    '<p class="hint">Runs your settings twice from the same seed: as they are above, and with what you '
+    "change here.</p>"
 )
 
 
@@ -32,12 +32,17 @@ class Compare:
         with gr.Accordion("Side by side", open=False, elem_id=f"{name}-compare"):
             html(HINT)
             self.steps = gr.Slider(
-                0, LIMITS.steps, value=10, step=1, label="Steps (0: the same)", elem_id=f"{name}-other-steps"
+                0,
+                LIMITS.steps,
+                value=10,
+                step=1,
+                label="Steps (0 is the same)",
+                elem_id=f"{name}-other-steps",
             )
             self.guidance = choose(  # an empty number would be shown, and sent, as 0
                 [("The same", SAME), *((f"{s:g} (off)" if s == 1 else f"{s:g}", s) for s in GUIDANCES)],
                 value=SAME,
-                label="Guidance of all that is given",
+                label="Guidance of all that you provide",
                 elem_id=f"{name}-other-guidance",
             )
             samplers = [("The same", SAME), *((title, key) for key, title in SAMPLERS.items())]
@@ -49,7 +54,7 @@ class Compare:
                 visible=len(checkpoints) > 1,
                 elem_id=f"{name}-other-checkpoint",
             )
-            self.button = gr.Button("Run both", size="sm", elem_id=f"{name}-run-both")
+            self.button = gr.Button("Run both", elem_id=f"{name}-run-both", elem_classes="run-both")
         self.components = [self.steps, self.guidance, self.sampler, self.checkpoint]
 
     def read(

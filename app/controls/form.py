@@ -34,12 +34,13 @@ class Form:
 
     Attributes:
         components: what `read` takes, in this order. outputs: what the updates from `show` go to.
-        sampling: how to sample.
+        sampling: how to sample. changes: events of the controls of what is given.
     """
 
     def __init__(self, service: Service, task: Task) -> None:
         self._task = task
         self._size = service.modalities[ANCHOR].image_size
+        self._vocabulary = service.pipe.words.vocabulary if service.pipe.can_describe else None
         with gr.Column(elem_classes="card"):
             self._rows = [self._row(spec) for spec in task.modalities(service.modalities).values()]
             choices = [row.choice for row in self._rows]
@@ -48,6 +49,9 @@ class Form:
         with gr.Column(elem_classes="card"):
             self.sampling = SamplingControls(service, task, {row.spec.name: row.choice for row in self._rows})
         self._keep_in_step(watched, plan)
+        photo = next(row for row in self._rows if row.spec.name == ANCHOR)
+        for row in self._rows:
+            row.input.lies_on(photo.input, photo.choice)
         self.components = [*watched, *self.sampling.components]
         self.outputs = [
             *chain.from_iterable([row.choice, *row.input.shown] for row in self._rows),
@@ -65,7 +69,7 @@ class Form:
                 elem_id=f"{task.name}-{spec.name}-role",
             )
             with gr.Column(elem_classes="given"):
-                control = make_input(spec, task.name)
+                control = make_input(spec, task.name, self._vocabulary)
         return Row(spec, choice, control)
 
     def _is_fixed(self, spec: Modality) -> bool:
@@ -84,9 +88,7 @@ class Form:
             if choice == GENERATE or hole is not None:
                 wanted.append(row.spec.name)
         if not wanted:
-            raise ValueError(
-                "There is nothing to generate. Set a row to Generate, or paint a hole in the photo."
-            )
+            raise ValueError("There is nothing to create. Set a row to Create, or paint a hole in the photo.")
         return Request(given, tuple(wanted), known_pixels, **self.sampling.read(given, wanted, *settings))
 
     def _split(self, values: Sequence[Any]) -> tuple[list[tuple[Row, str, list[Any]]], list[Any]]:
@@ -127,6 +129,8 @@ class Form:
         events = [component.change for component in watched]
         events += [component.input for component in watched if isinstance(component, gr.HTML)]  # strokes
         gr.on(events, self._plan, watched, plan, trigger_mode="always_last", **QUIET)
+        # The page runs listeners of one event in turn, so another event does not wait for the plan.
+        self.changes = [getattr(component, "input", component.change) for component in watched]
 
     def _plan(self, *values: Any) -> str:
         """The plan of a run, or what it still lacks, as HTML."""
@@ -145,11 +149,11 @@ class Form:
         if missing:
             return _note(f"First {escaped(listed(missing))}.", "todo")
         if not wanted and ANCHOR in given:
-            return _note("Paint a hole to fill it in, or set another row to Generate.", "todo")
+            return _note("Paint a hole to have it repainted, or set another row to Create.", "todo")
         if not wanted:
-            return _note("Nothing to generate yet. Set at least one row to Generate.", "todo")
+            return _note("Nothing to create yet. Set at least one row to Create.", "todo")
         source = f"from the {escaped(listed(given))}" if given else "from noise alone"
-        return _note(f"Generates <b>{escaped(listed(wanted))}</b> {source}.", "ready")
+        return _note(f"Creates <b>{escaped(listed(wanted))}</b> {source}.", "ready")
 
 
 def _note(text: str, kind: str) -> str:

@@ -29,13 +29,12 @@ PLAIN = Start(30, Request().sampler, 5, 1)
 # which makes half as many steps take as long.
 FILLING = Start(15, "ancestral", 3, 1.5)
 GUIDANCE = (
-    '<p class="title">Guidance</p><p class="hint">How strongly each counts where it is given, and of a photo '
-    "what surrounds its hole. 1 is off; any other number runs every sample through the network once more a "
-    "step.</p>"
+    '<p class="title">Guidance</p><p class="hint">How closely the result follows what you provide; for a '
+    "photo, what surrounds its hole. 1 is off. Any other number makes a run take about twice as long.</p>"
 )
 FOLLOWING = (
-    '<p class="hint">Where nothing is given, the {name} is sampled early and all else follows it so '
-    "strongly, which makes photos clearer. 1 is off.</p>"
+    '<p class="hint">Where you provide nothing, the {name} is chosen early and everything else follows it '
+    "this closely, which makes photos clearer. 1 is off.</p>"
 )
 
 
@@ -79,8 +78,9 @@ class SamplingControls:
             # no limits: Gradio's own message would name neither field nor mending
             self.seed = gr.Number(0, precision=0, label="Seed", min_width=120, elem_id=f"{name}-seed")
             looks = {"container": False, "min_width": 70, "scale": 0}
-            self.keep = gr.Checkbox(False, label="Keep", elem_id=f"{name}-keep-seed", **looks)
+            self.keep = gr.Checkbox(False, label="Lock seed", elem_id=f"{name}-keep-seed", **looks)
             draw = gr.Button("New seed", size="sm", min_width=90, scale=0, elem_id=f"{name}-new-seed")
+        self.seed.input(None, None, self.keep, js="() => true", **QUIET)  # who types a seed wants it
         draw.click(new_seed, None, self.seed, **QUIET)
 
     def _more(self, scales: Mapping[str, float]) -> None:
@@ -89,7 +89,7 @@ class SamplingControls:
         looks = {"label": "Sampler", "filterable": False, "elem_id": f"{self._task.name}-sampler"}
         self.sampler = gr.Dropdown(samplers, value=self._start.sampler, **looks)
         self.samples = self._slider("samples", "Samples", 1, LIMITS.num_samples, 1)
-        self.every = self._slider("every", "Show every … steps", 1, 10, self._start.every)
+        self.every = self._slider("every", "Update preview every N steps", 1, 10, self._start.every)
         most = LIMITS.guidance_scale
         with gr.Column(elem_classes="guidance"):
             html(GUIDANCE)
@@ -148,7 +148,7 @@ class SamplingControls:
         """
         steps, seed, keep, sampler, samples, followed, *scales = values
         if keep and seed is None:
-            raise ValueError("There is no seed to keep. Write one, or untick Keep.")
+            raise ValueError("There is no seed to lock. Write one, or untick “Lock seed”.")
         if steps is None or samples is None:
             raise ValueError("The number of steps or of samples is empty. Write one.")
         return {

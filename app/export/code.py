@@ -21,6 +21,7 @@ pictures, masks, result = client.predict(
 {arguments}
     api_name="{endpoint}",
 )
+result.pop("embedding", None)  # the vectors, hundreds of numbers a sample
 print(result)
 print(*(pictures or []), *(masks or []), sep="\\n")  # files, one per sample
 """

@@ -45,17 +45,17 @@ class Downloads:
         self._demo = Context.root_block
         self.run = gr.Textbox("", visible=False)
         with gr.Row(elem_classes="downloads"):
-            html('<span class="hint">Take home</span>')
+            html('<span class="hint">Download</span>')
             self._buttons(shown)
         with gr.Accordion("Link and code", open=False, elem_id=f"{task.name}-code"):
             looks = {"placeholder": "After a run, its link is here.", "elem_id": f"{task.name}-link"}
-            label = "Link that reproduces this run"
+            label = "Link that repeats this run"
             self.link = gr.Textbox(label=label, buttons=["copy"], interactive=False, **looks)
             self.note = html("", elem_id=f"{task.name}-link-note")
             program = partial(gr.Code, language="python", interactive=False, max_lines=24)
-            label = "The same from Python, through this page’s API"
+            label = "The same in Python, through this page"
             self.client = program(label=label, elem_id=f"{task.name}-client-code")
-            label = "The same with the library"
+            label = "The same in Python, with the library"
             self.library = program(label=label, elem_id=f"{task.name}-library-code")
         self.outputs = [self.link, self.note, self.client, self.library]
 
@@ -129,9 +129,7 @@ class Downloads:
 def check_kept(run: str | None, tracks: Sequence[Track]) -> None:
     """Raises ValueError if `run`, the id of the run that the page shows, is none of these; "" is unknown."""
     if run not in (None, "", tracks[0].id):  # forgotten, perhaps while the visitor's computer slept
-        raise ValueError(
-            "The server no longer has the run that is shown. Tick Keep beside its seed and run it again."
-        )
+        raise ValueError("The server no longer has the run that is shown. Tick “Lock seed” and run it again.")
 
 
 def root_address(visitor: gr.Request, route: str) -> str:

@@ -15,9 +15,11 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageColor, ImageDraw
+from scipy.spatial import cKDTree
 
 from app.export.lettering import latin, width_of, wrapped, write
 from app.run.history import Frame, Record, areas, picture_of
+from app.wording import ROLES
 from mmdiff.modalities import Modality
 
 Tracks = Sequence[tuple[str, Record]]  # runs with their titles
@@ -36,14 +38,16 @@ LINE, BAR = 19, 33  # heights of a line of text and of a bar with its name
 MAX_SAMPLES, MAX_LEGEND, MAX_LINES = 4, 4, 4
 MASK_OPACITY = 0.62
 FILM_MS, LAST_MS = 5000, 2000  # length of the film, about; how long the last frame is held
+BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) * 0.6 - 4
 STEP_MS = (60, 250)  # shortest and longest time for a step
 
 
 def write_gif(file: str | Path | BinaryIO, tracks: Tracks) -> None:
-    """The film as an endless GIF, see `frames`. One palette and no dithering, so that nothing flickers."""
+    """The film as an endless GIF, see `frames`. One palette and dots in fixed places: nothing flickers."""
     pictures = frames(tracks)
     palette = _palette(pictures)
-    indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    nearest = _nearest_colours(palette)
+    indexed = [_indexed(picture, palette, nearest) for picture in pictures]
     times = [_step_ms(len(pictures))] * (len(pictures) - 1) + [LAST_MS]
     # Unoptimised, Pillow stores the changed part of a frame as it is: ten times as fast and no larger.
     options = {"duration": times, "loop": 0, "optimize": False, "disposal": 1}
@@ -221,9 +225,9 @@ def _draw(card: _Card, frame: Frame, picture: Image.Image, draw: ImageDraw.Image
 
 def _caption(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int, y: int, width: int) -> None:
     """The name of a modality and its role."""
-    role = card.record.role(spec.name)
+    role = ROLES[card.record.role(spec.name)]
     write(draw, (x, y), spec.name.capitalize(), 14, INK)
-    write(draw, (x + width, y + 1), role, 12, GIVEN if role == "given" else ACCENT, anchor="ra")
+    write(draw, (x + width, y + 1), role, 12, GIVEN if role == ROLES["given"] else ACCENT, anchor="ra")
 
 
 def _legend(draw: ImageDraw.ImageDraw, card: _Card, spec: Modality, x: int) -> None:
@@ -267,7 +271,7 @@ def _nearest(
     for line in wrapped(f"“{latin(text)}”", 14, WORDS)[:MAX_LINES]:
         write(draw, (x, y), line, 14, INK)
         y += LINE
-    write(draw, (x, y + 3), f"nearest text, cosine {cosine:.2f}", 12, QUIET)
+    write(draw, (x, y + 3), f"nearest caption, similarity {cosine:.2f}", 12, QUIET)
     return y + LINE + 13
 
 
@@ -291,6 +295,27 @@ def _palette(pictures: Sequence[Image.Image]) -> Image.Image:
     palette = Image.new("P", (1, 1))
     palette.putpalette([*colours, *(value for colour in design for value in colour)])
     return palette
+
+
+def _nearest_colours(palette: Image.Image) -> np.ndarray:
+    """Number of the nearest colour of the palette to each cell of 4 x 4 x 4 colours: (64, 64, 64) uint8."""
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    centres = 4 * np.indices((64, 64, 64)).reshape(3, -1).T + 1.5
+    return cKDTree(colours).query(centres)[1].astype(np.uint8).reshape(64, 64, 64)
+
+
+def _indexed(picture: Image.Image, palette: Image.Image, nearest: np.ndarray) -> Image.Image:
+    """The picture in the palette's colours, ordered dithering between them against bands in soft shadows.
+
+    What has a colour of the palette exactly, as the design has, stays free of dots.
+    """
+    pixels, (height, width) = np.asarray(picture), picture.size[::-1]
+    pattern = np.tile(BAYER, (height // 4 + 1, width // 4 + 1))[:height, :width, None]
+    red, green, blue = np.moveaxis(np.clip(pixels + pattern, 0, 255).astype(np.uint8) // 4, -1, 0)
+    indexed = picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    exact = (np.asarray(indexed.convert("RGB")) == pixels).all(-1)
+    indexed.paste(Image.fromarray(nearest[red, green, blue]), mask=Image.fromarray(~exact))
+    return indexed
 
 
 def _step_ms(count: int) -> int:

@@ -17,8 +17,8 @@ MAX_REASON = 300  # characters of why one is left out
 def load_all(folder: str | Path, device: str = "auto", precision: str = "auto") -> list[Service]:
     """The checkpoint in `folder`, then the others beside it that can be loaded, at most `MAX_OTHERS`.
 
-    `warm_up` is yet to come. What cannot be loaded is left out with one line in the log, whatever is wrong with it. Raises ValueError
-    or OSError if `folder` itself cannot be loaded.
+    `warm_up` is yet to come. What cannot be loaded is left out with one line in the log, whatever is wrong
+    with it. Raises ValueError or OSError if `folder` itself cannot be loaded.
     """
     stops = Stops()
     load = partial(Service.from_checkpoint, device=device, precision=precision, stops=stops, warm=False)

@@ -24,12 +24,14 @@ class Frame:
         x: name -> predictions as in `mmdiff.pipeline`, (B, ...): of the image (B, H, W, 3) uint8; of class
             maps the probabilities times 255, (B, K, H, W) uint8.
         classes: name of a class map -> (B, H, W) uint8, its likeliest classes.
+        change: name of a picture or a vector -> (B,), the distance to the step before; {} at the first step.
     """
 
     index: int
     t: int
     x: Mapping[str, np.ndarray]
     classes: Mapping[str, np.ndarray]
+    change: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Record:
         request: what was asked, complete. checkpoint: name of the model.
         modalities: name -> spec, those given or wanted, in order.
         describe: embeddings (B, D) -> a `mmdiff.clip.vocabulary.Description` of each, or [].
+        taught: modalities that a part of the data taught, see `app.run.taught`.
         frames: the steps done so far, in order. seconds: that they took.
     """
 
@@ -47,6 +50,7 @@ class Record:
     checkpoint: str
     modalities: Mapping[str, Modality]
     describe: Callable[[np.ndarray], Sequence[Any]] = lambda vectors: []
+    taught: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -59,7 +63,10 @@ class Record:
             if spec.form == "class_map":
                 x[name] = np.rint(255 * np.clip(x[name], 0, 1)).astype(np.uint8)
                 classes[name] = step.x_hat[name].argmax(1).astype(np.uint8)
-        self.frames.append(Frame(step.index, step.t, x, classes))
+        still = [spec.name for spec in self.of_form("picture", "vector")] if self.frames else []
+        pairs = {name: zip(self.last.x[name], x[name], strict=True) for name in still}
+        change = {name: np.array([distance(*pair) for pair in pairs[name]]) for name in still}
+        self.frames.append(Frame(step.index, step.t, x, classes, change))
         return self.frames[-1]
 
     @property
@@ -109,6 +116,11 @@ class Record:
         if spec.form == "class_map":
             return [_rounded(spec, row, range(len(row))) for row in areas(self.last, spec)]
         return [description.as_dict() for description in self.said(spec, x)] or [None] * len(x)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square difference."""
+    return float(np.sqrt(((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean()))
 
 
 def _rounded(spec: Modality, shares: np.ndarray, order: Sequence[int]) -> dict[str, float]:

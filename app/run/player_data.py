@@ -2,9 +2,10 @@
 
 The server sends frames as they come, as JSON; the scripts keep them and draw everything from them:
 
-    {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file",
+    {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file", "story",
                  "heads": [{"name", "form", "role", ...}],
-                 "frames": [{"i", "t", "exact", "x": {name: [one for each sample]}, "u": {name: {...}}}]}]}
+                 "frames": [{"i", "t", "exact", "x": {name: [one for each sample]}, "s": {name: [percent]},
+                             "u": {name: {...}}}]}]}
 
 What a sample of a head is depends on the form of its modality; see `_head` and `_samples`.
 """
@@ -25,11 +26,12 @@ from app.export import settings_file
 from app.pictures import colour_mask, data_uri, quick_png
 from app.run.defaults import ANCHOR
 from app.run.history import Frame, Record, Track, areas, picture_of, uncertainty
-from app.wording import WORDS
+from app.run.story import how_settled, story
+from app.wording import ROLES, WORDS
 from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parents[1] / "static"
-SCRIPTS = ("player_panels.js", "player_steps.js", "player.js")  # in this order one script
+SCRIPTS = ("player_views.js", "player_panels.js", "player_steps.js", "player.js")  # in this order one script
 SCRIPT = "\n".join((STATIC / name).read_text() for name in SCRIPTS)
 TEMPLATE = (STATIC / "player.html").read_text()
 LEVELS = 16  # of certainty that a mask's overlay has
@@ -55,7 +57,7 @@ class Player:
             "",
             html_template=TEMPLATE,
             # not a prop, which a component that is not on the screen yet loses by an update
-            js_on_load=f"const WORDS = {_json(words)};\n{SCRIPT}",
+            js_on_load=f"const WORDS = {_json(words)}, ROLES = {_json(ROLES)};\n{SCRIPT}",
             apply_default_css=False,
             elem_id=elem_id,
         )
@@ -77,6 +79,7 @@ class Player:
             "fork": track.fork_step,
             "samples": record.request.num_samples,
             "file": f"mmdiff_{record.checkpoint}_{record.request.seed}",
+            "story": [] if track.running else [story(record, k) for k in range(record.request.num_samples)],
         }
         heads = self._once(
             record.request,
@@ -113,6 +116,8 @@ def _head(record: Record, spec: Modality) -> dict[str, Any]:
     head: dict[str, Any] = {"name": spec.name, "form": spec.form, "role": record.role(spec.name)}
     if spec.classes:
         head["classes"] = list(spec.classes)
+    if spec.name in record.taught and head["role"] != "given":
+        head["taught"] = record.taught[spec.name]
     if spec.form == "class_map":
         head["colours"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
     now = record.request.conditions[-1]
@@ -127,7 +132,9 @@ def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> 
     """`exact`: pictures without loss. `stamp`: the settings, for pictures to carry."""
     draw = partial(quick_png, pnginfo=stamp) if exact else _webp
     x = {name: _samples(record, frame, spec, draw, stamp) for name, spec in record.modalities.items()}
-    sent = {"i": frame.index, "t": frame.t, "exact": exact, "x": x}
+    created = [spec for name, spec in record.modalities.items() if record.role(name) != "given"]
+    settled = {spec.name: np.rint(100 * how_settled(record, frame, spec)).tolist() for spec in created}
+    sent = {"i": frame.index, "t": frame.t, "exact": exact, "x": x, "s": settled}
     if record.request.num_samples > 1:
         sent["u"] = {spec.name: _heat(uncertainty(frame, spec)) for spec in record.dense}
     return sent
@@ -165,13 +172,14 @@ _webp = partial(data_uri, form="WEBP", quality=90, method=0)  # nearly without l
 
 
 def _masks(frame: Frame, spec: Modality, over: bool, stamp: PngInfo | None) -> list[dict[str, Any]]:
-    """o: overlay. m: the exact class numbers as a palette picture. a: areas of the classes."""
+    """o: overlay. m: class numbers as a palette picture. c: certainty, grey. a: areas of the classes."""
     shares = np.rint(LABEL_SCALE * areas(frame, spec)).astype(int).tolist()
     certainty = frame.x[spec.name].max(1)
     return [
         {
             "o": _overlay(frame.classes[spec.name][k], certainty[k], spec.palette, over),
             "m": quick_png(picture_of(frame, spec, k), pnginfo=stamp),
+            "c": _webp(Image.fromarray(certainty[k])),
             "a": share,
         }
         for k, share in enumerate(shares)

@@ -23,6 +23,7 @@ import torch
 
 from app.run.defaults import ANCHOR, LIMITS, from_nothing
 from app.run.history import Frame, Record, picture_of
+from app.run.taught import read_taught
 from app.run.zero_gpu import ON_ZERO_GPU, gpu
 from mmdiff.modalities import Modality
 from mmdiff.pipeline import Pipeline
@@ -102,6 +103,7 @@ class Service:
         name: of the checkpoint, for the page. size_mb: of its weights on disk, None if unknown.
         stops: ends runs; may be shared by several services.
         warm: whether to warm up before anything else; otherwise `warm_up` is to be called.
+        taught: which of its modalities were taught by a part of the data only, see `read_taught`.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Service:
         self.pipe, self.name, self.size_mb, self.folder = pipe, name, size_mb, folder
         pipe.engine.max_queue, pipe.engine.max_queue_of_one = MAX_WAITING, MAX_WAITING_OF_ONE
         self.stops = stops or Stops()
+        self.taught = read_taught(folder)
         self.timing = Timing()
         self._made: Future[tuple[Record, Record]] = Future()  # by the warm-up
         # Wrapped here, because what a GPU process is called with must be picklable, which `self` is not.
@@ -215,7 +218,7 @@ class Service:
         """An empty record of a run. Raises ValueError for a request that cannot be run."""
         request = request.checked(self.modalities, self.pipe.schedule.num_steps, LIMITS)
         modalities = {n: spec for n, spec in self.modalities.items() if n in request.shown}
-        return Record(request, self.name, modalities, self.describe)
+        return Record(request, self.name, modalities, self.describe, self.taught)
 
     def run(self, request: Request) -> Record:
         """The record of a whole run. Raises ValueError for a request that cannot be run."""

@@ -5,8 +5,10 @@ const STEPS = 100; // that can be undone
 const BLOCKS = 8; // a side of the grid of random blocks, as in mmdiff/evaluation/holes.py
 const find = (selector) => element.querySelector(selector);
 const all = (selector) => [...element.querySelectorAll(selector)];
-// Holes have ready-made ones, class maps a tool to fill areas.
-all('.classes .presets, .hole [data-tool=fill]').forEach((other) => other.remove());
+const isHole = Boolean(find('.painter.hole'));
+// What only makes sense for holes, and the tool to fill areas, which only does for class maps.
+const others = '.classes .random, .classes [data-preset=around], .classes [data-preset=invert], .hole [data-preset=disc], .hole [data-tool=fill]';
+all(others).forEach((other) => other.remove());
 const canvas = find('canvas'), photo = find('img'), ring = find('.ring');
 const width = find('.width input'), opacity = find('.opacity input'), share = find('.share input');
 const pen = canvas.getContext('2d');
@@ -22,8 +24,16 @@ let pointer = null; // where it was seen last, in cells
 
 function show() {
   const image = pen.createImageData(size, size);
-  cells.forEach((cell, i) => image.data.set(colours[cell], 4 * i));
+  const clear = [0, 0, 0, 0], own = props.background ? [clear, ...colours.slice(1)] : colours; // the photo shows through
+  cells.forEach((cell, i) => image.data.set(own[cell], 4 * i));
   pen.putImageData(image, 0, 0);
+  canvas.setAttribute('aria-label', described());
+}
+function described() {
+  const shares = names.map((name, k) => [name, cells.reduce((sum, cell) => sum + (cell === k), 0) / cells.length]);
+  const painted = shares.slice(isHole ? 1 : 0).filter(([, share]) => share > 0);
+  const what = painted.map(([name, share]) => `${name} ${Math.max(1, Math.round(100 * share))}%`).join(', ');
+  return `Paint area: ${what || 'nothing painted'}. Without a pointer, use the ready-made shapes below.`;
 }
 function publish() {
   show();
@@ -150,13 +160,15 @@ function showRing() {
   Object.assign(ring.style, { left: percent(pointer[0] - radius), top: percent(pointer[1] - radius), width: percent(2 * radius) });
 }
 
-// Ready-made holes: from column, row and what the cell is, to what it becomes
+// Ready-made shapes, also for those who cannot paint: from column, row and what the cell is, to whether it is in it.
+// A shape in a class map has the colour chosen and leaves the other cells as they are.
 
 const low = Math.floor(size / 4), high = size - low;
 const inBox = (x, y) => x >= low && x < high && y >= low && y < high;
 const presets = {
   box: () => inBox,
   around: () => (x, y) => !inBox(x, y),
+  disc: () => (x, y) => Math.hypot(x + 0.5 - size / 2, y + 0.5 - size / 2) < size * 0.32,
   left: () => (x) => x < Math.floor(size / 2),
   invert: () => (x, y, cell) => !cell,
   blocks: () => {
@@ -167,7 +179,8 @@ const presets = {
 };
 function fillIn(name) {
   const becomes = presets[name]();
-  change(cells.map((cell, i) => becomes(i % size, Math.floor(i / size), cell)));
+  const next = (cell, isIn) => (isHole ? Number(isIn) : isIn ? colour : cell);
+  change(cells.map((cell, i) => next(cell, becomes(i % size, Math.floor(i / size), cell))));
 }
 
 // Controls
@@ -203,6 +216,7 @@ function showPhoto() {
   photo.hidden = !props.background;
   if (props.background) photo.src = props.background;
   find('.painter').classList.toggle('over', !photo.hidden);
+  show();
 }
 names.forEach(addColour);
 chooseColour(1);

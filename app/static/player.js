@@ -9,7 +9,7 @@ const PLAY_SECONDS = 4;
 const TWO_COLUMNS = 680, NARROW = 560; // px
 const root = element.querySelector('.player'), lanesNode = root.querySelector('.lanes');
 const scrubber = root.querySelector('.scrubber'), play = root.querySelector('.play');
-const where = root.querySelector('.where');
+const where = root.querySelector('.where'), announced = root.querySelector('.announced');
 
 let tracks = [], lanes = []; // what is known of the runs, and how they are drawn
 const view = { time: null, sample: 0, timer: null }; // time: of the step looked at, null: the newest
@@ -51,11 +51,15 @@ const newest = (track) => track.frames.at(-1);
 
 // -- tracks ----------------------------------------------------------------------------------------------
 
+const MAKERS = [cards, told, panels, heat, timeline, curves]; // of a lane's rows, below its title
+
 function lane(track, number) {
   const many = track.samples > 1;
-  const makers = [...(many ? [cards] : []), panels, ...(many ? [heat] : []), timeline, curves];
-  const parts = makers.map((maker) => maker(track)), state = say('span', 'state', '');
-  const head = make('header', '', { hidden: tracks.length < 2 }, say('h2', '', track.title), state);
+  const makers = MAKERS.filter((maker) => many || ![cards, heat].includes(maker));
+  const parts = makers.map((maker) => maker(track));
+  makers.forEach((maker, k) => { parts[k].node.style.gridRow = 2 + MAKERS.indexOf(maker); }); // the same in every lane
+  const state = say('span', 'state', '');
+  const head = make('header', '', { hidden: tracks.length < 2 }, say('h3', 'title', track.title), state);
   const node = make('article', 'lane', {}, head, ...parts.map((part) => part.node));
   Object.assign(node.dataset, { track: number, run: track.id });
   const show = (step) => {
@@ -85,6 +89,21 @@ function load() {
     lanesNode.replaceChildren(...lanes.map(({ node }) => node));
   }
   measure();
+  report();
+}
+let reported; // the last run that runs.js has heard of
+function report() { // a run that is over; not the example, which is there from the start
+  const track = tracks.at(-1), isNew = track && track.id !== reported;
+  if (!isNew || (reported !== undefined && state() === 'running')) return;
+  if (reported !== undefined && state() === 'done') document.dispatchEvent(new CustomEvent('run-done', { detail: kept(track) }));
+  reported = track.id;
+}
+function kept(track) { // a run as its picture, with the settings inside, and a few words
+  const step = newest(track), seenAs = ofForm(track, 'picture')[0] ?? ofForm(track, 'class_map')[0];
+  const said = ofForm(track, 'class', 'vector')[0], title = said ? saying(said, step, 0).text ?? '' : '';
+  const about = `${track.total} steps, seed ${track.file.split('_').at(-1)}`;
+  const task = element.closest('.run-panel')?.id.replace(/-run-panel$/, '') ?? '';
+  return { task, picture: seenAs && thumbnail(seenAs, step, 0), title, about };
 }
 function startAnew(someStay) {
   view.time = null;
@@ -119,8 +138,9 @@ function show() {
   const steps = tracks.map((track) => least(track.frames, (frame) => Math.abs(frame.t - time)));
   lanes.forEach((one, k) => one.show(steps[k]));
   showBar(lead, lead ? steps[tracks.indexOf(lead)].i : 0);
-  const { i: step = 0 } = steps[0] ?? {}, total = tracks[0]?.total ?? 0;
-  Object.assign(root.dataset, { step, total, sample: view.sample, state: state() });
+  const { i: step = 0 } = steps[0] ?? {}, total = tracks[0]?.total ?? 0, now = state();
+  announce(now);
+  Object.assign(root.dataset, { step, total, sample: view.sample, state: now });
 }
 function showBar(lead, index) {
   scrubber.max = lead?.total ?? 1;
@@ -135,6 +155,14 @@ function state() {
   if (!tracks.length) return 'empty';
   if (tracks.some((track) => track.running)) return 'running';
   return tracks.some((track) => track.stopped) ? 'stopped' : 'done';
+}
+function announce(now) { // to those who do not see it; nobody waits for the example
+  const before = root.dataset.state;
+  if (before === now || before === 'empty') return;
+  const ends = tracks.map((track) => track.frames.length && seen(track, track.heads[0], newest(track), sampleOf(track)));
+  const stories = tracks.map((track) => track.story[sampleOf(track)]);
+  const words = [...ends, ...stories].filter(Boolean).join('. ');
+  announced.textContent = now === 'running' ? 'Running.' : `${capital(now)}. ${words}`;
 }
 function goTo(track, index) {
   const step = least(track.frames, (frame) => Math.abs(frame.i - index));
@@ -170,5 +198,7 @@ root.onkeydown = (event) => {
   advance(by);
 };
 new ResizeObserver(measure).observe(lanesNode);
+const status = element.closest('.run-panel')?.querySelector('.status-line'); // sticks to the top, the bar below it
+if (status) new ResizeObserver(() => root.style.setProperty('--player-top', `${status.offsetHeight - 2}px`)).observe(status);
 watch('value', load);
 load();

@@ -9,14 +9,45 @@ function panels(track) {
   const node = make('div', 'heads', {}, ...parts.map((part) => part.node));
   node.dataset.columns = track.heads.length - ofForm(track, 'vector').length;
   node.style.setProperty('--columns', Math.max(1, node.dataset.columns));
-  return { node, fill() {}, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
+  const fill = () => parts.forEach((part) => part.fill?.());
+  return { node, fill, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
+}
+function told(track) { // how settled every head is, and in the end one sentence on when that came
+  const own = track.heads.filter((head) => head.role !== 'given');
+  const all = own.map((head) => {
+    const bar = make('i'), node = make('span', '', {}, capital(head.name), make('span', 'track', {}, bar));
+    return { head, bar, node };
+  });
+  const story = say('p', 'story', ''), label = say('span', 'hint', 'How settled');
+  const node = make('section', 'told', {}, story, make('div', 'settled', {}, label, ...all.map((one) => one.node)));
+  const show = (step, sample) => {
+    set(story, 'textContent', track.story[sample] ?? '');
+    story.hidden = !story.textContent;
+    all.forEach(({ head, bar, node: one }) => {
+      const share = step.s[head.name]?.[sample] ?? 0;
+      bar.style.width = `${share}%`;
+      one.title = `${capital(head.name)}: ${share}% settled at step ${step.i}`;
+    });
+  };
+  return { node, fill() {}, show };
 }
 function panel(head, kind, body, aside = []) {
-  const role = say('span', `role is-${head.role.split(' ')[0]}`, head.role);
+  const role = say('span', `role is-${head.role.split(' ')[0]}`, ROLES[head.role]);
   const caption = make('figcaption', '', {}, say('b', '', capital(head.name)), role, ...aside);
   const node = make('figure', `head ${kind}`, {}, caption, ...body);
   node.dataset.modality = head.name;
   return node;
+}
+function beyond(track, head) { // says so where a head speaks of what it never saw
+  const node = make('p', 'hint beyond', { hidden: true }), labels = ofForm(track, 'class')[0];
+  const show = (step, sample) => {
+    if (!head.taught) return;
+    const [[k]] = labels ? largest(step.x[labels.name][sample], 1) : [[-1]], seenBefore = labels && head.taught.labels.includes(labels.classes[k]);
+    node.hidden = Boolean(seenBefore);
+    const here = labels ? `; this looks like “${labels.classes[k]}”, so take it with caution` : ', so take it with caution elsewhere';
+    set(node, 'textContent', `The ${head.name} was learned from ${head.taught.by} alone${here}.`);
+  };
+  return { node, show };
 }
 function saveLink(track, head) {
   const node = make('a', 'save');
@@ -46,16 +77,18 @@ function picturePanel(track, head) {
   const result = make('img', '', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', 'frame', {}, ...(head.before ? beforeAfter(head) : []), result);
   frame.classList.toggle('before-after', Boolean(head.before));
-  const save = saveLink(track, head);
+  const save = saveLink(track, head), size = sizeLine(frame, result);
+  const large = largeLink(save, result, isSmooth), enlarge = enlargeButton(capital(head.name), frame, () => result);
   const show = (step, sample) => {
     result.hidden = false;
     set(result, 'src', step.x[head.name][sample]);
+    set(result, 'alt', seen(track, head, step, sample));
     save.show(result.src, step, sample);
   };
-  return { node: panel(head, 'visual', [frame], [save.node]), show };
+  return { node: panel(head, 'visual', [frame, size.node], [enlarge, save.node, large]), fill: size.show, show };
 }
 function beforeAfter(head) {
-  const before = make('img', 'before', { src: head.before, alt: 'Before; the part to fill in is tinted' });
+  const before = make('img', 'before', { src: head.before, alt: 'Before; the part to repaint is tinted' });
   const tags = [say('span', 'tag', 'before'), say('span', 'tag after', 'after')];
   const label = 'Compare before and after, percent of before';
   return [before, make('span', 'divider'), ...tags, slider('compare', label, '--split', percentOf('--split', 0))];
@@ -65,22 +98,53 @@ function classMapPanel(track, head) {
   const under = make('img', '', { alt: '', hidden: true });
   const over = make('img', 'overlay', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', picture ? 'frame see-through' : 'frame', {}, ...(picture ? [under] : []), over);
+  const limits = beyond(track, head);
+  const exact = make('img'), views = maskViews(track, head, frame, { under, over }, fill);
+  const large = largeLink(save, exact, () => false);
+  const seenNow = () => (views.canvas.hidden ? over : Object.assign(views.canvas, { alt: over.alt }));
+  const enlarge = enlargeButton(capital(head.name), frame, seenNow);
+  save.node.addEventListener('click', () => { // what is seen, if it is cut out
+    if (views.isCutOut()) Object.assign(save.node, { href: views.canvas.toDataURL(), download: save.node.download.replace('.png', '_cut-out.png') });
+  });
   const show = (step, sample) => {
-    over.hidden = under.hidden = false;
     if (picture) set(under, 'src', step.x[picture][sample]);
     set(over, 'src', step.x[head.name][sample].o);
+    set(over, 'alt', seen(track, head, step, sample));
+    set(exact, 'src', step.x[head.name][sample].m);
     save.show(step.x[head.name][sample].m, step, sample);
+    views.show(step, sample);
+    limits.show(step, sample);
   };
-  const body = [frame, classLegend(head), ...(picture ? [opacity()] : [])];
-  return { node: panel(head, 'visual', body, [save.node]), show };
+  const body = [frame, limits.node, views.node, classLegend(head), ...(picture ? [opacity()] : [])];
+  return { node: panel(head, 'visual', body, [enlarge, save.node, large]), show };
 }
 function classLegend(head) {
-  const names = head.classes.slice(0, LEGEND).map((name, k) => make('span', '', {}, swatch(head.colours[k]), name));
+  const names = head.classes.slice(0, LEGEND).map((name, k) => {
+    const node = make('button', '', { title: `Cut out: ${name}` }, swatch(head.colours[k]), name);
+    const press = () => node.setAttribute('aria-pressed', !left.has(k));
+    node.onclick = () => { // only while something is cut out, see player.css
+      if (!left.delete(k)) left.add(k);
+      press();
+      fill();
+    };
+    press();
+    return node;
+  });
   return make('div', 'legend', {}, ...names);
 }
 function opacity() {
   const label = 'Opacity of the mask, percent';
   return make('label', 'fade', {}, 'Opacity', slider('opacity', label, '--opacity', percentOf('--opacity', 62)));
+}
+
+function seen(track, head, step, sample) { // what a picture shows, for those who do not see it
+  const told = head.form === 'class_map' ? areasOf(head, step.x[head.name][sample].a) : [];
+  const said = ofForm(track, 'class', 'vector').map((other) => saying(other, step, sample).text).filter(Boolean);
+  const what = [...told, ...(told.length ? [] : said)].join(', ');
+  return `${capital(head.name)} at step ${step.i} of ${track.total}${what ? `: ${what}` : ''}`;
+}
+function areasOf(head, shares) {
+  return largest(shares, TOP).filter(([, share]) => share > 0).map(([k, share]) => `${head.classes[k]} ${percent(share / SCALE)}`);
 }
 
 // -- labels and embeddings -------------------------------------------------------------------------------
@@ -111,14 +175,14 @@ function classPanel(track, head) {
     before.hidden = head.role !== 'generated' || !hasGiven(track) || first.i !== 1 || step === first;
     if (before.hidden) return;
     const said = likely(first, sample).slice(0, 3).map(row);
-    set(before, 'textContent', `At step 1, by what is given alone: ${said.map(([name, , p]) => `${name} ${p}`).join(', ')}`);
+    set(before, 'textContent', `First guess from your input: ${said.map(([name, , p]) => `${name} ${p}`).join(', ')}`);
   };
   return { node: panel(head, 'list', [list.node, before]), show };
 }
 // Whether something is given, and was from the first step on.
 const hasGiven = (track) => track.fork === null && track.heads.some((head) => ['given', 'filled in'].includes(head.role));
 function vectorPanel(track, head) {
-  const groups = WORDS.map(wordGroup), unit = say('span', 'unit', 'by cosine');
+  const groups = WORDS.map(wordGroup), unit = say('span', 'unit', 'similarity');
   const wordy = make('div', 'groups', {}, ...groups.map((group) => group.node));
   const strip = make('img', 'strip', { alt: '' }), hint = make('p', 'hint');
   const numbers = make('div', 'numbers', {}, strip, hint);
@@ -133,7 +197,7 @@ function vectorPanel(track, head) {
   return { node: panel(head, 'words', [wordy, numbers], [unit]), show };
 }
 function wordGroup([name, heading, count]) {
-  const list = bars(count), node = make('section', '', {}, say('h4', '', heading), list.node);
+  const list = bars(count), node = make('section', '', {}, say('h3', '', heading), list.node);
   node.dataset.words = name;
   const show = (said) => {
     node.hidden = !said[name].length;

@@ -1,5 +1,5 @@
 // All steps at a glance: the timeline and the curves; see player.js.
-const CELL = { true: 36, false: 48 }, ROW_NAME = 76; // px of the timeline, CELL by whether it is narrow
+const CELL = { true: 44, false: 48 }, ROW_NAME = 76; // px of the timeline, CELL by whether it is narrow
 const COLOURS = [...Array(5).keys()]; // --series-0 … --series-4
 const slots = new Map(); // class name -> its colour, which it keeps while it is drawn
 
@@ -10,9 +10,11 @@ function timeline(track) {
   const cursor = make('span', 'cursor');
   let steps = [], rows = [], built = null;
   function build(width) {
-    steps = spread(track.total, Math.floor((width - ROW_NAME) / CELL[lanesNode.dataset.narrow]));
+    const room = Math.max(2, Math.floor((width - ROW_NAME) / CELL[lanesNode.dataset.narrow]));
+    steps = spread(track.total, room);
     rows = track.heads.map((head, k) => timelineRow(head, k + 2, steps.length));
-    grid.style.setProperty('--count', steps.length);
+    const longest = Math.max(...tracks.map(({ total }) => Math.min(total, room)));
+    grid.style.setProperty('--count', longest); // so that the cells of all tracks have one size
     const numbers = steps.map((step, k) => placed(say('span', 'number', step), 1, k + 2));
     const whole = [cursor, ...forkLine(track, steps), ...hits(track, steps)];
     whole.forEach((mark) => { mark.style.gridRow = `1 / ${rows.length + 2}`; });
@@ -32,7 +34,7 @@ function timeline(track) {
   };
 }
 function spread(total, count) { // as many steps as there is room for, the first and the last among them
-  const room = clamp(count, Math.min(2, total), total);
+  const room = Math.min(count, total);
   const gap = (total - 1) / Math.max(1, room - 1);
   return Array.from({ length: room }, (_, k) => total - Math.round((room - 1 - k) * gap));
 }
@@ -49,7 +51,7 @@ function hits(track, steps) {
 }
 function forkLine(track, steps) {
   if (track.fork === null) return [];
-  const line = make('span', 'fork', { title: `Forks after step ${track.fork}` });
+  const line = make('span', 'fork', { title: `Branches off after step ${track.fork}` });
   return [placed(line, '', 2 + steps.findIndex((step) => step > track.fork))];
 }
 function timelineRow(head, row, count) {
@@ -134,7 +136,7 @@ function areaSeries(track, head) { // without the first class, the ground: it is
 function curves(track) {
   const charts = changing(track, 'class', 'class_map').map((head) => (head.form === 'class'
     ? chart(track, `${capital(head.name)}: probability`, () => labelSeries(track, head))
-    : chart(track, `${capital(head.name)}: share of the picture`, () => areaSeries(track, head))));
+    : chart(track, `${capital(head.name)}: share of the picture`, () => areaSeries(track, head), moves)));
   return {
     node: make('section', 'curves', { hidden: !charts.length }, ...charts.map((one) => one.node)),
     fill: () => charts.forEach((one) => one.fill()),
@@ -143,7 +145,13 @@ function curves(track) {
 }
 const PLOT = { left: 38, right: 10, top: 8, bottom: 24, height: 124 }; // px
 
-function chart(track, heading, allSeries) {
+const MOVES = 0.02; // share of the picture by which an area has to change to be worth a curve
+const moves = (lines) => lines.some(({ points }) => {
+  const shares = points.map(([, share]) => share);
+  return Math.max(...shares) - Math.min(...shares) >= MOVES;
+});
+
+function chart(track, heading, allSeries, says) { // says: whether the lines say something
   const svg = draw('svg', { height: PLOT.height, role: 'img', 'aria-label': `${heading} at every step` });
   const keys = make('div', 'keys'), node = make('figure', '', {}, say('h3', '', heading), svg, keys);
   const cursor = draw('line', { class: 'cursor' });
@@ -152,6 +160,7 @@ function chart(track, heading, allSeries) {
     node,
     fill() {
       lines = allSeries();
+      node.hidden = Boolean(says) && !says(lines);
       values = lines.map(() => make('span', 'value'));
       place = scales(node.clientWidth || 320, track.total, Math.max(0, ...lines.map((line) => line.most)));
       svg.setAttribute('width', place.width);
@@ -199,5 +208,5 @@ function forkMark({ width, x }, fork) {
   const line = draw('line', { class: 'fork' }), late = x(fork) > width - 60;
   stand(line, x(fork));
   const where = { x: x(fork) + (late ? -4 : 4), y: PLOT.top + 8, 'text-anchor': late ? 'end' : 'start' };
-  return [line, draw('text', { class: 'fork', ...where }, 'fork')];
+  return [line, draw('text', { class: 'fork', ...where }, 'branch')];
 }

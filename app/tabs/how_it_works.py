@@ -45,7 +45,7 @@ SHOWN = {
     "class_map": "the likeliest class of every pixel, the fainter the less certain.",
     "class": "the likeliest classes with their probabilities. A run chooses one of them early; its first "
     "step shows how sure the model was before.",
-    "vector": "the captions, labels and texts that lie nearest, with their cosines.",
+    "vector": "the captions, labels and words that lie nearest, with their similarity.",
 }
 
 
@@ -139,7 +139,7 @@ def _command(name: str, commands: list[str]) -> str:
 
 def _section(title: str, tables: str, command: str, folded: bool) -> str:
     if command:
-        tables += f" The command that measures this again:\n\n```sh\n{command}\n```"
+        tables += f" Reproduce this:\n\n```sh\n{command}\n```"
     return f"<details><summary>{escaped(title)}</summary>\n\n{tables}\n\n</details>" if folded else tables
 
 

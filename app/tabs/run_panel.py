@@ -1,5 +1,6 @@
-"""Runs and what there is to see of them: a status line, the player, forks, comparisons and downloads."""
+"""Runs and what there is to see of them: a status line, the player, branches, comparisons and downloads."""
 
+import json
 import math
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from app.controls.compare import Compare
 from app.controls.form import Form
 from app.controls.inputs import QUIET
 from app.errors import explain
+from app.export import settings_file
 from app.export.download import Downloads, check_kept
 from app.run.history import Frame, Track
 from app.run.player_data import Player
@@ -30,15 +32,22 @@ MAX_RUNS = 80  # at the same time; the step engine takes at most 64, and lets 12
 # than an eye can use. Each repeats the frames of the last ones, as the browser may skip messages.
 PREVIEW_SECONDS, REPEATED = 0.08, 2
 
-# On a narrow page the panel is below the controls.
-REVEAL = """() => { const panel = document.getElementById('%s-run-panel');
-  if (panel && window.innerWidth < 900) panel.scrollIntoView({block: 'start'}); }"""
-# The server does not know where the scrubber is, and in which run, until a fork begins.
+# On a narrow page the panel is below the controls. A listener of its own would wait until the run is over.
+REVEAL = """(...values) => {
+  const panel = document.getElementById('%s-run-panel');
+  if (panel && window.innerWidth <= 900) panel.scrollIntoView({block: 'start'});
+  return values;
+}"""
+# The server does not know where the scrubber is, and in which run, until a branch begins.
 STEP_SHOWN = """(step, run, ...others) => {
+  (%s)();
   const player = document.querySelector('#%s-player .player');
   const first = player?.querySelector('[data-run]');
   return [Number(player?.dataset.step ?? 0), first?.dataset.run ?? '', ...others];
 }"""
+# What a visitor has changed since may have mended it.
+READY = json.dumps(status("Ready to run."))
+NO_PROBLEM = f"(shown) => shown.includes('status problem') ? {READY} : shown"
 
 Updates = dict[Any, Any]
 Events = Iterator[tuple[Track, Waiting | Frame]]
@@ -72,11 +81,13 @@ class RunPanel:
             self.status = html(text, elem_id=f"{name}-status", elem_classes="status-line")
             self.player = Player(f"{name}-player")
             with gr.Row(elem_classes="next"):
-                self.fork = gr.Button("Fork from this step", size="sm", scale=0, elem_id=f"{name}-fork")
+                self.fork = gr.Button("Branch from here", size="sm", scale=0, elem_id=f"{name}-fork")
                 html(
-                    "<p class='hint'>Move the scrubber to a step, change what is given, and denoise "
-                    "again from there. Both branches stay.</p>"
+                    "<p class='hint'>Move the slider to a step, change what you provide, and go on from "
+                    "there. Compare with the original.</p>"
                 )
+            looks = {"file_types": [".png"], "elem_id": f"{name}-beside", "elem_classes": "unseen"}
+            self.beside = gr.UploadButton("Compare with a file", **looks)  # runs.js gives it an earlier run
             self.downloads = Downloads(self.task, self.shown, lambda: self._opening)
 
     @cached_property
@@ -85,31 +96,33 @@ class RunPanel:
 
     def open(self) -> list[Any]:
         """What goes to `opened` once the model is there: the example, and how long a run takes."""
-        text = "An example, made while the app was starting. Choose what to give and press <b>Run</b>."
+        text = "An example that the model made. Choose what you provide and press <b>Run</b>."
         return [status(text), self.player.value(self._opening), self.form.sampling.first_estimate()]
 
     def connect(self, form: Form, compare: Compare) -> None:
         """Wires all of it to the controls."""
         self.form, self._compare, sampling = form, compare, form.sampling
-        buttons = [self.run, self.halt, self.fork, compare.button]
+        buttons = [self.run, self.halt]
         self.outputs = [self.status, self.player.component, *buttons, sampling.seed, sampling.estimate]
         self.outputs += [self.shown, *self.downloads.outputs]
         self.opened = [self.status, self.player.component, sampling.estimate]
         every = sampling.every
-        self._on(self.run.click, self.run_form, [every, *form.components])
+        self.after(self.run.click, [every, *form.components], self.run_form)
         inputs = [self.step, self.downloads.run, self.shown, every, *form.components]
-        self._on(self.fork.click, self._fork, inputs, js=STEP_SHOWN % self.task.name)
-        self._on(compare.button.click, self._run_both, [every, *compare.components, *form.components])
+        reveal = REVEAL % self.task.name
+        self.after(self.fork.click, inputs, self._fork, js=STEP_SHOWN % (reveal, self.task.name))
+        self.after(compare.button.click, [every, *compare.components, *form.components], self._run_both)
+        inputs = [self.beside, self.downloads.run, self.shown, every]
+        self.after(self.beside.upload, inputs, self._run_beside)
         self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
+        self.begins = [self.run.click, self.fork.click, compare.button.click]
+        gr.on(form.changes, None, self.status, self.status, js=NO_PROBLEM, **QUIET)
 
-    def _on(self, trigger: Callable, start: Callable, inputs: list, **options: Any) -> None:
-        self.after(trigger, inputs, start, **options)
-        trigger(None, js=REVEAL % self.task.name, **QUIET)
-
-    def after(self, trigger: Callable, inputs: list, start: Callable, **options: Any) -> None:
-        """Runs `start(*inputs)`, one of the methods below, on the trigger of an event."""
+    def after(self, trigger: Callable, inputs: list, start: Callable, js: str | None = REVEAL) -> None:
+        """Runs `start(*inputs)`, one of the methods below, on the trigger of an event; `js` comes before."""
         runs = {"concurrency_limit": MAX_RUNS, "concurrency_id": "runs"}
-        trigger(self._guarded(start), inputs, self.outputs, **runs, **options, **QUIET)
+        js = js and js.replace("%s", self.task.name)
+        trigger(self._guarded(start), inputs, self.outputs, js=js, **runs, **QUIET)
 
     def _guarded(self, start: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         """`start`, with errors shown on the page; the server goes on."""
@@ -118,9 +131,7 @@ class RunPanel:
             try:
                 yield from start(visitor, *values)
             except Exception as error:
-                problem = explain(error)
-                yield self._going(status(problem.message, kind="problem"), False)
-                raise problem from None
+                yield self._going(status(explain(error).message, kind="problem"), False)
 
         return run
 
@@ -141,6 +152,17 @@ class RunPanel:
                 runs.append(self._track(self._services[key], asked, title))
         yield from self._start(visitor, runs, every)
 
+    def _run_beside(
+        self, visitor: gr.Request, path: str, run: str, shown: list[Track] | None, every: int
+    ) -> Iterator[Updates]:
+        """The run in a picture's settings, beside the one that is shown."""
+        saved = settings_file.read(path, self._service.modalities)
+        if saved.checkpoint and saved.checkpoint not in self._services:
+            raise ValueError(f"The run is of the checkpoint “{saved.checkpoint}”, which is not here.")
+        original = replace((shown or self._opening)[0], title="Now", since=0, fork_step=None)
+        service = self._services[saved.checkpoint or self._service.name]
+        yield from self._start(visitor, [self._track(service, saved.request, "Earlier")], every, [original])
+
     def _fork(
         self, visitor: gr.Request, step: int, run: str, shown: list[Track] | None, every: int, *form: Any
     ) -> Iterator[Updates]:
@@ -153,14 +175,14 @@ class RunPanel:
         base = shown[0].record
         if not is_whole(step) or not 1 <= step < base.request.steps:
             raise ValueError(
-                f"After step {step} of {base.request.steps} nothing is left to denoise. Move the scrubber to "
-                "an earlier step, then fork."
+                f"After step {step} of {base.request.steps} nothing is left to change. Move the slider to an "
+                "earlier step, then branch."
             )
         now = self.form.read(*form)
         earlier = tuple(change for change in base.request.changes if change.after < step)
         request = replace(base.request, changes=(*earlier, Change(step, now)))
-        original = replace(shown[0], title="Before the fork", since=0)
-        branch = self._track(self._services[base.checkpoint], request, f"Fork after step {step}", step)
+        original = replace(shown[0], title="Original", since=0)
+        branch = self._track(self._services[base.checkpoint], request, f"Branch after step {step}", step)
         seen = {*base.modalities, *now.given, *now.wanted}  # an example may show less than it has
         branch.record.modalities = {n: spec for n, spec in branch.record.modalities.items() if n in seen}
         yield from self._start(visitor, [branch], every, [original])
@@ -274,14 +296,14 @@ class RunPanel:
         return {self.halt: gr.update(interactive=False)}
 
     def _going(self, text: str, going: bool = True) -> Updates:
-        """The status line and the buttons while runs go on, or once they are over."""
-        idle = gr.update(interactive=not going)
+        """The status line and the buttons while runs go on, or once they are over.
+
+        Run is never switched off, as it would lose the focus; until it is over, the page ignores its clicks.
+        """
         return {
             self.status: text,
-            self.run: gr.update(interactive=not going, value="Running …" if going else "Run"),
+            self.run: gr.update(value="Running …" if going else "Run"),
             self.halt: gr.update(interactive=going),
-            self.fork: idle,
-            self._compare.button: idle,
         }
 
 
@@ -325,7 +347,7 @@ def _summary(begun: Sequence[Track]) -> str:
     request = begun[0].record.request
     if not all(run.record.finished for run in begun):
         at = f"at step {record.last.index} of {record.request.steps}"
-        text = f"<b>Stopped</b> {at}. Below is what was predicted by then"
+        text = f"<b>Stopped</b> {at}. Below is what the model expected by then"
     else:
         counts = list(dict.fromkeys(str(run.record.request.steps) for run in begun))
         steps = steps_of(record.request.steps) if len(counts) == 1 else f"{listed(counts)} steps"

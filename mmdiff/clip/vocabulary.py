@@ -125,7 +125,11 @@ def _check_counts(what: str, counts: Any) -> None:
 
 @dataclass(frozen=True)
 class Description:
-    """An embedding in words: texts with their cosine to it, from -1 to 1, the nearest first."""
+    """An embedding in words: texts with their cosine to it, from -1 to 1, the nearest first.
+
+    Of probes it is the similarity to what one adds to the mean caption, in units alike for all, at most 1;
+    those that add nothing are left out.
+    """
 
     captions: Near
     labels: Near
@@ -156,8 +160,9 @@ class Words:
                 "single vector in a list."
             )
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-        groups = [_nearest(vectors, *table, count) for table in self._tables]
-        return [Description(*nearest) for nearest in zip(*groups, strict=True)]
+        captions, labels, probes = (_nearest(vectors, *table, count) for table in self._tables)
+        probes = [tuple((text, min(near, 1.0)) for text, near in found if near > 0) for found in probes]
+        return [Description(*nearest) for nearest in zip(captions, labels, probes, strict=True)]
 
     @property
     def ready(self) -> bool:
@@ -177,10 +182,24 @@ class Words:
         captions, labels = self.vocabulary.captions, self.vocabulary.labels
         probes = {probe: dict.fromkeys(self.prompts(probe), 1) for probe in self.vocabulary.probes}
         groups = {caption: {caption: 1} for caption in captions}, labels, probes
-        return tuple(
+        said, named, probed = (
             (list(group), prompt_centres(self.embedder, list(group.values())).cpu().numpy())
             for group in groups
         )
+        return said, named, (probed[0], self._centred(probed[1], said[1]))
+
+    def _centred(self, probes: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """Probes (P, D) without what all captions (C, D) share, and alike in size over the captions.
+
+        What is shared is large, and rare words lie further from the captions: without this they would be
+        near to every photo. Vectors of about unit length.
+        """
+        counts = np.fromiter(self.vocabulary.captions.values(), dtype=np.float32)
+        weights = counts / counts.sum()
+        own = probes - weights @ captions
+        own = own / np.linalg.norm(own, axis=1, keepdims=True).clip(1e-12)
+        usual = np.sqrt(weights @ (captions @ own.T) ** 2).clip(1e-6)
+        return own * (np.median(usual) / usual)[:, None] if len(own) else own
 
     @cached_property
     def _kinds(self) -> dict[str, str]:
