@@ -24,7 +24,7 @@ def examples(task: Task, service: Service) -> list[Example]:
     return found if task.forms else [*found, *list(_holes(specs, service))[:1]]
 
 
-def opening(task: Task, service: Service) -> Request | None:
+def opening_request(task: Task, service: Service) -> Request | None:
     """The request that the form of a task shows at first; None for a task that can start from nothing."""
     return examples(task, service)[0][1] if task.inpaints else None
 
