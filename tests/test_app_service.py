@@ -218,12 +218,6 @@ def test_there_is_something_to_look_at_from_the_start(service):
     assert np.array_equal(filled.last.x["image"][0][known], example.last.x["image"][0][known])
 
 
-def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
-    monkeypatch.setattr("app.run.service.WARM_UP_SECONDS", 0.1)
-    slow = Service(FakePipeline(step_seconds=0.02), "slow")
-    assert 4 <= slow.example.request.steps < 10
-
-
 def test_a_fork_is_run_and_recorded(service):
     request = dataclasses.replace(
         JOINT, changes=(Change(10, Request({"label": "Cherry Wax"}, ("image", "mask"))),)

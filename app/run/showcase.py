@@ -20,6 +20,7 @@ from app.pictures import data_uri
 from app.run.defaults import ANCHOR, from_nothing
 from app.run.history import Frame, Record, picture_of
 from app.run.service import Service
+from mmdiff.images import square
 from mmdiff.modalities import Modality
 from mmdiff.request import Request
 
@@ -36,11 +37,12 @@ _webp = partial(data_uri, form="WEBP", method=6)
 
 @dataclass(frozen=True)
 class Example:
-    """A picture to try. `generated`: whether this model made it; otherwise it is a photo."""
+    """A picture to try, and its file. `generated`: whether this model made it; otherwise it is a photo."""
 
     title: str
     picture: Image.Image
     generated: bool
+    path: Path | None = None
 
 
 def folder_of(service: Service) -> Path | None:
@@ -60,15 +62,17 @@ def examples(service: Service) -> list[Example]:
     folder = folder_of(service)
     if folder is None or not (folder / "examples.json").is_file():
         return []
-    listed = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
-    return [
-        Example(entry["title"], Image.open(folder / entry["file"]).convert("RGB"), entry["generated"])
-        for entry in listed
-    ]
+    size = service.modalities[ANCHOR].image_size
+    found = []
+    for entry in json.loads((folder / "examples.json").read_text(encoding="utf-8")):
+        path = folder / entry["file"]
+        picture = square(Image.open(path).convert("RGB"), size)
+        found.append(Example(entry["title"], picture, entry["generated"], path))
+    return found
 
 
-def play(service: Service, pins: Sequence[str], seed: int, tries: int = 1) -> Iterator[tuple[Scene, Record]]:
-    """One scene after the other, each with its run.
+def play(service: Service, pins: Sequence[str], seed: int, tries: int = 1) -> Iterator[Scene]:
+    """One scene after the other.
 
     Args:
         pins: of each scene the modality that is kept from the scene before it, "" for nothing.
@@ -83,7 +87,7 @@ def play(service: Service, pins: Sequence[str], seed: int, tries: int = 1) -> It
         record = service.run(Request(given, wanted, num_samples=tries, **how, **guided))
         best = max(range(tries), key=lambda k: _agreement(service, record, k)) if tries > 1 else 0
         last = _only(record.last, best)
-        yield _scene(service, record, best), record
+        yield _scene(service, record, best)
 
 
 def _only(frame: Frame, sample: int) -> Frame:
