@@ -66,6 +66,8 @@ class FirstPaint:
 
     def _rewrites(self, scope: Scope, start: Message) -> bool:
         headers = Headers(raw=start["headers"])
+        if "content-encoding" in headers:
+            return False
         if start["status"] == 404:
             return scope["method"] == "GET" and "text/html" in Headers(scope=scope).get("accept", "")
         return headers.get("content-type", "").startswith("text/html") and "content-length" in headers

@@ -1,6 +1,7 @@
 """What a page shows before Gradio is there, and keeps above it: its name, and recorded runs that play."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from string import Template
@@ -9,8 +10,9 @@ from starlette.requests import Request as Visit
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from app.run.defaults import MAX_SEED
 from app.run.service import Service
-from app.run.showcase import folder_of, recorded
+from app.run.showcase import folder_of, play, recorded
 from app.wording import listed
 from mmdiff.modalities import Modality
 
@@ -36,16 +38,16 @@ def about(service: Service) -> str:
 
 def opening(service: Service, linked: bool) -> str:
     """The HTML: with recorded runs, or only the words for a link to a run and where nothing was recorded."""
-    scenes = 0 if linked else len(recorded(service))
+    scenes = len(recorded(service))
     return TEMPLATE.substitute(
-        kind="whole" if scenes else "",
+        kind="whole" if scenes and not linked else "",
         title=escape(title(service)),
         about=escape(about(service)),
-        present=PRESENT if scenes else "",
-        stage=_stage(service, scenes) if scenes else "",
+        stage=_stage(service, scenes),
     )
 
 
+@cache
 def style_and_script() -> tuple[str, str]:
     """Of what `opening` gives, as HTML: one for the head, one to follow it."""
     styles = "".join(path.read_text(encoding="utf-8") for path in sorted(STATIC.glob("*.css")))
@@ -74,7 +76,20 @@ def routes(services: Sequence[Service]) -> list[Route]:
             return JSONResponse({"detail": f"There is no {file} of that checkpoint."}, 404)
         return FileResponse(folder / file, headers=CACHE)
 
+    def new(visit: Visit) -> Response:
+        """Two scenes with this seed: out of noise, and one after it in which a modality is pinned."""
+        service, seed = by_name.get(visit.path_params["name"]), visit.query_params.get("seed", "")
+        if service is None or not seed.isdecimal() or int(seed) > MAX_SEED:
+            return JSONResponse({"detail": f"Give a checkpoint and a seed from 0 to {MAX_SEED}."}, 404)
+        names = list(service.modalities)
+        pins = ["", names[int(seed) % len(names)]]
+        try:
+            return JSONResponse(list(play(service, pins, int(seed))))
+        except ValueError as error:  # too many are waiting
+            return JSONResponse({"detail": str(error)}, 503)
+
     return [
+        Route(f"/{BASE}/{{name}}/new", new),
         Route(f"/{BASE}/{{name}}/card.jpg", lambda visit: found(visit, "card.jpg")),
         Route(
             f"/{BASE}/{{name}}/{{number:int}}.json",
@@ -109,7 +124,6 @@ def _name(spec: Modality) -> str:
     return NAMES.get(spec.name, spec.name.capitalize())
 
 
-PRESENT = '<button class="act present-button" type="button">Present <kbd>F</kbd></button>'
 TOLD = (
     '<div class="told"><button type="button" aria-label="Pause"><svg viewBox="0 0 16 16" aria-hidden="true">'
     '<path class="start" d="M4.5 2.5v11l9-5.5z"/><path class="pause" d="M4 3h3v10H4zM9 3h3v10H9z"/></svg>'

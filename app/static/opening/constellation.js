@@ -13,7 +13,7 @@ function seeded(seed) { // mulberry32: the same noise for the same scene
   };
 }
 function drawNoise(canvas, form, seed) {
-  const random = seeded(seed), pen = canvas.getContext('2d'), image = pen.createImageData(GRAIN, GRAIN);
+  const random = seeded(seed), pen = canvas.getContext('2d'), image = pen.createImageData(canvas.width, canvas.height);
   const normal = () => (random() + random() + random() + random() - 2) * 90; // nearly Gaussian
   for (let i = 0; i < image.data.length; i += 4) {
     const grey = 128 + normal(), tint = form === 'picture' ? normal : () => 0;
@@ -25,13 +25,13 @@ function drawNoise(canvas, form, seed) {
 async function loaded(url) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error(`${url}: ${answer.status}`);
-  const scene = await answer.json();
-  await Promise.all(scene.tiles.filter((tile) => tile.strip).map((tile) => {
+  const found = await answer.json(); // a scene or several
+  await Promise.all([found].flat().flatMap((scene) => scene.tiles).filter((tile) => tile.strip).map((tile) => {
     tile.image = new Image();
     tile.image.src = tile.strip;
     return tile.image.decode();
   }));
-  return scene;
+  return found;
 }
 
 class Constellation {
@@ -41,7 +41,9 @@ class Constellation {
     this.figures = [...node.querySelectorAll('figure')];
     this.figures.forEach((figure, k) => {
       const noise = figure.querySelector('.noise');
-      noise.width = noise.height = GRAIN;
+      const { width, height } = figure.querySelector('.plate').getBoundingClientRect();
+      noise.width = GRAIN;
+      noise.height = Math.max(8, Math.round((GRAIN * height) / width) || GRAIN);
       drawNoise(noise, figure.dataset.form, k + 1);
     });
     this.lines();
@@ -111,9 +113,12 @@ class Constellation {
     let then = performance.now();
     if (this.going) this.timer = setInterval(() => {
       const now = performance.now();
-      if (this.scene) this.advance(Math.min(now - then, 4 * TICK)); // a page behind others stands still
+      if (this.scene && !this.covered()) this.advance(Math.min(now - then, 4 * TICK)); // a page behind others stands still
       then = now;
     }, TICK);
+  }
+  covered() { // by present mode
+    return Boolean(document.querySelector('.present')) && !this.node.closest('.present');
   }
   advance(ms) {
     const held = this.clock >= VEIL + FORM;
@@ -143,19 +148,20 @@ function sayings(node) { // what to say of a scene, from the words of the page
     tab.focus({ preventScroll: true });
     document.getElementById('header').scrollIntoView({ behavior: STILL.matches ? 'auto' : 'smooth' });
   });
-  if (!node) return;
   const { scenes, base } = node.dataset, kept = new Map(), say = sayings(node);
   const next = (number) => {
     const k = number % scenes;
     if (!kept.has(k)) kept.set(k, loaded(`${base}/${k}.json`).catch((error) => { kept.delete(k); throw error; }));
     return kept.get(k);
   };
+  window.mmdiffScenes = { next };
+  if (!opening.classList.contains('whole')) return; // for present mode only
   const told = opening.querySelector('.told'), button = told.querySelector('button');
   const tell = (scene) => {
     const [what, how] = say(scene);
     told.querySelector('b').textContent = `${what}: `;
     told.querySelector('span').textContent = how;
-    told.querySelector('small').textContent = ` Recorded, ${scene.steps} steps, seed ${scene.seed}.`;
+    told.querySelector('small').textContent = ` Recorded, seed ${scene.seed}.`;
   };
   const show = new Constellation(node, next, tell);
   let wanted = true, seen = true;
@@ -164,8 +170,11 @@ function sayings(node) { // what to say of a scene, from the words of the page
     button.setAttribute('aria-label', wanted ? 'Pause' : 'Play');
   };
   button.onclick = () => { wanted = !wanted; turn(); };
-  new IntersectionObserver(([entry]) => { seen = entry.isIntersecting; document.documentElement.toggleAttribute('data-opening', seen); turn(); }, { threshold: 0.15 }).observe(node);
+  new IntersectionObserver(([entry]) => {
+    seen = entry.isIntersecting;
+    document.documentElement.toggleAttribute('data-opening', seen);
+    turn();
+  }, { threshold: 0.15 }).observe(node);
   turn();
   show.start(0).catch(() => opening.classList.remove('whole'));
-  window.mmdiffScenes = { next, say, scenes: Number(scenes), base };
 })();
