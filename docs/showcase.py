@@ -8,6 +8,7 @@ Pictures to try are photos where --photos names some whose licence allows it, ot
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import json
 import sys
@@ -21,15 +22,15 @@ from PIL import Image, ImageDraw  # noqa: E402
 
 from app.export.lettering import wrapped, write  # noqa: E402
 from app.run.defaults import ANCHOR, from_nothing  # noqa: E402
-from app.run.history import Record, picture_of  # noqa: E402
+from app.run.history import picture_of  # noqa: E402
 from app.run.service import Service  # noqa: E402
-from app.run.showcase import FOLDER, STEPS, Example, play  # noqa: E402
+from app.run.showcase import FOLDER, STEPS, Example, Scene, play  # noqa: E402
 from mmdiff.images import open_image, square  # noqa: E402
 from mmdiff.request import Request  # noqa: E402
 
 PICTURES = 6  # to try
 CARD, TILE = (1200, 630), 250  # px
-PAPER, INK, FAINT = "#fafaf9", "#1c1917", "#78716c"
+PAPER, INK, LEAF = "#fafaf9", "#1c1917", "#3a6955"
 
 
 def pins_of(service: Service) -> list[str]:
@@ -73,25 +74,25 @@ def save_examples(found: Sequence[Example], folder: Path) -> None:
     (folder / "examples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
 
-def save_card(record: Record, sample: int, path: Path) -> None:
-    """The picture of a shared link: a result, and what it is."""
+def save_card(scene: Scene, path: Path) -> None:
+    """The picture of a shared link: what came out of a scene, and what it is."""
     card = Image.new("RGB", CARD, PAPER)
     draw = ImageDraw.Draw(card)
-    write(draw, (70, 96), "mmdiff", 40, FAINT)
+    write(draw, (70, 104), "mmdiff", 40, LEAF)
     for k, line in enumerate(("One model.", "Pin any one;", "it makes the rest.")):
-        write(draw, (70, 176 + 74 * k), line, 62, INK)
-    places = iter([(620, 60), (890, 60), (620, 330), (890, 330)])
-    for spec, (x, y) in zip(record.modalities.values(), places, strict=False):
-        if spec.dense:
-            picture = picture_of(record.last, spec, sample).convert("RGB")
-            card.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
+        write(draw, (70, 196 + 78 * k), line, 64, INK)
+    places = [(620, 55), (890, 55), (620, 325), (890, 325)]
+    for tile, (x, y) in zip(scene["tiles"], places, strict=False):
+        if "strip" in tile:
+            strip = Image.open(io.BytesIO(base64.b64decode(tile["strip"].split(",")[1])))
+            last = strip.convert("RGB").crop((strip.width - tile["size"], 0, strip.width, strip.height))
+            card.paste(last.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
         else:
-            draw.rectangle((x, y, x + TILE, y + TILE), "#ffffff", "#e7e5e4")
-            words = record.in_words(spec)[sample] or {}
-            said = next(iter(words.values()), "") if "captions" in words else next(iter(words), "")
-            text = said if isinstance(said, str) else next(iter(said), [""])[0]
-            for k, line in enumerate(wrapped(text.removeprefix("a photo of "), 30, TILE - 40)[:4]):
-                write(draw, (x + 20, y + 76 + 38 * k), line, 30, INK)
+            draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), "#ffffff", "#e7e5e4")
+            lines = wrapped(tile["texts"][-1], 32, TILE - 32)[:5]
+            for k, line in enumerate(lines):
+                middle = y + TILE / 2 + 40 * (k - (len(lines) - 1) / 2)
+                write(draw, (x + TILE / 2, middle), line, 32, INK, anchor="mm")
     card.save(path, quality=88)
 
 
@@ -106,14 +107,13 @@ def main() -> None:
     folder = arguments.checkpoint / FOLDER
     folder.mkdir(exist_ok=True)
     plays = list(play(service, pins_of(service), arguments.seed, arguments.tries))
-    for number, (scene, _) in enumerate(plays):
+    for number, scene in enumerate(plays):
         text = json.dumps(scene, separators=(",", ":"))
         (folder / f"scene_{number}.json").write_text(text, encoding="utf-8")
         print(
             f"scene {number}: {scene['pinned'] or 'nothing'} pinned, seed {scene['seed']}, {len(text)} bytes"
         )
-    first, record = plays[0]
-    save_card(record, first["seed"] - record.request.seed, folder / "card.jpg")
+    save_card(plays[0], folder / "card.jpg")
     found = photos(service, arguments.photos) if arguments.photos else generated(service, arguments.seed)
     save_examples(list(found), folder)
 
