@@ -10,16 +10,15 @@ import gradio as gr
 from gradio.routes import INTERNAL_ROUTES
 from starlette.middleware import Middleware
 
-from app import api, theme
-from app.controls.examples import opening
+from app import api, opening, theme
+from app.controls.examples import opening_request
 from app.controls.inputs import QUIET
 from app.errors import Blocks, plain_errors
 from app.export import settings_file
 from app.export.link import HOLE, from_query, is_link
 from app.export.settings_file import SavedRun
-from app.first_script import FirstScript
+from app.first_paint import FirstPaint
 from app.guard import Guard
-from app.not_found import not_found
 from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.tabs import how_it_works
@@ -41,13 +40,20 @@ MENU = (
 )
 
 
-def build_demo(services: Sequence[Service]) -> gr.Blocks:
+class Demo(Blocks):
+    """The pages; `services` are the models by the path of their page, "" for the first."""
+
+    services: Mapping[str, Service]
+
+
+def build_demo(services: Sequence[Service]) -> Demo:
     """The whole page, and one of its own for each further model; `launch` serves them."""
     first, *others = services
-    with Blocks(title="mmdiff", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as demo:
+    routes = routes_of([service.name for service in services])
+    with Demo(title="mmdiff", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as demo:
+        demo.services = {"": first} | {routes[service.name]: service for service in others}
         _page(demo, first, services)
         api.build(services)
-    routes = routes_of([service.name for service in services])
     for service in others:
         with demo.route(service.name, routes[service.name]):
             _page(demo, service, services)
@@ -176,7 +182,7 @@ class Restorer:
 
     def _opened(self, note: str = "") -> list[Any]:
         """The page at first: forms that need something given have something."""
-        requests = {name: opening(tab.task, self._service) for name, tab in self._by_name.items()}
+        requests = {name: opening_request(tab.task, self._service) for name, tab in self._by_name.items()}
         forms = {n: self._by_name[n].form.show(r, False) for n, r in requests.items() if r is not None}
         return self._updates(gr.skip(), note, **forms)
 
@@ -199,7 +205,7 @@ def _note(text: str, kind: str = "calm") -> str:
 
 
 def launch(
-    demo: gr.Blocks,
+    demo: Demo,
     host: str = "127.0.0.1",
     port: int | None = None,
     origins: Sequence[str] = (),
@@ -219,8 +225,8 @@ def launch(
         css_paths=theme.STYLES,
         head=theme.HEAD,
         app_kwargs={
-            "middleware": [guard, Middleware(FirstScript)],
-            "exception_handlers": {404: not_found},
+            "middleware": [guard, Middleware(FirstPaint, services=demo.services)],
+            "routes": opening.routes(list(demo.services.values())),
         },
         share=False,
         ssr_mode=False,
@@ -241,12 +247,7 @@ def _header(service: Service, services: Sequence[Service]) -> str:
         facts.append(f"{service.size_mb:.0f} MB")
     facts.append(service.device)
     chips = _menu(service, services) + "".join(f"<span>{escaped(fact)}</span>" for fact in facts)
-    return (
-        '<header class="masthead"><div><h1>mmdiff</h1>'
-        "<p>One diffusion model for "
-        f"{escaped(listed(list(service.modalities)))}. Give it any one; it creates the rest.</p></div>"
-        f'<div class="facts" aria-label="Checkpoint and device">{chips}</div></header>'
-    )
+    return f'<div class="facts" role="group" aria-label="Checkpoint and device">{chips}</div>'
 
 
 def _menu(service: Service, services: Sequence[Service]) -> str:

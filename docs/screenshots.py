@@ -1,6 +1,7 @@
 """Screenshots of the demo for docs/: `python docs/screenshots.py` (needs Chromium and requirements-dev.txt).
 
-Every tab after a run, at the size of a desktop and of a phone, in light and in dark.
+What the page opens with, every tab after a run, and presenting: the ten that docs/ keeps, or with --all at
+the sizes of a wall, a desktop, a tablet and a phone, in light and in dark, into a folder of one's own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,39 @@ from app.task import TASKS  # noqa: E402
 from app.ui import build_demo, launch  # noqa: E402
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
-SIZES = {"desktop": (1440, 1000), "phone": (390, 844)}
-LOOKS = (("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark"))
+SIZES = {"wall": (1920, 1080), "desktop": (1440, 1000), "tablet": (768, 1024), "phone": (390, 844)}
+KEPT = (  # in docs/
+    "opening-desktop-light",
+    "opening-phone-dark",
+    "present-desktop-dark",
+    "any_to_any-desktop-light",
+    "any_to_any-phone-light",
+    "image_label-desktop-dark",
+    "image_mask-desktop-light",
+    "fill_in-desktop-light",
+    "image_embedding-desktop-light",
+    "image_embedding-phone-dark",
+)
 # Run floats at the bottom of the window, which in a picture of the whole page is its middle.
-AT_REST = ".run-row { position: static !important; }"
+AT_REST = ".run-row { position: static !important; } .opening { display: none !important; }"
 SEED, STEPS = 18, 20  # so that the pictures are the same every time
+FORMED = ".constellation[data-scene='1'][data-done='1.00']"  # around what was pinned
+
+
+def opening(page: Any, address: str) -> None:
+    """What the page opens with, once a recorded run is over."""
+    page.goto(address)
+    page.locator("#header").wait_for()
+    page.locator(FORMED).wait_for()
+
+
+def present(page: Any, address: str) -> None:
+    """Presenting, in the middle of a recorded run."""
+    page.goto(address)
+    page.locator(".constellation[data-scene]").wait_for()
+    page.keyboard.press("f")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(4800)
 
 
 def run(page: Any, address: str, task: str) -> None:
@@ -35,6 +65,11 @@ def run(page: Any, address: str, task: str) -> None:
         page.goto(f"{address}?task={task}&seed={SEED}&steps={STEPS}&first=label&guide.label={FOLLOWED}")
     page.locator(f"#{task}-status", has_text="Done").wait_for(timeout=60_000)
     page.wait_for_timeout(800)
+    if task == "image_label":
+        fork(page)
+    page.add_style_tag(content=AT_REST)
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(200)
 
 
 def fill_in(page: Any, address: str) -> None:
@@ -63,31 +98,36 @@ def fork(page: Any) -> None:
     page.wait_for_timeout(800)
 
 
+def scenes() -> dict[str, Callable[[Any, str], None]]:
+    """Name -> what is done before the picture is taken."""
+    tabs = {t.name: lambda page, address, task=t.name: run(page, address, task) for t in TASKS}
+    return {"opening": opening, "present": present, **tabs}
+
+
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="checkpoints/orchard")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
+    parser.add_argument("--all", action="store_true", help="every size in light and dark")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    every = [f"{n}-{size}-{scheme}" for n in scenes() for size in SIZES for scheme in ("light", "dark")]
     services = load_all(arguments.checkpoint)
     demo = build_demo(services)
     warm_up(services)
     address = launch(demo, prevent_thread_lock=True, quiet=True)[1]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for size, scheme in LOOKS:
-            width, height = SIZES[size]
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-            for task in (t.name for t in TASKS if t.name != "fill_in" or size == "desktop"):
-                run(page, address, task)
-                if task == "image_label":
-                    fork(page)
-                page.add_style_tag(content=AT_REST)
-                page.evaluate("scrollTo(0, 0)")
-                page.wait_for_timeout(200)
-                page.screenshot(path=arguments.out / f"{task}-{size}-{scheme}.png", full_page=True)
+        for picture in every if arguments.all else KEPT:
+            name, size, scheme = picture.split("-")
+            viewport = dict(zip(("width", "height"), SIZES[size], strict=True))
+            page = browser.new_page(viewport=viewport, color_scheme=scheme)
+            scenes()[name](page, address)
+            whole = name not in ("opening", "present")
+            page.screenshot(path=arguments.out / f"{picture}.png", full_page=whole)
+            page.close()
         browser.close()
     demo.close(verbose=False)
 

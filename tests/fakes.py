@@ -65,6 +65,9 @@ class LetterEmbedder:
         return torch.from_numpy(np.stack([_unit(sum(text.encode()), self.dim) for text in texts]))
 
 
+SCHEDULE = SimpleNamespace(num_steps=1000, abar=torch.linspace(0, torch.pi / 2, 1001).cos() ** 2)
+
+
 class FakePipeline:
     """Draws a disc: its colour is the label, its place comes from the seed, its mask is the disc."""
 
@@ -78,7 +81,7 @@ class FakePipeline:
         specs = make_specs(size, LABELS, ("background", "fruit"))
         self.modalities = {name: spec for name, spec in specs.items() if name in modalities}
         self.size, self.step_seconds = size, step_seconds
-        self.device, self.schedule = SimpleNamespace(type="cpu"), SimpleNamespace(num_steps=1000)
+        self.device, self.schedule = SimpleNamespace(type="cpu"), SCHEDULE
         self.has_text = self.can_describe = "embedding" in self.modalities
         self.words = Words(LetterEmbedder(), VOCABULARY)
         self.calls: list[Request] = []

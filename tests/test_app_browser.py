@@ -264,7 +264,7 @@ def test_a_page_at_rest_draws_no_frames(browser, address):
     page = browser.new_page()
     page.add_init_script(COUNT_FRAMES)
     page.goto(address)
-    page.locator("#header h1").wait_for()
+    page.locator("#header .facts").wait_for()
     page.wait_for_timeout(5000)
     before = page.evaluate("framesAskedFor")
     page.wait_for_timeout(3000)

@@ -252,6 +252,11 @@ def test_the_page_in_a_browser(browser, address, width, scheme, shown):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.goto(address)
+    page.locator(".takeaway").wait_for()
+    assert not page.locator(".katex").count() or not page.locator(".katex").first.is_visible()
+    top = page.locator(f"svg.{shown}").bounding_box()["y"]
+    assert top < page.get_by_text("The idea", exact=True).bounding_box()["y"]
+    page.get_by_text("For researchers").click()
     formulas = how_it_works.EQUATIONS.read_text(encoding="utf-8").count("\n$$")
     page.locator(".katex-display").nth(formulas - 1).wait_for()
     assert page.locator(".katex-display").count() == formulas and page.locator(".katex-error").count() == 0

@@ -249,12 +249,6 @@ def test_what_breaks_the_warm_up_is_said_to_visitors():
         Service(pipe, "at once")
 
 
-def test_a_slow_machine_warms_up_with_fewer_steps(monkeypatch):
-    monkeypatch.setattr("app.run.service.WARM_UP_SECONDS", 0.1)
-    slow = Service(FakePipeline(step_seconds=0.02), "slow")
-    assert 4 <= slow.example.request.steps < 10
-
-
 def test_a_fork_is_run_and_recorded(service):
     request = dataclasses.replace(
         JOINT, changes=(Change(10, Request({"label": "Cherry Wax"}, ("image", "mask"))),)

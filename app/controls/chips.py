@@ -83,6 +83,7 @@ def chips(found: Mapping[str, list[str]]) -> str:
 def _row(slot: str, texts: list[str]) -> str:
     title = slot.capitalize()
     buttons = "".join(
-        f'<button type="button" class="chip" aria-pressed="false">{escaped(words)}</button>' for words in texts
+        f'<button type="button" class="chip" aria-pressed="false">{escaped(words)}</button>'
+        for words in texts
     )
     return f'<div role="group" aria-label="{title}" data-slot="{slot}"><span>{title}</span>{buttons}</div>'

@@ -7,7 +7,6 @@ step engine of `mmdiff.Pipeline`.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_WAITING, MAX_WAITING_OF_ONE = 12, 8  # runs in the queue, in all and of the same visitor
 PATIENCE = 0.25  # seconds between looks at whether a waiting run was stopped
-WARM_UP_STEPS, WARM_UP_SECONDS = 8, 2.0
+EXAMPLE_STEPS = 20  # fewer look unfinished, and it is the first result that a visitor sees
 
 
 @dataclass(frozen=True)
@@ -180,11 +179,9 @@ class Service:
     def _first_runs(self) -> tuple[Record, Record]:
         """`example` and `filled`; before that something short that touches all code and memory."""
         wanted = tuple(self.modalities)
-        started = time.perf_counter()
         self._first_run(Request(wanted=wanted, steps=2))
-        affordable = 2 * WARM_UP_SECONDS / (time.perf_counter() - started)
         self.timing = Timing()
-        how = {"steps": int(min(WARM_UP_STEPS, max(4, affordable))), "sampler": "dpmpp_2m"}
+        how = {"steps": EXAMPLE_STEPS, "sampler": "dpmpp_2m"}
         example = self._first_run(Request(wanted=wanted, **from_nothing(self.modalities), **how))
         photo = picture_of(example.last, self.modalities[ANCHOR], 0)
         filled = self._first_run(Request({ANCHOR: photo}, wanted, middle_known(photo.width), **how))

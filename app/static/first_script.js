@@ -1,4 +1,11 @@
 (() => {
+  // The theme as Gradio will choose it, for what is seen before it.
+  const asked = new URLSearchParams(location.search).get('__theme'), dark = matchMedia('(prefers-color-scheme: dark)');
+  const look = () => { document.documentElement.dataset.look = ['light', 'dark'].includes(asked) ? asked : dark.matches ? 'dark' : 'light'; };
+  dark.addEventListener('change', look);
+  look();
+})();
+(() => {
   const frame = window.requestAnimationFrame;
   let loading = true;
   window.requestAnimationFrame = (callback) =>

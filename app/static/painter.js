@@ -2,6 +2,7 @@
 // `element`, `props`, `trigger` and `watch` come from gr.HTML, `options` from painter.py, the buttons from painter.html.
 const { size, colours, names } = options;
 const STEPS = 100; // that can be undone
+const LIVE = 60; // ms between states of a stroke
 const BLOCKS = 8; // a side of the grid of random blocks, as in mmdiff/evaluation/holes.py
 const find = (selector) => element.querySelector(selector);
 const all = (selector) => [...element.querySelectorAll(selector)];
@@ -18,6 +19,7 @@ let cells = new Uint8Array(size * size); // never changed but by a stroke in pro
 let past = [], future = [];
 let tool = 'brush', colour = 1;
 let stroke = null; // while the pointer is down: its id, the cells before, where it began and where it is
+let published = null; // timer of the next state of a stroke
 let pointer = null; // where it was seen last, in cells
 
 // What is painted
@@ -35,11 +37,23 @@ function described() {
   const what = painted.map(([name, share]) => `${name} ${Math.max(1, Math.round(100 * share))}%`).join(', ');
   return `Paint area: ${what || 'nothing painted'}. Without a pointer, use the ready-made shapes below.`;
 }
+function asText() {
+  return cells.some(Boolean) ? Array.from(cells, (cell) => String.fromCharCode(48 + cell)).join('') : null;
+}
 function publish() {
   show();
   offerHistory();
-  props.value = cells.some(Boolean) ? Array.from(cells, (cell) => String.fromCharCode(48 + cell)).join('') : null;
+  props.value = asText();
   trigger('input');
+}
+function publishStroke() { // while it is painted, in live mode; the value stays, which would move the whole page
+  if (published || !element.closest('[data-live]')) return;
+  published = setTimeout(() => {
+    published = null;
+    if (!stroke) return;
+    window.mmdiffLive.stroke = asText();
+    trigger('edit');
+  }, LIVE);
 }
 function fromValue() {
   return Uint8Array.from({ length: size * size }, (_, i) => (props.value ? props.value.charCodeAt(i) - 48 : 0));
@@ -133,6 +147,7 @@ canvas.onpointerdown = (event) => {
   cells = cells.slice();
   tools[tool].down(at);
   show();
+  publishStroke();
 };
 canvas.onpointermove = (event) => {
   pointer = where(event);
@@ -144,6 +159,7 @@ canvas.onpointermove = (event) => {
     stroke.at = at;
   }
   show();
+  publishStroke();
 };
 canvas.onpointerup = canvas.onpointercancel = (event) => {
   if (stroke?.id !== event.pointerId) return;

@@ -1,4 +1,4 @@
-"""The tab that explains: the idea, a picture, the equations, what was measured, the model card."""
+"""The tab that explains: in a sentence, a picture and plain words; folded, what researchers ask for."""
 
 import re
 from collections.abc import Mapping
@@ -8,10 +8,11 @@ from typing import Any
 
 import gradio as gr
 
+from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.task import TASKS
 from app.theme import html
-from app.wording import escaped
+from app.wording import escaped, listed
 
 TITLE = "How it works"
 ROOT = Path(__file__).parents[2]
@@ -24,13 +25,16 @@ TABLES = re.compile(r"<!-- results (?P<name>[\w-]+) -->\n(?P<tables>.*?)<!-- end
 COMMAND = re.compile(r"(?:^|`)(python (?:\\\n|[^\n`])+)", re.MULTILINE)  # goes on after a \ at a line's end
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
+TAKEAWAY = (
+    "It learned to clean up noise in {names} together. So whatever you already have, it completes the rest."
+)
 IDEA = (
-    "Noise is added to a photo, a little at a time, until nothing of it is left; the model has learned to go "
-    "the other way, from noise back to a photo.",
-    "Mask, label and embedding are put under the same noise together with their photo, so taking the noise "
-    "away brings all of them back at once, in agreement.",
-    "Whatever you give stays as it is at every step, and the rest comes out to match it: one model, one set "
-    "of weights, every direction.",
+    "While it learns, noise is added to a photo, a little at a time, until nothing of it is left. The model "
+    "learns the way back: from noise to a photo.",
+    "{others} are put under noise together with their photo. So the way back returns all of them at once, "
+    "and they agree.",
+    "What you provide stays as it is at every step, and the rest comes out to match it. One model does this "
+    "in every direction.",
 )
 
 NOTATION = (
@@ -54,18 +58,24 @@ def build(service: Service) -> None:
     specs = service.modalities
     with gr.Tab(TITLE):
         with gr.Column(elem_classes="how"):
-            html(f"{_idea()}{_picture(specs)}{_page(specs)}")
-            html(f"<h2>In equations</h2>{NOTATION}")
-            with gr.Column(elem_classes="equations"):
-                for column in EQUATIONS.read_text(encoding="utf-8").split("\n---\n"):
-                    gr.Markdown(column, latex_delimiters=LATEX)
-            gr.Markdown(measured(service.name), latex_delimiters=[], elem_id="measured")
-            with gr.Accordion("Model card", open=False, elem_id="model-card"):
-                gr.Markdown(model_card(service.folder), latex_delimiters=[])
+            html(f"{_takeaway(specs)}{_picture(specs)}{_idea(specs)}{_page(specs)}")
+            with gr.Accordion("For researchers", open=False, elem_id="researchers"):
+                html(f"<h2>In equations</h2>{NOTATION}")
+                with gr.Column(elem_classes="equations"):
+                    for column in EQUATIONS.read_text(encoding="utf-8").split("\n---\n"):
+                        gr.Markdown(column, latex_delimiters=LATEX)
+                gr.Markdown(measured(service.name), latex_delimiters=[], elem_id="measured")
+                with gr.Accordion("Model card", open=False, elem_id="model-card"):
+                    gr.Markdown(model_card(service.folder), latex_delimiters=[])
 
 
-def _idea() -> str:
-    sentences = "".join(f"<li>{sentence}</li>" for sentence in IDEA)
+def _takeaway(specs: Mapping[str, Any]) -> str:
+    return f'<h2 class="takeaway">{TAKEAWAY.format(names=escaped(listed(list(specs))))}</h2>'
+
+
+def _idea(specs: Mapping[str, Any]) -> str:
+    others = escaped(listed([name for name in specs if name != ANCHOR]).capitalize())
+    sentences = "".join(f"<li>{sentence.format(others=others)}</li>" for sentence in IDEA)
     return f'<h2>The idea</h2><ol class="idea">{sentences}</ol>'
 
 
@@ -77,7 +87,7 @@ def _picture(specs: Mapping[str, Any]) -> str:
     texts = {name: escaped(sizes.get(name, "absent")) for name in DRAWN.values()}
     pictures = "".join(Template(path.read_text(encoding="utf-8")).substitute(texts) for path in PICTURES)
     lacking = "".join(f" without-{name}" for name in DRAWN.values() if name not in sizes)
-    return f'<h2>The model</h2><div class="architecture{lacking}">{pictures}</div>'
+    return f'<div class="architecture{lacking}">{pictures}</div>'
 
 
 def _size(spec: Any) -> str:

@@ -217,6 +217,23 @@ class RunPanel:
         text = _summary(_begun(runs)) if kept else status("Stopped before it began.")
         yield self._going(text, False) | kept
 
+    @property
+    def service(self) -> Service:
+        """The model of this page."""
+        return self._service
+
+    def key(self, visitor: gr.Request) -> str:
+        """By which `Service.stop` finds the runs of this tab."""
+        return f"{visitor.session_hash}/{self.task.name}"
+
+    def track(self, request: Request) -> Track:
+        """A new run of this page's model."""
+        return self._track(self._service, request)
+
+    def start(self, visitor: gr.Request, run: Track, every: int) -> Iterator[Updates]:
+        """Runs it, with a message for every so many steps, see `_start`."""
+        yield from self._start(visitor, [run], every)
+
     def _in_turn(self, runs: list[Track], session: str, owner: str) -> Events:
         """Each run with its next event, one of each in turn, until all are over.
 

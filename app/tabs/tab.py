@@ -1,19 +1,19 @@
 """The tab of a task: examples, controls on the left, the player on the right."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from app.controls.compare import Compare
-from app.controls.examples import examples
+from app.controls.examples import Example, examples, source
 from app.controls.form import Form
 from app.controls.inputs import QUIET
 from app.run.service import Service
+from app.tabs.live import Live
 from app.tabs.run_panel import RunPanel
 from app.task import Task
 from app.theme import html
-from mmdiff.request import Request
 
 
 def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
@@ -23,7 +23,9 @@ def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
         html(f'<p class="intro">{task.intro}</p>')
         with gr.Row(elem_classes="workbench"):
             with gr.Column(elem_classes="controls"):
+                photo_row = gr.Row(elem_classes="photos")
                 example_row = gr.Row(elem_classes="examples")
+                live = Live(panel)
                 form = Form(service, task)
                 with gr.Column(elem_classes="card"):
                     compare = Compare(task, [s.name for s in services])
@@ -31,15 +33,22 @@ def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
             with gr.Column(elem_classes="run-column"):
                 panel.view()
         panel.connect(form, compare)
-        with example_row:
-            html('<span class="hint">Try</span>')
-            for title, request in examples(task, service):
-                filled = _example_button(title, request, form)
-                panel.after(filled.success, [form.sampling.every, *form.components], panel.run_form)
+        live.connect(form)
+        offered = examples(task, service)
+        for row, words, some in (
+            (photo_row, source(service), [example for example in offered if example.picture]),
+            (example_row, "Try", [example for example in offered if not example.picture]),
+        ):
+            row.visible = bool(some)
+            with row:
+                html(f'<span class="hint">{words}</span>')
+                for example in some:
+                    filled = _button(example, form)
+                    panel.after(filled.success, [form.sampling.every, *form.components], panel.run_form)
     return panel
 
 
-def _example_button(title: str, request: Callable[[], Request], form: Form) -> Any:
+def _button(example: Example, form: Form) -> Any:
     """A button that fills in the form; returns the event after which to run."""
-    button = gr.Button(title, size="sm", scale=0, min_width=60)
-    return button.click(lambda: form.show(request(), settings=False), None, form.outputs, **QUIET)
+    button = gr.Button(example.title, size="sm", scale=0, min_width=60, icon=example.picture)
+    return button.click(lambda: form.show(example.request(), settings=False), None, form.outputs, **QUIET)

@@ -1,0 +1,118 @@
+"""Live mode: every change runs at once in few steps, and what comes to rest is refined by a whole run.
+
+The browser sends one change at a time and then the latest (`always_last`); each ends within a step whatever
+the tab still runs. static/opening/live.js sees when the visitor has let go.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from app.controls.form import Form
+from app.controls.inputs import QUIET
+from app.run.history import Track
+from app.run.service import Waiting
+from app.tabs.run_panel import RunPanel, Updates, address_of
+from app.wording import duration, escaped, status
+from mmdiff.request import Request
+
+FEW: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m", "num_samples": 1}
+TOLD = "<b>Live</b> · {steps} steps in {time} · seed {seed} · let go to refine it"
+STROKE = "[values[0], mmdiffLive.stroke]"
+MARK = "(on) => document.querySelector('#{name}-live').closest('.workbench').toggleAttribute('data-live', on)"
+
+
+class Live:
+    """The switch of a tab, made in the current context; `connect` wires it to the controls of its form."""
+
+    def __init__(self, panel: RunPanel) -> None:
+        self._panel, self._name = panel, panel.task.name
+        look = {"container": False, "elem_classes": "live-switch", "elem_id": f"{self._name}-live"}
+        self.switch = gr.Checkbox(False, label="Live: the picture follows every change", **look)
+        self.last = gr.State(None)  # the form of the last result while the switch is on
+        self._rest = gr.Button("Refine", elem_classes="unseen", elem_id=f"{self._name}-refine")
+
+    def connect(self, form: Form) -> None:
+        """Runs on every change that the visitor makes, and once they are over."""
+        self._form, panel = form, self._panel
+        parts = [self.switch, *form.components]
+        files = [part for part in parts if isinstance(part, gr.File)]
+        # Their `input` comes before the page knows the value.
+        late = (gr.State, gr.Number, gr.Slider, gr.Textbox)
+        events = [part.change for part in parts if isinstance(part, late)]
+        events += [p.input for p in parts if hasattr(p, "input") and not isinstance(p, late)]
+        events += [event for part in files for event in (part.upload, part.clear)]
+        self._on(events, self._follow, parts, [self.last])
+        for place, part in enumerate(form.components):
+            if isinstance(part, gr.HTML):
+                self._on([part.edit], self._stroke(place), [self.last, part], js=STROKE)
+        self.switch.change(None, self.switch, js=MARK.format(name=self._name), **QUIET)
+        panel.after(self._rest.click, [form.sampling.every, *form.components], self._refine, js=None)
+
+    def _on(
+        self,
+        events: list[Any],
+        follow: Callable[..., Updates],
+        inputs: list[Any],
+        outputs: Sequence[Any] = (),
+        js: str = "values",
+    ) -> None:
+        """`js`: what is sent of `values`, an expression."""
+        hold, settle = (f"mmdiffLive.{what}('{self._name}')" for what in ("hold", "settle"))
+        looks = {"queue": False, "trigger_mode": "always_last", "js": f"(...values) => ({hold}, {js})"}
+        shown = [self._panel.status, self._panel.player.component, *outputs]
+        gr.on(events, follow, inputs, shown, **looks, **QUIET).success(None, js=f"() => {settle}", **QUIET)
+
+    def _request(self, *form: Any) -> Request:
+        """What the form says, with its seed as it is."""
+        values = list(form)
+        values[self._form.components.index(self._form.sampling.keep)] = True
+        return self._form.read(*values)
+
+    def _follow(self, visitor: gr.Request, on: bool, *form: Any) -> Updates:
+        """The result of a few steps and the form it is of; nothing but that if the switch is off."""
+        if not on:
+            return {self.last: None}
+        return {self.last: form} | self._result(visitor, form)
+
+    def _stroke(self, place: int) -> Callable[..., Updates]:
+        """The event of a stroke in progress, with as little to send as can be; `place` in the form."""
+
+        def follow(visitor: gr.Request, form: Sequence[Any] | None, cells: str | None) -> Updates:
+            if form is None:
+                return {self._panel.status: gr.skip()}
+            return self._result(visitor, [*form[:place], cells, *form[place + 1 :]])
+
+        return follow
+
+    def _result(self, visitor: gr.Request, form: Sequence[Any]) -> Updates:
+        """What to show of a few steps; nothing if a later run has ended them."""
+        panel, nothing = self._panel, {self._panel.status: gr.skip()}
+        try:
+            service, key = panel.service, panel.key(visitor)
+            record = service.record(replace(self._request(*form), **FEW))
+            service.stop(key)
+            for event in service.stream(record, key, address_of(visitor)):
+                if isinstance(event, Waiting):
+                    service.stop(key)  # for others: the next change is soon enough
+        except ValueError as error:  # such as something that is still to be given
+            return {panel.status: status(escaped(str(error)))}
+        if not record.finished:
+            return nothing
+        facts = {"steps": FEW["steps"], "time": duration(record.seconds), "seed": record.request.seed}
+        track = Track(f"live-{self._name}", "", record)
+        text = status(TOLD.format(**facts))
+        return {panel.status: text, panel.player.component: panel.player.value([track])}
+
+    def _refine(self, visitor: gr.Request, every: int, *form: Any) -> Iterator[Updates]:
+        """A whole run, shown once it is over: until then what is there looks better."""
+        panel = self._panel
+        run = panel.track(self._request(*form))
+        for updates in panel.start(visitor, run, every):
+            if not run.record.finished:
+                hidden = {panel.player.component, panel.shown, *panel.downloads.outputs}
+                hidden |= {panel.status} if panel.shown in updates else set()  # a change has stopped it
+                updates = {part: value for part, value in updates.items() if part not in hidden}
+            yield updates
