@@ -318,7 +318,7 @@ def measure_page(app: Callable[[], Any], pipe: Pipeline, steps: int, rounds: int
     }
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -328,14 +328,53 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="pairs of each comparison (%(default)s)")
     parser.add_argument("--requests", type=int, default=8, help="people at once (%(default)s)")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (%(default)s)")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def against_dit(
+    pipe: Pipeline, peer: Peer, steps: int, rounds: int, batches: Sequence[int]
+) -> dict[str, Any]:
+    """The bare loop against that of the DiT, at each batch size."""
+    return {
+        f"loop_against_dit_batch_{batch}": paired(
+            lambda batch=batch: bare_loop(pipe, steps, batch),
+            lambda batch=batch: peer.loop(steps, batch),
+            rounds if batch == 1 else max(3, rounds // 2),
+        )
+        for batch in batches
+    }
+
+
+def of_the_engine(pipe: Pipeline, steps: int, rounds: int, people: int) -> dict[str, Any]:
+    """What the engine costs and saves."""
+    return {
+        "engine_against_bare_loop": paired(
+            lambda: engine_alone(pipe, steps),
+            lambda: bare_loop(pipe, steps),
+            2 * rounds,
+        ),
+        "together_against_one_by_one": paired(
+            lambda: seconds(lambda: requests(pipe, people, steps, True)),
+            lambda: seconds(lambda: requests(pipe, people, steps, False)),
+            max(3, rounds // 2),
+        ),
+        "network_together_against_one_by_one": paired(
+            lambda: network_calls(pipe, 1, people),
+            lambda: network_calls(pipe, people, 1),
+            4 * rounds,
+        ),
+    }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the JSON has."""
     steps, rounds = arguments.steps, arguments.rounds
     pipe = loaded(arguments.checkpoint, arguments.precision)
     peer = Peer(pipe)
     for warm_up in (bare_loop, engine_alone):
         warm_up(pipe, 5)
     peer.loop(5, 1)
-    results = {
+    return {
         "checkpoint": Path(arguments.checkpoint).name,
         "device": str(pipe.device),
         "precision": str(pipe.precision).removeprefix("torch."),
@@ -346,34 +385,17 @@ def main() -> None:
         "requests": arguments.requests,
         "parameters": sum(p.numel() for p in pipe.model.parameters()),
         "dit_parameters": peer.parameters,
-        **{
-            f"loop_against_dit_batch_{batch}": paired(
-                lambda batch=batch: bare_loop(pipe, steps, batch),
-                lambda batch=batch: peer.loop(steps, batch),
-                rounds if batch == 1 else max(3, rounds // 2),
-            )
-            for batch in (1, arguments.requests)
-        },
+        **against_dit(pipe, peer, steps, rounds, (1, arguments.requests)),
         "four_steps_seconds": round(statistics.median(engine_alone(pipe, 4) for _ in range(rounds)), 3),
         **measure_bfloat16(arguments.checkpoint, steps, rounds),
-        "engine_against_bare_loop": paired(
-            lambda: engine_alone(pipe, steps),
-            lambda: bare_loop(pipe, steps),
-            2 * rounds,
-        ),
-        "together_against_one_by_one": paired(
-            lambda: seconds(lambda: requests(pipe, arguments.requests, steps, True)),
-            lambda: seconds(lambda: requests(pipe, arguments.requests, steps, False)),
-            max(3, rounds // 2),
-        ),
-        "network_together_against_one_by_one": paired(
-            lambda: network_calls(pipe, 1, arguments.requests),
-            lambda: network_calls(pipe, arguments.requests, 1),
-            4 * rounds,
-        ),
+        **of_the_engine(pipe, steps, rounds, arguments.requests),
         **measure_page(partial(served, arguments.checkpoint, arguments.precision), pipe, steps, rounds),
     }
-    text = json.dumps(results, indent=1) + "\n"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    text = json.dumps(measure(arguments), indent=1) + "\n"
     print(text, end="")
     if arguments.out:
         arguments.out.write_text(text)

@@ -230,7 +230,7 @@ def test_every_tab_has_a_live_mode_that_keeps_the_seed_and_refines_what_rests(vi
 @pytest.mark.parametrize("size", ["desktop", "phone"])
 def test_the_picture_follows_while_one_paints(visit, pipe, size):
     visitor = visit("image_mask", size)
-    visitor.choose("mask", "Given")
+    visitor.choose("mask", "I provide")
     visitor.plan("First paint")
     switch_on(visitor)
     calls, page = len(pipe.calls), visitor.page
@@ -256,7 +256,7 @@ def test_the_picture_follows_while_one_paints(visit, pipe, size):
 
 def test_a_change_ends_what_runs_within_a_step(visit, pipe, monkeypatch):
     visitor = visit("image_label")
-    visitor.choose("label", "Given")
+    visitor.choose("label", "I provide")
     visitor.find("label-choice", "input").click()
     visitor.page.get_by_role("option", name="Cherry Wax").click()
     visitor.plan("from the label")
@@ -277,7 +277,7 @@ def test_live_mode_says_what_is_missing_and_ends_with_its_switch(visit, pipe):
     visitor = visit("image_embedding")
     switch_on(visitor)
     refined(visitor)
-    visitor.choose("embedding", "Given")
+    visitor.choose("embedding", "I provide")
     visitor.status("nothing is given")
     visitor.find("embedding-text", ":is(textarea, input)").first.fill("a red cherry")
     visitor.status("Live")
@@ -393,7 +393,7 @@ def test_presenting_goes_on_with_what_was_recorded_without_the_server(opened):
 
 def test_f_types_an_f_where_one_writes(opened):
     page = opened("/?task=image_embedding&seed=3&steps=2")
-    page.locator("#image_embedding-embedding-role").get_by_label("Given", exact=True).check()
+    page.locator("#image_embedding-embedding-role").get_by_label("I provide", exact=True).check()
     text = page.locator("#image_embedding-embedding-text").locator("textarea, input").first
     text.click()
     page.keyboard.press("f")

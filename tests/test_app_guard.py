@@ -296,7 +296,7 @@ def test_a_painting_a_fork_and_a_restored_file_may_be_anything(client):
 
     run = event("any_to_any-run")
     for painting in ({"a": 1}, [1], 5, True, "x"):
-        answer = sent(run, any_to_any_mask_role="Given", any_to_any_mask_painter=painting)
+        answer = sent(run, any_to_any_mask_role="I provide", any_to_any_mask_painter=painting)
         assert "painting is damaged" in answer.error
     for step in (None, "x", {}):  # "x" cannot even be a number
         fork = event("any_to_any-fork")

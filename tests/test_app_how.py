@@ -67,7 +67,7 @@ def test_the_page_shows_the_very_tables_of_docs(checkpoint):
                 assert tables in page
                 shown.add(name)
     assert {checkpoint, f"{checkpoint}-subsets", f"evidence-{checkpoint}"} <= shown
-    assert page.count("The command that measures this again") == len(shown) == page.count("<details>") + 1
+    assert page.count("Reproduce this") == len(shown) == page.count("<details>") + 1
     assert "skipped" not in page
 
 
@@ -106,7 +106,7 @@ def test_the_commands_are_the_ones_that_were_run():
     written = {source: found["command"] for source, found in files.items() if "command" in found}
     assert written and all(commands[source] == shlex.split(said) for source, said in written.items())
     evaluated = {source: words for source, words in commands.items() if "mmdiff.evaluate" in words}
-    assert len(evaluated) == 5
+    assert len(evaluated) == 4
     for source, words in evaluated.items():
         arguments, found = vars(parse_arguments(words[3:])), files[source]
         assert arguments["out"] == source and Path(arguments["data"]).name == found["data"]
