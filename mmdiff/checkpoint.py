@@ -134,8 +134,8 @@ def _check_size(weights: Path, config: ModelConfig) -> None:
     """Raises ValueError if the configuration asks for more weights than there are, before they are made."""
     with safe_open(weights, "pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]
-    # the linear layers of a block, of attention and of the two behind it, are 12 squares of the width
-    least = 12 * config.width**2 * config.depth
+    # attention alone has four matrices of width x width in each block
+    least = 4 * config.width**2 * config.depth
     if sum(map(math.prod, shapes)) < least:
         raise ValueError(
             f"{weights} does not fit {CONFIG_FILE} beside it, whose model has more than {least:,} weights."

@@ -188,7 +188,7 @@ def test_photos_of_16_bits_and_a_small_range_are_seen_and_said(tmp_path):
     ramp = np.linspace(0, 4095, SIDE * SIDE).reshape(SIDE, SIDE)
     path = photo_of(tmp_path, "twelve.png", Image.fromarray(ramp.astype(np.uint16)))
     read_back = adapters.read_photo(path, SIDE)
-    assert abs(np.asarray(read_back.for_model)[..., 0] - ramp / 4095 * 255).max() <= 1
+    assert abs(np.asarray(read_back.for_model)[..., 0] - ramp / 4095 * 255).max() < 2
     assert "reach only 4095, so 4095 is read as white" in " ".join(read_back.notes)
     with pytest.warns(UserWarning, match="4095 is read as white"):
         value = modality("image").parse(path)

@@ -23,6 +23,7 @@ from app.pictures import encoded
 from app.run.defaults import ANCHOR, LIMITS, MAX_SIDE
 from mmdiff.images import to_rgb
 from mmdiff.modalities import Modality
+from mmdiff.modalities.base import class_index
 from mmdiff.request import Change, Request
 
 FORMAT, VERSION = "mmdiff settings", 3  # version 1 had no sample_first, version 2 no leads
@@ -326,9 +327,9 @@ def _label(spec: Modality, value: Any) -> str:
     """A class name in this model's spelling. Raises ValueError if there is no such class."""
     if not isinstance(value, str):
         raise _damaged(f"“{spec.name}” is not the name of a class")
-    for name in spec.classes:
-        if name.casefold() == value.strip().casefold():
-            return name
+    index = class_index(value, spec.classes)
+    if index is not None:
+        return spec.classes[index]
     raise ValueError(
         f"This model has no class “{value[:60]}” of “{spec.name}”. It is one of another checkpoint; start "
         "the page with that one, or choose a class from the list."

@@ -25,6 +25,9 @@ from mmdiff.modalities.base import class_index, palette
 CAPTION, SOURCE = "caption", "source"  # names of columns of texts
 
 
+SURE = 100  # classes of the same name and number, after which those of other names have the same number, too
+
+
 class Row(NamedTuple):
     """A row: its modalities in the compact form of `decode_row`, and its texts."""
 
@@ -146,7 +149,8 @@ def _table_of(where: str, name: str, theirs: list[str], ours: Sequence[str]) -> 
     if not lacking:
         return {str(number): index for number, index in enumerate(found)}
     in_place = sum(index == number for number, index in enumerate(found))
-    if len(theirs) == len(ours) and in_place + len(lacking) == len(theirs) and in_place >= len(theirs) / 2:
+    agree = in_place + len(lacking) == len(theirs) == len(ours) and in_place >= max(SURE, len(theirs) / 2)
+    if agree:  # as lists of ImageNet, which differ in some names
         warnings.warn(
             f"{where}: {len(lacking)} classes of {name!r}, such as {lacking[0]!r}, are called otherwise in "
             "the configuration; their numbers are taken, as all others have the same name and number.",

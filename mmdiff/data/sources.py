@@ -52,7 +52,7 @@ class Source:
     Attributes:
         columns: name -> its column, if the source has it.
         class_names: name -> the names of the source's class numbers, where it has them.
-        numbered: names of the columns of whole numbers without such names.
+        numbered: names whose columns hold whole numbers without such names.
         num_shards: number of parts that can be read independently.
 
     Raises ValueError if the source does not exist or cannot be reached, or a column is missing.
@@ -62,7 +62,7 @@ class Source:
         from datasets import List
 
         self.where = where
-        data, self.files, names_of = (*_open_files([where]), {}) if file else open_source(where, config.root)
+        data, self.files = _open_files([where]) if file else open_source(where, config.root)
         there = data.column_names or list(next(iter(data), {}))
         if not there:
             raise ValueError(f"{where} has no rows.")
@@ -75,9 +75,10 @@ class Source:
                     "Name the right one in data.columns."
                 )
         features = data.features or {}
-        named = {column: f.names for column, f in features.items() if hasattr(f, "names")} | names_of
+        named = {column: f.names for column, f in features.items() if hasattr(f, "names")}
         self.class_names = {n: list(named[c]) for n, c in self.columns.items() if c in named}
         whole = {c for c, f in features.items() if "int" in str(getattr(f, "dtype", "")) and c not in named}
+        whole |= set(self.columns.values()) if where.startswith("torchvision:") else set()
         self.numbered = {name for name, column in self.columns.items() if column in whole}
         self.num_shards: int = data.num_shards
         if data.features is not None and self.columns:
@@ -134,20 +135,17 @@ def _cells(column: pa.ChunkedArray | Sequence[Any]) -> Sequence[Any]:
     return array.to_numpy(zero_copy_only=False).reshape(shape) if flat else column.to_pylist()
 
 
-def open_source(where: str, root: str) -> tuple[IterableDataset, list[str], dict[str, list[str]]]:
-    """The rows of a source, pictures undecoded; its shards if they are local files; and names of classes.
-
-    The names are those by column that `IterableDataset.features` does not have.
+def open_source(where: str, root: str) -> tuple[IterableDataset, list[str]]:
+    """The rows of a source, pictures undecoded, and its shards if they are local files.
 
     Raises ValueError if there is no such source; the message says what can be given.
     """
     kind, _, name = where.partition(":")
     if kind == "hub" and name:
-        return _open_hub(name), [], {}
+        return _open_hub(name), []
     if kind == "torchvision" and name:
-        data, names = _open_torchvision(name, root)
-        return data, [], names
-    return *_open_local(where), {}
+        return _open_torchvision(name, root), []
+    return _open_local(where)
 
 
 def _open_local(where: str) -> tuple[IterableDataset, list[str]]:
@@ -207,7 +205,7 @@ def torchvision_set(name: str) -> tuple[str, str]:
     return kind, split
 
 
-def _open_torchvision(name: str, root: str) -> tuple[IterableDataset, dict[str, list[str]]]:
+def _open_torchvision(name: str, root: str) -> IterableDataset:
     import torchvision
     from datasets import IterableDataset
 
@@ -227,7 +225,5 @@ def _open_torchvision(name: str, root: str) -> tuple[IterableDataset, dict[str, 
             targets = target if isinstance(target, tuple) else (target,)
             yield {"image": photo} | dict(zip(columns, targets, strict=True))
 
-    names = getattr(examples, "classes", [])
-    names = {"category": list(names)} if names and all(isinstance(one, str) for one in names) else {}
     # One shard of all rows: `datasets` divides lists, not tuples.
-    return IterableDataset.from_generator(read, gen_kwargs={"rows": tuple(range(len(examples)))}), names
+    return IterableDataset.from_generator(read, gen_kwargs={"rows": tuple(range(len(examples)))})

@@ -105,7 +105,7 @@ def _jsonl_rows(text: str) -> Iterator[tuple[str, str]]:
             continue
         try:
             row = json.loads(line)
-            file, caption = (next(row[name] for name in names if name in row) for names in (FILE, CAPTION))
+            file, caption = ([row[name] for name in names if name in row][0] for names in (FILE, CAPTION))
             yield str(file).strip(), _one_line(str(caption or ""))
-        except (ValueError, StopIteration, KeyError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise ValueError(f'line {number} is not of the form {{"file": "…", "caption": "…"}}') from None
