@@ -108,7 +108,6 @@ class Service:
         stops: Stops | None = None,
     ) -> None:
         self.pipe, self.name, self.size_mb, self.folder = pipe, name, size_mb, folder
-        pipe.engine.max_queue, pipe.engine.max_queue_of_one = MAX_WAITING, MAX_WAITING_OF_ONE
         self.stops = stops or Stops()
         self.timing = Timing()
         self._sampled = self._sample  # ZeroGPU lends a GPU to visitors only, and none is here yet
@@ -177,7 +176,9 @@ class Service:
         Raises:
             ValueError: for values that the model does not take, and if too many are waiting already.
         """
-        self.pipe.engine.check_owner(owner)
+        engine = self.pipe.engine
+        engine.max_queue, engine.max_queue_of_one = MAX_WAITING, MAX_WAITING_OF_ONE
+        engine.check_queue(owner)
         with self.stops.watched(session) as stop, closing(self._sampled(record.request, owner)) as events:
             for event in events:
                 stopped = stop.is_set()
