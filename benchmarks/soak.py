@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from statistics import mean
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -204,8 +205,10 @@ def soak(server: Server, clients: int, minutes: float) -> dict[str, Any]:
 
 
 def growth(pauses: list[dict[str, Any]]) -> dict[str, int]:
-    """From after the warm-up, a third of the time, to the end."""
-    return {name: pauses[-1][name] - pauses[1 + PAUSES // 3][name] for name in MAX_GROWTH}
+    """From the pauses after the warm-up, a third of the time, to as many at the end."""
+    count = max(1, PAUSES // 3)
+    early, late = pauses[1 + count : 1 + 2 * count], pauses[-count:]
+    return {name: round(mean(p[name] for p in late) - mean(p[name] for p in early)) for name in MAX_GROWTH}
 
 
 def main() -> None:
