@@ -8,6 +8,7 @@ ENV PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     HF_HOME=/tmp/huggingface \
     GRADIO_TEMP_DIR=/tmp/gradio \
+    MALLOC_ARENA_MAX=2 \
     GRADIO_ANALYTICS_ENABLED=False
 
 RUN useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin mmdiff

@@ -164,9 +164,14 @@ def test_gradio_and_tempfile_write_into_the_folder_and_nothing_of_it_is_left(cla
 
 
 def test_what_killed_processes_left_is_swept_and_nothing_else(claimed, tmp_path):
-    (tmp_path / "mmdiff-dead/a").mkdir(parents=True)
-    (tmp_path / "mmdiff-dead/a/private.png").write_bytes(b"x")
-    (tmp_path / "others").mkdir()
+    dead = tmp_path / f"{temporary.PREFIX}{'0' * 32}"
+    (dead / "a").mkdir(parents=True)
+    (dead / "a/private.png").write_bytes(b"x")
+    dead.with_suffix(".lock").touch()
+    others = [tmp_path / name for name in ("others", "mmdiff-tests-x", f"{temporary.PREFIX}x", "1" * 32)]
+    others.append(tmp_path / f"{temporary.PREFIX}{'1' * 32}")  # without a lock file
+    for other in others:
+        other.mkdir()
     code = (
         "import sys; from app.run import temporary; f = temporary.claim(); print(f.path, flush=True); input()"
     )
@@ -174,9 +179,9 @@ def test_what_killed_processes_left_is_swept_and_nothing_else(claimed, tmp_path)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as alive:
         path = Path(alive.stdout.readline().strip())
-        assert path.is_dir() and not (tmp_path / "mmdiff-dead").exists()
+        assert path.is_dir() and not dead.exists() and not dead.with_suffix(".lock").exists()
         temporary.sweep(tmp_path)
-        assert path.is_dir() and claimed.path.is_dir() and (tmp_path / "others").is_dir()
+        assert path.is_dir() and claimed.path.is_dir() and all(other.is_dir() for other in others)
         alive.kill()
         alive.wait()
         temporary.sweep(tmp_path)

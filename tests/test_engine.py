@@ -135,10 +135,10 @@ def test_one_owner_cannot_fill_the_queue():
     mine = [engine.submit(Counter("a", 2), "me")]
     until(lambda: engine._running)
     mine += [engine.submit(Counter("a", 2), "me") for _ in range(2)]
-    for refused in (lambda: engine.submit(Counter("a"), "me"), lambda: engine.check_owner("me")):
+    for refused in (lambda: engine.submit(Counter("a"), "me"), lambda: engine.check_queue("me")):
         with pytest.raises(ValueError, match="2 of your runs are waiting already"):
             refused()
-    engine.check_owner("you")
+    engine.check_queue("you")
     yours = [engine.submit(Counter("b", 2), "you") for _ in range(2)]  # one joins, one queues
     with pytest.raises(ValueError, match="3 runs are waiting already"):
         engine.submit(Counter("c"), "you")

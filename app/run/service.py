@@ -115,7 +115,6 @@ class Service:
         warm: bool = True,
     ) -> None:
         self.pipe, self.name, self.size_mb, self.folder = pipe, name, size_mb, folder
-        pipe.engine.max_queue, pipe.engine.max_queue_of_one = MAX_WAITING, MAX_WAITING_OF_ONE
         self.stops = stops or Stops()
         self.taught = read_taught(folder)
         self.timing = Timing()
@@ -233,7 +232,9 @@ class Service:
         Raises:
             ValueError: for values that the model does not take, and if too many are waiting already.
         """
-        self.pipe.engine.check_owner(owner)
+        engine = self.pipe.engine
+        engine.max_queue, engine.max_queue_of_one = MAX_WAITING, MAX_WAITING_OF_ONE
+        engine.check_queue(owner)
         with self.stops.watched(session) as stop:
             while not self.ready:
                 yield Waiting(0)

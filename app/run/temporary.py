@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-PREFIX = "mmdiff-"
+PREFIX = "mmdiff-page-"
 VARIABLE = "GRADIO_TEMP_DIR"
 MAX_BYTES, MAX_FILES = 512 * 2**20, 4000
 EMPTY_SECONDS = 3600.0  # after which a folder without files has surely been left by its maker
@@ -36,9 +36,10 @@ def claim() -> "Folder":
 
 
 def sweep(base: Path) -> None:
-    """Deletes the folders in `base` whose processes have ended."""
-    for path in base.glob(f"{PREFIX}*"):
-        if path.is_dir():
+    """Deletes the folders in `base` whose processes have ended; only such as have a lock file, so are ours."""
+    for lock in base.glob(f"{PREFIX}{'[0-9a-f]' * 32}.lock"):
+        path = lock.with_suffix("")
+        if path.is_dir() and not path.is_symlink():
             with suppress(Timeout, OSError), _lock(path).acquire(timeout=0):  # of another user, or in use
                 _delete(path)
 

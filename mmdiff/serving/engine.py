@@ -174,11 +174,11 @@ class Engine:
             self._wake()
         return ticket
 
-    def check_owner(self, owner: str) -> None:
-        """Raises ValueError if as many of the owner's members queue as may, before another one is made."""
+    def check_queue(self, owner: str = "") -> None:
+        """Raises ValueError if the queue is full, before a member is made for nothing."""
         with self.changed:
-            full = self._why_full(0, self._own(self._queue(), owner))
-        if full:
+            queue = self._queue()
+        if full := self._why_full(len(queue), self._own(queue, owner)):
             raise ValueError(full)
 
     def _why_full(self, queueing: int, own: int) -> str:
