@@ -271,6 +271,46 @@ def replayed(address: str, request: dict[str, Any]) -> float:
     raise RuntimeError("the stream of the run ended before the run.")
 
 
+def measure_model(pipe: Pipeline, steps: int, rounds: int, people: int) -> dict[str, Any]:
+    """A loop over all heads against one over the DiT, for one and for several samples; a short run."""
+    peer = Peer(pipe)
+    peer.loop(5, 1)
+    return {
+        "parameters": sum(p.numel() for p in pipe.model.parameters()),
+        "dit_parameters": peer.parameters,
+        **{
+            f"loop_against_dit_batch_{batch}": paired(
+                lambda batch=batch: bare_loop(pipe, steps, batch),
+                lambda batch=batch: peer.loop(steps, batch),
+                rounds if batch == 1 else max(3, rounds // 2),
+            )
+            for batch in (1, people)
+        },
+        "four_steps_seconds": round(statistics.median(engine_alone(pipe, 4) for _ in range(rounds)), 3),
+    }
+
+
+def measure_engine(pipe: Pipeline, steps: int, rounds: int, people: int) -> dict[str, Any]:
+    """The engine against a bare loop, and several requests together against one after the other."""
+    return {
+        "engine_against_bare_loop": paired(
+            lambda: engine_alone(pipe, steps),
+            lambda: bare_loop(pipe, steps),
+            2 * rounds,
+        ),
+        "together_against_one_by_one": paired(
+            lambda: seconds(lambda: requests(pipe, people, steps, True)),
+            lambda: seconds(lambda: requests(pipe, people, steps, False)),
+            max(3, rounds // 2),
+        ),
+        "network_together_against_one_by_one": paired(
+            lambda: network_calls(pipe, 1, people),
+            lambda: network_calls(pipe, people, 1),
+            4 * rounds,
+        ),
+    }
+
+
 def measure_page(app: Callable[[], Any], pipe: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
     """The page in Chromium, and its stream without a browser, against the bare loop in this process."""
     from playwright.sync_api import sync_playwright
@@ -331,10 +371,9 @@ def main() -> None:
     arguments = parser.parse_args()
     steps, rounds = arguments.steps, arguments.rounds
     pipe = loaded(arguments.checkpoint, arguments.precision)
-    peer = Peer(pipe)
     for warm_up in (bare_loop, engine_alone):
         warm_up(pipe, 5)
-    peer.loop(5, 1)
+    app = partial(served, arguments.checkpoint, arguments.precision)
     results = {
         "checkpoint": Path(arguments.checkpoint).name,
         "device": str(pipe.device),
@@ -344,34 +383,10 @@ def main() -> None:
         "python": platform.python_version(),
         "steps": steps,
         "requests": arguments.requests,
-        "parameters": sum(p.numel() for p in pipe.model.parameters()),
-        "dit_parameters": peer.parameters,
-        **{
-            f"loop_against_dit_batch_{batch}": paired(
-                lambda batch=batch: bare_loop(pipe, steps, batch),
-                lambda batch=batch: peer.loop(steps, batch),
-                rounds if batch == 1 else max(3, rounds // 2),
-            )
-            for batch in (1, arguments.requests)
-        },
-        "four_steps_seconds": round(statistics.median(engine_alone(pipe, 4) for _ in range(rounds)), 3),
+        **measure_model(pipe, steps, rounds, arguments.requests),
         **measure_bfloat16(arguments.checkpoint, steps, rounds),
-        "engine_against_bare_loop": paired(
-            lambda: engine_alone(pipe, steps),
-            lambda: bare_loop(pipe, steps),
-            2 * rounds,
-        ),
-        "together_against_one_by_one": paired(
-            lambda: seconds(lambda: requests(pipe, arguments.requests, steps, True)),
-            lambda: seconds(lambda: requests(pipe, arguments.requests, steps, False)),
-            max(3, rounds // 2),
-        ),
-        "network_together_against_one_by_one": paired(
-            lambda: network_calls(pipe, 1, arguments.requests),
-            lambda: network_calls(pipe, arguments.requests, 1),
-            4 * rounds,
-        ),
-        **measure_page(partial(served, arguments.checkpoint, arguments.precision), pipe, steps, rounds),
+        **measure_engine(pipe, steps, rounds, arguments.requests),
+        **measure_page(app, pipe, steps, rounds),
     }
     text = json.dumps(results, indent=1) + "\n"
     print(text, end="")
