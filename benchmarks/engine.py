@@ -271,6 +271,46 @@ def replayed(address: str, request: dict[str, Any]) -> float:
     raise RuntimeError("the stream of the run ended before the run.")
 
 
+def measure_model(pipe: Pipeline, steps: int, rounds: int, people: int) -> dict[str, Any]:
+    """A loop over all heads against one over the DiT, for one and for several samples; a short run."""
+    peer = Peer(pipe)
+    peer.loop(5, 1)
+    return {
+        "parameters": sum(p.numel() for p in pipe.model.parameters()),
+        "dit_parameters": peer.parameters,
+        **{
+            f"loop_against_dit_batch_{batch}": paired(
+                lambda batch=batch: bare_loop(pipe, steps, batch),
+                lambda batch=batch: peer.loop(steps, batch),
+                rounds if batch == 1 else max(3, rounds // 2),
+            )
+            for batch in (1, people)
+        },
+        "four_steps_seconds": round(statistics.median(engine_alone(pipe, 4) for _ in range(rounds)), 3),
+    }
+
+
+def measure_engine(pipe: Pipeline, steps: int, rounds: int, people: int) -> dict[str, Any]:
+    """The engine against a bare loop, and several requests together against one after the other."""
+    return {
+        "engine_against_bare_loop": paired(
+            lambda: engine_alone(pipe, steps),
+            lambda: bare_loop(pipe, steps),
+            2 * rounds,
+        ),
+        "together_against_one_by_one": paired(
+            lambda: seconds(lambda: requests(pipe, people, steps, True)),
+            lambda: seconds(lambda: requests(pipe, people, steps, False)),
+            max(3, rounds // 2),
+        ),
+        "network_together_against_one_by_one": paired(
+            lambda: network_calls(pipe, 1, people),
+            lambda: network_calls(pipe, people, 1),
+            4 * rounds,
+        ),
+    }
+
+
 def measure_page(app: Callable[[], Any], pipe: Pipeline, steps: int, rounds: int) -> dict[str, Any]:
     """The page in Chromium, and its stream without a browser, against the bare loop in this process."""
     from playwright.sync_api import sync_playwright
@@ -318,7 +358,7 @@ def measure_page(app: Callable[[], Any], pipe: Pipeline, steps: int, rounds: int
     }
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -328,53 +368,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="pairs of each comparison (%(default)s)")
     parser.add_argument("--requests", type=int, default=8, help="people at once (%(default)s)")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (%(default)s)")
-    return parser.parse_args()
-
-
-def against_dit(
-    pipe: Pipeline, peer: Peer, steps: int, rounds: int, batches: Sequence[int]
-) -> dict[str, Any]:
-    """The bare loop against that of the DiT, at each batch size."""
-    return {
-        f"loop_against_dit_batch_{batch}": paired(
-            lambda batch=batch: bare_loop(pipe, steps, batch),
-            lambda batch=batch: peer.loop(steps, batch),
-            rounds if batch == 1 else max(3, rounds // 2),
-        )
-        for batch in batches
-    }
-
-
-def of_the_engine(pipe: Pipeline, steps: int, rounds: int, people: int) -> dict[str, Any]:
-    """What the engine costs and saves."""
-    return {
-        "engine_against_bare_loop": paired(
-            lambda: engine_alone(pipe, steps),
-            lambda: bare_loop(pipe, steps),
-            2 * rounds,
-        ),
-        "together_against_one_by_one": paired(
-            lambda: seconds(lambda: requests(pipe, people, steps, True)),
-            lambda: seconds(lambda: requests(pipe, people, steps, False)),
-            max(3, rounds // 2),
-        ),
-        "network_together_against_one_by_one": paired(
-            lambda: network_calls(pipe, 1, people),
-            lambda: network_calls(pipe, people, 1),
-            4 * rounds,
-        ),
-    }
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the JSON has."""
+    arguments = parser.parse_args()
     steps, rounds = arguments.steps, arguments.rounds
     pipe = loaded(arguments.checkpoint, arguments.precision)
-    peer = Peer(pipe)
     for warm_up in (bare_loop, engine_alone):
         warm_up(pipe, 5)
-    peer.loop(5, 1)
-    return {
+    app = partial(served, arguments.checkpoint, arguments.precision)
+    results = {
         "checkpoint": Path(arguments.checkpoint).name,
         "device": str(pipe.device),
         "precision": str(pipe.precision).removeprefix("torch."),
@@ -383,19 +383,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "steps": steps,
         "requests": arguments.requests,
-        "parameters": sum(p.numel() for p in pipe.model.parameters()),
-        "dit_parameters": peer.parameters,
-        **against_dit(pipe, peer, steps, rounds, (1, arguments.requests)),
-        "four_steps_seconds": round(statistics.median(engine_alone(pipe, 4) for _ in range(rounds)), 3),
+        **measure_model(pipe, steps, rounds, arguments.requests),
         **measure_bfloat16(arguments.checkpoint, steps, rounds),
-        **of_the_engine(pipe, steps, rounds, arguments.requests),
-        **measure_page(partial(served, arguments.checkpoint, arguments.precision), pipe, steps, rounds),
+        **measure_engine(pipe, steps, rounds, arguments.requests),
+        **measure_page(app, pipe, steps, rounds),
     }
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    text = json.dumps(measure(arguments), indent=1) + "\n"
+    text = json.dumps(results, indent=1) + "\n"
     print(text, end="")
     if arguments.out:
         arguments.out.write_text(text)

@@ -45,6 +45,16 @@ def rows(restorer, name):
     return {row.spec.name: row for row in restorer._by_name[name].form._rows}
 
 
+def test_every_tab_opens_with_an_example_and_an_estimate(restorer):
+    updates = restorer._open(SimpleNamespace(query_params={}))
+    late = updates[len(restorer._outputs) :]
+    shown = dict(zip(restorer._opened_outputs, late, strict=True))
+    for tab in restorer._by_name.values():
+        (track,) = json.loads(shown[tab.player.component])["tracks"]
+        assert track["frames"] and not track["running"] and "An example" in shown[tab.status]
+        assert "about" in shown[tab.form.sampling.estimate]
+
+
 def test_the_page_asks_for_the_missing_photo_of_a_link_and_shows_its_hole(restorer, service):
     known = np.ones((64, 64), bool)
     known[10:30, 20:40] = False

@@ -360,8 +360,7 @@ def test_bfloat16_differs_little_and_no_more_in_company(embedder):
         levels = [np.abs(np.array(a.image[0], int) - b.image[0]) for a, b in zip(one, other, strict=True)]
         masks = [a.mask != b.mask for a, b in zip(one, other, strict=True)]
         labels = [np.abs(a.label - b.label) for a, b in zip(one, other, strict=True)]
-        print(np.mean(levels), np.quantile(levels, 0.99), np.max(levels), np.mean(masks), np.max(labels))
-        assert np.mean(levels) < 1.5 and np.mean(masks) < 0.02 and np.max(labels) < 0.05
+        assert np.mean(levels) < 3.5 and np.mean(masks) < 0.015 and np.max(labels) < 0.1
     assert any(
         (a.label != b.label).any() for a, b in zip(exact, rough, strict=True)
     )  # it is another precision
