@@ -53,6 +53,7 @@ def test_axe_finds_nothing_serious_on_any_tab(visit, size, scheme):  # noqa: F81
         visitor.done()
         assert not complaints(visitor.page), task
         open_all(visitor)
+        visitor.page.locator(".cm-scroller[tabindex]").locator("visible=true").nth(1).wait_for()
         assert not complaints(visitor.page), task
     visitor.page.evaluate(LAST_TAB)
     visitor.page.locator(".how h2").first.wait_for()

@@ -36,6 +36,17 @@ def run_some(visitor, count):
     return pictures
 
 
+def drag(visitor, source, panel):
+    """Drags a picture onto the lower part of a panel."""
+    source.scroll_into_view_if_needed()
+    start, end, mouse = source.bounding_box(), panel.bounding_box(), visitor.page.mouse
+    mouse.move(start["x"] + 40, start["y"] + 40)
+    mouse.down()
+    mouse.move(start["x"] + 60, start["y"] - 30, steps=6)
+    mouse.move(end["x"] + end["width"] / 2, end["y"] + end["height"] - 60, steps=5)
+    mouse.up()
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_last_runs_are_a_strip_and_a_click_restores_one(fresh, size):
     visitor = fresh(size=size)
@@ -91,7 +102,7 @@ def test_back_returns_to_the_tab_before_and_reload_to_the_same(fresh, size):
 def test_a_run_that_is_dragged_onto_a_result_stands_beside_it(fresh):
     visitor = fresh()
     first, second = run_some(visitor, 2)
-    runs(visitor).nth(1).locator(".open").drag_to(visitor.find("player"))
+    drag(visitor, runs(visitor).nth(1).locator("img"), visitor.find("run-panel"))
     visitor.done()
     assert visitor.player("[data-track]").count() == 2
     assert np.array_equal(visitor.picture(track=0), second)

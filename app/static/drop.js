@@ -1,7 +1,8 @@
 // Files come from anywhere: dropped on any part of the page, pasted, or taken with the camera. A picture goes to the
 // row it is dropped on, otherwise to the photo of the tab; any other file is taken for a run to restore.
 (() => {
-  const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes('Files');
+  // An earlier run has a picture in it, too, but is for runs.js.
+  const hasFiles = ({ dataTransfer }) => dataTransfer?.types.includes('Files') && !dataTransfer.types.includes('text/mmdiff-run');
 
   function rowFor(target) {
     const row = target.closest?.('.modality');

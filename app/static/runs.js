@@ -56,12 +56,13 @@
   // -- the strip -----------------------------------------------------------------------------------------
 
   function item(run) {
-    const picture = make('img', '', { src: run.picture, alt: `${run.title || 'A run'}, ${run.about}` });
-    const open = make('button', 'open', { title: `${run.about}. Click to restore, drag onto a result to compare.`, draggable: true, onclick: () => restore(run) }, picture, make('span', '', {}, run.title || run.about));
-    open.ondragstart = (event) => event.dataTransfer.setData('text/mmdiff-run', run.id);
+    const about = `${run.about}. Click to restore, drag onto a result to compare.`;
+    const picture = make('img', '', { src: run.picture, alt: `${run.title || 'A run'}, ${run.about}`, title: about, onclick: () => restore(run) });
+    picture.ondragstart = (event) => event.dataTransfer.setData('text/mmdiff-run', run.id);
+    const open = make('button', 'open', { textContent: run.title || run.about, title: about, onclick: () => restore(run) });
     const beside = make('button', 'small', { textContent: 'Compare', onclick: () => compare(run) });
     const use = make('button', 'small', { textContent: 'Use as input', onclick: async () => document.dispatchEvent(new CustomEvent('picture', { detail: await fileOf(run) })) });
-    return make('li', '', {}, open, make('div', '', {}, beside, use));
+    return make('li', '', {}, picture, open, make('div', '', {}, beside, use));
   }
   function compare(run) { // the run beside the one that is shown
     const input = visible('.run-panel')?.querySelector('input[type=file]');
