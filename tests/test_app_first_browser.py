@@ -283,7 +283,10 @@ def test_live_mode_says_what_is_missing_and_ends_with_its_switch(visit, pipe):
     visitor.status("Live")
     refined(visitor)
     assert pipe.calls[-1].given == {"embedding": "a red cherry"}
+    visitor.find("embedding-text", ":is(textarea, input)").first.fill("a green apple")
+    visitor.status("Live")
     visitor.find("live", "input").uncheck()
+    refined(visitor)  # what is seen can be downloaded
     calls = len(pipe.calls)
     visitor.find("embedding-text", ":is(textarea, input)").first.fill("a golden apple")
     visitor.page.wait_for_timeout(1200)

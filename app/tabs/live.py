@@ -6,13 +6,13 @@ the tab still runs. static/opening/live.js sees when the visitor has let go.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from html import escape
 from typing import Any
 
 import gradio as gr
 
 from app.controls.form import Form
 from app.controls.inputs import QUIET
+from app.errors import explain
 from app.run.history import Track
 from app.run.service import Waiting
 from app.tabs.run_panel import RunPanel, Updates
@@ -90,7 +90,7 @@ class Live:
 
     def _result(self, visitor: gr.Request, form: Sequence[Any]) -> Updates:
         """What to show of a few steps; nothing if a later run has ended them."""
-        panel, nothing = self._panel, {self._panel.status: gr.skip()}
+        panel = self._panel
         try:
             service, key = panel.service, panel.key(visitor)
             record = service.record(replace(self._request(*form), **FEW))
@@ -98,10 +98,10 @@ class Live:
             for event in service.stream(record, key):
                 if isinstance(event, Waiting):
                     service.stop(key)  # for others: the next change is soon enough
-        except ValueError as error:  # such as something that is still to be given
-            return {panel.status: status(escape(str(error), quote=False))}
+        except Exception as error:  # mostly something that is still to be given
+            return {panel.status: status(explain(error).message)}
         if not record.finished:
-            return nothing
+            return {panel.status: gr.skip()}
         facts = {"steps": FEW["steps"], "time": duration(record.seconds), "seed": record.request.seed}
         track = Track(f"live-{self._name}", "", record)
         text = status(TOLD.format(**facts))
