@@ -1,4 +1,4 @@
-"""Recorded runs: what is pinned is what the run before gave, and comes out of as much noise as the state had."""
+"""Recorded runs: what is pinned comes from the run before, under as much noise as the state had."""
 
 import base64
 import io
