@@ -12,12 +12,14 @@ import base64
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
 from app.export.lettering import wrapped, write  # noqa: E402
@@ -30,7 +32,8 @@ from mmdiff.request import Request  # noqa: E402
 
 PICTURES = 6  # to try
 CARD, TILE = (1200, 630), 250  # px
-PAPER, INK, LEAF = "#fafaf9", "#1c1917", "#3a6955"
+PLACES = ((0, 0), (1, 0), (0, 1), (1, 1))  # column and row of the tiles on the card
+PAPER, INK, LEAF, PIN = "#fafaf9", "#1c1917", "#3a6955", "#b4622a"
 
 
 def pins_of(service: Service) -> list[str]:
@@ -81,19 +84,58 @@ def save_card(scene: Scene, path: Path) -> None:
     write(draw, (70, 104), "mmdiff", 40, LEAF)
     for k, line in enumerate(("One model.", "Pin any one;", "it makes the rest.")):
         write(draw, (70, 196 + 78 * k), line, 64, INK)
-    places = [(620, 55), (890, 55), (620, 325), (890, 325)]
-    for tile, (x, y) in zip(scene["tiles"], places, strict=False):
-        if "strip" in tile:
-            strip = Image.open(io.BytesIO(base64.b64decode(tile["strip"].split(",")[1])))
-            last = strip.convert("RGB").crop((strip.width - tile["size"], 0, strip.width, strip.height))
-            card.paste(last.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
-        else:
-            draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), "#ffffff", "#e7e5e4")
-            lines = wrapped(tile["texts"][-1], 32, TILE - 32)[:5]
-            for k, line in enumerate(lines):
-                middle = y + TILE / 2 + 40 * (k - (len(lines) - 1) / 2)
-                write(draw, (x + TILE / 2, middle), line, 32, INK, anchor="mm")
+    for tile, (column, row) in zip(scene["tiles"], PLACES, strict=False):
+        card.paste(drawn(tile, -1, TILE), (620 + 270 * column, 55 + 270 * row))
     card.save(path, quality=88)
+
+
+def drawn(tile: Mapping[str, Any], moment: int, side: int) -> Image.Image:
+    """What a tile shows at a moment, without noise."""
+    if "strip" in tile:
+        strip, size = Image.open(io.BytesIO(base64.b64decode(tile["strip"].split(",")[1]))), tile["size"]
+        left = range(0, strip.width, size)[moment]
+        picture = strip.convert("RGB").crop((left, 0, left + size, size))
+        return picture.resize((side, side), Image.Resampling.LANCZOS)
+    picture = Image.new("RGB", (side, side), "#ffffff")
+    draw, size = ImageDraw.Draw(picture), side // 8
+    draw.rectangle((0, 0, side - 1, side - 1), outline="#e7e5e4")
+    lines = wrapped(tile["texts"][moment], size, side * 0.87)[:5]
+    for k, line in enumerate(lines):
+        middle = side / 2 + 1.25 * size * (k - (len(lines) - 1) / 2)
+        write(draw, (side / 2, middle), line, size, INK, anchor="mm")
+    return picture
+
+
+def save_film(scenes: Sequence[Scene], path: Path) -> None:
+    """The scenes one after the other as an animated picture: a row of tiles that come out of noise."""
+    side, gap, grain = 140, 16, 40
+    rng, frames, times = np.random.default_rng(0), [], []
+    width = len(scenes[0]["tiles"]) * (side + gap) + gap
+    noise = [rng.normal(128, 60, (grain, grain, 3)).clip(0, 255) for _ in scenes[0]["tiles"]]
+    for scene in scenes:
+        for moment, share in list(enumerate(scene["noise"]))[::-2][::-1]:
+            frame = Image.new("RGB", (width, side + 2 * gap), PAPER)
+            for k, tile in enumerate(scene["tiles"]):
+                pinned, x = tile["name"] == scene["pinned"], gap + k * (side + gap)
+                picture = drawn(tile, 0 if pinned else moment, side)
+                if pinned:
+                    ImageDraw.Draw(frame).rectangle((x - 5, gap - 5, x + side + 4, gap + side + 4), PIN)
+                else:
+                    grey = (
+                        noise[k]
+                        if tile["form"] == "picture"
+                        else noise[k].mean(2, keepdims=True).repeat(3, 2)
+                    )
+                    grains = Image.fromarray(grey.astype(np.uint8)).resize(
+                        (side, side), Image.Resampling.NEAREST
+                    )
+                    picture = Image.blend(picture, grains, share)
+                frame.paste(picture, (x, gap))
+            frames.append(frame)
+            times.append(360 if share else 2200)
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=times, loop=0, quality=40, method=6
+    )
 
 
 def main() -> None:
@@ -102,6 +144,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="Parquet file of photos that may be shown")
     parser.add_argument("--seed", type=int, default=1, help="of the first scene (%(default)s)")
     parser.add_argument("--tries", type=int, default=8, help="seeds of which each scene shows the best")
+    parser.add_argument("--film", type=Path, help="animated WebP of the scenes to write, too")
     arguments = parser.parse_args()
     service = Service.from_checkpoint(arguments.checkpoint)
     folder = arguments.checkpoint / FOLDER
@@ -114,6 +157,8 @@ def main() -> None:
             f"scene {number}: {scene['pinned'] or 'nothing'} pinned, seed {scene['seed']}, {len(text)} bytes"
         )
     save_card(plays[0], folder / "card.jpg")
+    if arguments.film:
+        save_film(plays, arguments.film)
     found = photos(service, arguments.photos) if arguments.photos else generated(service, arguments.seed)
     save_examples(list(found), folder)
 

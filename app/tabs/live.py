@@ -12,10 +12,11 @@ import gradio as gr
 
 from app.controls.form import Form
 from app.controls.inputs import QUIET
+from app.errors import explain
 from app.run.history import Track
 from app.run.service import Waiting
 from app.tabs.run_panel import RunPanel, Updates, address_of
-from app.wording import duration, escaped, status
+from app.wording import duration, status
 from mmdiff.request import Request
 
 FEW: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m", "num_samples": 1}
@@ -89,7 +90,7 @@ class Live:
 
     def _result(self, visitor: gr.Request, form: Sequence[Any]) -> Updates:
         """What to show of a few steps; nothing if a later run has ended them."""
-        panel, nothing = self._panel, {self._panel.status: gr.skip()}
+        panel = self._panel
         try:
             service, key = panel.service, panel.key(visitor)
             record = service.record(replace(self._request(*form), **FEW))
@@ -97,10 +98,10 @@ class Live:
             for event in service.stream(record, key, address_of(visitor)):
                 if isinstance(event, Waiting):
                     service.stop(key)  # for others: the next change is soon enough
-        except ValueError as error:  # such as something that is still to be given
-            return {panel.status: status(escaped(str(error)))}
+        except Exception as error:  # mostly something that is still to be given
+            return {panel.status: status(explain(error).message)}
         if not record.finished:
-            return nothing
+            return {panel.status: gr.skip()}
         facts = {"steps": FEW["steps"], "time": duration(record.seconds), "seed": record.request.seed}
         track = Track(f"live-{self._name}", "", record)
         text = status(TOLD.format(**facts))

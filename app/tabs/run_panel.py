@@ -302,8 +302,8 @@ class RunPanel:
         Its request is the whole one: with less wanted other pictures would come out.
         """
         record = self._service.filled if self.task.inpaints else self._service.example
-        # The first and every other from the last on: they travel with the page.
-        some = [f for f in record.frames if f.index == 1 or (record.last.index - f.index) % 2 == 0]
+        # The first and every fourth from the last on: they travel with the page.
+        some = [f for f in record.frames if f.index == 1 or (record.last.index - f.index) % 4 == 0]
         modalities = self.task.modalities(self._service.modalities)
         return Track("example", "", replace(record, modalities=modalities, frames=some))
 

@@ -5,7 +5,6 @@ window.mmdiffLive = (() => {
   addEventListener('pointerdown', () => { held = true; }, true);
   for (const name of ['pointerup', 'pointercancel']) addEventListener(name, () => { held = false; }, true);
   const shown = (task) => document.querySelector(`#${task}-player [data-run="live-${task}"]`);
-  const isOn = (task) => document.querySelector(`#${task}-live input`)?.checked;
 
   function hold(task) {
     clearTimeout(timers[task]);
@@ -13,7 +12,7 @@ window.mmdiffLive = (() => {
   function settle(task) { // a picture has come
     hold(task);
     const run = shown(task);
-    if (!run || !isOn(task)) return;
+    if (!run) return;
     mirror(task, run);
     timers[task] = setTimeout(() => (held ? settle(task) : document.getElementById(`${task}-refine`).click()), REST);
   }

@@ -4,7 +4,7 @@
   const opening = document.querySelector('.opening'), stage = opening.querySelector('.constellation');
   const { base } = stage.dataset, recorded = Number(stage.dataset.scenes), say = sayings(stage);
   const pairs = new Map();
-  let stale = null, shown = null, idle = null, before = null;
+  let overlay = null, shown = null, idle = null, before = null;
 
   function pair(number) { // out of noise, then with one thing pinned
     if (!pairs.has(number)) {
@@ -47,31 +47,31 @@
   }
   function open() {
     before = document.activeElement;
-    stale = built();
-    document.body.append(stale);
-    const caption = stale.querySelector('.caption');
-    shown = new Constellation(stale.querySelector('.constellation'), next, (scene) => {
+    overlay = built();
+    document.body.append(overlay);
+    const caption = overlay.querySelector('.caption');
+    shown = new Constellation(overlay.querySelector('.constellation'), next, (scene) => {
       const [what, how] = say(scene);
       caption.querySelector('b').textContent = `${what}:`;
       caption.querySelector('span').textContent = how;
       caption.querySelector('small').textContent = `seed ${scene.seed}`;
     });
-    stale.onclick = (event) => {
+    overlay.onclick = (event) => {
       const by = event.target.closest('nav button')?.dataset.go;
       if (by) Number(by) ? go(Number(by)) : close();
     };
-    stale.onpointermove = awake;
-    stale.querySelector('[data-go="1"]').focus();
+    overlay.onpointermove = awake;
+    overlay.querySelector('[data-go="1"]').focus();
     awake();
-    stale.requestFullscreen?.().catch(() => {}); // where it is not allowed it fills the window
+    overlay.requestFullscreen?.().catch(() => {}); // where it is not allowed it fills the window
     shown.go(true);
     shown.start(0).catch(close);
   }
   function close() {
-    if (!stale) return;
+    if (!overlay) return;
     shown.go(false);
-    stale.remove();
-    stale = null;
+    overlay.remove();
+    overlay = null;
     if (document.fullscreenElement) document.exitFullscreen();
     before?.focus({ preventScroll: true });
   }
@@ -80,22 +80,22 @@
   }
   function awake() {
     clearTimeout(idle);
-    stale.classList.remove('idle');
-    idle = setTimeout(() => stale?.classList.add('idle'), IDLE);
+    overlay.classList.remove('idle');
+    idle = setTimeout(() => overlay?.classList.add('idle'), IDLE);
   }
   const keys = { ArrowRight: () => go(1), ArrowLeft: () => go(-1), Escape: close, f: close, ' ': () => shown.go(!shown.going) };
   addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key.length > 1 ? event.key : event.key.toLowerCase();
-    if (stale && key === 'Tab') { // focus stays inside
-      const buttons = [...stale.querySelectorAll('button')], k = buttons.indexOf(document.activeElement);
+    if (overlay && key === 'Tab') { // focus stays inside
+      const buttons = [...overlay.querySelectorAll('button')], k = buttons.indexOf(document.activeElement);
       event.preventDefault();
       buttons[(k + (event.shiftKey ? -1 : 1) + buttons.length) % buttons.length].focus();
       return awake();
     }
     const onButton = key === ' ' && event.target.closest?.('.present button');
     const writing = event.target.closest?.('input, textarea, select, [contenteditable]');
-    const action = stale ? !onButton && keys[key] : key === 'f' && !writing && open;
+    const action = overlay ? !onButton && keys[key] : key === 'f' && !writing && open;
     if (!action) return;
     event.preventDefault();
     event.stopPropagation();
