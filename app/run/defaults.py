@@ -14,8 +14,12 @@ FOLLOWED = 2.0  # guidance by the label that a photo from nothing follows
 
 
 def first_sampled(modalities: Mapping[str, Modality]) -> str | None:
-    """Name of the modality that is sampled first where nothing is given; None if the model has none."""
-    return next((name for name, spec in modalities.items() if spec.drawable), None)
+    """Name of the modality that is sampled first where nothing is given.
+
+    None if the model has none, or has leads, by which it decides what is first.
+    """
+    drawable = (name for name, spec in modalities.items() if spec.drawable and spec.lead is None)
+    return next(drawable, None)
 
 
 def from_nothing(modalities: Mapping[str, Modality], scale: float = FOLLOWED) -> dict[str, Any]:
