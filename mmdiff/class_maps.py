@@ -193,7 +193,8 @@ def _black_and_white(values: Values, classes: Sequence[str]) -> tuple[np.ndarray
         levels = values.colours.mean(1)
     said = f"Black is read as {classes[0]}, white as {classes[1]}."
     coloured = values.lossy or values.levels is None  # so no numbers
-    plain = _few_levels(levels) or (coloured and 0 < (levels > 127).sum() < len(levels))
+    white = levels > 127
+    plain = white.any() and (_few_levels(levels) or (coloured and not white.all()))
     if plain and ((levels <= CLOSE / 2) | (levels >= 255 - CLOSE / 2)).all():
         return levels > 127, said
     return (levels > 127, f"{said} Greys in between count as the nearer one.") if is_soft(values) else None
@@ -269,7 +270,7 @@ def _own(values: Values, palette: np.ndarray) -> tuple[np.ndarray | None, str]:
         if (distance <= 2).all():
             return nearest, "colours"
     nearest, distance = _nearest(values.colours, BLACK_AND_WHITE)
-    if (distance <= CLOSE).all() and _few_levels(255 * nearest):
+    if (distance <= CLOSE).all() and nearest.tolist() in ([0, 1], [1, 0]):
         return 255 * nearest, "colours"
     return (values.numbers, "indices") if values.indexed else (None, "colours")
 

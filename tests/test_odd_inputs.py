@@ -105,6 +105,7 @@ MASKS = {
     "0, 1 and 255": (Image.fromarray(np.array([0, 1, 255], np.uint8)[C3]), TWO, None, "class number 255"),
     "black and white for three": (Image.fromarray(C2 * 255), STREET, None, "white or void"),
     "unknown colours": (Image.fromarray(ANY[C2]), TWO, None, "stand for no class"),
+    "nearly black": (Image.fromarray(np.full_like(C2, 2)), TWO, None, "class number 2"),
     "too many": (Image.fromarray(C3), TWO, None, "class number 2"),
     "numbers, JPEG": (as_jpeg(Image.fromarray(C3)), STREET, None, "JPEG"),
     "clear": (Image.new("RGBA", (SIDE, SIDE)), TWO, None, "transparent everywhere"),

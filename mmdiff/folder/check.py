@@ -17,6 +17,7 @@ from mmdiff.folder.masks import (
     MaskCoding,
     MaskFacts,
     black_and_white,
+    by_list,
     clashing_palettes,
     decide_coding,
     inspect_mask,
@@ -157,6 +158,7 @@ def _check_masks(layout: Layout, checked: Checked) -> None:
         errors,
         "Left out; save masks as PNG without transparency, one number or colour for each class.",
     )
+    facts = {path: by_list(mask, listed) for path, mask in facts.items()}
     pairs = [(p, facts[p.mask]) for p in masked if p.mask in facts]
     shapes = {
         p.mask: f"{_pixels(mask.size)}, photo {_pixels(p.facts.size)}"

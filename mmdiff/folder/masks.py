@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,12 @@ def inspect_mask(path: Path) -> MaskFacts:
         entries = [(value, tuple(table[value].tolist())) for value in values]
     colours = None if counted is None else frozenset(colour for _, colour in counted)
     return MaskFacts(mask.size, values, colours, how, frozenset(entries))
+
+
+def by_list(mask: MaskFacts, listed: Mapping[str, Colour | None] | None) -> MaskFacts:
+    """The same facts; where colours are listed, no others say a number."""
+    coloured = mask.how == "colours" and any((listed or {}).values())
+    return replace(mask, numbers=None) if coloured else mask
 
 
 def clashing_palettes(
