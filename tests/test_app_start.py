@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory):
 
 def run_app(*arguments, **options):
     command = [sys.executable, str(ROOT / "app.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 # -- before the models load ----------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def claim() -> "Folder":
 
 
 def sweep(base: Path) -> None:
-    """Deletes the folders in `base` whose processes have ended; only those with a lock file are ours."""
+    """Deletes the folders of ended processes in `base`: those that have a lock file, which nobody holds."""
     for lock in base.glob(f"{PREFIX}{'[0-9a-f]' * 32}.lock"):
         path = lock.with_suffix("")
         if path.is_dir() and not path.is_symlink():
