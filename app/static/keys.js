@@ -32,7 +32,7 @@
     return null;
   }
   // Code that scrolls is reached by keys, too; it is on the page once it has been opened.
-  const reach = () => document.querySelectorAll('.cm-scroller:not([tabindex])').forEach((node) => { node.tabIndex = 0; });
+  const reach = () => document.querySelectorAll('.cm-scroller:not([tabindex="0"])').forEach((node) => { node.tabIndex = 0; });
   document.addEventListener('click', () => [300, 1500, 4000].forEach((wait) => setTimeout(reach, wait)));
   // Gradio names every radio button differently, so that each would be a tab stop and arrows would do nothing.
   function group() {

@@ -186,20 +186,29 @@ class Words:
             (list(group), prompt_centres(self.embedder, list(group.values())).cpu().numpy())
             for group in groups
         )
-        return said, named, (probed[0], self._centred(probed[1], said[1]))
+        return said, named, (probed[0], self._centred(*probed, said[1]))
 
-    def _centred(self, probes: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        """Probes (P, D) without what all captions (C, D) share, and alike in size over the captions.
+    def _centred(self, names: Sequence[str], probes: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """Probes (P, D) without what all captions (C, D) share, in each group of the same usual size.
 
-        What is shared is large, and rare words lie further from the captions: without this they would be
-        near to every photo. Vectors of about unit length.
+        What is shared is large, and a rare colour lies further from the captions than a common one: without
+        this it would be near to every photo. Groups are kinds, clauses, styles, and attributes, which are
+        not compared: that a photo shows the sea and that its sky is blue are different questions.
         """
         counts = np.fromiter(self.vocabulary.captions.values(), dtype=np.float32)
         weights = counts / counts.sum()
         own = probes - weights @ captions
         own = own / np.linalg.norm(own, axis=1, keepdims=True).clip(1e-12)
         usual = np.sqrt(weights @ (captions @ own.T) ** 2).clip(1e-6)
-        return own * (np.median(usual) / usual)[:, None] if len(own) else own
+        groups = np.array([self._group(name) for name in names])
+        for group in set(groups.tolist()):
+            own[groups == group] *= (np.median(usual[groups == group]) / usual[groups == group])[:, None]
+        return own
+
+    def _group(self, probe: str) -> str:
+        if probe in self._kinds:
+            return "kind"
+        return "clause" if probe.startswith(CLAUSE) else "style" if probe.endswith(STYLE) else "attribute"
 
     @cached_property
     def _kinds(self) -> dict[str, str]:
