@@ -273,6 +273,37 @@ def test_a_change_ends_what_runs_within_a_step(visit, pipe, monkeypatch):
     assert pipe.calls[-1].given == {"label": "Apple Golden"} and pipe.calls[-1].steps == 30
 
 
+def test_numbers_that_are_still_typed_are_no_errors(visit, pipe):
+    visitor = visit("image_mask")
+    steps = visitor.find("steps", "input[type=number]")
+    steps.fill("1000")  # live mode is off: there is nothing to say
+    visitor.page.wait_for_timeout(800)
+    assert "example" in visitor.find("status").inner_text()
+    steps.press("Tab")
+    switch_on(visitor)
+    visitor.status("Live")
+    refined(visitor)
+    steps.fill("")
+    visitor.status("Write one")
+    steps.fill("6")
+    visitor.status("Live")
+    refined(visitor)
+    assert pipe.calls[-1].steps == 6  # the fixture sees that the browser has met no error
+
+
+def test_a_photo_that_is_uploaded_is_followed(visit, pipe, tmp_path):
+    Image.new("RGB", (64, 64), (20, 200, 20)).save(tmp_path / "green.png")
+    for task, name in (("image_label", "image"), ("image_embedding", "embedding")):
+        visitor = visit(task)
+        visitor.choose(name, "Given")
+        switch_on(visitor)
+        visitor.status("nothing is given")
+        visitor.find(f"{name}-file", "input[type=file]").set_input_files(tmp_path / "green.png")
+        visitor.status("Live")
+        refined(visitor)
+        assert np.asarray(pipe.calls[-1].given[name])[0, 0].tolist() == [20, 200, 20]
+
+
 def test_live_mode_says_what_is_missing_and_ends_with_its_switch(visit, pipe):
     visitor = visit("image_embedding")
     switch_on(visitor)
