@@ -40,6 +40,11 @@ AT_REST = ".run-row { position: static !important; } .opening { display: none !i
 SEED, STEPS = 18, 20  # so that the pictures are the same every time
 FORMED = ".constellation[data-scene='1'][data-done='1.00']"  # around what was pinned
 
+HALF_FORMED = """() => {
+  const { scene, done } = document.querySelector('.present .constellation').dataset;
+  return scene === '1' && Number(done) > 0.6;
+}"""
+
 
 def opening(page: Any, address: str) -> None:
     """What the page opens with, once a recorded run is over."""
@@ -54,7 +59,7 @@ def present(page: Any, address: str) -> None:
     page.locator(".constellation[data-scene]").wait_for()
     page.keyboard.press("f")
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(4800)
+    page.wait_for_function(HALF_FORMED)
 
 
 def run(page: Any, address: str, task: str) -> None:

@@ -63,6 +63,7 @@ class Live:
         """`js`: what is sent of `values`, an expression."""
         hold, settle = (f"mmdiffLive.{what}('{self._name}')" for what in ("hold", "settle"))
         looks = {"queue": False, "trigger_mode": "always_last", "js": f"(...values) => ({hold}, {js})"}
+        looks["preprocess"] = False  # which says aloud what is wrong with a number that is still being typed
         shown = [self._panel.status, self._panel.player.component, *outputs]
         gr.on(events, follow, inputs, shown, **looks, **QUIET).success(None, js=f"() => {settle}", **QUIET)
 
@@ -72,10 +73,14 @@ class Live:
         values[self._form.components.index(self._form.sampling.keep)] = True
         return self._form.read(*values)
 
-    def _follow(self, visitor: gr.Request, on: bool, *form: Any) -> Updates:
+    def _follow(self, visitor: gr.Request, on: bool, *sent: Any) -> Updates:
         """The result of a few steps and the form it is of; nothing but that if the switch is off."""
         if not on:
             return {self.last: None}
+        try:
+            form = [_value(*pair) for pair in zip(self._form.components, sent, strict=True)]
+        except Exception as error:
+            return {self._panel.status: status(explain(error).message)}
         return {self.last: form} | self._result(visitor, form)
 
     def _stroke(self, place: int) -> Callable[..., Updates]:
@@ -117,3 +122,11 @@ class Live:
                 hidden |= {panel.status} if panel.shown in updates else set()  # a change has stopped it
                 updates = {part: value for part, value in updates.items() if part not in hidden}
             yield updates
+
+
+def _value(part: gr.components.Component, sent: Any) -> Any:
+    """What the page has sent of a component, as its events take it."""
+    if sent is None or part.stateful:
+        return sent
+    model = getattr(part, "data_model", None)
+    return part.preprocess(model.model_validate(sent) if model else sent)
