@@ -135,20 +135,17 @@ def test_the_photo_is_seen_below_the_mask_that_is_painted(visit, files):  # noqa
 
 
 @pytest.mark.parametrize("size", [(1440, 1000), (390, 844)])
-def test_a_photo_is_taken_with_the_camera(address, pipe, size):  # noqa: F811
-    from playwright.sync_api import sync_playwright
-
+def test_a_photo_is_taken_with_the_camera(browser, address, pipe, size):  # noqa: F811
     camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *camera])
-        viewport = {"width": size[0], "height": size[1]}
-        visitor = Visitor(browser.new_page(viewport=viewport), address, "image_label")
-        visitor.choose("image", "I provide")
-        visitor.page.locator(".camera").locator("visible=true").click()
-        visitor.page.get_by_role("button", name="Take the photo").click()
-        visitor.plan("Creates label from the image")
-        assert not visitor.page.locator(".camera-dialog").count()
-        visitor.run()
-        visitor.done()
-        assert np.asarray(pipe.calls[-1].given["image"]).std() > 10  # the test picture is colourful
-        browser.close()
+    filmed = browser.browser_type.launch(executable_path=CHROMIUM, args=[*FLAGS, *camera])
+    viewport = {"width": size[0], "height": size[1]}
+    visitor = Visitor(filmed.new_page(viewport=viewport), address, "image_label")
+    visitor.choose("image", "I provide")
+    visitor.page.locator(".camera").locator("visible=true").click()
+    visitor.page.get_by_role("button", name="Take the photo").click()
+    visitor.plan("Creates label from the image")
+    assert not visitor.page.locator(".camera-dialog").count()
+    visitor.run()
+    visitor.done()
+    assert np.asarray(pipe.calls[-1].given["image"]).std() > 10  # the test picture is colourful
+    filmed.close()

@@ -20,11 +20,11 @@
   document.addEventListener('dragover', (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault(); // or the browser would open the file in place of the page
-    document.body.classList.add('dropping');
+    document.querySelector('.tabs')?.classList.add('dropping');
   });
-  document.addEventListener('dragleave', (event) => event.relatedTarget || document.body.classList.remove('dropping'));
+  document.addEventListener('dragleave', (event) => event.relatedTarget || document.querySelector('.tabs')?.classList.remove('dropping'));
   document.addEventListener('drop', (event) => {
-    document.body.classList.remove('dropping');
+    document.querySelector('.tabs')?.classList.remove('dropping');
     if (!hasFiles(event)) return;
     event.preventDefault();
     event.stopPropagation(); // Gradio's own boxes would take it once more
@@ -69,7 +69,9 @@
       node.querySelector('p').textContent = `There is no picture from a camera: ${error.message}. Upload a photo instead.`;
     }
   }
-  if (navigator.mediaDevices?.getUserMedia) document.documentElement.classList.add('has-camera');
+  if (!navigator.mediaDevices?.getUserMedia) {
+    document.head.append(Object.assign(document.createElement('style'), { textContent: '.camera { display: none !important; }' }));
+  }
   document.addEventListener('click', (event) => {
     if (event.target.closest?.('.camera')) photograph(event.target.closest('.modality'));
   });
