@@ -87,8 +87,6 @@ class ModelConfig:
     """Everything needed to rebuild the model around its weights."""
 
     modalities: tuple[ModalityConfig, ...]
-    # "levels": a level a modality; "flags": the first edition, one time and flags for all
-    core: str = "flags"
     image_size: int = 64  # pixels, height and width
     patch_size: int = 16  # pixels a token spans
     width: int = 256
@@ -104,6 +102,8 @@ class ModelConfig:
     embedder: str = ""  # folder of the CLIP-style embedder beside the checkpoint, or an open_clip tag
     channels: str = "own"  # "own": every modality has channels of Z to itself; "shared": all overlap
     in_place: bool = False  # known entries of z_t are clean in the denoiser's input, otherwise noisy
+    # "levels": a level a modality; "flags": the first edition, one time and flags for all
+    core: str = "flags"
 
     def __post_init__(self) -> None:
         if self.channels not in ("own", "shared"):

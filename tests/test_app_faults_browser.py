@@ -142,5 +142,5 @@ def test_an_unknown_address_gets_a_page_and_programs_get_json(visit, address):  
         assert b"<nothing>" not in answer.value.read()
     visitor = visit("image_label")
     visitor.page.goto(f"{address}/nothing")
-    visitor.leave(visitor.page.get_by_role("link", name="Go to the demo").click, complained=True)
+    visitor.leave(visitor.page.get_by_role("link", name="To the start of mmdiff").click, complained=True)
     visitor.page.locator("#header h1").wait_for()

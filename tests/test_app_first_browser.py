@@ -113,7 +113,7 @@ def test_recorded_runs_play_at_once_out_of_noise_and_a_pinned_tile_stays(opened,
     assert state(page)[2] == "mask" and grain.evaluate(opacity) > 0.7
     assert page.locator(".opening figure[data-name=mask] .noise").evaluate(opacity) == 0
     assert np.array_equal(colours(page, "mask"), mask)
-    assert "Mask pinned" in page.locator(".told").inner_text()
+    assert "Mask pinned" in page.locator(".stage .told").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert len(pipe.calls) == calls  # all without the model
 
@@ -130,12 +130,12 @@ def test_reduced_motion_gets_a_still(opened):
 def test_recorded_runs_pause_by_their_button_and_out_of_sight(opened):
     page = opened()
     page.locator(".constellation[data-scene='0']").wait_for()
-    page.locator(".told button").click()
+    page.locator(".stage .told button").click()
     page.wait_for_timeout(200)
     paused = state(page)
     page.wait_for_timeout(600)
     assert state(page) == paused
-    page.locator(".told button").click()
+    page.locator(".stage .told button").click()
     near(lambda: state(page) != paused)
     page.locator("#header").wait_for()
     page.evaluate("scrollTo(0, 5000)")
@@ -294,9 +294,9 @@ def test_a_photo_that_is_uploaded_is_followed(visit, pipe, tmp_path):
     Image.new("RGB", (64, 64), (20, 200, 20)).save(tmp_path / "green.png")
     for task, name in (("image_label", "image"), ("image_embedding", "embedding")):
         visitor = visit(task)
-        visitor.choose(name, "Given")
+        visitor.choose(name, "I provide")
         switch_on(visitor)
-        visitor.status("nothing is given")
+        visitor.status("nothing is there")
         visitor.find(f"{name}-file", "input[type=file]").set_input_files(tmp_path / "green.png")
         visitor.status("Live")
         refined(visitor)
@@ -308,7 +308,7 @@ def test_live_mode_says_what_is_missing_and_ends_with_its_switch(visit, pipe):
     switch_on(visitor)
     refined(visitor)
     visitor.choose("embedding", "I provide")
-    visitor.status("nothing is given")
+    visitor.status("nothing is there")
     visitor.find("embedding-text", ":is(textarea, input)").first.fill("a red cherry")
     visitor.status("Live")
     refined(visitor)

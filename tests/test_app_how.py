@@ -111,8 +111,8 @@ def test_the_commands_are_the_ones_that_were_run():
         arguments, found = vars(parse_arguments(words[3:])), files[source]
         assert arguments["out"] == source and Path(arguments["data"]).name == found["data"]
         for name, value in found["settings"].items():
-            # With --all-subsets the limit has its own default; RePaint is measured by the benchmarks now.
-            if name not in ("limit", "repaint"):
+            # With --all-subsets the limit has its own default; RePaint and prompts are benchmarks now.
+            if name not in ("limit", "repaint", "prompts"):
                 assert arguments[name] == value, (source, name)
         assert set(found.get("tasks", ())) <= set(arguments["tasks"])
 

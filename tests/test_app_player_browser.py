@@ -443,7 +443,7 @@ def test_messages_that_come_all_at_once(look, table):
 def test_names_are_shown_as_they_are(look):
     viewer = look()
     nasty = '<img src=x onerror="document.title=`hacked`">'
-    record = make_record(labels=("a", "b", nasty), classes=(nasty, "fruit", nasty))
+    record = make_record(labels=("a", "b", nasty), classes=(nasty, "fruit", f"{nasty} again"))
     viewer.bring(track(record, title=nasty), track(record, "b", nasty))
     assert viewer.find(".title").inner_text() == nasty
     assert nasty in viewer.find(".legend").inner_text()

@@ -159,10 +159,10 @@ def test_two_lengths_side_by_side_are_both_said(page):
     assert f"· {STEPS} steps" in page.status
 
 
-def test_the_example_shows_its_first_and_its_last_step(page, services):
+def test_the_example_shows_every_fourth_step_from_its_first_to_its_last(page, services):
     shown, whole = page.panel._opening[0].record, services[0].example
     assert shown.frames[0] is whole.frames[0] and shown.last is whole.last
-    assert len(shown.frames) == 1 + len(whole.frames) // 2
+    assert len(shown.frames) == 1 + len(whole.frames) // 4
 
 
 def test_previews_of_a_fast_run_come_seldom_and_miss_no_step(page, monkeypatch):

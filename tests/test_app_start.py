@@ -126,10 +126,10 @@ def test_a_neighbour_that_cannot_be_loaded_is_left_out_with_a_line(checkpoint, m
     (checkpoint.parent / "deep" / "config.json").write_text('{"a":' * 100_000)
     loaded = Service.from_checkpoint
 
-    def load(folder, *arguments):
+    def load(folder, **options):
         if Path(folder).name == "bad":
             raise error("too\nlarge")
-        return loaded(folder, *arguments)
+        return loaded(folder, **options)
 
     monkeypatch.setattr(Service, "from_checkpoint", load)
     assert [service.name for service in load_all(checkpoint, "cpu")] == ["tiny"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from synthetic import SIZE, lively_model, tiny_config
-from test_model import NAMES, draw, flags_of, normal, pixels
+from test_first_edition_model import NAMES, draw, flags_of, normal, pixels
 
 from mmdiff.forward_process import q_sample
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN, Conditioning, joined

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from synthetic import SIZE, lively_model, read_shapes, tiny_config, tiny_train_config
-from test_model import NAMES, draw, flags_of, normal, pixels
+from test_first_edition_model import NAMES, draw, flags_of, normal, pixels
 
 from mmdiff.config import TaskConfig
 from mmdiff.first_edition.convolutions import Reader

@@ -15,7 +15,7 @@ from synthetic import SIZE, WordEmbedder, draw_shape, png, tiny_config, write_pa
 
 from app.controls import adapters
 from mmdiff import sample
-from mmdiff.checkpoint import save_checkpoint
+from mmdiff.checkpoint import build_model, save_checkpoint
 from mmdiff.class_maps import VOC, own_numbers, read_class_map
 from mmdiff.config import DataConfig, ModalityConfig
 from mmdiff.data.parquet import read_parquet
@@ -25,7 +25,6 @@ from mmdiff.images import MOST_PIXELS, read
 from mmdiff.known_pixels import read_known_pixels
 from mmdiff.modalities import build_modality
 from mmdiff.modalities.base import class_index, palette
-from mmdiff.model import MultiModalDiffusion
 from mmdiff.training.state import start_from
 
 SIDE = 32
@@ -476,7 +475,7 @@ def test_numbers_are_taken_for_classes_only_where_no_class_is_called_so():
 def model_of(classes):
     label = ModalityConfig("label", "label", options={"classes": list(classes)})
     config = tiny_config(("image",))
-    return MultiModalDiffusion(replace(config, modalities=(*config.modalities, label)))
+    return build_model(replace(config, modalities=(*config.modalities, label)))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mmdiff import forward_process as fp
+from mmdiff.leads import MAX_LEAD
 from mmdiff.samplers import SAMPLERS, SampleNoise, jump, timesteps
-from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN, MAX_LEAD, NoiseSchedule
+from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN, NoiseSchedule
 
 torch.set_num_threads(1)
 
@@ -182,13 +183,14 @@ def test_samples_have_the_exact_conditional(sampler, leads, given):
     draws it anew there, so that it needs shorter ones.
     """
     schedule, count = NoiseSchedule(2000, NAMES, leads=leads), 20_000
-    steps = 2000 if sampler == "ancestral" and "image" in leads else 300
+    coarse = sampler == "ancestral" and "image" in leads
+    steps, slack = (2000, 0.06) if coarse else (300, 0.03)
     samples = run(schedule, sampler, exact_denoiser(schedule, given), count, steps)
     free = [i for name in NAMES if name not in given for i in WHERE[name]]
     mean, covariance = conditional(given, free)
     error = 3 * covariance.diagonal().amax().item() / math.sqrt(count)
     assert (samples[:, free].mean(0) - mean).abs().max() < error + 0.012
-    assert (samples[:, free].T.cov() - covariance).abs().max() < 1.5 * error + 0.03
+    assert (samples[:, free].T.cov() - covariance).abs().max() < 1.5 * error + slack
 
 
 @pytest.mark.slow
@@ -206,7 +208,7 @@ def test_without_leads_it_is_plain_diffusion_of_the_concatenation():
     schedule, generator = NoiseSchedule(1000, NAMES), torch.Generator().manual_seed(0)
     mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
     z = plain = torch.randn(5, 4, 1, generator=generator, dtype=torch.float64)
-    times = timesteps(1000, 30, schedule.spacing)
+    times = timesteps(1000, 30, schedule.spacing)[1:]  # at T the level is -10, not minus infinity
     for t, s in itertools.pairwise(times):
         clean = torch.tanh(plain[:, :, 0] @ mix)[:, :, None]
         abar_t, abar_s = (math.cos(math.pi / 2 * x / 1000) ** 2 for x in (t, s))
@@ -215,4 +217,4 @@ def test_without_leads_it_is_plain_diffusion_of_the_concatenation():
         split = {n: clean * torch.isin(torch.arange(4), torch.tensor(WHERE[n]))[:, None] for n in NAMES}
         z = jump(schedule, z, t, s, split)
         expected = plain if s else plain * torch.tensor([1.0, 1, 0, 0])[:, None]  # z_0 is the photo alone
-        torch.testing.assert_close(z, expected, rtol=1e-4, atol=1e-3 if t == 1000 else 1e-4)
+        torch.testing.assert_close(z, expected, rtol=1e-4, atol=1e-4)

@@ -30,11 +30,11 @@ from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig, load
 from mmdiff.data import batches
 from mmdiff.data.augment import draw_batch
 from mmdiff.files import write_tensors
+from mmdiff.first_edition import objective as training
 from mmdiff.first_edition.losses import training_losses, z0_weight
 from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.forward_process import q_sample
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
-from mmdiff.training import trainer as training
 from mmdiff.training.loop import MetricsLog, run
 from mmdiff.training.state import STATE_FILE, load_state, state_of
 from mmdiff.training.trainer import Trainer
@@ -100,8 +100,8 @@ def test_overfitting_one_batch_drives_every_l2_to_zero(tmp_path, embedder):
         z_t = q_sample(trainer.schedule, z0, t, e, noise)
         condition = model.condition({}, torch.full((4, 4), UNKNOWN), torch.zeros(4, 1, SIZE, SIZE))
         with torch.no_grad():
-            raw = model(z_t, trainer.log_snr[t], condition)
-        terms = training_losses(model, raw, x, z0, condition, z0_weight(trainer.log_snr[t], 5.0))
+            raw = model(z_t, trainer.objective.log_snr[t], condition)
+        terms = training_losses(model, raw, x, z0, condition, z0_weight(trainer.objective.log_snr[t], 5.0))
         return {name: terms[f"L2/{name}"].item() for name in NAMES}
 
     before = errors(300)

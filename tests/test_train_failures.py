@@ -17,7 +17,7 @@ from mmdiff import files
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.config import to_dict
 from mmdiff.files import write_tensors, write_text
-from mmdiff.training import trainer as training
+from mmdiff.first_edition import objective as training
 from mmdiff.training.loop import MetricsLog, resume, run
 from mmdiff.training.state import STATE_FILE as STATE
 from mmdiff.training.state import backup_of, state_of

@@ -21,8 +21,8 @@ from mmdiff import train
 from mmdiff.checkpoint import load_checkpoint
 from mmdiff.config import load_train_config
 from mmdiff.data import batches
+from mmdiff.first_edition import objective as training
 from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
-from mmdiff.training import trainer as training
 from mmdiff.training.loop import resume, run
 from mmdiff.training.processes import Processes, join_processes
 from mmdiff.training.state import STATE_FILE, backup_of

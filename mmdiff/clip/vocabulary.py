@@ -127,8 +127,7 @@ def _check_counts(what: str, counts: Any) -> None:
 class Description:
     """An embedding in words: texts with their cosine to it, from -1 to 1, the nearest first.
 
-    Of probes it is the similarity to what one adds to the mean caption, in units alike for all, at most 1;
-    those that add nothing are left out.
+    Of probes it is the cosine to what one adds to the mean caption; those that add nothing are left out.
     """
 
     captions: Near
@@ -161,7 +160,7 @@ class Words:
             )
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
         captions, labels, probes = (_nearest(vectors, *table, count) for table in self._tables)
-        probes = [tuple((text, min(near, 1.0)) for text, near in found if near > 0) for found in probes]
+        probes = [tuple((text, near) for text, near in found if near > 0) for found in probes]
         return [Description(*nearest) for nearest in zip(captions, labels, probes, strict=True)]
 
     @property
@@ -186,29 +185,13 @@ class Words:
             (list(group), prompt_centres(self.embedder, list(group.values())).cpu().numpy())
             for group in groups
         )
-        return said, named, (probed[0], self._centred(*probed, said[1]))
+        return said, named, (probed[0], self._centred(probed[1], said[1]))
 
-    def _centred(self, names: Sequence[str], probes: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        """Probes (P, D) without what all captions (C, D) share, in each group of the same usual size.
-
-        What is shared is large, and a rare colour lies further from the captions than a common one: without
-        this it would be near to every photo. Groups are kinds, clauses, styles, and attributes, which are
-        not compared: that a photo shows the sea and that its sky is blue are different questions.
-        """
+    def _centred(self, probes: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """Probes (P, D) without what captions (C, D) share, which is large and says nothing of a photo."""
         counts = np.fromiter(self.vocabulary.captions.values(), dtype=np.float32)
-        weights = counts / counts.sum()
-        own = probes - weights @ captions
-        own = own / np.linalg.norm(own, axis=1, keepdims=True).clip(1e-12)
-        usual = np.sqrt(weights @ (captions @ own.T) ** 2).clip(1e-6)
-        groups = np.array([self._group(name) for name in names])
-        for group in set(groups.tolist()):
-            own[groups == group] *= (np.median(usual[groups == group]) / usual[groups == group])[:, None]
-        return own
-
-    def _group(self, probe: str) -> str:
-        if probe in self._kinds:
-            return "kind"
-        return "clause" if probe.startswith(CLAUSE) else "style" if probe.endswith(STYLE) else "attribute"
+        own = probes - counts / counts.sum() @ captions
+        return own / np.linalg.norm(own, axis=1, keepdims=True).clip(1e-12)
 
     @cached_property
     def _kinds(self) -> dict[str, str]:

@@ -215,8 +215,7 @@ class Engine:
                 with self.changed:
                     going = [] if ready() else self._admitted()
                 if going:
-                    with usual_defaults():
-                        self._step(going)
+                    self._step(going)
             if not going and not ready():
                 time.sleep(0.005)  # all places are held by members whose readers are behind
             if deadline is not None and time.monotonic() >= deadline:
@@ -278,12 +277,12 @@ class Engine:
         for function, future in calls:
             try:
                 with usual_defaults():
-                    future.set_result(function())
+                    result = function()
+                future.set_result(result)
             except Exception as error:
                 future.set_exception(error)
         if going:
-            with usual_defaults():
-                self._step(going)
+            self._step(going)
         return not self._ending
 
     def _admitted(self) -> list[Ticket]:
@@ -328,25 +327,31 @@ class Engine:
         return fitting
 
     def _step(self, going: list[Ticket]) -> None:
-        """A step of all of them. If it fails, one by one, so that only the members at fault end."""
+        """A step of all of them, handed out once torch's defaults are as other threads know them again."""
+        with usual_defaults():
+            made = self._made(going)
+        for ticket, step, error in made:
+            self._deliver(ticket, step, error)
+
+    def _made(self, going: list[Ticket]) -> list[tuple[Ticket, Any, Exception | None]]:
+        """Each with its step or its error. If the call fails, one by one, so that only those at fault end."""
         try:
             queries = [ticket._member.queries() for ticket in going]
             answers = iter(self._answer([query for own in queries for query in own]))
         except Exception as error:
-            if len(going) > 1:
-                for ticket in going:
-                    self._step([ticket])
-            else:
-                self._deliver(going[0], error=error)
-            return
+            if len(going) == 1:
+                return [(going[0], None, error)]
+            return [one for ticket in going for one in self._made([ticket])]
+        made: list[tuple[Ticket, Any, Exception | None]] = []
         for ticket, own in zip(going, queries, strict=True):
             own_answers = [next(answers) for _ in own]
             try:
-                self._deliver(ticket, ticket._member.advance(own_answers))
+                made.append((ticket, ticket._member.advance(own_answers), None))
             except Exception as error:
-                self._deliver(ticket, error=error)
+                made.append((ticket, None, error))
+        return made
 
-    def _deliver(self, ticket: Ticket, step: Any = None, error: Exception | None = None) -> None:
+    def _deliver(self, ticket: Ticket, step: Any, error: Exception | None) -> None:
         with self.changed:
             if error is None:
                 ticket._steps.append(step)
