@@ -143,4 +143,4 @@ def test_an_unknown_address_gets_a_page_and_programs_get_json(visit, address):  
     visitor = visit("image_label")
     visitor.page.goto(f"{address}/nothing")
     visitor.leave(visitor.page.get_by_role("link", name="To the start of mmdiff").click, complained=True)
-    visitor.page.locator("#header h1").wait_for()
+    visitor.page.locator("h1").wait_for()

@@ -443,7 +443,7 @@ def test_an_uploaded_mask_is_explained(visitor, save):
     visitor.note("mask-note", "scaled from 128 × 128 to 64 × 64 pixels")
     assert np.array_equal(visitor.given("mask").value, mask)
     visitor.upload_by_button("mask", save(np.full((SIZE, SIZE), 9, np.uint8), "mask.png"))
-    visitor.note("mask-note", "the number 9, but the classes are 0 = void")
+    visitor.note("mask-note", "number 9, but the classes are 0 = void")
     assert np.array_equal(visitor.given("mask").value, mask)
     visitor.drag("mask", (10, 10), (20, 20))
     visitor.no_note("mask-note")
