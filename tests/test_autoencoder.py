@@ -144,7 +144,7 @@ def test_a_training_can_start_from_another_autoencoder(tmp_path):
     for name, value in first.state_dict().items():
         if "norm" not in name:
             torch.testing.assert_close(second.state_dict()[name], value, atol=1e-3, rtol=0)
-    other = dataclasses.replace(recipe, latent_channels=5)
+    other = dataclasses.replace(recipe, latent_channels=3)
     with pytest.raises(ValueError, match="'latent_channels': 4.*not"):
         command.train(stored, stored, tmp_path / "third", other, CPU, tmp_path / "first")
 
@@ -318,3 +318,21 @@ def test_the_initial_weights_follow_from_the_seed(tmp_path, fake_lpips):
         states[0]["network/encoder.1.weight"],
         trained(tmp_path / "2", dataclasses.replace(RECIPE, seed=1))["network/encoder.1.weight"],
     )
+
+
+def test_an_autoencoder_starts_from_one_of_fewer_latent_channels(tmp_path):
+    """What both have is the same: with the further channels at zero it decodes as the other does."""
+    torch.manual_seed(0)
+    narrow = Autoencoder(3, (8, 8, 8)).eval()
+    narrow.save(tmp_path, {}, "")
+    wide = Autoencoder(5, (8, 8, 8)).eval()
+    wide.start_from(tmp_path)
+    photos = torch.rand(2, 3, 16, 16) * 2 - 1
+    latents = narrow.encode(photos)
+    torch.testing.assert_close(wide.encode(photos)[:, :3], latents, rtol=1e-2, atol=1e-2)  # half precision
+    padded = torch.cat([latents, torch.zeros(2, 2, 2, 2)], dim=1)
+    torch.testing.assert_close(wide.decode(padded), narrow.decode(latents), rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match="has"):
+        Autoencoder(2, (8, 8, 8)).start_from(tmp_path)
+    with pytest.raises(ValueError, match="has"):
+        Autoencoder(3, (16, 8, 8)).start_from(tmp_path)

@@ -26,7 +26,7 @@ from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.training.loop import resume, run
 from mmdiff.training.processes import Processes, join_processes
 from mmdiff.training.state import STATE_FILE, backup_of
-from mmdiff.training.trainer import Trainer
+from mmdiff.training.trainer import ALONE, Trainer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def arguments(place: Path, out: str, *more: object) -> list[str]:
     return common + [str(argument) for argument in more]
 
 
-def make_trainer(place: Path, processes: Processes = training.ALONE, **optim) -> Trainer:
+def make_trainer(place: Path, processes: Processes = ALONE, **optim) -> Trainer:
     config = load_train_config(place / "tiny.toml")
     config = replace(config, optim=replace(config.optim, **optim))
     model = MultiModalDiffusion(config.model)

@@ -109,6 +109,17 @@ class Autoencoder(nn.Module):
             raise ValueError(f"the autoencoder in {folder} has {other.options}, not {self.options}.")
         self.load_state_dict(other.state_dict())
 
+    def start_from(self, folder: str | Path) -> None:
+        """The same, also from one of fewer latent channels: the further ones keep their random weights."""
+        other = Autoencoder.from_pretrained(folder)
+        if other.widths != self.widths or other.latent_channels > self.latent_channels:
+            raise ValueError(f"the autoencoder in {folder} has {other.options}, not {self.options}.")
+        weights, fewer = self.state_dict(), other.latent_channels
+        for name, theirs in other.state_dict().items():
+            part = weights[name][:, :fewer] if name == "decoder.0.weight" else weights[name]
+            part = part[: len(theirs)] if theirs.ndim else part
+            part.copy_(theirs)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Autoencoder:
         """The trained network of a folder, in float32, for use. Raises ValueError if there is none."""

@@ -61,7 +61,7 @@ def train(
     network = Autoencoder(recipe.latent_channels, recipe.widths)
     before = None
     if init:
-        network.take_weights(init)
+        network.start_from(init)
         before = read_config(init)["training"]
     training = Training(network, photos, recipe, device)
     out.mkdir(parents=True, exist_ok=True)
