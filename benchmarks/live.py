@@ -86,7 +86,7 @@ def measured(checkpoint: str, rounds: int, seconds: float) -> dict[str, Any]:
     """Rate and latency, from several strokes and single changes."""
     from playwright.sync_api import sync_playwright
 
-    with served(checkpoint) as (address, _), sync_playwright() as playwright:
+    with served(checkpoint) as (address, *_), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = opened(browser, address)
         rates = []
