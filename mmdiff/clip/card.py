@@ -14,6 +14,8 @@ ORIGINS = {  # `source` column of the data: what it is and on which terms
     "camvid": "street photos, CamVid (research use)",
     "intel": "outdoor scenes, Intel scene classification (research use)",
     "landscape": "outdoor scenes, a landscape collection (research use)",
+    "leeds": "butterflies, the Leeds Butterfly set by Wang, Markert and Everingham (research use)",
+    "species": "butterflies of 75 species, collected from the web by others (research and demonstration)",
 }
 EXTENDED = """
 Then the text tower alone was taught {count} combinations of colour and kind that no photo shows, or
