@@ -7,9 +7,10 @@ from synthetic import CLASSES, DIM, SIZE, lively_model, tiny_config
 from mmdiff.first_edition.convolutions import Stem
 from mmdiff.first_edition.model import LOG_SNR_LIMIT
 from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
-from mmdiff.first_edition.transformer import position_table, timestep_embedding
+from mmdiff.first_edition.transformer import timestep_embedding
 from mmdiff.forward_process import q_sample
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
+from mmdiff.network.transformer import position_table
 from mmdiff.schedule import log_snr
 
 NAMES = ("image", "mask", "label", "embedding")

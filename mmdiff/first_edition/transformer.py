@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mmdiff.config import ModelConfig
 from mmdiff.first_edition.convolutions import Readings, Refiner, Stem
+from mmdiff.network.transformer import position_table
 
 
 def timestep_embedding(log_snr: Tensor, dim: int) -> Tensor:
@@ -20,16 +21,6 @@ def timestep_embedding(log_snr: Tensor, dim: int) -> Tensor:
     frequencies = torch.exp(torch.linspace(math.log(0.05), math.log(5.0), dim // 2, device=log_snr.device))
     angles = log_snr[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def position_table(grid: int, dim: int) -> Tensor:
-    """Two-dimensional sinusoids, the start of the learned positions: (grid * grid, dim)."""
-    frequencies = 1.0 / 100 ** (torch.arange(dim // 4) / (dim // 4))
-    axis = torch.arange(grid)[:, None] * frequencies  # (grid, dim / 4)
-    waves = torch.cat([axis.sin(), axis.cos()], dim=1)  # (grid, dim / 2)
-    rows = waves[:, None].expand(grid, grid, -1)
-    columns = waves[None, :].expand(grid, grid, -1)
-    return torch.cat([rows, columns], dim=2).reshape(grid * grid, dim)
 
 
 class Block(nn.Module):
