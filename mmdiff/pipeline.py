@@ -101,9 +101,7 @@ class Pipeline:
         self.model = model.to(device).eval()
         self.precision = choose_precision(precision, device)
         self.device = device
-        schedule = model.make_schedule()
-        # Tables beside the samples save a wait per look-up; only MPS has no float64 to hold them.
-        self.schedule = schedule if device.type == "mps" else schedule.to(device)
+        self.schedule = self._make_schedule(None)
         self.embedder = embedder
         self._parts = (self.model, device, embedder, vocabulary, background, precision)
         self.words = Words(embedder, vocabulary) if embedder is not None and vocabulary else None
@@ -244,16 +242,15 @@ class Pipeline:
     def _run(self, make: Callable[[], Request], seeds: Sequence[int], present: Callable[[Step], Step]) -> Run:
         def begin() -> Denoising:  # parses, embeds and encodes, so it is left to the engine's thread
             request = make()
-            return Denoising(self.model, self._schedule(request.leads), request, seeds, self.device, present)
+            own = self.schedule if request.leads is None else self._make_schedule(request.leads)
+            return Denoising(self.model, own, request, seeds, self.device, present)
 
         return Run(self.engine, self.engine.call(begin))
 
-    def _schedule(self, leads: Mapping[str, float] | None) -> NoiseSchedule:
-        schedule = self.schedule
-        if leads is not None:
-            schedule = self.model.make_schedule(leads)
-            schedule = schedule if self.device.type == "mps" else schedule.to(self.device)
-        return schedule
+    def _make_schedule(self, leads: Mapping[str, float] | None) -> NoiseSchedule:
+        schedule = self.model.make_schedule(leads)
+        # Tables beside the samples save a wait per look-up; only MPS has no float64 to hold them.
+        return schedule if self.device.type == "mps" else schedule.to(self.device)
 
     def _parsed(self, request: Request) -> Request:
         """The request with tensors on the device in place of what people give, the same for every sample."""

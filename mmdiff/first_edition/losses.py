@@ -6,16 +6,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmdiff.bound import _Bound as LevelBound
 from mmdiff.bound import binned_nll
-from mmdiff.forward_process import q_posterior, q_sample, signal
+from mmdiff.forward_process import q_posterior, q_sample
+from mmdiff.losses import level_weight
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.network.conditioning import ABSENT, UNKNOWN, Conditioning
+from mmdiff.network.conditioning import UNKNOWN, Conditioning
 from mmdiff.schedule import NoiseSchedule, log_snr
 
-
-def z0_weight(log_snr_t: Tensor, cap: float) -> Tensor:
-    """min(SNR + 1, cap): min-SNR (Hang et al. 2023) that keeps some weight where SNR is near zero."""
-    return (log_snr_t.exp() + 1).clamp(max=cap)
+z0_weight = level_weight  # of the one level that all modalities have
 
 
 def training_losses(
@@ -92,27 +91,8 @@ def bound(
     return terms | {"L3": estimator.reconstruction()}
 
 
-class _Bound:
-    """The pieces of `bound` for one batch."""
-
-    def __init__(
-        self,
-        model: MultiModalDiffusion,
-        schedule: NoiseSchedule,
-        x: Mapping[str, Tensor],
-        present: Mapping[str, Tensor],
-        generator: torch.Generator,
-    ) -> None:
-        self.model, self.schedule, self.x, self.present = model, schedule, x, present
-        self.generator = generator
-        e = model.encode(x)
-        self.e = {n: v * present[n][:, None, None, None] for n, v in e.items()}
-        self.z0 = self.e.pop(model.anchor)
-        self.batch, self.device = self.z0.shape[0], self.z0.device
-        flags = torch.stack([torch.where(present[n], UNKNOWN, ABSENT) for n in model.names], 1)
-        size = model.config.image_size
-        nothing_known = torch.zeros(self.batch, 1, size, size, device=self.device)
-        self.condition = model.condition({}, flags, nothing_known)
+class _Bound(LevelBound):
+    """The pieces of `bound` for one batch, at one time for all modalities."""
 
     def draw_t(self, low: int) -> Tensor:
         high = self.schedule.num_steps + 1
@@ -123,14 +103,6 @@ class _Bound:
         z_t = q_sample(self.schedule, self.z0, t, self.e, noise)
         table = log_snr(self.schedule.log_abar)
         return z_t, self.model(z_t, table[t.to(table.device)].to(self.device).float(), self.condition)
-
-    def prior_kl(self) -> Tensor:
-        """L0 = KL( N(signal_T, (1 - abar_T) I) || N(0, I) )."""
-        last = torch.full((self.batch,), self.schedule.num_steps, device=self.device)
-        mean = signal(self.schedule, self.z0, last, self.e)
-        abar = float(self.schedule.abar[-1])
-        each = mean.double().square() - abar - math.log1p(-abar)
-        return 0.5 * each.flatten(1).sum(1)
 
     def kl(self, t: Tensor) -> Tensor:
         """KL( q(z_{t-1} | z_t, z_0, X) || p(z_{t-1} | z_t) ), both with the variance of (4)."""
