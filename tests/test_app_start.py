@@ -79,7 +79,10 @@ def test_ipv6_addresses_are_in_brackets_where_pages_have_them():
 def test_a_temporary_folder_that_cannot_be_written_is_explained_in_one_line(checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
     environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "file" / "folder")}
-    done = run_app("--checkpoint", checkpoint, env=environment)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # the usual one may be another server's
+    done = run_app("--checkpoint", checkpoint, "--port", port, env=environment)
     assert done.returncode == 1 and "cannot be stored" in done.stderr and "GRADIO_TEMP_DIR" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

@@ -214,6 +214,20 @@ def test_variants_leave_out_but_never_change(caption, atoms):
     assert noun in variants and len(variants) > 10
 
 
+def test_variants_of_a_named_kind_keep_its_colours_together_and_may_say_the_name_alone():
+    rng = random.Random(0)
+    caption = "a photo of an orange and black butterfly, a monarch with open wings on a green background"
+    variants = {vary(caption, rng) for _ in range(500)}
+    parts = "orange and black", "butterfly", "monarch", "with open wings", "on a green background", "photo of"
+    for variant in variants:
+        rest = variant
+        for part in parts:
+            rest = rest.replace(part, "")
+        assert set(rest.replace(",", "").split()) <= {"a", "an"}
+        assert "butterfly" in variant or "monarch" in variant
+    assert {"monarch", "a monarch", "a photo of a monarch", caption} <= variants
+
+
 def test_distractors_are_only_added():
     rng = random.Random(0)
     variants = [vary("a photo of a red apple", rng, ["zebra"]) for _ in range(300)]

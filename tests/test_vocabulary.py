@@ -72,6 +72,12 @@ def cosine(degrees):
         ("disc", ["disc"]),
         ("a photo of trees with a road, a road", ["trees", "with a road"]),
         ("a photo of ", []),
+        (
+            "a photo of a red and dark brown butterfly, a monarch with open wings on a plain grey background",
+            ["red and dark brown", "butterfly", "with open wings", "on a plain grey background"],
+        ),
+        ("a photo of a butterfly, an eighty-eight among mixed colours", ["butterfly", "among mixed colours"]),
+        ("line\nand the next, on its own", ["line and the", "next,", "on its own"]),
     ],
 )
 def test_captions_are_read(caption, probes):

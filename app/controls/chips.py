@@ -12,7 +12,6 @@ from mmdiff.evaluation.colours import WORDS as COLOURS
 MOST = 14  # chips of a slot
 # A caption is "a photo of COLOUR SHAPE KIND, SPECIES SURROUNDINGS with DETAILS"; not every slot has words.
 SLOTS = ("colour", "shape", "kind", "species", "surroundings", "details")
-SPECIES = re.compile(r"(?P<subject>[^,]+), an? (?P<species>.+?)(?P<surroundings> (?:on|among|in) .+)?$")
 WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 PLAIN = frozenset(  # say nothing about a picture
     "a an the of and or with in on at to is are it its some very photo photos picture image".split()
@@ -31,15 +30,10 @@ def slots(vocabulary: Vocabulary) -> dict[str, list[str]]:
 
 def _parts(caption: str) -> list[tuple[str, str]]:
     """The parts of a caption with their slots."""
-    parts = []
-    if match := SPECIES.match(caption):
-        parts = [(slot, match[slot].strip()) for slot in ("species", "surroundings") if match[slot]]
-        caption = match["subject"]
     said = read_caption(caption)
-    pair = " ".join(said.attributes)
-    attributes = (pair,) if " and " in pair else said.attributes
-    parts += [("colour" if _is_colour(words) else "shape", words) for words in attributes]
-    return [*parts, ("kind", said.noun), *(("details", clause) for clause in said.clauses)]
+    parts = [("colour" if _is_colour(words) else "shape", words) for words in said.attributes]
+    parts += [("kind", said.noun), ("species", said.name), ("surroundings", said.surroundings)]
+    return [*filter(all, parts), *(("details", clause) for clause in said.clauses)]
 
 
 def _is_colour(words: str) -> bool:

@@ -133,7 +133,12 @@ def save(model: CLIP, config: dict, record: dict, folder: Path) -> None:
 
 
 def train(
-    pairs: Pairs, val: Pairs | None, config: dict, out: Path, recipe: Recipe, device: torch.device,
+    pairs: Pairs,
+    val: Pairs | None,
+    config: dict,
+    out: Path,
+    recipe: Recipe,
+    device: torch.device,
     init: str = "",
 ) -> None:
     """Train an open_clip model of `config` and save it to `out`, with metrics.csv beside it.

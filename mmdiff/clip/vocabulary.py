@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdiff.checkpoint import load_config
-from mmdiff.clip.captions import CLAUSE, STYLE, read_caption, with_article
+from mmdiff.clip.captions import CLAUSE, STYLE, SURROUNDINGS, read_caption, with_article
 
 VOCABULARY_FILE = "vocabulary.json"
 MAX_CAPTIONS, MAX_CLASS_CAPTIONS, MAX_PROBES = 500, 100, 40  # the commonest
@@ -39,8 +39,8 @@ class Vocabulary:
         captions: the commonest captions and how often they occur.
         labels: class name -> its commonest captions and how often they occur. A name such as "Apple 11"
             means nothing to a text tower; the captions of the class do.
-        probes: attributes ("dark red"), kinds ("apple"), clauses ("with trees") and styles ("dark photo")
-            that captions are made of, the commonest first.
+        probes: attributes ("dark red"), kinds ("apple"), clauses ("with trees"), surroundings ("on a green
+            background") and styles ("dark photo") that captions are made of, the commonest first.
     """
 
     captions: dict[str, int]
@@ -213,7 +213,7 @@ class Words:
             return [f"a photo of {with_article(self._kinds[probe], probe)}"]
         kinds = self._kinds or {"thing": "a"}
         subjects = [with_article(article, noun) for noun, article in kinds.items()]
-        if probe.startswith(CLAUSE):
+        if probe.startswith((CLAUSE, *SURROUNDINGS)):
             return [f"a photo of {subject} {probe}" for subject in subjects]
         if probe.endswith(STYLE):
             return [f"{with_article('a', probe)} of {subject}" for subject in subjects]

@@ -58,7 +58,7 @@ class Block(nn.Module):
         table = (modulation + self.modulation).to(x.dtype).unsqueeze(2)
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(1)
         x = torch.addcmul(x, self._kept(gate1), self._attend(_modulated(x, shift1, scale1)))
-        hidden = F.gelu(self.up(_modulated(x, shift2, scale2)), approximate="tanh")
+        hidden = F.relu(self.up(_modulated(x, shift2, scale2))).square()
         return torch.addcmul(x, self._kept(gate2), self.down(hidden))
 
     def _attend(self, x: Tensor) -> Tensor:
