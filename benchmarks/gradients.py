@@ -44,15 +44,16 @@ def term_gradients(trainer: Trainer) -> dict[str, Tensor]:
     terms = trainer.losses(model, draw)
     shared = list(model.backbone.parameters())
     found = {}
-    for modality in model.config.modalities:
-        value = modality.loss_weight * terms[f"L2/{modality.name}"]
-        value = value + terms["L1"] if modality.name == model.anchor else value
+    for name in model.names:
+        own = {f"L2/{name}", *(["L1"] if name == model.anchor else [])}
+        alone = {key: value if key in own else torch.zeros_like(value) for key, value in terms.items()}
+        value = trainer.objective.total(alone)
         parts = torch.autograd.grad(value, shared, retain_graph=True, allow_unused=True)
         flat = [
             (torch.zeros_like(p) if part is None else part).flatten()
             for part, p in zip(parts, shared, strict=True)
         ]
-        found[modality.name] = torch.cat(flat)
+        found[name] = torch.cat(flat)
     return found
 
 

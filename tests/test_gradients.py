@@ -14,10 +14,11 @@ from mmdiff.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def trainer(shapes, embedder):
+@pytest.fixture(params=["flags", "levels"])
+def trainer(shapes, embedder, request):
     config = tiny_train_config(images=160)
-    return Trainer(config, read_shapes(shapes, config, embedder), CPU)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, core=request.param))
+    return Trainer(config, read_shapes(shapes, config, embedder), CPU, bfloat16=False)
 
 
 def test_the_terms_add_up_to_the_gradient_of_a_step(trainer, monkeypatch):
@@ -41,7 +42,9 @@ def test_pulls_scale_with_the_weights(shapes, embedder, trainer):
         for m in config.model.modalities
     ]
     model = dataclasses.replace(config.model, modalities=tuple(modalities))
-    heavier = Trainer(dataclasses.replace(config, model=model), read_shapes(shapes, config, embedder), CPU)
+    heavier = Trainer(
+        dataclasses.replace(config, model=model), read_shapes(shapes, config, embedder), CPU, bfloat16=False
+    )
     before, after = gradients.pulls(trainer, 2), gradients.pulls(heavier, 2)
     assert after["image"] == pytest.approx(before["image"], rel=1e-3)
     assert after["label"]["norm"] == pytest.approx(3 * before["label"]["norm"], rel=1e-2, abs=2e-4)
