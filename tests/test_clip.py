@@ -23,7 +23,7 @@ from mmdiff.clip.captions import vary
 from mmdiff.clip.card import extension
 from mmdiff.clip.data import SIDE, CaptionTexts, read_pairs
 from mmdiff.clip.embedder import CONFIG_NAME, WEIGHTS_NAME, resize_square
-from mmdiff.clip.evaluate import caption_prompts, evaluate, retrieval
+from mmdiff.clip.evaluate import caption_prompts, colour_pairs, evaluate, retrieval
 from mmdiff.clip.loss import PairLoss
 from mmdiff.clip.train import Recipe, augment, train
 
@@ -88,6 +88,34 @@ def test_short_prompts_work(trained):
     )
     texts = embedder.embed_texts([f"{name} square" for name in COLOURS])
     assert (embedder.embed_images(pictures) @ texts.T).argmax(1).tolist() == [0, 1, 2, 3]
+
+
+class ColourEmbedder:
+    """A sentence is the sum of its colours' axes."""
+
+    dim = 3
+    axes = {name: axis for name, axis in zip(("red", "black", "white"), torch.eye(3), strict=True)}
+
+    def embed_texts(self, texts):
+        said = [sum(self.axes[word] for word in text.split() if word in self.axes) for text in texts]
+        return F.normalize(torch.stack(said), dim=1)
+
+
+def test_colour_pairs_are_told_apart_only_by_those_who_see_both():
+    captions = [
+        "a photo of a red and black moth, a tiger",
+        "a photo of a black and red moth on a grey background",
+        "a photo of a red moth",
+        "a photo of a red and white moth",
+        "a photo of a white moth",
+    ]
+    photos = F.normalize(torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 1], [0, 0, 1.0]]), dim=1)
+    found = colour_pairs(ColourEmbedder(), photos, captions)
+    assert found == {"both_above_one": 1.0, "chance": 0.5, "pairs": 2}
+    # Photos in the colours of another: both sentences now point to them, and away from the right ones.
+    wrong = photos[[2, 2, 0, 4, 3]]
+    assert colour_pairs(ColourEmbedder(), wrong, captions)["both_above_one"] < 0.5
+    assert colour_pairs(ColourEmbedder(), photos[2:3], captions[2:3]) == {}
 
 
 def test_checkpoint_is_a_plain_open_clip_folder(trained):

@@ -74,4 +74,12 @@ def _results_table(result: dict) -> str:
             f"Zero-shot accuracy over {shot['classes']} classes: **{shot['accuracy']:.3f}** (chance "
             f"{shot['chance']:.3f}, commonest class {shot['majority']:.3f}); prompts: {shot['prompts']}.",
         ]
+    if "colour_pairs" in result:
+        pairs = result["colour_pairs"]
+        lines += [
+            "",
+            "A sentence with two colours is nearer to a photo with both than to one with only one of them in "
+            f"**{pairs['both_above_one']:.3f}** of the comparisons (chance {pairs['chance']}), over "
+            f"{pairs['pairs']} pairs of colours.",
+        ]
     return "\n".join(lines)

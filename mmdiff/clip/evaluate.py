@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdiff.clip.captions import AND, read_caption, with_article
 from mmdiff.clip.card import write_card
 from mmdiff.clip.data import Pairs, read_captions, read_pairs
 from mmdiff.clip.embedder import ClipEmbedder
@@ -117,6 +118,42 @@ def caption_prompts(num_classes: int, captions: list[str], labels: list[int]) ->
     return prompts
 
 
+def colour_pairs(embedder: ClipEmbedder, images: Tensor, captions: list[str]) -> dict[str, float]:
+    """Is "a photo of a red and black butterfly" nearer to photos that have both colours than to photos with
+    one?
+
+    images: (N, D) unit vectors; captions: N, which say the colours of each. For every two colours that a
+    caption joins, "both_above_one" counts how often a photo with both is nearer to their sentence than one
+    with only one of them; each photo with both weighs the same. Empty if no caption joins two colours.
+    """
+    said = [read_caption(caption) for caption in captions]
+    joined = [
+        next((frozenset(a.split(f" {AND} ")) for a in s.attributes if f" {AND} " in a), None) for s in said
+    ]
+    colours = [pair or frozenset(s.attributes) for pair, s in zip(joined, said, strict=True)]
+    hits = []
+    for pair in sorted(set(filter(None, joined)), key=sorted):
+        both = [k for k, own in enumerate(colours) if pair <= own]
+        one = [k for k, own in enumerate(colours) if len(pair & own) == 1]
+        if one:
+            hits.append(_nearer(embedder, images, pair, said[both[0]].noun, both, one))
+    if not hits:
+        return {}
+    return {"both_above_one": torch.cat(hits).mean().item(), "chance": 0.5, "pairs": len(hits)}
+
+
+def _nearer(
+    embedder: ClipEmbedder, images: Tensor, pair: frozenset[str], noun: str, both: list[int], one: list[int]
+) -> Tensor:
+    """For each of the photos ``both`` the share of the photos ``one`` that are farther from the sentences
+    that say the pair's colours in either order.
+    """
+    orders = (f" {AND} ".join(sorted(pair, reverse=reverse)) for reverse in (False, True))
+    texts = [f"a photo of {with_article('a', f'{colours} {noun}')}" for colours in orders]
+    similarity = images @ embed_distinct(embedder, texts).mean(0)
+    return (similarity[both, None] > similarity[one]).float().mean(1)
+
+
 def embed_pairs(embedder: ClipEmbedder, pairs: Pairs, batch: int = 256) -> tuple[Tensor, Tensor]:
     """(N, D) image and (N, D) text embeddings on the CPU."""
     images = [embedder.embed_images(chunk.float() / 127.5 - 1).cpu() for chunk in pairs.images.split(batch)]
@@ -145,6 +182,8 @@ def evaluate(
         "galleries": NUM_GALLERIES,
         "retrieval": retrieval(images, texts, pairs.captions),
     }
+    if colours := colour_pairs(embedder, images, pairs.captions):
+        results["colour_pairs"] = colours
     classes = Path(classes or data.parent / "classes.txt")
     if classes.is_file() and (pairs.labels >= 0).any():
         names = [name for name in classes.read_text().splitlines() if name.strip()]
