@@ -9,15 +9,16 @@ def _uniform(generator: torch.Generator, low: float, high: float, *shape: int) -
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
-def draw_moves(batch: int, generator: torch.Generator) -> Tensor:
+def draw_moves(batch: int, generator: torch.Generator, reach: float = 1.0) -> Tensor:
     """Random flip, rotation up to 9 degrees, size times 0.9 to 1.1 and shift up to 5 % of the picture.
 
-    Returns (B, 2, 3), from output to input coordinates, as `torch.nn.functional.affine_grid` takes them.
+    ``reach`` multiplies all but the flip. Returns (B, 2, 3), from output to input coordinates, as
+    `torch.nn.functional.affine_grid` takes them.
     """
-    angle = _uniform(generator, -0.16, 0.16, batch)
-    scale = _uniform(generator, 0.9, 1.1, batch)
+    angle = reach * _uniform(generator, -0.16, 0.16, batch)
+    scale = 1 + reach * _uniform(generator, -0.1, 0.1, batch)
     mirror = 1 - 2 * torch.randint(0, 2, (batch,), generator=generator)
-    shift = _uniform(generator, -0.1, 0.1, batch, 2)  # the grid's coordinates span [-1, 1]
+    shift = reach * _uniform(generator, -0.1, 0.1, batch, 2)  # the grid's coordinates span [-1, 1]
     return torch.stack(
         [
             torch.stack([mirror * scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], 1),

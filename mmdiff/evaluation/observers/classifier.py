@@ -49,8 +49,8 @@ class Classifier(Observer):
 
     def loss(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Cross-entropy with smoothed labels."""
-        images = augment(images, generator).contiguous(memory_format=torch.channels_last)
-        return F.cross_entropy(self(images), targets, label_smoothing=0.1)
+        images = augment(images, generator, self.reach)
+        return F.cross_entropy(self.quickly(images), targets, label_smoothing=0.1)
 
     def measure(self, photos: Photos) -> dict:
         """Accuracy on photos, sharp and blurred, and the recall of the classes below `WEAK_RECALL`."""
@@ -74,12 +74,12 @@ class Classifier(Observer):
         return torch.cat(hits)
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator, reach: float = 1.0) -> Tensor:
     """Moved, blurred and grainy pictures (B, 3, H, W) in [-1, 1].
 
     Colour changes by a few per cent only, because some classes differ in nothing else.
     """
-    return roughened(moved(images, draw_moves(len(images), generator)), generator)
+    return roughened(moved(images, draw_moves(len(images), generator, reach)), generator)
 
 
 main = partial(run, Classifier, __doc__.split("\n")[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mmdiff.device import choose_device
-from mmdiff.evaluation.observers.observer import Observer, read_annotated
+from mmdiff.evaluation.observers.observer import WIDTHS, Observer, read_annotated
 from mmdiff.files import CARD_FILE, write_text
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -27,6 +27,16 @@ def run(make: type[Observer], summary: str, argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("--epochs", type=int, default=make.epochs)
     parser.add_argument("--size", type=int, default=make.default_size, help="pixels; a multiple of 8")
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs=3,
+        default=WIDTHS,
+        help="channels at a half, a quarter, an eighth of it",
+    )
+    parser.add_argument(
+        "--reach", type=float, default=1.0, help="of the moves in training; 3 where there are few photos"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     args = parser.parse_args(argv)
@@ -42,7 +52,8 @@ def _train_and_save(make: type[Observer], args: argparse.Namespace) -> dict:
     target = make.modality(make.modality.kind, args.size, patch_size=2, classes=classes)
     photos, val = (read_annotated(path, target) for path in (args.data, args.val))
     torch.manual_seed(args.seed)  # the initial weights
-    observer = make(classes, args.size).to(choose_device(args.device))
+    observer = make(classes, args.size, args.widths).to(choose_device(args.device))
+    observer.reach = args.reach
     start = time.perf_counter()
     observer.fit(photos, args.epochs, args.seed)
     observer.facts = {
@@ -50,6 +61,8 @@ def _train_and_save(make: type[Observer], args: argparse.Namespace) -> dict:
         "data": Path(args.data).name,
         "device": observer.device.type,
         "epochs": args.epochs,
+        "reach": args.reach,
+        "widths": list(args.widths),
         "parameters": sum(p.numel() for p in observer.parameters()),
         "seconds": round(time.perf_counter() - start, 1),
         "seed": args.seed,
@@ -65,6 +78,7 @@ def _train_and_save(make: type[Observer], args: argparse.Namespace) -> dict:
 def card(observer: Observer) -> str:
     """The README.md beside the weights, from the facts."""
     facts = {name: _listed(v) if isinstance(v, dict) else v for name, v in observer.facts.items()}
+    facts["widths"] = " ".join(map(str, observer.widths))
     texts = {name: text.format(**facts) for name, text in observer.texts.items()}
     return TEMPLATE.read_text(encoding="utf-8").format(
         title=observer.noun.capitalize(), command=observer.command(), **facts, **texts

@@ -60,10 +60,10 @@ class Segmenter(Observer):
 
     def loss(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Cross-entropy where the moved mask is not void."""
-        moves = draw_moves(len(images), generator)
+        moves = draw_moves(len(images), generator, self.reach)
         masks = moved(targets[:, None].float(), moves, "nearest")[:, 0].long()
         images = roughened(moved(images, moves), generator, COLOUR)
-        logits = self(images.contiguous(memory_format=torch.channels_last))
+        logits = self.quickly(images)
         return F.cross_entropy(logits, masks, ignore_index=-100 if self.void is None else self.void)
 
     def measure(self, photos: Photos) -> dict:
