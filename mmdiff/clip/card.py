@@ -25,6 +25,7 @@ Such texts now lie where recoloured photos do (mean cosine {found[new_cosine][af
 Commit 279370b of mmdiff can do it again, with `mmdiff.clip.extend`. The image tower, which did not take
 part, tells kinds apart by their usual colours, so such texts say little about the kind.
 """
+STARTED = "It started from `{init}`, after {seen_before:,} pairs before these.\n"
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
@@ -43,6 +44,7 @@ def write_card(folder: Path, results: list[dict]) -> None:
         origins="\n".join(f"- {origin}" for origin in dict.fromkeys(origins)),
         research=": research, not commerce" if any("research" in origin for origin in origins) else "",
         recipe=", ".join(f"{name} {value:g}" for name, value in training["recipe"].items()),
+        started=STARTED.format(**training) if "init" in training else "",
         extended=extension(found) if found else "",
         results="\n\n".join(map(_results_table, results)) or "Not measured.",
     )

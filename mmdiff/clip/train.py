@@ -154,7 +154,7 @@ def train(
     pixels = pairs.images.to(device)
     texts = CaptionTexts(pairs.captions, model.context_length, recipe.seed, device)
     validation = Validation(val, size, model.context_length, device) if val else None
-    record = describe(pairs, model, recipe, device)
+    record = describe(pairs, model, recipe, device) | before(init)
     out.mkdir(parents=True, exist_ok=True)
     log = MetricsLog(out / "metrics.csv", -1)  # of this training alone
     start = last_save = time.monotonic()
@@ -206,6 +206,14 @@ def describe(pairs: Pairs, model: CLIP, recipe: Recipe, device: torch.device) ->
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "torch": torch.__version__,
     }
+
+
+def before(init: str) -> dict:
+    """Where a training goes on from, and the pairs seen before it; empty without ``init``."""
+    if not init:
+        return {}
+    trained = json.loads(Path(init, CONFIG_NAME).read_text())["training"]
+    return {"init": Path(init).name, "seen_before": trained["images_seen"] + trained.get("seen_before", 0)}
 
 
 def main() -> None:
