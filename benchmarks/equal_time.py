@@ -1,7 +1,7 @@
 """Variants of a training at equal time: what they reach on validation photos after so many seconds of work.
 
     python benchmarks/equal_time.py configs/butterflies-cpu.toml --out docs/results/equal-time.json \
-        --variant AdamW --variant "Muon: optim.muon=true" --variant "wide: model.width=384 model.depth=5"
+        --variant "as it is" --variant "faster: optim.lr=2e-3" --variant "wide: model.width=384 model.depth=5"
 
 All train on the same examples, in turn, a slice of time each, so that a change of the machine's pace meets
 all of them. The losses are those of the averaged weights, by term; a variant may change options of [model]
@@ -77,11 +77,13 @@ class Run:
         print(self.name, self.points[-1], flush=True)
 
 
-def race(configs: dict[str, TrainConfig], train: Examples, val: Examples, seconds: float) -> list[Run]:
-    """Train all for so many seconds each, in slices by turns, compiled; the compiling is not counted."""
+def race(
+    configs: dict[str, TrainConfig], train: Examples, val: Examples, seconds: float, compiled: bool = True
+) -> list[Run]:
+    """Train all for so many seconds each, in slices by turns; compiling is not counted."""
     runs = []
     for name, config in configs.items():
-        trainer = Trainer(config, train, CPU, compile_model=True)
+        trainer = Trainer(config, train, CPU, compiled)
         trainer.load_pretrained("checkpoints")
         trainer.train_step()
         runs.append(Run(name, trainer, 0.0, []))
