@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.run import address
+from app.run.memory import limit_arenas
 from app.run.temporary import Folder, claim
 
 CHECKPOINT = "folder of the checkpoint to show first; the page offers those beside it, too (%(default)s)"
@@ -63,6 +64,7 @@ def main() -> None:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     # OpenMP threads that wait give way soon: a browser may well use the same cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+    limit_arenas()
     try:
         address.check(arguments.host, arguments.port)
         folder = claim()
