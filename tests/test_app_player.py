@@ -10,6 +10,7 @@ from dataclasses import replace
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 from fakes import photo
 from PIL import Image
 from records import MASK_CLASSES, PALETTE, add, extend, make_record, specs
@@ -17,6 +18,7 @@ from records import MASK_CLASSES, PALETTE, add, extend, make_record, specs
 from app.export import settings_file
 from app.run.player_data import MAX_STAMPS, Player, Track, _strip
 from mmdiff.samplers import timesteps
+from mmdiff.serving.denoising import Step
 
 
 @pytest.fixture
@@ -54,6 +56,18 @@ def test_facts_and_the_frames_since_a_step(player):
     assert (second["fork"], second["running"], second["stopped"]) == (2, False, False)
     assert [head["name"] for head in first["heads"]] == ["image", "mask", "label", "embedding"]
     assert {head["role"] for head in first["heads"]} == {"generated"}
+
+
+def test_how_decided_each_modality_is(player):
+    record = make_record(done=0, steps=2, names=("image", "label"))
+    levels = {"image": -10.0, "label": 0.0, "mask": 6.0}
+    x_hat = {"image": np.zeros((1, 32, 32, 3), np.uint8), "label": np.full((1, 7), 1 / 7, np.float32)}
+    record.add(Step(1, 2, 1000, x_hat, torch.zeros(0), 0.1, levels=levels))
+    record.add(Step(2, 2, 500, x_hat, torch.zeros(0), 0.2, levels={"image": 30.0, "label": 6.0}))
+    first, last = one(player, record)["frames"]
+    assert first["l"] == {"image": 0, "label": 50}  # the mask takes no part
+    assert last["l"] == {"image": 100, "label": 100}
+    assert one(player, make_record())["frames"][0]["l"] == {}
 
 
 def test_nothing_yet(player):

@@ -25,6 +25,7 @@ class Frame:
             maps the probabilities times 255, (B, K, H, W) uint8.
         classes: name of a class map -> (B, H, W) uint8, its likeliest classes.
         change: name of a picture or a vector -> (B,), the distance to the step before; {} at the first step.
+        levels: name -> log signal-to-noise ratio at which the network saw it, see `Step.levels`.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Frame:
     x: Mapping[str, np.ndarray]
     classes: Mapping[str, np.ndarray]
     change: Mapping[str, np.ndarray] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Record:
         still = [spec.name for spec in self.of_form("picture", "vector")] if self.frames else []
         pairs = {name: zip(self.last.x[name], x[name], strict=True) for name in still}
         change = {name: np.array([distance(*pair) for pair in pairs[name]]) for name in still}
-        self.frames.append(Frame(step.index, step.t, x, classes, change))
+        self.frames.append(Frame(step.index, step.t, x, classes, change, step.levels))
         return self.frames[-1]
 
     @property

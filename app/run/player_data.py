@@ -5,12 +5,14 @@ The server sends frames as they come, as JSON; the scripts keep them and draw ev
     {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file", "story",
                  "heads": [{"name", "form", "role", ...}],
                  "frames": [{"i", "t", "exact", "x": {name: [one for each sample]}, "s": {name: [percent]},
-                             "u": {name: {...}}}]}]}
+                             "l": {name: percent}, "u": {name: {...}}}]}]}
 
-What a sample of a head is depends on the form of its modality; see `_head` and `_samples`.
+What a sample of a head is depends on the form of its modality; see `_head` and `_samples`. "s" is how settled
+a head is, "l" how much of its modality the network sees, as a share of signal and noise together.
 """
 
 import json
+import math
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -31,7 +33,8 @@ from app.wording import ROLES, WORDS
 from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parents[1] / "static"
-SCRIPTS = ("player_views.js", "player_panels.js", "player_steps.js", "player.js")  # in this order one script
+# in this order one script
+SCRIPTS = ("player_views.js", "player_levels.js", "player_panels.js", "player_steps.js", "player.js")
 SCRIPT = "\n".join((STATIC / name).read_text() for name in SCRIPTS)
 TEMPLATE = (STATIC / "player.html").read_text()
 LEVELS = 16  # of certainty that a mask's overlay has
@@ -134,10 +137,23 @@ def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> 
     x = {name: _samples(record, frame, spec, draw, stamp) for name, spec in record.modalities.items()}
     created = [spec for name, spec in record.modalities.items() if record.role(name) != "given"]
     settled = {spec.name: np.rint(100 * how_settled(record, frame, spec)).tolist() for spec in created}
-    sent = {"i": frame.index, "t": frame.t, "exact": exact, "x": x, "s": settled}
+    sent = {
+        "i": frame.index,
+        "t": frame.t,
+        "exact": exact,
+        "x": x,
+        "s": settled,
+        "l": _decided(record, frame),
+    }
     if record.request.num_samples > 1:
         sent["u"] = {spec.name: _heat(uncertainty(frame, spec)) for spec in record.dense}
     return sent
+
+
+def _decided(record: Record, frame: Frame) -> dict[str, int]:
+    """Percent of signal in what the network saw of each modality: the sigmoid of its level."""
+    shares = {n: 1 / (1 + math.exp(-level)) for n, level in frame.levels.items() if n in record.modalities}
+    return {name: round(100 * share) for name, share in shares.items()}
 
 
 def _stamp(record: Record, task: str) -> PngInfo | None:
