@@ -193,7 +193,17 @@ class FakeRun:
         self.pipe._keep_given(x_hat, dict(now.given), now.known_pixels)
         t = round(1000 * (1 - ((self.index - 1) / steps) ** 2))
         seconds, levels = time.perf_counter() - self.began, self.pipe.levels(self.request, t)
-        return Step(self.index, steps, t, x_hat, torch.zeros(0), seconds, levels=levels)
+        noisy = {n: self._state(n, value, t) for n, value in x_hat.items() if n in ("image", "mask")}
+        return Step(self.index, steps, t, x_hat, torch.zeros(0), seconds, levels=levels, noisy=noisy)
+
+    def _state(self, name: str, prediction: np.ndarray, t: int) -> np.ndarray:
+        """What the state at a time shows of a prediction: nothing but noise at first."""
+        share, rng = t / self.pipe.schedule.num_steps, np.random.default_rng(self.request.seed + t)
+        if name == "mask":
+            lost = rng.random(prediction[:, 0].shape) < share
+            return np.where(lost, rng.integers(0, 2, lost.shape), prediction.argmax(1))
+        grain = rng.normal(128, 64, prediction.shape)
+        return ((1 - share) * prediction + share * grain).clip(0, 255).astype(np.uint8)
 
 
 def _unit(seed: int, dim: int) -> np.ndarray:

@@ -90,6 +90,7 @@ function load() {
   }
   measure();
   report();
+  askForNoise();
 }
 let reported; // the last run that runs.js has heard of
 function report() { // a run that is over; not the example, which is there from the start
