@@ -92,4 +92,4 @@ class RePaintEvaluation(Evaluation):
             return denoise(z, t)[0]
 
         z = repaint(schedule, unconditional, z0, determined, self.settings.steps, self.resamples, noise)
-        return anchor.picture(model.channels.take(model.anchor, z))
+        return anchor.decode(model.channels.take(model.anchor, z))

@@ -306,6 +306,14 @@ class MultiModalDiffusion(nn.Module):
         """Raw outputs -> every head's prediction in data space, computed where somebody looks at it."""
         return LazyMapping({n: partial(m.predict, raw[n]) for n, m in self.modalities.items()})
 
+    def decoded(self, z: Tensor) -> LazyMapping[Tensor | None]:
+        """What z (B, *Z) itself shows of the dense modalities, noise and all, decoded if somebody looks."""
+        take = self.channels.take
+        return LazyMapping({n: partial(self._decoded, n, take(n, z)) for n in self.dense_names})
+
+    def _decoded(self, name: str, block: Tensor) -> Tensor | None:
+        return self.modalities[name].decode(block)
+
     def denoiser(
         self, schedule: NoiseSchedule, conditioning: Conditioning
     ) -> Callable[[Tensor, int], tuple[Encodings, Mapping[str, Tensor]]]:

@@ -18,6 +18,7 @@ from mmdiff.checkpoint import load_checkpoint, resolve
 from mmdiff.clip.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabulary, Words
 from mmdiff.device import choose_device, choose_precision, usual_defaults
 from mmdiff.images import to_uint8
+from mmdiff.lazy_mapping import LazyMapping
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.request import NO_LIMITS, Change, Limits, Request
@@ -266,14 +267,19 @@ class Pipeline:
 
     def _present(self, step: Step, shown: Collection[str], seed: int) -> Step:
         """A step with arrays, as people see it."""
-        x_hat = {n: v.float().cpu().numpy() for n, v in step.x_hat.items() if n in shown}
-        if self.model.anchor in x_hat:
-            x_hat[self.model.anchor] = to_uint8(x_hat[self.model.anchor])
+        x_hat = {n: self._array(n, value.float()) for n, value in step.x_hat.items() if n in shown}
+        noisy = LazyMapping({n: partial(self._noise, step.noisy, n) for n in step.noisy if n in shown})
         output = None
         if step.index == step.total:
             values = {n: self.modalities[n].present(v) for n, v in x_hat.items()}
             output = Output(values, step.seconds, step.total, seed)
-        return replace(step, x_hat=x_hat, output=output)
+        return replace(step, x_hat=x_hat, noisy=noisy, output=output)
+
+    def _array(self, name: str, value: Tensor) -> np.ndarray:
+        return to_uint8(value) if name == self.model.anchor else value.cpu().numpy()
+
+    def _noise(self, noisy: Mapping[str, Tensor | None], name: str) -> np.ndarray | None:
+        return None if noisy[name] is None else self._array(name, noisy[name])
 
 
 def _listed(values: Any, one: bool, what: str) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from mmdiff.config import ModalityConfig
 from mmdiff.modalities import Modality, build_modality
 from mmdiff.pipeline import Run
 from mmdiff.request import Limits, Request
+from mmdiff.schedule import LEVEL_MAX, NoiseSchedule
 from mmdiff.serving.denoising import Step
 from mmdiff.serving.engine import Engine
 
@@ -69,7 +70,10 @@ SCHEDULE = SimpleNamespace(num_steps=1000, abar=torch.linspace(0, torch.pi / 2, 
 
 
 class FakePipeline:
-    """Draws a disc: its colour is the label, its place comes from the seed, its mask is the disc."""
+    """Draws a disc: its colour is the label, its place comes from the seed, its mask is the disc.
+
+    With `leads` its modalities have levels, as those of models that are told them.
+    """
 
     def __init__(
         self,
@@ -77,9 +81,13 @@ class FakePipeline:
         step_seconds: float = 0.0,
         modalities: tuple[str, ...] = ("image", "mask", "label"),
         capacity: int = 32,
+        leads: Mapping[str, float] | None = None,
     ) -> None:
         specs = make_specs(size, LABELS, ("background", "fruit"))
         self.modalities = {name: spec for name, spec in specs.items() if name in modalities}
+        self.leads = leads
+        for name, spec in self.modalities.items():
+            spec.lead = None if leads is None else leads.get(name, 0.0)
         self.size, self.step_seconds = size, step_seconds
         self.device, self.schedule = SimpleNamespace(type="cpu"), SCHEDULE
         self.has_text = self.can_describe = "embedding" in self.modalities
@@ -95,6 +103,15 @@ class FakePipeline:
         request = request.checked(self.modalities, self.schedule.num_steps, limits)
         self.calls.append(request)
         return Run(self.engine, FakeRun(self, request))
+
+    def levels(self, request: Request, t: int) -> dict[str, float]:
+        """Of every modality at a time; none without leads."""
+        if self.leads is None:
+            return {}
+        leads = self.leads if request.leads is None else request.leads
+        schedule = NoiseSchedule(self.schedule.num_steps, tuple(self.modalities), leads)
+        levels = {name: table[t].item() for name, table in schedule.level.items()}
+        return levels | dict.fromkeys(set(request.given) - set(request.wanted), LEVEL_MAX)
 
     def _answer(self, queries):
         time.sleep(self.step_seconds)
@@ -175,7 +192,18 @@ class FakeRun:
         x_hat = {name: np.stack([sample[name] for sample in samples]) for name in self.request.shown}
         self.pipe._keep_given(x_hat, dict(now.given), now.known_pixels)
         t = round(1000 * (1 - ((self.index - 1) / steps) ** 2))
-        return Step(self.index, steps, t, x_hat, torch.zeros(0), time.perf_counter() - self.began)
+        seconds, levels = time.perf_counter() - self.began, self.pipe.levels(self.request, t)
+        noisy = {n: self._state(n, value, t) for n, value in x_hat.items() if n in ("image", "mask")}
+        return Step(self.index, steps, t, x_hat, torch.zeros(0), seconds, levels=levels, noisy=noisy)
+
+    def _state(self, name: str, prediction: np.ndarray, t: int) -> np.ndarray:
+        """What the state at a time shows of a prediction: nothing but noise at first."""
+        share, rng = t / self.pipe.schedule.num_steps, np.random.default_rng(self.request.seed + t)
+        if name == "mask":
+            lost = rng.random(prediction[:, 0].shape) < share
+            return np.where(lost, rng.integers(0, 2, lost.shape), prediction.argmax(1))
+        grain = rng.normal(128, 64, prediction.shape)
+        return ((1 - share) * prediction + share * grain).clip(0, 255).astype(np.uint8)
 
 
 def _unit(seed: int, dim: int) -> np.ndarray:

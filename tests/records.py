@@ -35,7 +35,7 @@ def make_record(done: int | None = None, size: int = 32, names: Sequence[str] = 
     modalities = {name: spec for name, spec in specs(size, **given).items() if name in names}
     request = Request(**{"wanted": tuple(names), "steps": 10, **fields})
     record, times = Record(request, "orchard", modalities, describe), timesteps(1000, request.steps)
-    for index in range(1, (done or request.steps) + 1):
+    for index in range(1, (request.steps if done is None else done) + 1):
         extend(record, times[index - 1])
     return record
 

@@ -42,6 +42,15 @@ def test_settings_files(request_with_leads, pipe):
         assert from_dict(older, pipe.modalities).request == request_with_leads
 
 
+def test_guidance_by_what_is_generated(pipe):
+    asked = Request({}, ("image", "label"), guidance_scale={"label": 2.0}, seed=3).checked(
+        pipe.modalities, 1000
+    )
+    query, _ = to_query(asked, "tiny", "image-label")
+    assert from_query(opened(query), pipe.modalities).request == asked
+    assert from_dict(to_dict(asked, "tiny", "image-label"), pipe.modalities).request == asked
+
+
 def test_programs(request_with_leads):
     program = library_program(request_with_leads, "checkpoints/tiny")
     called = {}

@@ -10,6 +10,7 @@ from dataclasses import replace
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 from fakes import photo
 from PIL import Image
 from records import MASK_CLASSES, PALETTE, add, extend, make_record, specs
@@ -17,6 +18,7 @@ from records import MASK_CLASSES, PALETTE, add, extend, make_record, specs
 from app.export import settings_file
 from app.run.player_data import MAX_STAMPS, Player, Track, _strip
 from mmdiff.samplers import timesteps
+from mmdiff.serving.denoising import Step
 
 
 @pytest.fixture
@@ -54,6 +56,44 @@ def test_facts_and_the_frames_since_a_step(player):
     assert (second["fork"], second["running"], second["stopped"]) == (2, False, False)
     assert [head["name"] for head in first["heads"]] == ["image", "mask", "label", "embedding"]
     assert {head["role"] for head in first["heads"]} == {"generated"}
+
+
+def test_how_decided_each_modality_is(player):
+    record = make_record(done=0, steps=2, names=("image", "label"))
+    levels = {"image": -10.0, "label": 0.0, "mask": 6.0}
+    x_hat = {"image": np.zeros((1, 32, 32, 3), np.uint8), "label": np.full((1, 7), 1 / 7, np.float32)}
+    record.add(Step(1, 2, 1000, x_hat, torch.zeros(0), 0.1, levels=levels))
+    record.add(Step(2, 2, 500, x_hat, torch.zeros(0), 0.2, levels={"image": 30.0, "label": 6.0}))
+    first, last = one(player, record)["frames"]
+    assert first["l"] == {"image": 0, "label": 50}  # the mask takes no part
+    assert last["l"] == {"image": 100, "label": 100}
+    assert one(player, make_record())["frames"][0]["l"] == {}
+
+
+def test_noisy_states_travel_with_runs_that_have_them(player):
+    record = make_record(
+        done=0, steps=2, names=("image", "mask", "label"), given={"image": photo((32, 32))}, wanted=("mask",)
+    )
+    record.noisy = True
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (1, 32, 32, 3), np.uint8), rng.integers(0, 3, (1, 32, 32))
+    x_hat = {
+        "image": image,
+        "mask": np.full((1, 3, 32, 32), 1 / 3, np.float32),
+        "label": np.full((1, 7), 1 / 7),
+    }
+    noisy = {"image": image, "mask": mask}
+    record.add(Step(1, 2, 1000, x_hat, torch.zeros(0), 0.1, noisy=noisy))
+    track = one(player, record)
+    assert track["noisy"] and list(track["frames"][0]["n"]) == ["mask"]  # the photo is given
+    assert np.array_equal(np.asarray(decode(track["frames"][0]["n"]["mask"][0])), mask[0])
+    free = make_record(done=0, steps=2, names=("image",))
+    free.add(Step(1, 2, 1000, {"image": image}, torch.zeros(0), 0.1, noisy=noisy))
+    assert "n" not in one(player, free)["frames"][0] and not one(player, free)["noisy"]
+    free.noisy = True
+    free.add(Step(2, 2, 500, {"image": image}, torch.zeros(0), 0.2, noisy={"image": image, "mask": None}))
+    seen = decode(one(player, free)["frames"][1]["n"]["image"][0], "webp")
+    assert seen.size == (32, 32)
 
 
 def test_nothing_yet(player):

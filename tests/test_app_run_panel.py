@@ -19,6 +19,7 @@ from app.export import settings_file
 from app.export.link import from_query, to_query
 from app.run.service import Service, Stops
 from app.tabs.run_panel import RunPanel
+from app.tabs.watch import Watch
 from app.task import TASKS
 from mmdiff.request import Request
 
@@ -50,23 +51,31 @@ class Page:
             self.panel.connect(self.form, self.compare)
         self.now = {self.panel.shown: None}
         self.sent = []  # messages to the player
+        self.watch = Watch(1, False)
 
     def run(self, request, meanwhile=lambda: None):
         """The run of a request, to its end."""
-        self._follow(lambda visitor: self.panel.replay(visitor, self.panel.task.name, request), meanwhile)
+        self._follow(
+            lambda visitor: self.panel.replay(visitor, self.watch, self.panel.task.name, request), meanwhile
+        )
 
     def run_both(self, request, meanwhile=lambda: None, **other):
         """The run of a request and of another one side by side."""
         self.form.read = lambda: request
         own = {"steps": 0, "guidance": "same", "sampler": "same", "checkpoint": "other"} | other
-        self._follow(lambda visitor: self.panel._run_both(visitor, 1, *own.values()), meanwhile)
+        self._follow(lambda visitor: self.panel._run_both(visitor, self.watch, *own.values()), meanwhile)
 
     def fork(self, step, run, request):
         self.form.read = lambda: request
-        self._follow(lambda visitor: self.panel._fork(visitor, step, run, self.now[self.panel.shown], 1))
+        here = self.watch, step, run, self.now[self.panel.shown]
+        self._follow(lambda visitor: self.panel._fork(visitor, *here))
+
+    def make_again(self, run):
+        here = self.watch, 1, run, self.now[self.panel.shown]
+        self._follow(lambda visitor: self.panel._make_again(visitor, *here))
 
     def _follow(self, start, meanwhile=lambda: None):
-        for updates in self.panel._guarded(start)(REQUEST):
+        for updates in self.panel._guarded(lambda visitor, watch: start(visitor))(REQUEST, *self.watch):
             self.now |= updates
             if self.panel.player.component in updates:
                 self.sent.append(json.loads(updates[self.panel.player.component])["tracks"])
@@ -185,6 +194,32 @@ def test_previews_of_a_fast_run_come_seldom_and_miss_no_step(page, monkeypatch):
         after[0] <= before[-1] for before, after in itertools.pairwise(live)
     )  # repeated, if one is skipped
     assert [frame["i"] for frame in page.sent[-1][0]["frames"]] == list(range(1, 31))
+
+
+def test_runs_have_noisy_states_where_they_are_watched_and_are_made_again_for_them(page, services):
+    page.run_both(asked())
+    plain = page.shown
+    assert not any(frame.noisy for track in plain for frame in track.record.frames)
+    page.watch = Watch(1, True)
+    page.make_again(plain[0].id)
+    assert [track.id for track in page.shown] == [track.id for track in plain]
+    for before, again in zip(plain, page.shown, strict=True):
+        assert before.record.request == again.record.request
+        assert np.array_equal(before.record.last.x["image"], again.record.last.x["image"])
+        assert all(set(frame.noisy) == {"image", "mask"} for frame in again.record.frames)
+    assert page.shown[0].record.frames[0].noisy["mask"].dtype == np.uint8
+    page.run(asked(seed=6))
+    assert all(frame.noisy for frame in page.shown[0].record.frames)
+    page.watch = Watch(1, False)
+    page.run(asked(seed=6))
+    assert not any(frame.noisy for frame in page.shown[0].record.frames)
+
+
+def test_a_run_that_the_server_has_forgotten_is_not_made_again(page):
+    page.run(asked())
+    page.now[page.panel.shown] = None
+    page.make_again("run-of-yesterday")
+    assert "no longer has the run" in page.status
 
 
 def test_no_checkpoint_is_named_where_there_is_one(page):

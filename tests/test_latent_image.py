@@ -136,6 +136,13 @@ def test_encodings_are_the_latents_folded(anchor):
     assert anchor.loss(latents, x).max() < 1e-10 and anchor.loss(latents + 1, x).sub(1).abs().max() < 1e-4
 
 
+def test_noisy_latents_are_decoded(model):
+    anchor = model.modalities["image"]
+    z = torch.randn(2, anchor.z_channels, SIZE // PATCH, SIZE // PATCH)
+    latents = F.pixel_shuffle(z, PATCH // STRIDE)
+    torch.testing.assert_close(anchor.decode(z), anchor.autoencoder.decode(latents).clamp(-1, 1))
+
+
 def test_coverage_is_the_share_of_known_pixels(anchor):
     generator = torch.Generator().manual_seed(0)
     known = (torch.rand(2, 1, SIZE, SIZE, generator=generator) < 0.6).float()

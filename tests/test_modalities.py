@@ -92,6 +92,26 @@ def test_encodings_tell_every_value_apart(modality):
     assert torch.equal(*equal) and not equal[0].all()
 
 
+def test_decoding_undoes_encoding(modality):
+    x = draw(modality)
+    decoded = modality.decode(modality.encode(x))
+    if not modality.dense:
+        assert decoded is None
+    elif modality.classes:  # void has no code, so anything may be read where it was
+        assert torch.equal(decoded[x > 0], x[x > 0]) and decoded.min() == 1
+    else:
+        torch.testing.assert_close(decoded, x)
+
+
+def test_a_noisy_coarse_mask_is_read_cell_by_cell():
+    mask = build("mask", stride=4, classes=["ground", "leaf", "fruit"])
+    x = torch.arange(16).remainder(3).view(1, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    z = mask.encode(x)
+    assert torch.equal(mask.decode(z + 0.3 * torch.randn(z.shape, generator=torch.manual_seed(0))), x)
+    lost = mask.decode(torch.randn(200, *z.shape[1:], generator=torch.manual_seed(0)))
+    assert (lost.flatten().bincount() / lost.numel()).sub(1 / 3).abs().max() < 0.03
+
+
 def test_a_certain_prediction_has_the_encoding_of_its_value(modality):
     x = draw(modality)
     x = x.clamp(min=1) if modality.kind == "mask" else x  # void is never predicted

@@ -5,7 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
-from itertools import chain, combinations
+from itertools import chain, combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from mmdiff import Pipeline as PublicPipeline
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.device import choose_device
 from mmdiff.evaluation.holes import random_blocks
+from mmdiff.images import to_uint8
 from mmdiff.pipeline import Output, Pipeline
 from mmdiff.request import Change, Limits, Request
-from mmdiff.samplers import SAMPLERS
+from mmdiff.samplers import SAMPLERS, SampleNoise
 
 NAMES = ("image", "mask", "label", "embedding")
 PHOTO = Image.fromarray(draw_shape(0, 0))
@@ -113,6 +114,34 @@ def test_every_step_is_streamed(pipe, sampler):
     assert np.array_equal(np.stack(last.output.image), last.x_hat["image"])
     assert np.array_equal(last.output.mask, last.x_hat["mask"].argmax(1))
     assert_same(last.output, pipe(given("label"), ("image", "mask"), steps=5, num_samples=2, sampler=sampler))
+
+
+@pytest.mark.parametrize("core", ["flags", "levels"])
+def test_the_state_that_every_step_starts_from_can_be_seen(core):
+    pipe = Pipeline(lively_model(tiny_config(core=core)), torch.device("cpu"))
+    steps = list(pipe.stream(wanted=("image", "mask"), steps=30, seed=2, num_samples=2))
+    for before, step in pairwise(steps):
+        seen = pipe.model.decoded(before.z)
+        assert np.array_equal(step.noisy["image"], to_uint8(seen["image"]))
+        assert np.array_equal(step.noisy["mask"], seen["mask"].numpy())
+    first, last = steps[0], steps[-1]
+    noise = SampleNoise([2, 3])(pipe.model.z_shape)  # what sampling begins with
+    assert np.array_equal(first.noisy["image"], to_uint8(pipe.model.decoded(noise)["image"]))
+    apart = [np.abs(s.noisy["image"] - last.x_hat["image"].astype(float)).mean() for s in (first, last)]
+    assert apart[1] < 0.5 * apart[0]
+    assert set(first.noisy) == {"image", "mask"}  # nothing else is a picture
+
+
+def test_states_are_decoded_for_those_who_look(pipe, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        pipe.modalities["image"], "decode", lambda z: asked.append(1) or torch.zeros(1, 3, 16, 16)
+    )
+    steps = list(pipe.stream(steps=3))
+    assert not asked
+    assert (
+        steps[1].noisy["image"].shape == steps[1].noisy["image"].shape == (1, 16, 16, 3) and len(asked) == 1
+    )
 
 
 def test_a_stream_takes_the_fields_of_a_request(pipe):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from synthetic import CLASSES, DIM, lively_model, tiny_config
 from mmdiff import sample
 from mmdiff.checkpoint import load_config, save_checkpoint
 from mmdiff.clip.captions import read_caption
+from mmdiff.clip.separation import weighted_auc
 from mmdiff.clip.vocabulary import MAX_CAPTIONS, MAX_PROBES, Vocabulary, Words, main, prompt_centres
 from mmdiff.pipeline import Pipeline
 
@@ -131,9 +133,37 @@ def test_probes_count_by_what_they_add_to_the_mean_caption():
     added = {name: own / np.linalg.norm(own) for name, own in added.items()}
     expected = {name: own @ direction(20) for name, own in added.items()}
     (found,) = Words(PlaneEmbedder(), SMALL).describe([direction(20)])
+    del expected["disc"]  # no direction tells discs, at 0 and 90, from the square between them
     kept = sorted((n for n in expected if expected[n] > 0), key=lambda n: -expected[n])
     assert [name for name, _ in found.probes] == kept and "old" not in kept
     assert dict(found.probes) == {name: pytest.approx(expected[name], abs=1e-6) for name in kept}
+
+
+# Captions of a red disc lie at 0 degrees, of a blue one at 90, whether they are old or not.
+ASTRAY = {"a photo of a red disc": 0, "a photo of an old red disc": 1, "a photo of a blue disc": 90}
+ASTRAY |= {"a photo of an old blue disc": 89, "a photo of an old disc": 20, "a photo of a disc": 45}
+
+
+def test_probes_that_do_not_tell_captions_apart_are_left_out():
+    embedder, counts = PlaneEmbedder(), [4, 1, 4, 4]
+    embedder.angles = ASTRAY
+    captions = [c for c, count in zip(ASTRAY, counts, strict=False) for _ in range(count)]
+    words = Words(embedder, Vocabulary.from_captions(captions, [None] * len(captions), ()))
+    assert set(words.vocabulary.probes) == {"disc", "old", "red", "blue"}
+    shown = {name for angle in (0, 20, 90) for name, _ in words.describe([direction(angle)])[0].probes}
+    assert shown == {"red", "blue"}  # every caption says disc, and old ones lie where the others do
+    embedder.angles = ASTRAY | {"a photo of a shiny disc": 5}
+    own = Words(embedder, replace(words.vocabulary, probes=("old", "disc", "shiny")))
+    assert [name for name, _ in own.describe([direction(5)])[0].probes] == ["shiny"]  # no caption says it
+
+
+def test_what_tells_captions_apart_is_weighed_by_how_often_they_occur():
+    says, counts = np.array([True, True, False, False]), np.array([3, 1, 1, 1])
+    nearness = np.array([0.9, 0.1, 0.5, 0.1])
+    # three times above both others; once below one of them and level with the other
+    assert weighted_auc(nearness, says, counts) == pytest.approx((3 * 2 + 0.5) / 8)
+    assert weighted_auc(-nearness, says, counts) == pytest.approx(1 - (3 * 2 + 0.5) / 8)
+    assert weighted_auc(nearness, says | True, counts) == weighted_auc(nearness, says & False, counts) == 0.5
 
 
 def test_every_vector_is_described_by_itself_and_texts_are_embedded_once():
@@ -290,6 +320,12 @@ def test_the_shipped_vocabulary_is_that_of_its_checkpoint():
     (label,) = (m for m in load_config(folder).modalities if m.kind == "label")
     assert list(vocabulary.labels) == list(label.options["classes"])
     assert {"round", "dark red", "apple"} <= set(vocabulary.probes)
+
+
+@pytest.mark.parametrize("name", ["orchard", "scenes"])
+def test_the_shipped_probes_all_tell_captions_apart(name):
+    words = Pipeline.from_pretrained(Path(__file__).parents[1] / "checkpoints" / name, "cpu").words
+    assert tuple(words._tables[2][0]) == words.vocabulary.probes
 
 
 def test_a_black_cherry_is_rather_black_than_grey():

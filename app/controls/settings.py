@@ -1,4 +1,4 @@
-"""How to sample: steps with a time estimate, seed, sampler, number of samples, guidance by modality."""
+"""How to sample: steps with a time estimate, seed, what is decided first, sampler, samples, guidance."""
 
 import random
 from collections.abc import Collection, Mapping
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from app.controls.inputs import QUIET
+from app.controls.leads import LeadControls
 from app.run.defaults import ANCHOR, FOLLOWED, LIMITS, MAX_SEED, first_sampled, from_nothing, guidable
 from app.run.service import Service
 from app.task import GENERATE, GIVEN, Task
@@ -55,10 +56,12 @@ class SamplingControls:
         self.steps = self._slider("steps", "Steps", 1, LIMITS.steps, self._start.steps)
         self.estimate = html("", elem_id=f"{task.name}-estimate", elem_classes="estimate")
         self._seed_row()
+        self._leads = LeadControls(service.modalities, task.name)
         with gr.Accordion("Sampler, samples, guidance", open=False, elem_id=f"{task.name}-more"):
             self._more(scales)
         how = [self.steps, self.seed, self.keep, self.sampler, self.samples]
-        self.components = [*how, self.followed, *self.guidance]
+        self.components = [*how, self.followed, *self.guidance, *self._leads.components]
+        self._leads.warns_of(self.sampler)
         costs = [self.steps, self.samples, self.followed, *self.guidance, *choices.values()]
         self._first_costs = [cost.value for cost in costs]
         gr.on(
@@ -146,7 +149,8 @@ class SamplingControls:
 
         The seed is drawn unless it is kept. Raises ValueError, in words for the page.
         """
-        steps, seed, keep, sampler, samples, followed, *scales = values
+        steps, seed, keep, sampler, samples, followed, *others = values
+        scales, leads = others[: len(self._names)], others[len(self._names) :]
         if keep and seed is None:
             raise ValueError("There is no seed to lock. Write one, or untick “Lock seed”.")
         if steps is None or samples is None:
@@ -156,6 +160,7 @@ class SamplingControls:
             "seed": int(seed) if keep else new_seed(),
             "sampler": sampler,
             "num_samples": int(samples),
+            "leads": self._leads.read(*leads),
             **self._guided(given, wanted, followed, scales),
         }
 
@@ -172,6 +177,7 @@ class SamplingControls:
             *how,
             followed if self._follows(given, request.wanted) else gr.skip(),
             *(scales.get(n, 1) if n in given else 1 for n in self._names),
+            *self._leads.show(request.leads),
         ]
 
 

@@ -178,7 +178,8 @@ def from_dict(data: Any, modalities: Specs) -> SavedRun:
 def checked(request: Request, modalities: Specs) -> Request:
     """The request with nothing left open. Raises ValueError if the page does not run it.
 
-    In settings and links from before `sample_first`, guidance of a label that is not given has its meaning.
+    In settings and links from before `sample_first`, guidance of a label that is not given has its meaning;
+    models with leads are guided by what they generate as it is.
     """
     changes = [Change(c.after, _with_sample_first(c.request, modalities)) for c in request.changes]
     request = replace(_with_sample_first(request, modalities), changes=tuple(changes))
@@ -189,7 +190,8 @@ def _with_sample_first(request: Request, modalities: Specs) -> Request:
     scales = request.guidance_scale
     if not isinstance(scales, Mapping):
         return request
-    early = [name for name, spec in modalities.items() if spec.drawable and name not in request.given]
+    ungiven = {name: spec for name, spec in modalities.items() if name not in request.given}
+    early = [name for name, spec in ungiven.items() if spec.drawable and spec.lead is None]
     implied = [n for n in scales if n in early and scales[n] != 1 and n not in request.sample_first]
     first = (*request.sample_first, *implied)
     kept = {name: scale for name, scale in scales.items() if name not in early or name in first}

@@ -25,6 +25,9 @@ class Frame:
             maps the probabilities times 255, (B, K, H, W) uint8.
         classes: name of a class map -> (B, H, W) uint8, its likeliest classes.
         change: name of a picture or a vector -> (B,), the distance to the step before; {} at the first step.
+        levels: name -> log signal-to-noise ratio at which the network saw it, see `Step.levels`.
+        noisy: name -> what z_t itself shows of it, as `Step.noisy`, class numbers as uint8; {} unless the
+            record has it.
     """
 
     index: int
@@ -32,6 +35,8 @@ class Frame:
     x: Mapping[str, np.ndarray]
     classes: Mapping[str, np.ndarray]
     change: Mapping[str, np.ndarray] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
+    noisy: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,6 +49,7 @@ class Record:
         describe: embeddings (B, D) -> a `mmdiff.clip.vocabulary.Description` of each, or [].
         taught: modalities that a part of the data taught, see `app.run.taught`.
         frames: the steps done so far, in order. seconds: that they took.
+        noisy: whether the frames have the noisy states of what is not given, too.
     """
 
     request: Request
@@ -53,6 +59,7 @@ class Record:
     taught: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
     seconds: float = 0.0
+    noisy: bool = False
 
     def add(self, step: Step) -> Frame:
         """Keeps the predictions of a step of `mmdiff.Pipeline.start`."""
@@ -66,8 +73,18 @@ class Record:
         still = [spec.name for spec in self.of_form("picture", "vector")] if self.frames else []
         pairs = {name: zip(self.last.x[name], x[name], strict=True) for name in still}
         change = {name: np.array([distance(*pair) for pair in pairs[name]]) for name in still}
-        self.frames.append(Frame(step.index, step.t, x, classes, change))
+        noisy = self._noisy(step) if self.noisy else {}
+        self.frames.append(Frame(step.index, step.t, x, classes, change, step.levels, noisy))
         return self.frames[-1]
+
+    def _noisy(self, step: Step) -> dict[str, np.ndarray]:
+        """What z_t shows of those dense modalities that are not given: the network sees these clean."""
+        shown = {
+            spec.name: step.noisy.get(spec.name) for spec in self.dense if self.role(spec.name) != "given"
+        }
+        seen = {name: value for name, value in shown.items() if value is not None}
+        maps = {spec.name for spec in self.of_form("class_map")}
+        return {name: value.astype(np.uint8) if name in maps else value for name, value in seen.items()}
 
     @property
     def last(self) -> Frame:
@@ -147,12 +164,21 @@ class Track:
 
 def picture_of(frame: Frame, spec: Modality, sample: int) -> Image.Image:
     """A sample of a dense modality: RGB, or a palette picture of class numbers."""
+    values = frame.classes if spec.form == "class_map" else frame.x
+    return _picture(values[spec.name][sample], spec)
+
+
+def noisy_picture_of(frame: Frame, spec: Modality, sample: int) -> Image.Image:
+    """The noisy state in which a sample of a dense modality was, in the form of `picture_of`."""
+    return _picture(frame.noisy[spec.name][sample], spec)
+
+
+def _picture(value: np.ndarray, spec: Modality) -> Image.Image:
     if spec.form == "class_map":
-        return colour_mask(frame.classes[spec.name][sample], spec.palette)
-    prediction = frame.x[spec.name][sample]
-    if prediction.dtype == np.uint8:  # of the image, which comes as pixels
-        return Image.fromarray(prediction)
-    return spec.preview(prediction).convert("RGB")
+        return colour_mask(value, spec.palette)
+    if value.dtype == np.uint8:  # of the image, which comes as pixels
+        return Image.fromarray(value)
+    return spec.preview(value).convert("RGB")
 
 
 def uncertainty(frame: Frame, spec: Modality) -> np.ndarray:

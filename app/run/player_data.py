@@ -5,12 +5,15 @@ The server sends frames as they come, as JSON; the scripts keep them and draw ev
     {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file", "story",
                  "heads": [{"name", "form", "role", ...}],
                  "frames": [{"i", "t", "exact", "x": {name: [one for each sample]}, "s": {name: [percent]},
-                             "u": {name: {...}}}]}]}
+                             "l": {name: percent}, "n": {name: [picture]}, "u": {name: {...}}}]}]}
 
-What a sample of a head is depends on the form of its modality; see `_head` and `_samples`.
+What a sample of a head is depends on the form of its modality; see `_head` and `_samples`. "s" is how settled
+a head is, "l" how much of its modality the network sees, as a share of signal and noise together. "n" is the
+noisy state itself, in runs that are "noisy": only these have it decoded and sent.
 """
 
 import json
+import math
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -25,16 +28,19 @@ from PIL.PngImagePlugin import PngInfo
 from app.export import settings_file
 from app.pictures import colour_mask, data_uri, quick_png
 from app.run.defaults import ANCHOR
-from app.run.history import Frame, Record, Track, areas, picture_of, uncertainty
+from app.run.history import Frame, Record, Track, areas, noisy_picture_of, picture_of, uncertainty
 from app.run.story import how_settled, story
 from app.wording import ROLES, WORDS
 from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parents[1] / "static"
-SCRIPTS = ("player_views.js", "player_panels.js", "player_steps.js", "player.js")  # in this order one script
+# in this order one script
+PARTS = ("views", "levels", "noise", "panels", "steps")
+SCRIPTS = (*(f"player_{part}.js" for part in PARTS), "player.js")
 SCRIPT = "\n".join((STATIC / name).read_text() for name in SCRIPTS)
 TEMPLATE = (STATIC / "player.html").read_text()
 LEVELS = 16  # of certainty that a mask's overlay has
+NOISE = 30  # quality of noisy pictures
 LABEL_SCALE = 10_000  # probabilities and areas are sent as whole numbers
 MAX_STAMPS = 2**20  # bytes of settings, in all pictures of a step together; they include given pictures
 HOLE, HOLE_SHARE = np.array([217, 123, 41]), 0.6  # tint of the pixels to fill in
@@ -78,6 +84,7 @@ class Player:
             "total": record.request.steps,
             "fork": track.fork_step,
             "samples": record.request.num_samples,
+            "noisy": record.noisy,
             "file": f"mmdiff_{record.checkpoint}_{record.request.seed}",
             "story": [] if track.running else [story(record, k) for k in range(record.request.num_samples)],
         }
@@ -134,10 +141,31 @@ def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> 
     x = {name: _samples(record, frame, spec, draw, stamp) for name, spec in record.modalities.items()}
     created = [spec for name, spec in record.modalities.items() if record.role(name) != "given"]
     settled = {spec.name: np.rint(100 * how_settled(record, frame, spec)).tolist() for spec in created}
-    sent = {"i": frame.index, "t": frame.t, "exact": exact, "x": x, "s": settled}
+    sent = {
+        "i": frame.index,
+        "t": frame.t,
+        "exact": exact,
+        "x": x,
+        "s": settled,
+        "l": _decided(record, frame),
+    }
+    if frame.noisy:
+        sent["n"] = {spec.name: _noise(frame, spec) for spec in record.dense if spec.name in frame.noisy}
     if record.request.num_samples > 1:
         sent["u"] = {spec.name: _heat(uncertainty(frame, spec)) for spec in record.dense}
     return sent
+
+
+def _decided(record: Record, frame: Frame) -> dict[str, int]:
+    """Percent of signal in what the network saw of each modality: the sigmoid of its level."""
+    shares = {n: 1 / (1 + math.exp(-level)) for n, level in frame.levels.items() if n in record.modalities}
+    return {name: round(100 * share) for name, share in shares.items()}
+
+
+def _noise(frame: Frame, spec: Modality) -> list[str]:
+    """The noisy state of each sample, small: nobody sees what is lost in noise."""
+    draw = quick_png if spec.form == "class_map" else partial(data_uri, form="WEBP", quality=NOISE, method=0)
+    return [draw(noisy_picture_of(frame, spec, k)) for k in range(len(frame.noisy[spec.name]))]
 
 
 def _stamp(record: Record, task: str) -> PngInfo | None:

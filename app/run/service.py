@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,7 @@ class Service:
         self.timing = Timing()
         self._made: Future[tuple[Record, Record]] = Future()  # by the warm-up
         # Wrapped here, because what a GPU process is called with must be picklable, which `self` is not.
-        self._sampled = gpu(lambda request, owner: 10 + self.timing.estimate(request))(self._sample)
+        self._sampled = gpu(lambda request, *_: 10 + self.timing.estimate(request))(self._sample)
         if warm:
             with ThreadPoolExecutor(1) as worker:  # like real runs; the main thread differs in speed
                 worker.submit(self.warm_up).result()
@@ -245,7 +246,7 @@ class Service:
             yield from self._events(record, stop, owner)
 
     def _events(self, record: Record, stop: threading.Event, owner: str) -> Iterator[Waiting | Frame]:
-        with closing(self._sampled(record.request, owner)) as events:
+        with closing(self._sampled(record.request, owner, record.noisy)) as events:
             for event in events:
                 stopped = stop.is_set()
                 if not isinstance(event, Waiting):
@@ -258,14 +259,20 @@ class Service:
                 if stopped:
                     return
 
-    def _sample(self, request: Request, owner: str = "") -> Iterator[Waiting | Step]:
-        """Everything that happens in a run, in the process that has the accelerator."""
+    def _sample(self, request: Request, owner: str = "", noisy: bool = False) -> Iterator[Waiting | Step]:
+        """Everything that happens in a run, in the process that has the accelerator.
+
+        The states z_t are decoded for those who look at them: for latents it takes a third of a step.
+        """
         with closing(self.pipe.start(request, LIMITS)) as steps:
             steps.owner = owner
             while place := steps.wait(PATIENCE):
                 yield Waiting(place)
             for step in steps:
-                yield replace(step, z=None, output=None)  # which would have to go to the other process, too
+                # in the engine's thread, as it may be a network that decodes
+                seen = self.pipe.engine.call(partial(dict, step.noisy)) if noisy else {}
+                # the rest would have to go to the other process, too
+                yield replace(step, z=None, noisy=seen, output=None)
 
     def stop(self, session: str) -> bool:
         """Ends the runs of this session within a step, keeping what there is. False if there are none."""

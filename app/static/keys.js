@@ -36,7 +36,7 @@
   document.addEventListener('click', () => [300, 1500, 4000].forEach((wait) => setTimeout(reach, wait)));
   // Gradio names every radio button differently, so that each would be a tab stop and arrows would do nothing.
   function group() {
-    document.querySelectorAll('.modality fieldset').forEach((set) => {
+    document.querySelectorAll(':is(.modality, .leads) fieldset').forEach((set) => {
       set.querySelectorAll('input[type=radio]').forEach((radio) => { radio.name = set.id; });
     });
   }

@@ -51,7 +51,7 @@ const newest = (track) => track.frames.at(-1);
 
 // -- tracks ----------------------------------------------------------------------------------------------
 
-const MAKERS = [cards, told, panels, heat, timeline, curves]; // of a lane's rows, below its title
+const MAKERS = [levels, cards, told, panels, heat, timeline, curves]; // of a lane's rows, below its title
 
 function lane(track, number) {
   const many = track.samples > 1;
@@ -90,6 +90,7 @@ function load() {
   }
   measure();
   report();
+  askForNoise();
 }
 let reported; // the last run that runs.js has heard of
 function report() { // a run that is over; not the example, which is there from the start

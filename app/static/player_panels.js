@@ -74,16 +74,17 @@ const percentOf = (property, otherwise) => parseFloat(root.style.getPropertyValu
 // -- pictures and masks ----------------------------------------------------------------------------------
 
 function picturePanel(track, head) {
-  const result = make('img', '', { alt: `${capital(head.name)} at this step`, hidden: true });
-  const frame = make('div', 'frame', {}, ...(head.before ? beforeAfter(head) : []), result);
+  const result = make('img', '', { alt: `${capital(head.name)} at this step`, hidden: true }), noise = noiseOver(head, track);
+  const frame = make('div', 'frame', {}, ...(head.before ? beforeAfter(head) : []), result, noise.node);
   frame.classList.toggle('before-after', Boolean(head.before));
   const save = saveLink(track, head), size = sizeLine(frame, result);
-  const large = largeLink(save, result, isSmooth), enlarge = enlargeButton(capital(head.name), frame, () => result);
+  const large = largeLink(save, result, isSmooth), enlarge = enlargeButton(capital(head.name), frame, () => noise.or(result));
   const show = (step, sample) => {
     result.hidden = false;
     set(result, 'src', step.x[head.name][sample]);
     set(result, 'alt', seen(track, head, step, sample));
     save.show(result.src, step, sample);
+    noise.show(step, sample);
   };
   return { node: panel(head, 'visual', [frame, size.node], [enlarge, save.node, large]), fill: size.show, show };
 }
@@ -98,10 +99,11 @@ function classMapPanel(track, head) {
   const under = make('img', '', { alt: '', hidden: true });
   const over = make('img', 'overlay', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', picture ? 'frame see-through' : 'frame', {}, ...(picture ? [under] : []), over);
-  const limits = beyond(track, head);
+  const limits = beyond(track, head), noise = noiseOver(head, track);
   const exact = make('img'), views = maskViews(track, head, frame, { under, over }, fill);
   const large = largeLink(save, exact, () => false);
-  const seenNow = () => (views.canvas.hidden ? over : Object.assign(views.canvas, { alt: over.alt }));
+  const seenNow = () => noise.or(views.canvas.hidden ? over : Object.assign(views.canvas, { alt: over.alt }));
+  frame.append(noise.node);
   const enlarge = enlargeButton(capital(head.name), frame, seenNow);
   save.node.addEventListener('click', () => { // what is seen, if it is cut out
     if (views.isCutOut()) Object.assign(save.node, { href: views.canvas.toDataURL(), download: save.node.download.replace('.png', '_cut-out.png') });
@@ -114,6 +116,7 @@ function classMapPanel(track, head) {
     save.show(step.x[head.name][sample].m, step, sample);
     views.show(step, sample);
     limits.show(step, sample);
+    noise.show(step, sample);
   };
   const body = [frame, limits.node, views.node, classLegend(head), ...(picture ? [opacity()] : [])];
   return { node: panel(head, 'visual', body, [enlarge, save.node, large]), show };

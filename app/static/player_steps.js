@@ -12,7 +12,8 @@ function timeline(track) {
   function build(width) {
     const room = Math.max(2, Math.floor((width - ROW_NAME) / CELL[lanesNode.dataset.narrow]));
     steps = spread(track.total, room);
-    rows = track.heads.map((head, k) => timelineRow(head, k + 2, steps.length));
+    const shown = track.heads.flatMap((head) => [...(hasNoise(track, head) ? [noisyRow(head)] : []), ofHead(head)]);
+    rows = shown.map((one, k) => timelineRow(one, k + 2, steps.length));
     const longest = Math.max(...tracks.map(({ total }) => Math.min(total, room)));
     grid.style.setProperty('--count', longest); // so that the cells of all tracks have one size
     const numbers = steps.map((step, k) => placed(say('span', 'number', step), 1, k + 2));
@@ -24,7 +25,11 @@ function timeline(track) {
   return {
     node,
     fill() {
-      if (built !== node.clientWidth) build(built = node.clientWidth);
+      const facts = [node.clientWidth, ...track.heads.map((head) => hasNoise(track, head))].join();
+      if (built !== facts) {
+        build(node.clientWidth);
+        built = facts;
+      }
       rows.forEach((row) => row.fill(steps.map((step) => knownAt(track, step)), sampleOf(track)));
     },
     show(step) {
@@ -54,17 +59,23 @@ function forkLine(track, steps) {
   const line = make('span', 'fork', { title: `Branches off after step ${track.fork}` });
   return [placed(line, '', 2 + steps.findIndex((step) => step > track.fork))];
 }
-function timelineRow(head, row, count) {
+// A row of the timeline: its name, and `uri` of what it shows of a step, if that is a picture, or its head.
+const isPicture = (head) => ['picture', 'class_map'].includes(head.form);
+const ofHead = (head) => ({ head, name: capital(head.name), uri: isPicture(head) && ((step, sample) => thumbnail(head, step, sample)) });
+const noisyRow = (head) => ({ head, name: `Noisy ${head.name}`, uri: (step, sample) => step.n?.[head.name]?.[sample] });
+
+function timelineRow({ head, name, uri }, row, count) {
   const cells = Array.from({ length: count }, (_, k) => placed(make('span', 'cell'), row, k + 2));
-  const own = ['picture', 'class_map'].includes(head.form) ? pictureRow(head, cells) : textRow(head, cells, row);
-  return { nodes: [placed(say('span', 'name', capital(head.name)), row, 1), ...cells, ...own.nodes], fill: own.fill };
+  const own = uri ? pictureRow(uri, cells) : textRow(head, cells, row);
+  return { nodes: [placed(say('span', 'name', name), row, 1), ...cells, ...own.nodes], fill: own.fill };
 }
-function pictureRow(head, cells) {
+function pictureRow(uri, cells) {
   const images = cells.map(() => make('img', '', { alt: '', hidden: true }));
   cells.forEach((cell, k) => cell.append(images[k]));
   const fill = (known, sample) => known.forEach((step, k) => {
-    images[k].hidden = !step;
-    if (step) set(images[k], 'src', thumbnail(head, step, sample));
+    const found = step && uri(step, sample);
+    images[k].hidden = !found;
+    if (found) set(images[k], 'src', found);
   });
   return { nodes: [], fill };
 }

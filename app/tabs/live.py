@@ -16,6 +16,7 @@ from app.errors import explain
 from app.run.history import Track
 from app.run.service import Waiting
 from app.tabs.run_panel import RunPanel, Updates, address_of
+from app.tabs.watch import Watch
 from app.wording import duration, status
 from mmdiff.request import Request
 
@@ -50,7 +51,7 @@ class Live:
             if isinstance(part, gr.HTML):
                 self._on([part.edit], self._stroke(place), [self.last, part], js=STROKE)
         self.switch.change(None, self.switch, js=MARK.format(name=self._name), **QUIET)
-        panel.after(self._rest.click, [form.sampling.every, *form.components], self._refine, js=None)
+        panel.after(self._rest.click, form.components, self._refine, js=None)
 
     def _on(
         self,
@@ -112,11 +113,11 @@ class Live:
         text = status(TOLD.format(**facts))
         return {panel.status: text, panel.player.component: panel.player.value([track])}
 
-    def _refine(self, visitor: gr.Request, every: int, *form: Any) -> Iterator[Updates]:
+    def _refine(self, visitor: gr.Request, watch: Watch, *form: Any) -> Iterator[Updates]:
         """A whole run, shown once it is over: until then what is there looks better."""
         panel = self._panel
         run = panel.track(self._request(*form))
-        for updates in panel.start(visitor, run, every):
+        for updates in panel.start(visitor, [run], watch):
             if not run.record.finished:
                 hidden = {panel.player.component, panel.shown, *panel.downloads.outputs}
                 hidden |= {panel.status} if panel.shown in updates else set()  # a change has stopped it

@@ -22,6 +22,7 @@ from app.export.download import Downloads, check_kept
 from app.run.history import Frame, Track
 from app.run.player_data import Player
 from app.run.service import Service, Waiting
+from app.tabs.watch import NoiseSwitch, Watch, anew
 from app.task import Task
 from app.theme import html
 from app.wording import duration, listed, status, steps_of
@@ -39,11 +40,11 @@ REVEAL = """(...values) => {
   return values;
 }"""
 # The server does not know where the scrubber is, and in which run, until a branch begins.
-STEP_SHOWN = """(step, run, ...others) => {
+STEP_SHOWN = """(every, noisy, step, run, ...others) => {
   (%s)();
   const player = document.querySelector('#%s-player .player');
   const first = player?.querySelector('[data-run]');
-  return [Number(player?.dataset.step ?? 0), first?.dataset.run ?? '', ...others];
+  return [every, noisy, Number(player?.dataset.step ?? 0), first?.dataset.run ?? '', ...others];
 }"""
 # What a visitor has changed since may have mended it.
 READY = json.dumps(status("Ready to run."))
@@ -79,6 +80,7 @@ class RunPanel:
         with gr.Column(elem_classes="run-panel", elem_id=f"{name}-run-panel"):
             text = status("The model is being loaded. An example follows …", kind="busy")
             self.status = html(text, elem_id=f"{name}-status", elem_classes="status-line")
+            self.noise = NoiseSwitch(name)
             self.player = Player(f"{name}-player")
             with gr.Row(elem_classes="next"):
                 self.fork = gr.Button("Branch from here", size="sm", scale=0, elem_id=f"{name}-fork")
@@ -106,40 +108,43 @@ class RunPanel:
         self.outputs = [self.status, self.player.component, *buttons, sampling.seed, sampling.estimate]
         self.outputs += [self.shown, *self.downloads.outputs]
         self.opened = [self.status, self.player.component, sampling.estimate]
-        every = sampling.every
-        self.after(self.run.click, [every, *form.components], self.run_form)
-        inputs = [self.step, self.downloads.run, self.shown, every, *form.components]
-        reveal = REVEAL % self.task.name
-        self.after(self.fork.click, inputs, self._fork, js=STEP_SHOWN % (reveal, self.task.name))
-        self.after(compare.button.click, [every, *compare.components, *form.components], self._run_both)
-        inputs = [self.beside, self.downloads.run, self.shown, every]
-        self.after(self.beside.upload, inputs, self._run_beside)
+        self.after(self.run.click, form.components, self.run_form)
+        here, name = [self.step, self.downloads.run, self.shown], self.task.name
+        js = STEP_SHOWN % (REVEAL % name, name)
+        self.after(self.fork.click, [*here, *form.components], self._fork, js=js)
+        self.after(self.noise.again.click, here, self._make_again, js=js)
+        self.after(compare.button.click, [*compare.components, *form.components], self._run_both)
+        self.after(self.beside.upload, [self.beside, self.shown], self._run_beside)
         self.halt.click(self._stop, None, [self.status, self.halt], queue=False, **QUIET)
         self.begins = [self.run.click, self.fork.click, compare.button.click]
         gr.on(form.changes, None, self.status, self.status, js=NO_PROBLEM, **QUIET)
 
     def after(self, trigger: Callable, inputs: list, start: Callable, js: str | None = REVEAL) -> None:
-        """Runs `start(*inputs)`, one of the methods below, on the trigger of an event; `js` comes before."""
+        """Runs `start(visitor, watch, *inputs)`, one of the methods below, on the trigger of an event.
+
+        `js` comes before; it is given what a `Watch` has and then the inputs.
+        """
         runs = {"concurrency_limit": MAX_RUNS, "concurrency_id": "runs"}
         js = js and js.replace("%s", self.task.name)
+        inputs = [self.form.sampling.every, self.noise.box, *inputs]
         trigger(self._guarded(start), inputs, self.outputs, js=js, **runs, **QUIET)
 
     def _guarded(self, start: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         """`start`, with errors shown on the page; the server goes on."""
 
-        def run(visitor: gr.Request, *values: Any) -> Iterator[Updates]:
+        def run(visitor: gr.Request, every: int, noisy: bool, *values: Any) -> Iterator[Updates]:
             try:
-                yield from start(visitor, *values)
+                yield from start(visitor, Watch(every, noisy), *values)
             except Exception as error:
                 yield self._going(status(explain(error).message, kind="problem"), False)
 
         return run
 
-    def run_form(self, visitor: gr.Request, every: int, *form: Any) -> Iterator[Updates]:
+    def run_form(self, visitor: gr.Request, watch: Watch, *form: Any) -> Iterator[Updates]:
         """Runs what the form says."""
-        yield from self._start(visitor, [self._track(self._service, self.form.read(*form))], every)
+        yield from self.start(visitor, [self.track(self.form.read(*form))], watch)
 
-    def _run_both(self, visitor: gr.Request, every: int, *values: Any) -> Iterator[Updates]:
+    def _run_both(self, visitor: gr.Request, watch: Watch, *values: Any) -> Iterator[Updates]:
         """Runs what the form says and, from the same seed, the same with what `Compare` says."""
         count = len(self._compare.components)
         request = self.form.read(*values[count:])
@@ -150,10 +155,10 @@ class RunPanel:
         for key, asked, title in zip((name, checkpoint), (request, other), titles, strict=True):
             with _errors_of(key if checkpoint != name else ""):
                 runs.append(self._track(self._services[key], asked, title))
-        yield from self._start(visitor, runs, every)
+        yield from self.start(visitor, runs, watch)
 
     def _run_beside(
-        self, visitor: gr.Request, path: str, run: str, shown: list[Track] | None, every: int
+        self, visitor: gr.Request, watch: Watch, path: str, shown: list[Track] | None
     ) -> Iterator[Updates]:
         """The run in a picture's settings, beside the one that is shown."""
         saved = settings_file.read(path, self._service.modalities)
@@ -161,10 +166,24 @@ class RunPanel:
             raise ValueError(f"The run is of the checkpoint “{saved.checkpoint}”, which is not here.")
         original = replace((shown or self._opening)[0], title="Now", since=0, fork_step=None)
         service = self._services[saved.checkpoint or self._service.name]
-        yield from self._start(visitor, [self._track(service, saved.request, "Earlier")], every, [original])
+        yield from self.start(visitor, [self._track(service, saved.request, "Earlier")], watch, [original])
+
+    def _make_again(
+        self, visitor: gr.Request, watch: Watch, step: int, run: str, shown: list[Track] | None
+    ) -> Iterator[Updates]:
+        """The runs that are shown once more, with their noisy states; `run` is as of `_fork`."""
+        shown = shown or self._opening
+        check_kept(run, shown)
+        yield from self.start(visitor, anew(shown), watch)
 
     def _fork(
-        self, visitor: gr.Request, step: int, run: str, shown: list[Track] | None, every: int, *form: Any
+        self,
+        visitor: gr.Request,
+        watch: Watch,
+        step: int,
+        run: str,
+        shown: list[Track] | None,
+        *form: Any,
     ) -> Iterator[Updates]:
         """The run that is shown and, beside it, the same with the form's conditions from after `step` on.
 
@@ -185,28 +204,32 @@ class RunPanel:
         branch = self._track(self._services[base.checkpoint], request, f"Branch after step {step}", step)
         seen = {*base.modalities, *now.given, *now.wanted}  # an example may show less than it has
         branch.record.modalities = {n: spec for n, spec in branch.record.modalities.items() if n in seen}
-        yield from self._start(visitor, [branch], every, [original])
+        yield from self.start(visitor, [branch], watch, [original])
 
-    def replay(self, visitor: gr.Request, task: str, request: Request | None) -> Iterator[Updates]:
+    def replay(
+        self, visitor: gr.Request, watch: Watch, task: str, request: Request | None
+    ) -> Iterator[Updates]:
         """Runs exactly this request, as a settings file or a link says, if it is one of this task."""
         if task == self.task.name and request is not None:
-            yield from self._start(visitor, [self._track(self._service, request)], 1)
+            yield from self.start(visitor, [self.track(request)], watch._replace(every=1))
         else:
             yield {self.status: gr.skip()}
 
-    def _start(
-        self, visitor: gr.Request, runs: list[Track], every: int, beside: Sequence[Track] = ()
+    def start(
+        self, visitor: gr.Request, runs: list[Track], watch: Watch, beside: Sequence[Track] = ()
     ) -> Iterator[Updates]:
         """Runs all of them at once, one step each in turn, with finished tracks beside them.
 
         Whatever ends it: player, `shown` and downloads are of the same runs afterwards.
         """
-        key, owner = f"{visitor.session_hash}/{self.task.name}", address_of(visitor)
+        key, owner = self.key(visitor), address_of(visitor)
         self._service.stop(key)
+        for run in runs:
+            run.record.noisy = watch.noisy
         yield self._going(status("Starting …", 0.0, "busy"))
         begun = False  # whether all of them have
         try:
-            for updates in self._watched(self._in_turn(runs, key, owner), runs, every, beside):
+            for updates in self._watched(self._in_turn(runs, key, owner), runs, watch.every, beside):
                 yield updates if begun else updates | {self.form.sampling.seed: runs[0].record.request.seed}
                 begun = True
         except Exception:
@@ -229,10 +252,6 @@ class RunPanel:
     def track(self, request: Request) -> Track:
         """A new run of this page's model."""
         return self._track(self._service, request)
-
-    def start(self, visitor: gr.Request, run: Track, every: int) -> Iterator[Updates]:
-        """Runs it, with a message for every so many steps, see `_start`."""
-        yield from self._start(visitor, [run], every)
 
     def _in_turn(self, runs: list[Track], session: str, owner: str) -> Events:
         """Each run with its next event, one of each in turn, until all are over.
@@ -308,7 +327,7 @@ class RunPanel:
         return Track("example", "", replace(record, modalities=modalities, frames=some))
 
     def _stop(self, visitor: gr.Request) -> Updates:
-        if self._service.stop(f"{visitor.session_hash}/{self.task.name}"):
+        if self._service.stop(self.key(visitor)):
             return {self.status: status("Stopping after this step …", kind="busy")}
         return {self.halt: gr.update(interactive=False)}
 

@@ -44,7 +44,7 @@ def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
                 html(f'<span class="hint">{words}</span>')
                 for example in some:
                     filled = _button(example, form)
-                    panel.after(filled.success, [form.sampling.every, *form.components], panel.run_form)
+                    panel.after(filled.success, form.components, panel.run_form)
     return panel
 
 

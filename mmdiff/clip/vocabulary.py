@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mmdiff.checkpoint import load_config
 from mmdiff.clip.captions import CLAUSE, STYLE, SURROUNDINGS, read_caption, with_article
+from mmdiff.clip.separation import separates
 
 VOCABULARY_FILE = "vocabulary.json"
 MAX_CAPTIONS, MAX_CLASS_CAPTIONS, MAX_PROBES = 500, 100, 40  # the commonest
@@ -127,7 +128,8 @@ def _check_counts(what: str, counts: Any) -> None:
 class Description:
     """An embedding in words: texts with their cosine to it, from -1 to 1, the nearest first.
 
-    Of probes it is the cosine to what one adds to the mean caption; those that add nothing are left out.
+    Of probes it is the cosine to what one adds to the mean caption. Those that add nothing are left out, and
+    those that do not tell the captions apart, see `mmdiff.clip.separation`.
     """
 
     captions: Near
@@ -185,13 +187,32 @@ class Words:
             (list(group), prompt_centres(self.embedder, list(group.values())).cpu().numpy())
             for group in groups
         )
-        return said, named, (probed[0], self._centred(probed[1], said[1]))
+        return said, named, self._telling(probed[0], self._centred(probed[1], said[1]), said[1])
+
+    @property
+    def _counts(self) -> np.ndarray:
+        """How often each caption occurs, (C,)."""
+        return np.fromiter(self.vocabulary.captions.values(), dtype=np.float32)
 
     def _centred(self, probes: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """Probes (P, D) without what captions (C, D) share, which is large and says nothing of a photo."""
-        counts = np.fromiter(self.vocabulary.captions.values(), dtype=np.float32)
-        own = probes - counts / counts.sum() @ captions
+        own = probes - self._counts / self._counts.sum() @ captions
         return own / np.linalg.norm(own, axis=1, keepdims=True).clip(1e-12)
+
+    def _telling(
+        self, probes: list[str], vectors: np.ndarray, captions: np.ndarray
+    ) -> tuple[list[str], np.ndarray]:
+        """Those probes, of centred vectors (P, D), that tell captions (C, D) apart, see `separates`.
+
+        Others, such as a colour that nearly everything has, would match by accident.
+        """
+        said = [set(read_caption(caption).probes()) for caption in self.vocabulary.captions]
+        kept = [
+            k
+            for k, probe in enumerate(probes)
+            if separates(captions @ vectors[k], np.array([probe in own for own in said]), self._counts)
+        ]
+        return [probes[k] for k in kept], vectors[kept]
 
     @cached_property
     def _kinds(self) -> dict[str, str]:

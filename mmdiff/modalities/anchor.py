@@ -26,8 +26,7 @@ class AnchorModality(Modality):
         """Head output (B, head_channels, H / head_stride, W / head_stride) -> (B, z_channels, h, w)."""
         return F.pixel_unshuffle(raw, self.fold)
 
-    def picture(self, z: Tensor) -> Tensor:
-        """Channels of Z (B, z_channels, h, w) -> photos (B, 3, H, W) in [-1, 1]."""
+    def decode(self, z: Tensor) -> Tensor:
         return self.predict(F.pixel_shuffle(z, self.fold))
 
     def coverage(self, known: Tensor) -> Tensor:

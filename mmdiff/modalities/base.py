@@ -72,6 +72,13 @@ class Modality(nn.Module):
         """Head output -> estimate of E[E_i(x_i) | z_t] (B, z_channels, h, w)."""
         raise NotImplementedError
 
+    def decode(self, z: Tensor) -> Tensor | None:
+        """Channels of Z (B, z_channels, h, w) -> the data (B, *shape) that they show, undoing `encode`.
+
+        They may be noisy: it is how the state of a dense modality is seen. None if there is no way back.
+        """
+        return None
+
     def as_prediction(self, x: Tensor) -> Tensor:
         """Known values (B, *shape) in the form of `predict`: one-hot for classes, else as they are."""
         return x

@@ -54,6 +54,12 @@ class MaskModality(Modality):
     def encode(self, x: Tensor) -> Tensor:
         return self._folded(self.codes[x].permute(0, 3, 1, 2))
 
+    def decode(self, z: Tensor) -> Tensor:
+        """The class of the nearest code of each pixel; they have one length, so it is the largest product."""
+        coded = F.pixel_shuffle(z, self.patch_size // self.stride)
+        classes = self._logits(torch.einsum("bchw,kc->bkhw", coded, self.codes)).argmax(1)
+        return classes.repeat_interleave(self.stride, 1).repeat_interleave(self.stride, 2)
+
     def _logits(self, raw: Tensor) -> Tensor:
         return raw.float().masked_fill(self.is_void[:, None, None], -1e4)
 

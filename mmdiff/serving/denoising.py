@@ -36,6 +36,9 @@ class Step:
         output: the finished `mmdiff.pipeline.Output` on the last step, None before.
         levels: name -> log signal-to-noise ratio at which the network saw each modality: `LEVEL_MAX` if it is
             given, `LEVEL_MIN` if it is ignored.
+        noisy: name -> (B, ...), what z_t, from which the predictions were made, shows of each dense modality
+            itself, see `Modality.decode`; computed when looked at. As arrays: image (B, H, W, 3) uint8, mask
+            (B, H, W) class numbers. None for a modality that cannot be read off z_t.
     """
 
     index: int
@@ -46,6 +49,7 @@ class Step:
     seconds: float
     output: Any = None
     levels: Mapping[str, float] = field(default_factory=dict)
+    noisy: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Denoising:
@@ -115,7 +119,7 @@ class Denoising:
     def advance(self, answers: Sequence[Mapping[str, Tensor]]) -> Step:
         """The step that the network's answers to `queries` lead to."""
         conditional, *others = (self._model.clean_encodings(raw, self._conditioning) for raw in answers)
-        t = self._t
+        t, noisy = self._t, self._model.decoded(self._z)
         if others:
             branches = zip(others, self._scales.items(), strict=True)
             conditional = guide(conditional, [self._branch(conditional, *branch) for branch in branches])
@@ -124,7 +128,7 @@ class Denoising:
         self._predicted = self._with_given(self._model.predictions(answers[0]))
         seconds = time.perf_counter() - self._began
         step = Step(self._index, len(self._times) - 1, t, self._predicted, self._z, seconds)
-        return self._present(replace(step, levels=self._levels(t)))
+        return self._present(replace(step, levels=self._levels(t), noisy=noisy))
 
     def _levels(self, t: int) -> dict[str, float]:
         levels = {name: table[t].item() for name, table in self._schedule.level.items()}
