@@ -5,6 +5,9 @@
     python benchmarks/ablations.py --study scenes --config configs/scenes-cpu.toml \
         --train data/scenes/train.parquet --val data/scenes/val.parquet --judge benchmarks/judges/scenes \
         --images 24000 --lr 1e-3 --seeds 1 --out docs/results/scenes-study.json
+    python benchmarks/ablations.py --study leads --config configs/butterflies-small.toml \
+        --train data/butterflies/train.parquet --val data/butterflies/val.parquet \
+        --judge benchmarks/judges/butterflies --images 60000 --lr 2e-3 --out docs/results/leads.json
 
 Small models are trained from scratch for the same number of steps, from the same seeds and on the same
 batches, and measured on the same validation examples with the same noise.
@@ -74,6 +77,33 @@ def weights(family: str) -> Change:
     return change
 
 
+def leads(**by_name: float) -> Change:
+    """Other leads than the configuration's; 0 for those that are not named."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        modalities = config.model.modalities
+        others = tuple(dataclasses.replace(m, lead=by_name.get(m.name, 0.0)) for m in modalities)
+        return model_with(modalities=others)(config)
+
+    return change
+
+
+def meaning(lead: float) -> Change:
+    """The same lead for everything but the photo."""
+    return leads(mask=lead, label=lead, embedding=lead)
+
+
+def heavier(times: float) -> Change:
+    """Heavier losses of everything but the photo."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        anchor, *others = config.model.modalities
+        others = [dataclasses.replace(m, loss_weight=times * m.loss_weight) for m in others]
+        return model_with(modalities=(anchor, *others))(config)
+
+    return change
+
+
 def pixels(config: TrainConfig) -> TrainConfig:
     """Pixels in the place of latents, for as many images as make the same number of operations.
 
@@ -102,6 +132,17 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "image + mask": Variant(pair("mask")),
         "image + label": Variant(pair("label")),
         "image + embedding": Variant(pair("embedding")),
+    },
+    "leads": {
+        "label and words 0.5, mask 0.2": Variant(),
+        "none": Variant(meaning(0.0)),
+        "all 0.15": Variant(meaning(0.15)),
+        "all 0.3": Variant(meaning(0.3)),
+        "all 0.5": Variant(meaning(0.5)),
+        "the photo 0.3": Variant(leads(image=0.3)),
+        "no random leads in training": Variant(tasks_with(other_leads=0.0)),
+        "none, no random leads": Variant(lambda c: tasks_with(other_leads=0.0)(meaning(0.0)(c))),
+        "other losses eight times as heavy": Variant(heavier(8.0)),
     },
     "scenes": {
         "all photos": Variant(),
@@ -137,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         optim = optim_with(images=args.images, warmup_images=args.images // 10, lr=args.lr)
         base = optim(load_train_config(args.config))
-        base = base if args.study == "scenes" else model_with(**SIZE)(base)
+        base = model_with(**SIZE)(base) if args.study == "choices" else base
         settings = EvaluationSettings(steps=args.steps, samples=args.examples, limit=args.examples, batch=128)
         embedder = make_embedder(base, args.embedder, CPU)
         bench = load_bench(base, args.train, args.val, args.judge, embedder, settings)
@@ -161,7 +202,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--study",
         choices=STUDIES,
         default="choices",
-        help="choices of the model at a small size, or what is trained on, at the configuration's own",
+        help="choices of the model at a small size; what leads, or is trained on, at the configuration's own",
     )
     parser.add_argument("--train", required=True, help="Parquet file to train on")
     parser.add_argument("--val", required=True, help="Parquet file to measure on")
