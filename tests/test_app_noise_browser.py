@@ -34,7 +34,7 @@ def test_the_noise_is_shown_over_the_run_that_is_there(visit, pipe, size):  # no
     visitor.run()
     visitor.done()
     before, picture, calls = visitor.shown(), visitor.picture(), len(pipe.calls)
-    assert not noisy(visitor).is_visible()
+    assert not noisy(visitor).count()
     ticked(visitor).check()
     noisy(visitor).wait_for()
     visitor.status("Done")
@@ -50,7 +50,7 @@ def test_the_noise_is_shown_over_the_run_that_is_there(visit, pipe, size):  # no
     assert rows == ["Step", "Noisy image", "Image", "Noisy mask", "Mask", "Label", "Embedding"]
     assert visitor.fits()
     ticked(visitor).uncheck()
-    noisy(visitor).wait_for(state="hidden")
+    near(lambda: not noisy(visitor).count())
     assert visitor.player(".timeline .name").count() == 5
     ticked(visitor).check()
     noisy(visitor).wait_for()
@@ -75,7 +75,7 @@ def test_a_run_is_watched_in_noise_or_not_as_the_box_says_when_it_begins(visit, 
     ticked(visitor).uncheck()
     visitor.run()
     visitor.status(RUNNING)
-    assert not noisy(visitor).is_visible()
+    assert not noisy(visitor).count()
     visitor.done()
     assert len(pipe.calls) == before + 4
 

@@ -5,16 +5,16 @@ const wantsNoise = () => Boolean(noiseBox?.checked);
 const hasNoise = (track, head) => wantsNoise() && track.frames.some((step) => step.n?.[head.name]);
 let askedFor = null; // the run that is to be made again for its noisy states
 
-function noiseOver(head, track) { // a picture that covers what a panel shows otherwise
-  const node = make('img', 'noisy', { alt: '', hidden: true });
+function noiseOver(frame, head, track) { // a picture that covers what is in the frame otherwise; not there if unwanted
+  const node = make('img', 'noisy');
   const show = (step, sample) => {
     const uri = wantsNoise() && step.n?.[head.name]?.[sample];
-    node.hidden = !uri;
-    if (!uri) return;
+    if (!uri) return node.remove();
     set(node, 'src', uri);
     set(node, 'alt', `${capital(head.name)} under noise, from which step ${step.i} of ${track.total} starts`);
+    if (!node.isConnected) frame.append(node);
   };
-  return { node, show, or: (other) => (node.hidden ? other : node) };
+  return { show, or: (other) => (node.isConnected ? node : other) };
 }
 function askForNoise() { // once, when nothing is running, of runs that were made without
   const track = tracks.at(-1), lacks = tracks.some((one) => !one.noisy && changing(one, 'picture', 'class_map').length);

@@ -74,8 +74,8 @@ const percentOf = (property, otherwise) => parseFloat(root.style.getPropertyValu
 // -- pictures and masks ----------------------------------------------------------------------------------
 
 function picturePanel(track, head) {
-  const result = make('img', '', { alt: `${capital(head.name)} at this step`, hidden: true }), noise = noiseOver(head, track);
-  const frame = make('div', 'frame', {}, ...(head.before ? beforeAfter(head) : []), result, noise.node);
+  const result = make('img', '', { alt: `${capital(head.name)} at this step`, hidden: true });
+  const frame = make('div', 'frame', {}, ...(head.before ? beforeAfter(head) : []), result), noise = noiseOver(frame, head, track);
   frame.classList.toggle('before-after', Boolean(head.before));
   const save = saveLink(track, head), size = sizeLine(frame, result);
   const large = largeLink(save, result, isSmooth), enlarge = enlargeButton(capital(head.name), frame, () => noise.or(result));
@@ -99,11 +99,10 @@ function classMapPanel(track, head) {
   const under = make('img', '', { alt: '', hidden: true });
   const over = make('img', 'overlay', { alt: `${capital(head.name)} at this step`, hidden: true });
   const frame = make('div', picture ? 'frame see-through' : 'frame', {}, ...(picture ? [under] : []), over);
-  const limits = beyond(track, head), noise = noiseOver(head, track);
+  const limits = beyond(track, head), noise = noiseOver(frame, head, track);
   const exact = make('img'), views = maskViews(track, head, frame, { under, over }, fill);
   const large = largeLink(save, exact, () => false);
   const seenNow = () => noise.or(views.canvas.hidden ? over : Object.assign(views.canvas, { alt: over.alt }));
-  frame.append(noise.node);
   const enlarge = enlargeButton(capital(head.name), frame, seenNow);
   save.node.addEventListener('click', () => { // what is seen, if it is cut out
     if (views.isCutOut()) Object.assign(save.node, { href: views.canvas.toDataURL(), download: save.node.download.replace('.png', '_cut-out.png') });
