@@ -150,30 +150,26 @@ def train(
         raise ValueError(f"{len(pairs)} pairs make no batch of {recipe.batch}; lower --batch or add data")
     model, rng = make_model(config, recipe.seed, init).to(device), random.Random(recipe.seed)
     optimizer = make_optimizer(model, recipe)
-    size = config["vision_cfg"]["image_size"]
-    pixels = pairs.images.to(device)
+    size, pixels = config["vision_cfg"]["image_size"], pairs.images.to(device)
     texts = CaptionTexts(pairs.captions, model.context_length, recipe.seed, device)
     validation = Validation(val, size, model.context_length, device) if val else None
     record = describe(pairs, model, recipe, device) | before(init)
     out.mkdir(parents=True, exist_ok=True)
     log = MetricsLog(out / "metrics.csv", -1)  # of this training alone
     start = last_save = time.monotonic()
-    seen, progress = 0, 0.0
-    total = recipe.images if math.isfinite(recipe.images) else None
-    with tqdm(total=total, desc="train", unit="pair", unit_scale=True, mininterval=1) as bar:
-        for step, rows in enumerate(shuffled_batches(len(pairs), recipe.batch, device)):
+    progress = 0.0
+    with progress_bar(recipe) as bar:
+        for step, rows in enumerate(shuffled_batches(len(pairs), recipe.batch, device), 1):
             rate = warm_cosine(progress, recipe.lr, WARMUP)
             loss = pair_loss(model, augment(pixels, rows, size, rng), *texts.sample(rows))
             update(model, optimizer, loss, rate)
-            seen += recipe.batch
             now = time.monotonic()
-            progress = recipe.share(seen, now - start)
-            record |= {"images_seen": seen, "seconds": round(now - start, 1)}
+            progress = recipe.share(step * recipe.batch, now - start)
+            record |= {"images_seen": step * recipe.batch, "seconds": round(now - start, 1)}
             bar.update(recipe.batch)
-            if step % LOG_EVERY == 0 or progress >= 1:
-                row = {"images": seen, "seconds": now - start, "loss": loss.item()}
-                row["val_loss"] = validation.loss(model, progress) if validation else math.nan
-                log.write(row | {"logit_scale": model.logit_scale.exp().item(), "lr": rate})
+            if step % LOG_EVERY == 1 or progress >= 1:
+                val_loss = validation.loss(model, progress) if validation else math.nan
+                log.write(row(record, loss.item(), val_loss, model, rate))
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             if progress >= 1:
                 break
@@ -181,6 +177,19 @@ def train(
                 save(model, config, record, out)
                 last_save = now
     save(model, config, record, out)
+
+
+def progress_bar(recipe: Recipe) -> tqdm:
+    """Of pairs; without an end if only time limits the training."""
+    total = recipe.images if math.isfinite(recipe.images) else None
+    return tqdm(total=total, desc="train", unit="pair", unit_scale=True, mininterval=1)
+
+
+def row(record: dict, loss: float, val_loss: float, model: CLIP, rate: float) -> dict[str, float]:
+    """A line of metrics.csv."""
+    seen = {"images": record["images_seen"], "seconds": record["seconds"]}
+    scale = model.logit_scale.exp().item()
+    return seen | {"loss": loss, "val_loss": val_loss, "logit_scale": scale, "lr": rate}
 
 
 def make_model(config: dict, seed: int, init: str) -> CLIP:
