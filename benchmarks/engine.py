@@ -141,7 +141,7 @@ def network_calls(pipe: Pipeline, calls: int, batch: int) -> float:
     def call() -> float:
         nothing = pipe.model.nothing_given(batch, pipe.device)
         z = torch.randn(batch, *pipe.model.z_shape, device=pipe.device)
-        one = z, torch.zeros(batch, device=pipe.device), nothing
+        one = pipe.model.call_at(pipe.schedule, z, pipe.schedule.num_steps // 2, nothing)
         return seconds(lambda: [pipe.answer([one]) for _ in range(calls)])
 
     return pipe.engine.call(call)  # no other thread computes, see `mmdiff.serving.engine`

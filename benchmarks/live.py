@@ -52,7 +52,7 @@ def opened(browser: Any, address: str) -> Any:
     """The page with live mode on and a mask to paint."""
     page = browser.new_page(viewport={"width": 1440, "height": 1000})
     with page.expect_request("**/heartbeat/*"):
-        page.goto(f"{address}/?task={TASK}&seed=1&steps=2&first=label&guide.label=2")  # opens the tab
+        page.goto(f"{address}/?task={TASK}&seed=1&steps=2")  # opens the tab
     page.locator(f"#{TASK}-status", has_text="Done").wait_for(timeout=60_000)
     page.locator(f"#{TASK}-mask-role input").first.check()
     page.locator(f"#{TASK}-live input").check()
