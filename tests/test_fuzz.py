@@ -7,7 +7,7 @@ from fakes import FakePipeline, served
 from synthetic import lively_model, tiny_config
 
 from app.run.service import Service
-from benchmarks import soak
+from benchmarks import heaviest, soak
 from benchmarks.fuzz import SETTINGS, WAYS, fuzz, mutated, odd_file, odd_value, verdict
 from benchmarks.serving import Answer
 from benchmarks.serving import served as process
@@ -62,3 +62,11 @@ def test_visitors_come_and_go_and_nothing_of_them_stays(tmp_path, monkeypatch):
     assert result["runs"]["finished"] > 0 and not [name for name in result["runs"] if "error" in name]
     first, last = result["pauses"][0], result["pauses"][-1]
     assert last["descriptors"] <= first["descriptors"] + 5 and not last["run_waits"]
+
+
+@pytest.mark.slow
+def test_the_heaviest_run_has_32_rows_and_pages_come_in_the_meantime():
+    with process("checkpoints/orchard") as server:
+        found = heaviest.heaviest(server, steps=2)
+    assert (found["steps"], found["samples"], found["rows_a_call"]) == (2, 8, 32)
+    assert found["memory_added_mb"] > 0 and 0 < found["slowest_page_seconds"] < 60
