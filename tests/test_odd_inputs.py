@@ -4,6 +4,7 @@ import copy
 import io
 import struct
 import warnings
+import zlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from mmdiff.config import DataConfig, ModalityConfig
 from mmdiff.data.parquet import read_parquet
 from mmdiff.data.stream import StreamedBatches
 from mmdiff.folder.check import check_folder
-from mmdiff.images import MOST_PIXELS, read
+from mmdiff.images import MOST_PIXELS, open_photo, read
 from mmdiff.known_pixels import read_known_pixels
 from mmdiff.modalities import build_modality
 from mmdiff.modalities.base import class_index, palette
@@ -503,3 +504,26 @@ def test_weights_to_start_from_may_be_of_other_classes_with_a_word(tmp_path):
     for one in (trainer.model, trainer.ema.model):
         taken = one.state_dict()
         assert all(torch.equal(taken[n], t.half().float()) for n, t in first.state_dict().items())
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint16 -> a PNG of RGB, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_colour_photos_of_16_bits_that_would_be_black_are_said_to_be():
+    pixels = np.random.default_rng(0).random((20, 20, 3))
+    with pytest.warns(UserWarning, match="uses few of its 16 bits, so it is nearly black; brighten it first"):
+        assert np.asarray(open_photo(png_of_16_bits((800 * pixels).astype(np.uint16)))).max() < 4
+    bright = (60_000 * pixels).astype(np.uint16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.abs(np.asarray(open_photo(png_of_16_bits(bright)), float) - bright / 257).max() < 1.01
