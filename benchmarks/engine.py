@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.serving import free_port  # noqa: E402
 from mmdiff.pipeline import Pipeline  # noqa: E402
 from mmdiff.request import Request  # noqa: E402
 from mmdiff.samplers import SampleNoise, sample_ddim, timesteps  # noqa: E402
@@ -210,9 +210,7 @@ def measure_bfloat16(checkpoint: str, steps: int, rounds: int) -> dict[str, Any]
 @contextmanager
 def served(checkpoint: str, precision: str = "auto") -> Iterator[tuple[str, float, int | None]]:
     """`python app.py` on a free port: address, seconds until the first page, and MB by then."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     start = time.perf_counter()
     command = [sys.executable, "app.py", "--checkpoint", checkpoint, "--port", str(port)]

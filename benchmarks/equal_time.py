@@ -11,7 +11,6 @@ and [optim], but not what the terms mean.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -25,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.study import CPU, write
 from mmdiff.checkpoint import build_model
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder, training_data, validation_data
@@ -33,7 +33,6 @@ from mmdiff.training.dry_run import count
 from mmdiff.training.processes import Processes
 from mmdiff.training.trainer import Trainer
 
-CPU = torch.device("cpu")
 SLICE = 20.0  # seconds
 POINTS = 6  # validations of each variant
 
@@ -137,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "threads": torch.get_num_threads(),
         "runs": [described(run, variant) for run, variant in zip(runs, args.variant, strict=True)],
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(report, args.out)
 
 
 if __name__ == "__main__":

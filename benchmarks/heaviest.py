@@ -8,7 +8,6 @@ How long it takes, how much memory it adds at most, and how long the page takes 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import random
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.serving import Client, Server, served  # noqa: E402
 from benchmarks.soak import photo  # noqa: E402
+from mmdiff.images import encoded  # noqa: E402
 
 STEPS, SAMPLES, GUIDED = 100, 8, ("image", "label", "embedding")
 LOOK_SECONDS = 0.2  # between two looks at the memory
@@ -53,9 +53,7 @@ def hole() -> bytes:
     """A PNG by which the lower half of `photo` is to be filled in."""
     shape = np.zeros((200, 300), dtype=np.uint8)
     shape[100:] = 255
-    data = io.BytesIO()
-    Image.fromarray(shape).save(data, "PNG")
-    return data.getvalue()
+    return encoded(Image.fromarray(shape))
 
 
 def inputs(client: Client, steps: int) -> list[Any]:

@@ -130,6 +130,13 @@ def said(body: bytes) -> str | None:
     return value if isinstance(value, str) or value is None else json.dumps(value)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Server:
     """`python app.py` on a free port.
 
@@ -138,9 +145,7 @@ class Server:
     """
 
     def __init__(self, checkpoint: str, folder: Path, *arguments: str) -> None:
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.folder, self._log = folder / "files", folder / "log"
         command = [sys.executable, str(ROOT / "app.py"), "--checkpoint", checkpoint, "--port", str(port)]
         environment = os.environ | {"GRADIO_TEMP_DIR": str(self.folder)}

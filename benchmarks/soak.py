@@ -10,7 +10,6 @@ descriptors, temporary files, and whether a run finds a place at once. In the en
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -33,6 +32,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.serving import API, Client, Server, served  # noqa: E402
+from mmdiff.images import encoded  # noqa: E402
 
 PAUSES = 10  # in all
 SETTLE_SECONDS = 6.0  # until what the visitors left behind is gone
@@ -150,9 +150,7 @@ def _error(line: str) -> str:
 def photo(draw: random.Random) -> bytes:
     """A PNG that nobody has sent before."""
     numbers = np.random.default_rng(draw.randrange(2**32))
-    data = io.BytesIO()
-    Image.fromarray(numbers.integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(data, "PNG")
-    return data.getvalue()
+    return encoded(Image.fromarray(numbers.integers(0, 256, (200, 300, 3), dtype=np.uint8)))
 
 
 def measured(server: Server, page: Page) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The named endpoints as a client sees them: plain values in, exact files out, errors in plain words."""
 
 import re
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from synthetic import lively_model, tiny_config
 
 from app.export.settings_file import to_json
 from app.run.service import Service
+from benchmarks.serving import free_port
 from mmdiff.checkpoint import save_checkpoint
 from mmdiff.request import Change, Request
 
@@ -276,9 +276,7 @@ def test_a_damaged_checkpoint_is_explained(tmp_path):
 
 def test_the_command_serves_a_real_checkpoint(tmp_path):
     save_checkpoint(lively_model(tiny_config(embedder="")), tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = [sys.executable, "app.py", "--checkpoint", str(tmp_path), "--port", port, "--device", "cpu"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -18,7 +18,7 @@ from app.run import address, temporary
 from app.run.checkpoints import load_all
 from app.run.service import Service
 from app.ui import build_demo, routes_of
-from benchmarks.serving import API, Client, Server
+from benchmarks.serving import API, Client, Server, free_port
 from mmdiff.checkpoint import resolve, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -79,10 +79,8 @@ def test_ipv6_addresses_are_in_brackets_where_pages_have_them():
 def test_a_temporary_folder_that_cannot_be_written_is_explained_in_one_line(checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
     environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "file" / "folder")}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]  # the usual one may be another server's
-    done = run_app("--checkpoint", checkpoint, "--port", port, env=environment)
+    # the usual port may be another server's
+    done = run_app("--checkpoint", checkpoint, "--port", free_port(), env=environment)
     assert done.returncode == 1 and "cannot be stored" in done.stderr and "GRADIO_TEMP_DIR" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

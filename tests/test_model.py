@@ -19,7 +19,11 @@ SIZE = 16
 
 @pytest.fixture(scope="module")
 def model():
-    return lively_model(tiny_config(core="levels", stem_depth=1))
+    model = lively_model(tiny_config(core="levels", stem_depth=1))
+    with torch.no_grad():
+        for block in [*model.backbone.early, *model.backbone.late]:
+            block.up.weight *= 0.5  # squared activations of large random weights amplify rounding
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +146,7 @@ def test_same_seed_same_pixels_and_the_batch_does_not_matter(pipe):
     alone = [pipe(seed=4 + k, **options) for k in range(3)]
     for k in range(3):
         for name in ("label", "embedding"):
-            # these random weights amplify rounding; with trained ones it stays below 1e-6
-            np.testing.assert_allclose(getattr(many, name)[k], getattr(alone[k], name)[0], atol=5e-5)
+            np.testing.assert_allclose(getattr(many, name)[k], getattr(alone[k], name)[0], atol=1e-5)
         difference = np.asarray(many.image[k], int) - np.asarray(alone[k].image[0], int)
         assert abs(difference).max() <= 1
     again = pipe(seed=4, **options)

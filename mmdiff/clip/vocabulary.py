@@ -189,7 +189,7 @@ class Words:
         )
         return said, named, self._telling(probed[0], self._centred(probed[1], said[1]), said[1])
 
-    @property
+    @cached_property
     def _counts(self) -> np.ndarray:
         """How often each caption occurs, (C,)."""
         return np.fromiter(self.vocabulary.captions.values(), dtype=np.float32)

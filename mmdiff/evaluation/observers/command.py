@@ -62,7 +62,6 @@ def _train_and_save(make: type[Observer], args: argparse.Namespace) -> dict:
         "device": observer.device.type,
         "epochs": args.epochs,
         "reach": args.reach,
-        "widths": list(args.widths),
         "parameters": sum(p.numel() for p in observer.parameters()),
         "seconds": round(time.perf_counter() - start, 1),
         "seed": args.seed,
