@@ -232,6 +232,7 @@ class OptimConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
+    muon: bool = False  # the blocks' matrices by Muon, at the same rate; the rest by AdamW
     ema_decay: float = 0.9995
     snr_cap: float = 5.0  # gamma of the weight min(SNR + 1, gamma)
     save_every_images: int = 200_000

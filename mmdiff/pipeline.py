@@ -21,6 +21,7 @@ from mmdiff.images import to_uint8
 from mmdiff.lazy_mapping import LazyMapping
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.model import MultiModalDiffusion
+from mmdiff.network.conditioning import Call
 from mmdiff.request import NO_LIMITS, Change, Limits, Request
 from mmdiff.schedule import NoiseSchedule
 from mmdiff.serving.denoising import Denoising, Step
@@ -109,8 +110,7 @@ class Pipeline:
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
-        exact = self.precision == torch.float32
-        self.answer = self.model.answer if exact else _in_bfloat16(self.model)
+        self.network = self.model if self.precision == torch.float32 else _in_bfloat16(self.model)
         self.engine = Engine(self.answer, background=background)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -244,9 +244,15 @@ class Pipeline:
         def begin() -> Denoising:  # parses, embeds and encodes, so it is left to the engine's thread
             request = make()
             own = self.schedule if request.leads is None else self._make_schedule(request.leads)
-            return Denoising(self.model, own, request, seeds, self.device, present)
+            return Denoising(self.model, self.network, own, request, seeds, self.device, present)
 
         return Run(self.engine, self.engine.call(begin))
+
+    def answer(self, calls: list[Call]) -> Sequence[Mapping[str, Tensor]]:
+        """The network's raw outputs for each of the calls, in float32."""
+        fast = self.precision != torch.float32
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+            return self.network.answer(calls)
 
     def _make_schedule(self, leads: Mapping[str, float] | None) -> NoiseSchedule:
         schedule = self.model.make_schedule(leads)
@@ -266,20 +272,27 @@ class Pipeline:
         return replace(request, given=batch, known_pixels=known, changes=changes)
 
     def _present(self, step: Step, shown: Collection[str], seed: int) -> Step:
-        """A step with arrays, as people see it."""
-        x_hat = {n: self._array(n, value.float()) for n, value in step.x_hat.items() if n in shown}
-        noisy = LazyMapping({n: partial(self._noise, step.noisy, n) for n in step.noisy if n in shown})
+        """A step with arrays, as people see it; what takes a network is computed when somebody looks."""
+        x_hat, noisy = (self._arrays(values, shown) for values in (step.x_hat, step.noisy))
+        for name in x_hat:
+            if not self.modalities[name].frozen_encoder:
+                x_hat[name]
         output = None
         if step.index == step.total:
             values = {n: self.modalities[n].present(v) for n, v in x_hat.items()}
             output = Output(values, step.seconds, step.total, seed)
         return replace(step, x_hat=x_hat, noisy=noisy, output=output)
 
-    def _array(self, name: str, value: Tensor) -> np.ndarray:
-        return to_uint8(value) if name == self.model.anchor else value.cpu().numpy()
+    def _arrays(self, values: Mapping[str, Tensor | None], shown: Collection[str]) -> LazyMapping[Any]:
+        """Predictions or noisy states, those that are ``shown``."""
+        return LazyMapping({n: partial(self._array, values, n) for n in values if n in shown})
 
-    def _noise(self, noisy: Mapping[str, Tensor | None], name: str) -> np.ndarray | None:
-        return None if noisy[name] is None else self._array(name, noisy[name])
+    def _array(self, values: Mapping[str, Tensor | None], name: str) -> np.ndarray | None:
+        # In the engine's thread, as it may be a network that decodes, see `mmdiff.serving.engine`.
+        value = self.engine.call(partial(values.__getitem__, name))
+        if value is None:
+            return None
+        return to_uint8(value) if name == self.model.anchor else value.float().cpu().numpy()
 
 
 def _listed(values: Any, one: bool, what: str) -> list[Any]:
@@ -290,23 +303,15 @@ def _listed(values: Any, one: bool, what: str) -> list[Any]:
     return listed
 
 
-def _in_bfloat16(model: MultiModalDiffusion) -> Callable[[list[Any]], Sequence[Any]]:
-    """`model.answer` under autocast, of a copy whose weights are cast once instead of in every call.
-
-    What encodes given values, outside the steps, is shared with the model and stays in float32.
-    """
+def _in_bfloat16(model: MultiModalDiffusion) -> MultiModalDiffusion:
+    """A copy that answers, under autocast, and decodes, with weights cast once instead of in every call."""
     network = copy.deepcopy(model, {id(model.modalities): model.modalities})
     kinds = torch.nn.Linear, torch.nn.Conv2d, torch.nn.RMSNorm
     for name, module in network.named_modules():
         if isinstance(module, kinds) and not name.startswith("modalities."):
             module.to(torch.bfloat16)
-    device = next(model.parameters()).device.type
-
-    def answer(calls: list[Any]) -> Sequence[Any]:
-        with torch.autocast(device, torch.bfloat16):
-            return network.answer(calls)
-
-    return answer
+    network.modalities = torch.nn.ModuleDict({n: m.in_bfloat16() for n, m in model.modalities.items()})
+    return network
 
 
 def load_embedder(name: str, folder: Path, device: torch.device) -> Any:

@@ -196,6 +196,24 @@ def test_previews_of_a_fast_run_come_seldom_and_miss_no_step(page, monkeypatch):
     assert [frame["i"] for frame in page.sent[-1][0]["frames"]] == list(range(1, 31))
 
 
+def test_a_run_is_done_before_the_steps_between_are_decoded(page, monkeypatch):
+    monkeypatch.setattr("app.run.service.PREVIEW_SECONDS", 60.0)
+    for spec in page.panel.service.modalities.values():
+        monkeypatch.setattr(spec, "frozen_encoder", spec.name == "image", raising=False)
+    told = []
+    page.run(asked(), lambda: told.append(page.status))
+    done, whole = page.sent[-2][0], page.sent[-1][0]
+    assert "Done" in told[-2] and done["running"] and done["frames"][-1]["i"] == STEPS
+    assert not whole["running"] and [frame["i"] for frame in whole["frames"]] == list(range(1, STEPS + 1))
+    assert page.shown[0].record.frames[-1].index == STEPS
+
+
+def test_every_so_many_steps_are_shown(page):
+    page._follow(lambda visitor: page.panel.start(visitor, [page.panel.track(asked())], Watch(4, False)))
+    seen = [message[0]["frames"][-1]["i"] for message in page.sent if message[0]["running"]]
+    assert seen == [1, 4]
+
+
 def test_runs_have_noisy_states_where_they_are_watched_and_are_made_again_for_them(page, services):
     page.run_both(asked())
     plain = page.shown
@@ -230,7 +248,7 @@ def test_no_checkpoint_is_named_where_there_is_one(page):
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_comparison_that_breaks_off_shows_its_steps_so_far(page, services, broken):
     def meanwhile():
-        if len(page.sent) == 4:
+        if len(page.sent) == 2:
             services[broken].pipe.broken = RuntimeError("out of memory")
 
     page.run_both(asked(), meanwhile)

@@ -78,6 +78,42 @@ def test_every_step_has_a_frame(service, steps):
     assert times[0] == 1000 and times == sorted(times, reverse=True)
 
 
+def latent(pipe=None) -> Service:
+    """A service whose pictures a network decodes."""
+    pipe = pipe or FakePipeline()
+    pipe.modalities["image"].frozen_encoder = True
+    return Service(pipe, "fake")
+
+
+def test_steps_that_nobody_could_see_are_decoded_after_the_last_one(monkeypatch):
+    monkeypatch.setattr("app.run.service.PREVIEW_SECONDS", 60.0)
+    service = latent()
+    record = service.record(dataclasses.replace(JOINT, steps=6, num_samples=2))
+    order = [event.index for event in service.stream(record)]
+    assert order == [1, 6, 2, 3, 4, 5]
+    assert [frame.index for frame in record.frames] == [1, 2, 3, 4, 5, 6] and record.finished
+    plain = Service(FakePipeline(), "fake").run(record.request)
+    for one, other in zip(record.frames, plain.frames, strict=True):
+        assert all(np.array_equal(one.x[name], other.x[name]) for name in other.x)
+    # per step, so that a gap is no jump: 1 to 6 at once against one by one
+    way = np.sum([frame.change["image"] for frame in plain.frames[1:]], axis=0)
+    assert (record.frames[5].change["image"] <= way / 5 + 1e-6).all()
+
+
+def test_steps_that_can_be_seen_are_decoded_at_once(monkeypatch):
+    monkeypatch.setattr("app.run.service.PREVIEW_SECONDS", 0.0)
+    assert [frame.index for frame in frames(latent(), JOINT)] == list(range(1, JOINT.steps + 1))
+
+
+def test_a_run_of_latents_is_timed_without_what_is_decoded_later(monkeypatch):
+    monkeypatch.setattr("app.run.service.PREVIEW_SECONDS", 60.0)
+    service = latent(FakePipeline(step_seconds=0.01))
+    learnt = []
+    monkeypatch.setattr(service.timing, "learn", lambda request, seconds: learnt.append(seconds))
+    service.run(JOINT)
+    assert len(learnt) == 1 and 0.01 <= learnt[0] < 0.05
+
+
 def test_frames_change_and_only_have_given_and_wanted_modalities(service):
     seen = frames(service, Request(given={"label": "Apple Red"}, wanted=("image",)))
     assert set(seen[0].x) == {"image", "label"}

@@ -280,6 +280,7 @@ def test_calls_are_made_by_the_thread_that_makes_the_steps():
         assert (thread is threading.current_thread()) != background
         list(engine.submit(Counter("a")))
         assert engine.call(threading.current_thread) is thread
+        assert engine.call(lambda engine=engine: engine.call(threading.current_thread)) is thread
         with pytest.raises(ZeroDivisionError):
             engine.call(lambda: 1 / 0)
 

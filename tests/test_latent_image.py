@@ -301,10 +301,26 @@ def test_known_pixels_come_back_exactly_at_every_step(pipe):
 
 
 def test_unused_pictures_are_not_decoded(pipe, monkeypatch):
-    anchor, calls = pipe.model.modalities["image"], []
+    anchor, calls = pipe.network.modalities["image"], []
     decode = anchor.predict
     monkeypatch.setattr(anchor, "predict", lambda raw: calls.append(len(raw)) or decode(raw))
     pipe(given={"image": Image.fromarray(draw_shape(1, 5, SIZE))}, wanted=("mask",), steps=3)
     assert calls == []
     pipe(wanted=("image",), steps=3, num_samples=2)
-    assert calls == [2, 2, 2]  # a preview each
+    assert calls == [2], "the result alone"
+    for step in pipe.stream(wanted=("image",), steps=3):
+        assert step.x_hat["image"] is step.x_hat["image"]
+    assert calls == [2, 1, 1, 1], "each step that was looked at, once"
+
+
+def test_decoding_in_bfloat16_is_within_rounding():
+    """Grey levels of the shipped autoencoder; what encodes stays as it was."""
+    sizes = {"latent_channels": 12, "latent_widths": [48, 96, 192]}
+    anchor = build_modality(ModalityConfig("image", "latent_image", options=sizes), 128, 16)
+    anchor.autoencoder.take_weights("checkpoints/autoencoder-128")
+    latents = anchor.autoencoder.encode(photos(size=128))
+    fast = anchor.in_bfloat16()
+    exact, near = anchor.predict(latents), fast.predict(latents)
+    assert near.dtype == torch.float32 and not torch.equal(exact, near)
+    assert 127.5 * (exact - near).abs().max() < 4 and 127.5 * (exact - near).abs().mean() < 0.5
+    assert anchor.autoencoder.decoder[0].weight.dtype == torch.float32

@@ -56,8 +56,10 @@ def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Everything that a run carries from step to step."""
     state = {f"model/{n}": t.clone() for n, t in trainer.model.state_dict().items()}
     state |= {f"ema/{n}": t.clone() for n, t in trainer.ema.model.state_dict().items()}
-    for i, moments in trainer.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer/{i}/{n}": t.clone() for n, t in moments.items()}
+    for optimizer in filter(None, (trainer.optimizer, trainer.muon)):
+        for i, moments in optimizer.state_dict()["state"].items():
+            name = type(optimizer).__name__
+            state |= {f"{name}/{i}/{n}": t.clone() for n, t in moments.items()}
     return state
 
 
@@ -231,8 +233,9 @@ def test_equal_seeds_make_equal_runs(examples):
     assert any(not torch.equal(one[name], three[name]) for name in one)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path):
-    whole, first, second = (make_trainer(examples) for _ in range(3))
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_resumed_run_equals_an_uninterrupted_one(examples, tmp_path, muon):
+    whole, first, second = (make_trainer(examples, muon=muon) for _ in range(3))
     terms = [whole.train_step() for _ in range(8)]
     for _ in range(5):
         first.train_step()

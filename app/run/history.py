@@ -1,5 +1,6 @@
 """The history of a run: what every head predicted at each step, in few bytes, for player and downloads."""
 
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,8 @@ class Frame:
         x: name -> predictions as in `mmdiff.pipeline`, (B, ...): of the image (B, H, W, 3) uint8; of class
             maps the probabilities times 255, (B, K, H, W) uint8.
         classes: name of a class map -> (B, H, W) uint8, its likeliest classes.
-        change: name of a picture or a vector -> (B,), the distance to the step before; {} at the first step.
+        change: name of a picture or a vector -> (B,), the distance to the frame before, per step between
+            them; {} at the first.
         levels: name -> log signal-to-noise ratio at which the network saw it, see `Step.levels`.
         noisy: name -> what z_t itself shows of it, as `Step.noisy`, class numbers as uint8; {} unless the
             record has it.
@@ -62,20 +64,27 @@ class Record:
     noisy: bool = False
 
     def add(self, step: Step) -> Frame:
-        """Keeps the predictions of a step of `mmdiff.Pipeline.start`."""
-        self.seconds = step.seconds
+        """Keeps the predictions of a step of `mmdiff.Pipeline.start`, in the order of their indices."""
+        self.seconds = max(self.seconds, step.seconds)
+        place = bisect(self.frames, step.index, key=lambda frame: frame.index)
         x, classes = {}, {}
         for name, spec in self.modalities.items():
             x[name] = step.x_hat[name]
             if spec.form == "class_map":
                 x[name] = np.rint(255 * np.clip(x[name], 0, 1)).astype(np.uint8)
                 classes[name] = step.x_hat[name].argmax(1).astype(np.uint8)
-        still = [spec.name for spec in self.of_form("picture", "vector")] if self.frames else []
-        pairs = {name: zip(self.last.x[name], x[name], strict=True) for name in still}
-        change = {name: np.array([distance(*pair) for pair in pairs[name]]) for name in still}
+        change = self._change(self.frames[place - 1], step.index, x) if place else {}
         noisy = self._noisy(step) if self.noisy else {}
-        self.frames.append(Frame(step.index, step.t, x, classes, change, step.levels, noisy))
-        return self.frames[-1]
+        frame = Frame(step.index, step.t, x, classes, change, step.levels, noisy)
+        self.frames.insert(place, frame)
+        return frame
+
+    def _change(self, before: Frame, index: int, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`Frame.change` of the predictions ``x`` at the step ``index``."""
+        moving = [spec.name for spec in self.of_form("picture", "vector")]
+        pairs = {name: zip(before.x[name], x[name], strict=True) for name in moving}
+        steps = index - before.index
+        return {name: np.array([distance(*pair) for pair in pairs[name]]) / steps for name in moving}
 
     def _noisy(self, step: Step) -> dict[str, np.ndarray]:
         """What z_t shows of those dense modalities that are not given: the network sees these clean."""

@@ -6,14 +6,15 @@ step engine of `mmdiff.Pipeline`.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MAX_WAITING, MAX_WAITING_OF_ONE = 12, 8  # runs in the queue, in all and of the same visitor
 PATIENCE = 0.25  # seconds between looks at whether a waiting run was stopped
+PREVIEW_SECONDS = 0.08  # between pictures of a run that goes on; more than an eye can use cost time
 EXAMPLE_STEPS = 20  # fewer look unfinished, and it is the first result that a visitor sees
 
 
@@ -227,6 +229,9 @@ class Service:
     def stream(self, record: Record, session: str = "", owner: str = "") -> Iterator[Waiting | Frame]:
         """Runs what the record asks for, and adds each step to it before it yields the frame.
 
+        Where a network decodes pictures, it has most work to do, so not all steps of a quick run are decoded
+        at once: those between follow after the last one.
+
         `session` is the name by which `stop` finds this run, `owner` the visitor whose other runs it gives
         way with to those of others. Closing the generator ends the run, too.
 
@@ -250,8 +255,9 @@ class Service:
             for event in events:
                 stopped = stop.is_set()
                 if not isinstance(event, Waiting):
+                    known = record.finished
                     event = record.add(event)
-                    if record.finished:
+                    if record.finished and not known:
                         self.timing.learn(record.request, record.seconds / event.index)
                 elif stopped:
                     return
@@ -262,17 +268,34 @@ class Service:
     def _sample(self, request: Request, owner: str = "", noisy: bool = False) -> Iterator[Waiting | Step]:
         """Everything that happens in a run, in the process that has the accelerator.
 
-        The states z_t are decoded for those who look at them: for latents it takes a third of a step.
+        The states z_t are decoded only for those who look at them.
         """
+        between: list[Step] = []
+        seen_at = -math.inf
         with closing(self.pipe.start(request, LIMITS)) as steps:
             steps.owner = owner
             while place := steps.wait(PATIENCE):
                 yield Waiting(place)
             for step in steps:
-                # in the engine's thread, as it may be a network that decodes
-                seen = self.pipe.engine.call(partial(dict, step.noisy)) if noisy else {}
-                # the rest would have to go to the other process, too
-                yield replace(step, z=None, noisy=seen, output=None)
+                soon = time.monotonic() - seen_at < PREVIEW_SECONDS and step.index < step.total
+                if soon and self.modalities[ANCHOR].frozen_encoder:
+                    between.append(step)
+                else:
+                    yield self._looked_at(step, noisy)
+                    seen_at = time.monotonic()
+        for step in between:
+            yield self._looked_at(step, noisy)
+
+    def _looked_at(self, step: Step, noisy: bool) -> Step:
+        """The step with its pictures computed; nothing else goes to the other process."""
+
+        def values() -> tuple[dict[str, Any], dict[str, Any]]:
+            return dict(step.x_hat), dict(step.noisy) if noisy else {}
+
+        network = noisy or self.modalities[ANCHOR].frozen_encoder
+        # in one call, as each waits for a step of all runs
+        x_hat, seen = self.pipe.engine.call(values) if network else values()
+        return replace(step, x_hat=x_hat, noisy=seen, z=None, output=None)
 
     def stop(self, session: str) -> bool:
         """Ends the runs of this session within a step, keeping what there is. False if there are none."""

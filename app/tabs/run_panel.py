@@ -279,25 +279,30 @@ class RunPanel:
         self, events: Events, runs: list[Track], every: int, beside: Sequence[Track]
     ) -> Iterator[Updates]:
         """What the page shows while the runs go on."""
-        counts = {run.id: deque([0] * (REPEATED + 1), REPEATED + 1) for run in runs}  # of the last messages
-        last = -math.inf
+        # of each run, the last steps of the last messages
+        counts = {run.id: deque([0] * (REPEATED + 1), REPEATED + 1) for run in runs}
+        last, over = -math.inf, False
         for run, event in events:
+            if over:
+                continue  # steps between those that were seen; the last message has all of them
             if isinstance(event, Waiting):
                 yield self._going(status(_waiting(event), kind="busy"))
                 continue
-            due = event.index == 1 or event.index % every == 0 or run.record.finished
+            shown = counts[run.id][-1]
+            due = not shown or event.index // every > shown // every or run.record.finished
             due = due and time.monotonic() - last >= PREVIEW_SECONDS
-            if due and not all(run.record.finished for run in runs):
+            over = all(run.record.finished for run in runs)
+            if _lacking(runs) if over else due:
                 tracks = [*beside, *(replace(run, since=counts[run.id][0]) for run in runs)]
                 if last > 0:  # tracks beside were sent, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
                 yield {
-                    self.status: _progress(_begun(runs)),
+                    self.status: _summary(runs) if over else _progress(_begun(runs)),
                     self.player.component: self.player.value(tracks),
                 }
                 last = time.monotonic()
                 for run in runs:
-                    counts[run.id].append(len(run.record.frames))
+                    counts[run.id].append(run.record.last.index if run.record.frames else 0)
 
     def _kept(self, runs: list[Track], beside: Sequence[Track], visitor: gr.Request) -> Updates:
         """Shows for good the steps that there are of these runs; nothing if none has begun."""
@@ -361,6 +366,11 @@ def _errors_of(checkpoint: str) -> Iterator[None]:
 
 def _begun(runs: Sequence[Track]) -> list[Track]:
     return [run for run in runs if run.record.frames]
+
+
+def _lacking(runs: Sequence[Track]) -> bool:
+    """Whether steps of finished runs are still to be decoded."""
+    return any(len(run.record.frames) < run.record.request.steps for run in runs)
 
 
 def _waiting(event: Waiting) -> str:

@@ -1,5 +1,7 @@
 """The interface of a modality: encoding into the shared space Z, head, likelihood, files and previews."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,6 +127,10 @@ class Modality(nn.Module):
 
         Raises ValueError if they are missing.
         """
+
+    def in_bfloat16(self) -> Modality:
+        """This modality, or where a network decodes its predictions a copy that decodes in bfloat16."""
+        return self
 
     def attach(self, embedder: Any) -> None:
         """Set the checkpoint's CLIP-style embedder, which modalities that `takes_text` need."""

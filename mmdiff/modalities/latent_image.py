@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,7 +87,13 @@ class LatentImageModality(ImageModality):
         return whole.index_copy(0, holed, self.encode(smooth_fill(x[holed], known[holed])))
 
     def predict(self, raw: Tensor) -> Tensor:
-        return self.autoencoder.decode(raw).clamp(-1, 1)
+        latents = raw.to(self.autoencoder.decoder[0].weight.dtype)
+        return self.autoencoder.decode(latents).float().clamp(-1, 1)
+
+    def in_bfloat16(self) -> LatentImageModality:
+        fast = copy.deepcopy(self)
+        fast.autoencoder.to(torch.bfloat16, memory_format=torch.channels_last)
+        return fast
 
     def expected_encoding(self, raw: Tensor) -> Tensor:
         return self.folded(raw)

@@ -64,6 +64,7 @@ class Denoising:
     in its second factor.
 
     Args:
+        network: the model itself, or its copy of lower precision, whose answers are decoded.
         request: with values in `given` as tensors (B, *shape) on the device, and `known_pixels` (B, H, W).
         seeds: one a sample. present: makes the step that is handed out.
 
@@ -74,13 +75,15 @@ class Denoising:
     def __init__(
         self,
         model: MultiModalDiffusion,
+        network: MultiModalDiffusion,
         schedule: NoiseSchedule,
         request: Request,
         seeds: Sequence[int],
         device: torch.device,
         present: Callable[[Step], Step],
     ) -> None:
-        self._model, self._schedule, self._present = model, schedule, present
+        self._model, self._network, self._schedule = model, network, schedule
+        self._present = present
         self._device, self._batch = device, len(seeds)
         self._noise = SampleNoise(seeds, device)
         self._uniform = _uniform(model.names, seeds, device)
@@ -119,13 +122,13 @@ class Denoising:
     def advance(self, answers: Sequence[Mapping[str, Tensor]]) -> Step:
         """The step that the network's answers to `queries` lead to."""
         conditional, *others = (self._model.clean_encodings(raw, self._conditioning) for raw in answers)
-        t, noisy = self._t, self._model.decoded(self._z)
+        t, noisy = self._t, self._network.decoded(self._z)
         if others:
             branches = zip(others, self._scales.items(), strict=True)
             conditional = guide(conditional, [self._branch(conditional, *branch) for branch in branches])
         self._z, self._t, self._clean = self._sampler.send(conditional)
         self._index += 1
-        self._predicted = self._with_given(self._model.predictions(answers[0]))
+        self._predicted = self._with_given(self._network.predictions(answers[0]))
         seconds = time.perf_counter() - self._began
         step = Step(self._index, len(self._times) - 1, t, self._predicted, self._z, seconds)
         return self._present(replace(step, levels=self._levels(t), noisy=noisy))

@@ -193,9 +193,9 @@ class Engine:
         return sum(ticket.owner == owner for ticket in queue) if owner else 0
 
     def call(self, function: Callable[[], T]) -> T:
-        """The result of `function`, computed by the thread that computes the steps."""
+        """The result of `function`, computed by the thread that computes the steps, also if that calls."""
         self._enter()
-        if not self._background:
+        if not self._background or threading.current_thread() is self._thread:
             with usual_defaults():
                 return function()
         future: Future[T] = Future()

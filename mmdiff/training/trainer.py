@@ -73,16 +73,34 @@ class Trainer:
         self.batches = train
         self.objective = OBJECTIVES[config.model.core](self.model, config, device)
         self.schedule = self.objective.schedule
+        self.muon = self._make_muon() if config.optim.muon else None
         self.optimizer = self._make_optimizer()
         self.forward = processes.joined(self.model, compile_model)
         self.step = 0
         # Skipped steps, in total and in a row at the end; on the device, so that a step never waits for it.
         self.skipped = torch.zeros(2, dtype=torch.long, device=device)
 
+    def _make_muon(self) -> torch.optim.Muon:
+        """Muon (Jordan et al. 2024) for the matrices of the blocks; its updates have the size of AdamW's."""
+        if self.processes.shard:
+            raise ValueError("optim.muon needs whole matrices; leave --shard out, or set it to false.")
+        optim, backbone = self.config.optim, self.model.backbone
+        layers = [
+            m for m in [*backbone.early.modules(), *backbone.late.modules()] if isinstance(m, nn.Linear)
+        ]
+        return torch.optim.Muon(
+            [layer.weight for layer in layers],
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+
     def _make_optimizer(self) -> torch.optim.AdamW:
         optim = self.config.optim
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        others = [p for p in self.model.parameters() if p.ndim < 2]
+        elsewhere = {id(p) for p in self.muon.param_groups[0]["params"]} if self.muon else ()
+        parameters = [p for p in self.model.parameters() if id(p) not in elsewhere]
+        matrices = [p for p in parameters if p.ndim >= 2]
+        others = [p for p in parameters if p.ndim < 2]
         groups = [
             {"params": matrices, "weight_decay": optim.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -114,7 +132,7 @@ class Trainer:
         draw = self.next_draw()
         counts = self.processes.sum(draw.supervised.sum(0))
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         parts = []
         for k, part in enumerate(draw.split(self.accumulate)):
             with gradients_averaged(self.forward, now=k == self.accumulate - 1):
@@ -130,14 +148,17 @@ class Trainer:
 
     def _update(self, loss: Tensor) -> None:
         """Step optimiser and average. If loss or gradient is not finite, only the average moves."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+        for optimizer in filter(None, (self.optimizer, self.muon)):
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate()
         clip = self.config.optim.clip_norm
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         bad = ~(norm + loss).isfinite()  # both are the same on every process
         # As gradient scalers do: the fused optimiser checks it on the device, so that nothing waits for it.
         self.optimizer.found_inf = bad.float()
         self.optimizer.step()
+        if self.muon and not bad:
+            self.muon.step()
         self._count_skipped(bad)
         self.ema.update(self.model, self.step)
         self.step += 1
