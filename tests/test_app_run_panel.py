@@ -196,16 +196,40 @@ def test_previews_of_a_fast_run_come_seldom_and_miss_no_step(page, monkeypatch):
     assert [frame["i"] for frame in page.sent[-1][0]["frames"]] == list(range(1, 31))
 
 
-def test_a_run_is_done_before_the_steps_between_are_decoded(page, monkeypatch):
+@pytest.fixture
+def postponing(page, monkeypatch):
+    """The page of a model whose pictures a network decodes, too quick for eyes."""
     monkeypatch.setattr("app.run.service.PREVIEW_SECONDS", 60.0)
-    for spec in page.panel.service.modalities.values():
-        monkeypatch.setattr(spec, "frozen_encoder", spec.name == "image", raising=False)
-    told = []
-    page.run(asked(), lambda: told.append(page.status))
-    done, whole = page.sent[-2][0], page.sent[-1][0]
-    assert "Done" in told[-2] and done["running"] and done["frames"][-1]["i"] == STEPS
-    assert not whole["running"] and [frame["i"] for frame in whole["frames"]] == list(range(1, STEPS + 1))
-    assert page.shown[0].record.frames[-1].index == STEPS
+    monkeypatch.setattr(page.panel.service.modalities["image"], "frozen_encoder", True, raising=False)
+    return page
+
+
+def test_a_run_is_done_before_the_steps_between_are_decoded(postponing):
+    page = postponing
+    page.run(asked())
+    (done,) = page.sent[-1]
+    assert "Done" in page.status and not done["running"] and done["story"] == []
+    assert [frame["i"] for frame in done["frames"]] == [1, STEPS]
+    (whole,) = json.loads(page.panel._complete(REQUEST, page.shown))["tracks"]
+    assert [frame["i"] for frame in whole["frames"]] == list(range(2, STEPS)) and whole["id"] == done["id"]
+    assert whole["story"] != []
+    assert page.panel._complete(REQUEST, page.shown) == gr.skip()
+
+
+def test_downloads_have_all_steps(postponing, tmp_path):
+    postponing.run(asked())
+    postponing.panel.downloads._write("zip", tmp_path / "run.zip", postponing.shown)
+    assert len(postponing.shown[0].record.frames) == STEPS
+
+
+def test_a_new_run_ends_the_decoding_of_the_last_one(postponing, monkeypatch):
+    page = postponing
+    page.run(asked())
+    record, stop = page.shown[0].record, page.panel.service.stop
+    first = record.between[0]
+    record.between[0] = lambda: stop(page.panel.key(REQUEST)) and first()
+    assert page.panel._complete(REQUEST, page.shown) == gr.skip()
+    assert len(record.frames) == 3, "what was begun is kept"
 
 
 def test_every_so_many_steps_are_shown(page):

@@ -85,13 +85,17 @@ def latent(pipe=None) -> Service:
     return Service(pipe, "fake")
 
 
-def test_steps_that_nobody_could_see_are_decoded_after_the_last_one(monkeypatch):
+def test_steps_that_nobody_could_see_are_decoded_when_asked_for(monkeypatch):
     monkeypatch.setattr("app.run.service.PREVIEW_SECONDS", 60.0)
     service = latent()
     record = service.record(dataclasses.replace(JOINT, steps=6, num_samples=2))
     order = [event.index for event in service.stream(record)]
-    assert order == [1, 6, 2, 3, 4, 5]
-    assert [frame.index for frame in record.frames] == [1, 2, 3, 4, 5, 6] and record.finished
+    assert order == [1, 6] and len(record.between) == 4 and record.finished
+    stop = threading.Event()
+    stop.set()
+    assert not record.complete(stop) and len(record.between) == 4
+    assert record.complete() and not record.between
+    assert [frame.index for frame in record.frames] == [1, 2, 3, 4, 5, 6]
     plain = Service(FakePipeline(), "fake").run(record.request)
     for one, other in zip(record.frames, plain.frames, strict=True):
         assert all(np.array_equal(one.x[name], other.x[name]) for name in other.x)

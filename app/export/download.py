@@ -108,6 +108,8 @@ class Downloads:
 
     def _write(self, kind: str, path: Path, tracks: Sequence[Track]) -> None:
         """A file of all tracks; settings are those of the last one."""
+        for track in tracks:
+            track.record.complete()
         runs, last = [(track.title, track.record) for track in tracks], tracks[-1].record
         if kind == "gif":
             film.write_gif(path, runs)

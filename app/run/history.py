@@ -1,5 +1,6 @@
 """The history of a run: what every head predicted at each step, in few bytes, for player and downloads."""
 
+import threading
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from mmdiff.modalities import Modality
 from mmdiff.request import Request
 from mmdiff.serving.denoising import Step
 
+Later = Callable[[], Step]  # computes a step
 TOP = 5  # classes that `in_words` names
 
 
@@ -51,6 +53,7 @@ class Record:
         describe: embeddings (B, D) -> a `mmdiff.clip.vocabulary.Description` of each, or [].
         taught: modalities that a part of the data taught, see `app.run.taught`.
         frames: the steps done so far, in order. seconds: that they took.
+        between: further steps, which came too soon to be seen and are yet to be computed.
         noisy: whether the frames have the noisy states of what is not given, too.
     """
 
@@ -60,8 +63,10 @@ class Record:
     describe: Callable[[np.ndarray], Sequence[Any]] = lambda vectors: []
     taught: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
+    between: list[Later] = field(default_factory=list)
     seconds: float = 0.0
     noisy: bool = False
+    _completing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def add(self, step: Step) -> Frame:
         """Keeps the predictions of a step of `mmdiff.Pipeline.start`, in the order of their indices."""
@@ -78,6 +83,13 @@ class Record:
         frame = Frame(step.index, step.t, x, classes, change, step.levels, noisy)
         self.frames.insert(place, frame)
         return frame
+
+    def complete(self, stop: threading.Event | None = None) -> bool:
+        """Adds the steps between, those that there are until `stop` is set; whether none is left."""
+        with self._completing:
+            while self.between and not (stop and stop.is_set()):
+                self.add(self.between.pop(0)())
+        return not self.between
 
     def _change(self, before: Frame, index: int, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`Frame.change` of the predictions ``x`` at the step ``index``."""
@@ -160,6 +172,7 @@ class Track:
     Attributes:
         id: unique for each run. title: shown when there are two tracks.
         running: whether frames are still to come. since: only frames with a larger index are sent.
+        sent: indices of frames that are not sent again.
         fork_step: up to this step the track equals the first one.
     """
 
@@ -168,6 +181,7 @@ class Track:
     record: Record
     running: bool = False
     since: int = 0
+    sent: frozenset[int] = frozenset()
     fork_step: int | None = None
 
 

@@ -86,14 +86,15 @@ class Player:
             "samples": record.request.num_samples,
             "noisy": record.noisy,
             "file": f"mmdiff_{record.checkpoint}_{record.request.seed}",
-            "story": [] if track.running else [story(record, k) for k in range(record.request.num_samples)],
+            "story": _stories(track),
         }
         heads = self._once(
             record.request,
             tuple(record.modalities),
             lambda: _json([_head(record, m) for m in record.modalities.values()]),
         )
-        frames = ",".join(self._frame(track, f) for f in record.frames if f.index > track.since)
+        due = [f for f in record.frames if f.index > track.since and f.index not in track.sent]
+        frames = ",".join(self._frame(track, frame) for frame in due)
         return f'{_json(facts)[:-1]},"heads":{heads},"frames":[{frames}]}}'
 
     def _frame(self, track: Track, frame: Frame) -> str:
@@ -117,6 +118,14 @@ class Player:
 
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
+
+
+def _stories(track: Track) -> list[str]:
+    """Of each sample how it went; none as long as steps are missing."""
+    record = track.record
+    if track.running or record.between:
+        return []
+    return [story(record, k) for k in range(record.request.num_samples)]
 
 
 def _head(record: Record, spec: Modality) -> dict[str, Any]:

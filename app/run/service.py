@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 from app.run.defaults import ANCHOR, LIMITS, from_nothing
-from app.run.history import Frame, Record, picture_of
+from app.run.history import Frame, Later, Record, picture_of
 from app.run.taught import read_taught
 from app.run.zero_gpu import ON_ZERO_GPU, gpu
 from mmdiff.modalities import Modality
@@ -194,9 +195,12 @@ class Service:
     def _first_run(self, request: Request) -> Record:
         """Not by `stream`, which waits for the warm-up; ZeroGPU lends its GPU to visitors only."""
         record = self.record(request)
-        for step in self._sample(record.request):
-            if not isinstance(step, Waiting):
-                record.add(step)
+        for event in self._sample(record.request):
+            if callable(event):
+                record.between.append(event)
+            elif not isinstance(event, Waiting):
+                record.add(event)
+        record.complete()
         self.timing.learn(record.request, record.seconds / record.last.index)
         return record
 
@@ -224,13 +228,14 @@ class Service:
         record = self.record(request)
         for _ in self.stream(record):
             pass
+        record.complete()
         return record
 
     def stream(self, record: Record, session: str = "", owner: str = "") -> Iterator[Waiting | Frame]:
         """Runs what the record asks for, and adds each step to it before it yields the frame.
 
         Where a network decodes pictures, it has most work to do, so not all steps of a quick run are decoded
-        at once: those between follow after the last one.
+        at once: the record completes those between when somebody asks for them.
 
         `session` is the name by which `stop` finds this run, `owner` the visitor whose other runs it gives
         way with to those of others. Closing the generator ends the run, too.
@@ -254,10 +259,12 @@ class Service:
         with closing(self._sampled(record.request, owner, record.noisy)) as events:
             for event in events:
                 stopped = stop.is_set()
+                if callable(event):
+                    record.between.append(event)
+                    continue
                 if not isinstance(event, Waiting):
-                    known = record.finished
                     event = record.add(event)
-                    if record.finished and not known:
+                    if record.finished:
                         self.timing.learn(record.request, record.seconds / event.index)
                 elif stopped:
                     return
@@ -265,12 +272,18 @@ class Service:
                 if stopped:
                     return
 
-    def _sample(self, request: Request, owner: str = "", noisy: bool = False) -> Iterator[Waiting | Step]:
+    @property
+    def postpones(self) -> bool:
+        """Whether steps that come too soon to be seen are decoded later, where that takes a network."""
+        return self.modalities[ANCHOR].frozen_encoder and not ON_ZERO_GPU
+
+    def _sample(
+        self, request: Request, owner: str = "", noisy: bool = False
+    ) -> Iterator[Waiting | Step | Later]:
         """Everything that happens in a run, in the process that has the accelerator.
 
         The states z_t are decoded only for those who look at them.
         """
-        between: list[Step] = []
         seen_at = -math.inf
         with closing(self.pipe.start(request, LIMITS)) as steps:
             steps.owner = owner
@@ -278,13 +291,11 @@ class Service:
                 yield Waiting(place)
             for step in steps:
                 soon = time.monotonic() - seen_at < PREVIEW_SECONDS and step.index < step.total
-                if soon and self.modalities[ANCHOR].frozen_encoder:
-                    between.append(step)
+                if soon and self.postpones:
+                    yield partial(self._looked_at, step, noisy)
                 else:
                     yield self._looked_at(step, noisy)
                     seen_at = time.monotonic()
-        for step in between:
-            yield self._looked_at(step, noisy)
 
     def _looked_at(self, step: Step, noisy: bool) -> Step:
         """The step with its pictures computed; nothing else goes to the other process."""

@@ -104,8 +104,6 @@ class Live:
             for event in service.stream(record, key, address_of(visitor)):
                 if isinstance(event, Waiting):
                     service.stop(key)  # for others: the next change is soon enough
-                if record.finished:
-                    break  # nobody looks at the steps between
         except Exception as error:  # mostly something that is still to be given
             return {panel.status: status(explain(error).message)}
         if not record.finished:

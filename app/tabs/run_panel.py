@@ -127,7 +127,9 @@ class RunPanel:
         runs = {"concurrency_limit": MAX_RUNS, "concurrency_id": "runs"}
         js = js and js.replace("%s", self.task.name)
         inputs = [self.form.sampling.every, self.noise.box, *inputs]
-        trigger(self._guarded(start), inputs, self.outputs, js=js, **runs, **QUIET)
+        run = trigger(self._guarded(start), inputs, self.outputs, js=js, **runs, **QUIET)
+        if self._service.postpones:  # an event of its own, as Run is not to wait for it
+            run.then(self._complete, self.shown, self.player.component, **runs, **QUIET)
 
     def _guarded(self, start: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         """`start`, with errors shown on the page; the server goes on."""
@@ -139,6 +141,18 @@ class RunPanel:
                 yield self._going(status(explain(error).message, kind="problem"), False)
 
         return run
+
+    def _complete(self, visitor: gr.Request, shown: list[Track] | None) -> Any:
+        """The player with the steps that came too soon to be seen; nothing once another run has begun."""
+        tracks = shown or []
+        if not any(track.record.between for track in tracks):
+            return gr.skip()
+        seen = [frozenset(frame.index for frame in track.record.frames) for track in tracks]
+        with self._service.stops.watched(self.key(visitor)) as stop:
+            whole = [track.record.complete(stop) for track in tracks]
+        if stop.is_set() or not all(whole):
+            return gr.skip()
+        return self.player.value([replace(t, sent=sent) for t, sent in zip(tracks, seen, strict=True)])
 
     def run_form(self, visitor: gr.Request, watch: Watch, *form: Any) -> Iterator[Updates]:
         """Runs what the form says."""
@@ -281,23 +295,20 @@ class RunPanel:
         """What the page shows while the runs go on."""
         # of each run, the last steps of the last messages
         counts = {run.id: deque([0] * (REPEATED + 1), REPEATED + 1) for run in runs}
-        last, over = -math.inf, False
+        last = -math.inf
         for run, event in events:
-            if over:
-                continue  # steps between those that were seen; the last message has all of them
             if isinstance(event, Waiting):
                 yield self._going(status(_waiting(event), kind="busy"))
                 continue
             shown = counts[run.id][-1]
             due = not shown or event.index // every > shown // every or run.record.finished
             due = due and time.monotonic() - last >= PREVIEW_SECONDS
-            over = all(run.record.finished for run in runs)
-            if _lacking(runs) if over else due:
+            if due and not all(run.record.finished for run in runs):
                 tracks = [*beside, *(replace(run, since=counts[run.id][0]) for run in runs)]
                 if last > 0:  # tracks beside were sent, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
                 yield {
-                    self.status: _summary(runs) if over else _progress(_begun(runs)),
+                    self.status: _progress(_begun(runs)),
                     self.player.component: self.player.value(tracks),
                 }
                 last = time.monotonic()
@@ -366,11 +377,6 @@ def _errors_of(checkpoint: str) -> Iterator[None]:
 
 def _begun(runs: Sequence[Track]) -> list[Track]:
     return [run for run in runs if run.record.frames]
-
-
-def _lacking(runs: Sequence[Track]) -> bool:
-    """Whether steps of finished runs are still to be decoded."""
-    return any(len(run.record.frames) < run.record.request.steps for run in runs)
 
 
 def _waiting(event: Waiting) -> str:

@@ -33,5 +33,5 @@ class NoiseSwitch:
 
 def anew(tracks: Sequence[Track]) -> list[Track]:
     """The same runs, to be made once more; the player goes on showing what it has of them."""
-    records = [replace(track.record, frames=[], seconds=0.0) for track in tracks]
+    records = [replace(track.record, frames=[], between=[], seconds=0.0) for track in tracks]
     return [replace(t, record=r, running=True, since=0) for t, r in zip(tracks, records, strict=True)]
