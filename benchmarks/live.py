@@ -66,8 +66,9 @@ def dragged(page: Any, seconds: float) -> tuple[int, float]:
     canvas.evaluate("canvas => canvas.scrollIntoView({ block: 'center' })")
     box = canvas.bounding_box()
 
-    def go_to(turn: float) -> None:
-        x, y = 0.5 + 0.25 * math.cos(turn), 0.5 + 0.25 * math.sin(turn)
+    def go_to(turn: float) -> None:  # outwards, so that every move paints something new
+        radius = 0.05 + 0.035 * turn
+        x, y = 0.5 + radius * math.cos(turn), 0.5 + radius * math.sin(turn)
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
     go_to(0)
@@ -89,14 +90,18 @@ def measured(checkpoint: str, rounds: int, seconds: float) -> dict[str, Any]:
     with served(checkpoint) as (address, *_), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = opened(browser, address)
+        dragged(page, 1.0)  # stays, so that no mask is empty
+        page.wait_for_timeout(3000)
         rates = []
         for _ in range(rounds):
             count, passed = dragged(page, seconds)
             rates.append(count / passed)
             page.wait_for_timeout(4000)  # refined by then
+            page.locator(f"#{TASK}-mask-painter [data-action=undo]").click()  # room for the next stroke
+            page.wait_for_timeout(4000)
         latencies = []
         for _ in range(rounds):
-            for action in ("undo", "redo"):
+            for action in ("redo", "undo"):
                 latencies.append(page.evaluate(f"change('#{TASK}-mask-painter [data-action={action}]')"))
                 page.wait_for_timeout(300)
         browser.close()

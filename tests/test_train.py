@@ -36,6 +36,7 @@ from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.forward_process import q_sample
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.training.loop import MetricsLog, run
+from mmdiff.training.processes import Processes
 from mmdiff.training.state import STATE_FILE, load_state, state_of
 from mmdiff.training.trainer import Trainer
 
@@ -113,6 +114,34 @@ def test_overfitting_one_batch_drives_every_l2_to_zero(tmp_path, embedder):
     for time in (1, 100, 300):
         after = errors(time)
         assert max(after.values()) < 0.02, after
+
+
+def test_muon_moves_the_matrices_of_the_blocks_by_orthogonal_steps(examples):
+    """In units of AdamW's usual step, against the singular values of what each matrix has moved by."""
+    trainer = make_trainer(examples, muon=True, lr=1e-2, weight_decay=0.0, warmup_images=8, images=10**6)
+    matrices = trainer.muon.param_groups[0]["params"]
+    by_adamw = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert matrices and not by_adamw & {id(p) for p in matrices}
+    assert len(by_adamw) + len(matrices) == len(list(trainer.model.parameters()))
+    for _ in range(3):  # gates begin at zero, and so do the blocks' gradients
+        trainer.train_step()
+    before, rate = [p.detach().clone() for p in matrices], trainer.learning_rate()
+    trainer.train_step()
+    for old, new in zip(before, matrices, strict=True):
+        moved = torch.linalg.svdvals(new.detach() - old) / (0.2 * rate * max(old.shape) ** 0.5)
+        assert 0.5 < moved.median() and moved.max() < 1.3, moved
+
+
+class Sharded(Processes):
+    """Processes that leave the model whole."""
+
+    def split(self, model, compile_model):
+        pass
+
+
+def test_muon_needs_whole_matrices(examples):
+    with pytest.raises(ValueError, match="optim.muon needs whole matrices"):
+        Trainer(tiny_train_config(muon=True), examples, CPU, processes=Sharded(shard=True))
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero(examples):

@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdiff.device import choose_device
-from mmdiff.first_edition.transformer import Block
+from mmdiff.first_edition.transformer import Block as FirstBlock
+from mmdiff.network.transformer import Block
 
 # The other processes wait in the next step while the main one writes a large state.
 PATIENCE = timedelta(hours=1)
@@ -78,7 +79,7 @@ class Processes:
         """With ``shard``: keep only this process's part of every weight of the model, in place."""
         if not (self.shard and self.count > 1):
             return
-        for block in [m for m in model.modules() if isinstance(m, Block)]:
+        for block in [m for m in model.modules() if isinstance(m, (Block, FirstBlock))]:
             if compiled:
                 block.compile()
             fully_shard(block)
