@@ -28,6 +28,7 @@ BLOCK = re.compile(
 # key that only the results of one script have -> its report
 BUILDERS: dict[str, Callable[[Results], Report]] = {
     "comparisons": studies.comparisons,
+    "scarce": studies.scarce,
     "passes": costs.efficiency,
     "variants": studies.ablations,
     "gradients": studies.gradients,

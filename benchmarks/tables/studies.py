@@ -132,6 +132,30 @@ def ablations(results: Results) -> Report:
     return Report((_variants("The variants", "Variant", results, CHOICES),), note)
 
 
+def scarce(results: Results) -> Report:
+    """`benchmarks/scarce.py`: ours and the readers alone at every share of the annotations."""
+    figures = {"label_top1": ("label: top-1", ".1%"), "mask_iou": ("mask: mean IoU", ".3f")}
+    tables = []
+    for figure, (title, form) in figures.items():
+        rows = []
+        for share, difference in results["scarce"].items():
+            means = [
+                results["variants"][f"{system}, {share} of the annotations"]["figures"][figure]["mean"]
+                for system in ("ours", "readers alone")
+            ]
+            found = difference[figure]
+            words = f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+            rows.append((share, *(f"{value:{form}}" for value in means), words))
+        head = ("Annotations kept", "Ours", "A reader alone", "Difference (95 % interval)")
+        tables.append(Table(f"Read from validation photos, {title}", head, rows))
+    runs = next(iter(results["variants"].values()))["runs"]
+    note = (
+        f"{len(runs)} seeds; intervals over photos and seeds. {_size(results, 'Ours')}, "
+        f"{results['config']['optim']['images']:,} images; readers for {results['reader_steps']:,} steps."
+    )
+    return Report(tuple(tables), note)
+
+
 def gradients(results: Results) -> Report:
     """`benchmarks/gradients.py`: a row for every modality, a column for every time in training."""
     points = results["gradients"]
