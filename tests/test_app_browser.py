@@ -367,7 +367,7 @@ def test_an_impossible_request_is_explained_and_the_page_goes_on(visit, tmp_path
     page = visitor.page
     visitor.choose("image", "I provide")
     visitor.run()
-    visitor.status("nothing is there. Upload a photo")
+    visitor.status("Nothing is provided for “image” yet. Upload a photo")
     assert visitor.find("run").is_enabled()
     (tmp_path / "diary.png").write_bytes(b"dear diary")
     visitor.give_photo(tmp_path / "diary.png")

@@ -116,6 +116,11 @@ def test_labels_are_searched_and_their_list_leaves_the_header_free(visit, size):
     near(lambda: options.get_by_role("option").all_inner_texts() == ["Cherry Wax"])
     visitor.page.keyboard.press("Enter")
     visitor.plan("from the label")
+    visitor.page.keyboard.press("Tab")
+    visitor.find("label-choice", "input").click()  # what is typed replaces the name that is chosen
+    visitor.page.keyboard.type("rainier")
+    near(lambda: "Cherry Rainier 1" in options.get_by_role("option").all_inner_texts())
+    assert all("Rainier" in text for text in options.get_by_role("option").all_inner_texts())
 
 
 def test_run_both_looks_like_a_button(visit):  # noqa: F811

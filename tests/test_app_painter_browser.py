@@ -415,7 +415,7 @@ def test_the_hole_is_kept_for_the_next_photo_unless_unticked(visitor, photo_file
     visitor.with_photo(photo_file).drag("image", (10, 10), (50, 40))
     before, other = visitor.hole(), photo((SIZE, SIZE), seed=9)
     visitor.page.click("#desk-image-other")
-    assert "nothing is there" in visitor.given("image")
+    assert "Nothing is provided" in visitor.given("image")
     visitor.with_photo(save(other, "other.png"))
     assert np.array_equal(visitor.hole(), before)
     assert np.array_equal(visitor.desk.given["image"].value, other)

@@ -80,7 +80,7 @@ class Input:
 
     def nothing(self, remedy: str) -> ValueError:
         """The error of a modality that is set to GIVEN while its controls are empty."""
-        return ValueError(f"“{self.spec.name}” is set to “{GIVEN}”, but nothing is there. {remedy}")
+        return ValueError(f"Nothing is provided for “{self.spec.name}” yet. {remedy}")
 
 
 class ImageInput(Input):
@@ -137,9 +137,7 @@ class ImageInput(Input):
 
     def read(self, photo: Image.Image | None, hole: str | None) -> Image.Image:
         if photo is None:
-            raise self.nothing(
-                "Upload a photo, again if one is shown, which the server no longer has; or let it be created."
-            )
+            raise self.nothing("Upload a photo, again if one is shown: the server no longer has it.")
         return photo
 
     def known_pixels(self, photo: Image.Image | None, hole: str | None) -> np.ndarray | None:

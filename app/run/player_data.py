@@ -166,7 +166,9 @@ def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> 
 
 
 def _decided(record: Record, frame: Frame) -> dict[str, int]:
-    """Percent of signal in what the network saw of each modality: the sigmoid of its level."""
+    """Percent of signal in what the network saw of each modality, sigmoids of levels; 100 at the end."""
+    if frame.index == record.request.steps:
+        return dict.fromkeys((n for n in frame.levels if n in record.modalities), 100)
     shares = {n: 1 / (1 + math.exp(-level)) for n, level in frame.levels.items() if n in record.modalities}
     return {name: round(100 * share) for name, share in shares.items()}
 

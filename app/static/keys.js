@@ -47,6 +47,14 @@
     event.preventDefault();
     action();
   });
+  // What is typed into a list of names searches it, instead of being added to the name that is chosen.
+  let entered = null;
+  document.addEventListener('focusin', ({ target }) => { entered = target.matches?.('input[role=combobox]') ? target : null; });
+  document.addEventListener('click', ({ target }) => {
+    if (target !== entered) return;
+    entered = null;
+    target.select();
+  });
   const addButton = () => {
     if (!window.matchMedia('(pointer: fine) and (min-width: 901px)').matches) return; // no keyboard, no room
     const button = Object.assign(document.createElement('button'), { className: 'keys-button', textContent: '?' });

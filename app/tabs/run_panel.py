@@ -21,7 +21,7 @@ from app.export import settings_file
 from app.export.download import Downloads, check_kept
 from app.run.history import Frame, Track
 from app.run.player_data import Player
-from app.run.service import Service, Waiting
+from app.run.service import PREVIEW_SECONDS, Service, Waiting
 from app.tabs.watch import NoiseSwitch, Watch, anew
 from app.task import Task
 from app.theme import html
@@ -31,12 +31,15 @@ from mmdiff.request import Change, Request, is_whole
 MAX_RUNS = 80  # at the same time; the step engine takes at most 64, and lets 12 more wait
 # A message costs Gradio and the browser about as much as a step costs the model, so there are no more of them
 # than an eye can use. Each repeats the frames of the last ones, as the browser may skip messages.
-PREVIEW_SECONDS, REPEATED = 0.08, 2
+REPEATED = 2
 
-# On a narrow page the panel is below the controls. A listener of its own would wait until the run is over.
+# On a narrow page the panel is below the controls, and Run stays in sight where the panel is not. A listener
+# of its own would wait until the run is over.
 REVEAL = """(...values) => {
   const panel = document.getElementById('%s-run-panel');
-  if (panel && window.innerWidth <= 900) panel.scrollIntoView({block: 'start'});
+  const top = panel?.getBoundingClientRect().top;
+  const hidden = window.innerWidth <= 900 || top > 0.6 * window.innerHeight;
+  if (panel && hidden) panel.scrollIntoView({block: 'start'});
   return values;
 }"""
 # The server does not know where the scrubber is, and in which run, until a branch begins.

@@ -1,6 +1,6 @@
 // Replays recorded runs: every modality comes out of the noise of each step. See app/run/showcase.py for the scenes.
 // What is seen at a moment is the prediction of that step under as much noise as the state had then.
-const FORM = 4800, HOLD = 2600, VEIL = 900, TICK = 40; // ms
+const FORM = 4000, HOLD = 4200, VEIL = 900, TICK = 40; // ms
 const GRAIN = 84; // cells of noise on a side
 const STILL = matchMedia('(prefers-reduced-motion: reduce)');
 

@@ -94,7 +94,7 @@
       return awake();
     }
     const onButton = key === ' ' && event.target.closest?.('.present button');
-    const writing = event.target.closest?.('input, textarea, select, [contenteditable]');
+    const writing = event.target.closest?.('input:not([type=range], [type=radio], [type=checkbox]), textarea, select, [contenteditable]');
     const action = overlay ? !onButton && keys[key] : key === 'f' && !writing && open;
     if (!action) return;
     event.preventDefault();
