@@ -59,7 +59,9 @@ def loaded(checkpoint: str, precision: str = "auto") -> Pipeline:
     """As the app loads it, see `mmdiff.serving.engine`."""
     load = partial(Pipeline.from_pretrained, checkpoint, background=True, precision=precision)
     with ThreadPoolExecutor(1) as worker:
-        return worker.submit(load).result()
+        pipe = worker.submit(load).result()
+    pipe.compile()
+    return pipe
 
 
 def seconds(action: Callable[[], Any]) -> float:

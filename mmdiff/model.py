@@ -213,19 +213,35 @@ class MultiModalDiffusion(nn.Module):
             z: (B, *Z), blocks of unit variance: sqrt(sigmoid(level_i)) e_i + sqrt(sigmoid(-level_i)) noise.
             levels: (B, N), the level of every modality in z.
         """
+        (cells, codes, levels, read), block = self.seen(z, levels, conditioning)
+        raw = self.outputs(cells, codes, levels, read)
+        raw[self.anchor] = self._clean(block, levels[:, 0], raw[self.anchor])
+        return raw
+
+    def seen(
+        self, z: Tensor, levels: Tensor, conditioning: Conditioning
+    ) -> tuple[tuple[Tensor, list[Tensor | None], Tensor, Tensor | None], Tensor]:
+        """The arguments of `forward` -> those of `outputs`, and the anchor's block."""
         flags, known = conditioning.flags, conditioning.known_pixels
         levels = levels.masked_fill(flags == KNOWN, LEVEL_MAX).masked_fill(flags == ABSENT, LEVEL_MIN)
         blocks = self._blocks(z, levels, conditioning)
         level_map = self._level_map(levels[:, 0], known)
         cells = torch.cat([*(self._cells_of(n, blocks[n]) for n in self.dense_names), level_map], dim=1)
         codes = [None if m.dense else blocks[n].mean((2, 3)) for n, m in self.modalities.items()]
-        features, registers = self.backbone(cells, codes, levels, self._features(conditioning))
-        raw = {
+        return (cells, codes, levels, self._features(conditioning)), blocks[self.anchor]
+
+    def outputs(
+        self, cells: Tensor, codes: Sequence[Tensor | None], levels: Tensor, read: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The network itself: what the `Denoiser` takes to the outputs of all heads, in float32.
+
+        The anchor's is v, of which `forward` makes z_0.
+        """
+        features, registers = self.backbone(cells, codes, levels, read)
+        return {
             name: self.heads[name](features if m.dense else registers[:, i]).float()
             for i, (name, m) in enumerate(self.modalities.items())
         }
-        raw[self.anchor] = self._clean(blocks[self.anchor], levels[:, 0], raw[self.anchor])
-        return raw
 
     def _blocks(self, z: Tensor, levels: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         """name -> (B, C_i, h, w), what the network sees of each modality."""

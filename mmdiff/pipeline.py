@@ -24,6 +24,7 @@ from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import Call
 from mmdiff.request import NO_LIMITS, Change, Limits, Request
 from mmdiff.schedule import NoiseSchedule
+from mmdiff.serving import openvino
 from mmdiff.serving.denoising import Denoising, Step
 from mmdiff.serving.engine import Engine, Member, Ticket
 
@@ -247,6 +248,23 @@ class Pipeline:
             return Denoising(self.model, self.network, own, request, seeds, self.device, present)
 
         return Run(self.engine, self.engine.call(begin))
+
+    def compile(self) -> bool:
+        """Have OpenVINO compute the network from here on; whether it does.
+
+        It takes some seconds and makes every step two to three times as fast. OpenVINO has to be installed,
+        the network on the CPU, and the model one with levels.
+        """
+        if not (openvino.installed() and self.device.type == "cpu" and self.model.has_levels):
+            return False
+
+        def swap() -> None:
+            network = copy.copy(self.network)  # the model itself is left as it is
+            network.outputs = openvino.Compiled(self.model, self.precision)
+            self.network = network
+
+        self.engine.call(swap)
+        return True
 
     def answer(self, calls: list[Call]) -> Sequence[Mapping[str, Tensor]]:
         """The network's raw outputs for each of the calls, in float32."""

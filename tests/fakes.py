@@ -96,6 +96,9 @@ class FakePipeline:
         self.engine = Engine(self._answer, capacity, background=True)
         self.broken: Exception | None = None
 
+    def compile(self) -> bool:
+        return False
+
     def describe(self, vectors: np.ndarray, count: int = 5) -> list[Description]:
         return self.words.describe(vectors, count)
 

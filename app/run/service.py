@@ -182,6 +182,7 @@ class Service:
     def _first_runs(self) -> tuple[Record, Record]:
         """`example` and `filled`; before that something short that touches all code and memory."""
         wanted = tuple(self.modalities)
+        self.pipe.compile()
         self._first_run(Request(wanted=wanted, steps=2))
         self.timing = Timing()
         how = {"steps": EXAMPLE_STEPS, "sampler": "dpmpp_2m"}

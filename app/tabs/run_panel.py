@@ -22,10 +22,11 @@ from app.export.download import Downloads, check_kept
 from app.run.history import Frame, Track
 from app.run.player_data import Player
 from app.run.service import PREVIEW_SECONDS, Service, Waiting
+from app.tabs.progress import progress, summary, waiting
 from app.tabs.watch import NoiseSwitch, Watch, anew
 from app.task import Task
 from app.theme import html
-from app.wording import duration, listed, status, steps_of
+from app.wording import status
 from mmdiff.request import Change, Request, is_whole
 
 MAX_RUNS = 80  # at the same time; the step engine takes at most 64, and lets 12 more wait
@@ -254,7 +255,7 @@ class RunPanel:
                 yield kept
             raise
         kept = self._kept(runs, beside, visitor)
-        text = _summary(_begun(runs)) if kept else status("Stopped before it began.")
+        text = summary(_begun(runs)) if kept else status("Stopped before it began.")
         yield self._going(text, False) | kept
 
     @property
@@ -301,7 +302,7 @@ class RunPanel:
         last = -math.inf
         for run, event in events:
             if isinstance(event, Waiting):
-                yield self._going(status(_waiting(event), kind="busy"))
+                yield self._going(status(waiting(event), kind="busy"))
                 continue
             shown = counts[run.id][-1]
             due = not shown or event.index // every > shown // every or run.record.finished
@@ -311,7 +312,7 @@ class RunPanel:
                 if last > 0:  # tracks beside were sent, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
                 yield {
-                    self.status: _progress(_begun(runs)),
+                    self.status: progress(_begun(runs)),
                     self.player.component: self.player.value(tracks),
                 }
                 last = time.monotonic()
@@ -380,36 +381,3 @@ def _errors_of(checkpoint: str) -> Iterator[None]:
 
 def _begun(runs: Sequence[Track]) -> list[Track]:
     return [run for run in runs if run.record.frames]
-
-
-def _waiting(event: Waiting) -> str:
-    if not event.place:
-        return "The model is still being loaded; your run starts by itself."
-    before = f"{event.place - 1} are before you; yours starts by itself."
-    return f"All places are taken. {before if event.place > 1 else 'Yours is the next run to start.'}"
-
-
-def _progress(begun: Sequence[Track]) -> str:
-    """How far the slowest run is."""
-    slowest = max((run.record for run in begun), key=lambda record: record.seconds_left)
-    text = f"Step <b>{slowest.last.index}</b> of {slowest.request.steps} · "
-    return status(f"{text}{duration(slowest.seconds_left)} left", _share(begun), "busy")
-
-
-def _summary(begun: Sequence[Track]) -> str:
-    """How all of them ended."""
-    record = max((run.record for run in begun), key=lambda record: record.seconds)
-    request = begun[0].record.request
-    if not all(run.record.finished for run in begun):
-        at = f"at step {record.last.index} of {record.request.steps}"
-        text = f"<b>Stopped</b> {at}. Below is what the model expected by then"
-    else:
-        counts = list(dict.fromkeys(str(run.record.request.steps) for run in begun))
-        steps = steps_of(record.request.steps) if len(counts) == 1 else f"{listed(counts)} steps"
-        text = f"<b>Done</b> in {duration(record.seconds)} · {steps}"
-    return status(f"{text} · seed {request.seed} · {request.sampler}", _share(begun))
-
-
-def _share(begun: Sequence[Track]) -> float:
-    """The part of all steps of these runs that is done."""
-    return sum(run.record.last.index for run in begun) / sum(run.record.request.steps for run in begun)

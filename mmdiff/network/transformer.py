@@ -183,7 +183,6 @@ class Denoiser(nn.Module):
         Returns:
             (B, channels, h * fold, w * fold) and (B, N, width).
         """
-        batch = len(cells)
         entered = [None if c is None else layer(c) for layer, c in zip(self.codes, codes, strict=True)]
         condition = self.levels(level_embedding(levels)) + sum(e for e in entered if e is not None)
         condition = F.silu(condition)
@@ -195,7 +194,7 @@ class Denoiser(nn.Module):
         blank = torch.zeros_like(x[:, 0])
         tokens = torch.stack([blank if e is None else e.to(x.dtype) for e in entered], dim=1)
         x = torch.cat([tokens + self.registers.to(x.dtype), x], dim=1)  # (B, N + n, width)
-        x = self._transform(x, self.modulation(condition).view(batch, 6, self.width))
+        x = self._transform(x, self.modulation(condition).unflatten(1, (6, self.width)))
         registers, patches = x[:, : len(codes)], x[:, len(codes) :]
         patches = self.expand(patches).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         features = F.pixel_shuffle(patches, self.fold) + self.across(features)
