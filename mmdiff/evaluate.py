@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> dict:
         settings = dataclasses.replace(settings, limit=SUBSET_EXAMPLES)
     start = time.perf_counter()
     pipe = Pipeline.from_pretrained(args.checkpoint, device=args.device)
+    pipe.compile()
     classifier = Classifier.from_pretrained(args.judge, pipe.device) if args.judge else None
     examples = read_examples(args.data, pipe)
     segmenter = Segmenter.from_pretrained(args.segmenter, pipe.device) if args.segmenter else None

@@ -25,6 +25,7 @@ from mmdiff.request import is_whole
 from mmdiff.schedule import NoiseSchedule
 from mmdiff.seeds import folded
 
+LONGER = 2.5  # times the last rise of a level, over which predictions are continued
 Encodings = Mapping[str, Tensor]  # name -> (B, *Z), the anchor's is z_0
 # yields z (B, *Z), its time t, and the clean encodings on which z stands (None at the start)
 Sampler = Generator[tuple[Tensor, int, Encodings | None], Encodings, None]
@@ -63,7 +64,8 @@ def sample_dpmpp_2m(
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): (5) after extrapolating to the middle of the jump.
 
     Predictions are continued linearly in half the log-SNR h, each modality's in its own level. The first
-    jump, and the last one, which is infinitely long in h, are first order. `noise` is not used.
+    jump, the last one, which is infinitely long in h, and one that is much longer than that before, as where
+    a modality begins that others lead, are first order. `noise` is not used.
     """
     clean, before, t_before = None, None, None
     for t, s in pairwise(times):
@@ -131,10 +133,10 @@ def extrapolate(now: Encodings, before: Encodings, factors: Mapping[str, Tensor]
 
 
 def _factor(level: Tensor, s: int, t: int, t_before: int) -> Tensor:
-    """(h_s - h_t) / (2 (h_t - h_before)) with h = level / 2; 0 where the level did not rise before."""
+    """(h_s - h_t) / (2 (h_t - h_before)) with h = level / 2; 0 if that continues much more than there was."""
     h = 0.5 * level
-    rise = h[t] - h[t_before]
-    return torch.where(rise > 0, (h[s] - h[t]) / (2 * rise), 0.0)
+    rise, next_rise = h[t] - h[t_before], h[s] - h[t]
+    return torch.where((rise > 0) & (next_rise <= LONGER * rise), next_rise / (2 * rise), 0.0)
 
 
 def timesteps(num_steps: int, steps: int, power: float = 2.0) -> list[int]:

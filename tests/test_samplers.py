@@ -5,6 +5,7 @@ third, and the exact denoiser sees what is given. The reference moments come fro
 density on a grid, not from the algebra of the oracle.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -31,6 +32,7 @@ from mmdiff.samplers import (
     sample_dpmpp_2m,
     timesteps,
 )
+from mmdiff.schedule import NoiseSchedule as LevelSchedule
 
 torch.set_num_threads(1)
 
@@ -113,7 +115,8 @@ def test_ddim_equals_diffusers_step_for_step(kind, steps, eta):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 17, 40])
-def test_dpmpp_2m_equals_diffusers_step_for_step(kind, steps):
+def test_dpmpp_2m_equals_diffusers_step_for_step(kind, steps, monkeypatch):
+    monkeypatch.setattr("mmdiff.samplers.LONGER", math.inf)  # diffusers continues however long a jump is
     schedule = NoiseSchedule(1000, kind=kind)
     reference = DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
@@ -286,6 +289,33 @@ def test_second_order_converges_faster(family):
     assert second_32 < first_32 / 3
     assert second_16 / second_32 > 3  # halving the step quarters the error
     assert first_16 / first_32 < 3
+
+
+@pytest.mark.parametrize("steps", [8, 30])
+@pytest.mark.parametrize("leads", [{}, {"label": 0.5}, {"image": 0.3}])
+def test_second_order_is_better_whatever_leads(leads, steps):
+    """Independent Gaussians, whose exact flow keeps z_t / std(z_t); where one leads, the other waits.
+
+    A level that has hardly begun to rise says nothing of how the prediction will go on.
+    """
+    schedule = LevelSchedule(1000, ("image", "label"), leads, {"label": 0.35})
+    variance = {"image": 0.3, "label": 2.0}
+    gains = {"image": schedule.abar.sqrt(), "label": schedule.wbar["label"]}
+    deviation = {n: (variance[n] * gains[n] ** 2 + 1 - schedule.abar).sqrt() for n in gains}
+
+    def denoise(z_t, t):
+        slope = {n: variance[n] * gains[n][t] / deviation[n][t] ** 2 for n in gains}
+        return {
+            n: torch.where(torch.arange(2)[:, None, None] == i, slope[n] * z_t, 0.0)
+            for i, n in enumerate(("image", "label"))
+        }
+
+    def error(sampler):
+        z_T = torch.stack([deviation[n][-1] for n in gains]).view(1, 2, 1, 1)
+        *_, last = drive(sampler(schedule, z_T, timesteps(1000, steps, schedule.spacing)), denoise)
+        return abs(last.z[0, 0].item() / variance["image"] ** 0.5 - 1)  # all that is left at t = 0
+
+    assert error(sample_dpmpp_2m) < 0.8 * error(sample_ddim)
 
 
 # --- exact denoisers of a Gaussian mixture --------------------------------------------------------
