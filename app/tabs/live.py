@@ -14,16 +14,23 @@ from app.controls.form import Form
 from app.controls.inputs import QUIET
 from app.errors import explain
 from app.run.history import Track
-from app.run.service import Waiting
+from app.run.service import Service, Waiting
 from app.tabs.run_panel import RunPanel, Updates, address_of
 from app.tabs.watch import Watch
 from app.wording import duration, status
 from mmdiff.request import Request
 
 FEW: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m", "num_samples": 1}
+FEW_WITH_LEADS = 8  # steps where the photo begins late
 TOLD = "<b>Live</b> · {steps} steps in {time} · seed {seed} · let go to refine it"
 STROKE = "[values[0], mmdiffLive.stroke]"
 MARK = "(on) => document.querySelector('#{name}-live').closest('.workbench').toggleAttribute('data-live', on)"
+
+
+def _few(service: Service) -> dict[str, Any]:
+    """How a request is run on every change."""
+    leads = any(spec.lead for spec in service.modalities.values())
+    return FEW | ({"steps": FEW_WITH_LEADS} if leads else {})
 
 
 class Live:
@@ -99,7 +106,7 @@ class Live:
         panel = self._panel
         try:
             service, key = panel.service, panel.key(visitor)
-            record = service.record(replace(self._request(*form), **FEW))
+            record = service.record(replace(self._request(*form), **_few(service)))
             service.stop(key)
             for event in service.stream(record, key, address_of(visitor)):
                 if isinstance(event, Waiting):
@@ -108,7 +115,7 @@ class Live:
             return {panel.status: status(explain(error).message)}
         if not record.finished:
             return {panel.status: gr.skip()}
-        facts = {"steps": FEW["steps"], "time": duration(record.seconds), "seed": record.request.seed}
+        facts = {"steps": record.request.steps, "time": duration(record.seconds), "seed": record.request.seed}
         track = Track(f"live-{self._name}", "", record)
         text = status(TOLD.format(**facts))
         return {panel.status: text, panel.player.component: panel.player.value([track])}
