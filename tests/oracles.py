@@ -100,6 +100,9 @@ class Fake:
         self.modalities, self.embedder = modalities, embedder
         self.calls = []
 
+    def compile(self):
+        return False
+
     def run_batch(self, request, seeds):
         self.calls.append((sorted(request.given), tuple(request.wanted), request.guidance_scale))
         x_hat = self.predict(request, seeds)
