@@ -72,6 +72,8 @@ def test_a_group_of_radio_buttons_is_one_stop_and_arrows_choose(visit):  # noqa:
 
 def test_run_keeps_the_focus_and_the_end_is_announced(visit, pipe):  # noqa: F811
     visitor = visit("image_label")
+    visitor.find("steps", "input[type=number]").fill("100")  # it is to go on while it is asked for once more
+    visitor.page.keyboard.press("Tab")
     visitor.find("run").focus()
     visitor.page.keyboard.press("Enter")
     visitor.status("Step")
@@ -84,7 +86,7 @@ def test_run_keeps_the_focus_and_the_end_is_announced(visit, pipe):  # noqa: F81
     label = visitor.player('figure[data-modality="label"] .name').first.inner_text()
     announced = visitor.player(".announced")
     assert announced.get_attribute("aria-live") == "polite"
-    assert announced.inner_text().startswith(f"Done. Image at step 30 of 30: {label}")
+    assert announced.inner_text().startswith(f"Done. Image at step 100 of 100: {label}")
 
 
 def test_pictures_say_what_they_show(visit):  # noqa: F811
