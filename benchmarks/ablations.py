@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from benchmarks.study import (
     Bench,
     Change,
     Variant,
+    command,
     load_bench,
     model_with,
     optim_with,
@@ -183,9 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         embedder = make_embedder(base, args.embedder, CPU)
         bench = load_bench(base, args.train, args.val, args.judge, embedder, settings)
         names = {"train": Path(args.train).name, "val": Path(args.val).name, "judge": Path(args.judge).name}
-        given = sys.argv[1:] if arguments is None else arguments
         facts = {
-            "command": shlex.join(["python", "benchmarks/ablations.py", *given]),
+            "command": command("ablations", arguments),
             "data": names,
             "device": "cpu",
             "photos_judged": photos_judged(base, bench),

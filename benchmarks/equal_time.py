@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import CPU, write
+from benchmarks.study import CPU, command, write
 from mmdiff.checkpoint import build_model
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder, training_data, validation_data
@@ -129,9 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     runs = race(configs, train, val, args.seconds)
-    given = sys.argv[1:] if arguments is None else arguments
     report = {
-        "command": shlex.join(["python", "benchmarks/equal_time.py", *given]),
+        "command": command("equal_time", arguments),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "runs": [described(run, variant) for run, variant in zip(runs, args.variant, strict=True)],

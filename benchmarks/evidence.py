@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from benchmarks.study import (
     Change,
     Variant,
     alone,
+    command,
     load_bench,
     model_with,
     optim_with,
@@ -318,9 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         embedder = make_embedder(base, args.embedder, CPU)
         bench = load_bench(base, args.train, args.val, args.judge, embedder, settings, args.keep)
-        given = sys.argv[1:] if arguments is None else arguments
         facts = {
-            "command": shlex.join(["python", "benchmarks/evidence.py", *given]),
+            "command": command("evidence", arguments),
             "data": {"config": Path(args.config).stem, "train": Path(args.train).name},
             "device": "cpu",
             "photos_judged": photos_judged(base, bench),

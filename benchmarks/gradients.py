@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import CPU, optim_with
+from benchmarks.study import CPU, command, optim_with
 from mmdiff.checkpoint import build_model
 from mmdiff.config import load_train_config
 from mmdiff.data.batches import load_examples, make_embedder
@@ -102,9 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trainer.load_pretrained("checkpoints")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    given = sys.argv[1:] if arguments is None else arguments
     report = {
-        "command": shlex.join(["python", "benchmarks/gradients.py", *given]),
+        "command": command("gradients", arguments),
         "config": Path(args.config).stem,
         "batch_size": config.optim.batch_size,
         "batches": args.batches,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
-RESAMPLES, CONFIDENCE = 4000, 0.95
+from mmdiff.evaluation.holes import CONFIDENCE
+
+RESAMPLES = 4000
 
 
-def over_photos_and_seeds(values: Sequence[Sequence[float]]) -> dict[str, float]:
+def over_photos_and_seeds(values: ArrayLike) -> dict[str, float]:
     """Mean of values, a row of equally many photos for each seed, and its 95 % interval by the bootstrap.
 
     A resample draws seeds with replacement and then photos, the same for all seeds, with replacement: models

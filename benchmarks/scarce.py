@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.intervals import over_photos_and_seeds
 from benchmarks.report import build
-from benchmarks.study import CPU, Bench, Variant, model_with, optim_with, study, write
+from benchmarks.study import CPU, Bench, Variant, command, load_bench, model_with, optim_with, study, write
+from benchmarks.tables.studies import OURS, READERS, scarce_system
 from mmdiff.checkpoint import build_model
 from mmdiff.config import TrainConfig, load_train_config
-from mmdiff.data.batches import load_examples, make_embedder
+from mmdiff.data.batches import make_embedder
 from mmdiff.data.examples import Examples
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.evaluation import Evaluation
@@ -47,7 +48,6 @@ from mmdiff.training.trainer import Trainer
 
 READ = ("label", "mask")  # modalities whose annotations become scarce
 SHARES = (0.01, 0.05, 0.2, 1.0)
-OURS, READERS = "ours", "readers alone"
 
 
 def thinned(examples: Examples, share: float) -> Examples:
@@ -85,7 +85,8 @@ class Scarce(Variant):
 
 
 def named(system: str, share: float) -> str:
-    return f"{system}, {share:.0%} of the annotations"
+    """The name of the variant."""
+    return scarce_system(system, f"{share:.0%}")
 
 
 def variants(shares: Sequence[float], steps: int) -> dict[str, Scarce]:
@@ -170,17 +171,15 @@ def differences(report: Mapping[str, Any], shares: Sequence[float]) -> dict[str,
         runs = made[named(system, share)]["runs"]
         return [runs[seed]["each"][figure] for seed in sorted(runs)]
 
-    found: dict[str, Any] = {}
-    for share in shares:
-        found[f"{share:.0%}"] = {
+    return {
+        f"{share:.0%}": {
             figure: over_photos_and_seeds(
-                (
-                    torch.tensor(values(OURS, share, figure)) - torch.tensor(values(READERS, share, figure))
-                ).tolist()
+                np.subtract(*(values(system, share, figure) for system in (OURS, READERS)))
             )
             for figure in ("label_top1", "mask_iou")
         }
-    return found
+        for share in shares
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,12 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base = optim_with(images=args.images, warmup_images=args.images // 10)(load_train_config(args.config))
         settings = EvaluationSettings(batch=128)
         embedder = make_embedder(base, None, CPU)
-        blueprint = build_model(base.model)
-        loaded = (load_examples(path, blueprint, base, embedder) for path in (args.train, args.val))
-        bench = Bench(*loaded, None, embedder, settings, args.keep)
-        given = sys.argv[1:] if arguments is None else arguments
+        bench = load_bench(base, args.train, args.val, None, embedder, settings, args.keep)
         facts = {
-            "command": shlex.join(["python", "benchmarks/scarce.py", *given]),
+            "command": command("scarce", arguments),
             "data": {"train": Path(args.train).name, "val": Path(args.val).name},
             "device": "cpu",
             "reader_steps": args.reader_steps,

@@ -10,7 +10,9 @@ import dataclasses
 import hashlib
 import json
 import re
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,7 +94,7 @@ class Bench:
 
     train: Examples
     val: Examples
-    judge: Classifier
+    judge: Classifier | None
     embedder: Any
     settings: EvaluationSettings
     kept: Path | None = None
@@ -109,15 +111,25 @@ def load_bench(
     base: TrainConfig,
     train: str,
     val: str,
-    judge: str,
+    judge: str | None,
     embedder: Any,
     settings: EvaluationSettings,
     kept: Path | None = None,
 ) -> Bench:
-    """Bench of Parquet files, with the modalities of ``base``. Raises ValueError where something lacks."""
+    """Bench of Parquet files, with the modalities of ``base``. Raises ValueError where something lacks.
+
+    judge: its folder, None where nothing is judged.
+    """
     blueprint = build_model(base.model)
     examples = (load_examples(path, blueprint, base, embedder) for path in (train, val))
-    return Bench(*examples, Classifier.from_pretrained(judge), embedder, settings, kept)
+    classifier = None if judge is None else Classifier.from_pretrained(judge)
+    return Bench(*examples, classifier, embedder, settings, kept)
+
+
+def command(script: str, arguments: Sequence[str] | None) -> str:
+    """What makes the results again: a script of this folder with its arguments, None those of the process."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return shlex.join(["python", f"benchmarks/{script}.py", *given])
 
 
 def fingerprint(trainer: type[Trainer], config: TrainConfig, examples: Examples) -> str:

@@ -57,9 +57,8 @@ def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Everything that a run carries from step to step."""
     state = {f"model/{n}": t.clone() for n, t in trainer.model.state_dict().items()}
     state |= {f"ema/{n}": t.clone() for n, t in trainer.ema.model.state_dict().items()}
-    for optimizer in filter(None, (trainer.optimizer, trainer.muon)):
+    for name, optimizer in trainer.optimizers.items():
         for i, moments in optimizer.state_dict()["state"].items():
-            name = type(optimizer).__name__
             state |= {f"{name}/{i}/{n}": t.clone() for n, t in moments.items()}
     return state
 

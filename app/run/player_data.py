@@ -167,10 +167,10 @@ def _frame(record: Record, frame: Frame, exact: bool, stamp: PngInfo | None) -> 
 
 def _decided(record: Record, frame: Frame) -> dict[str, int]:
     """Percent of signal in what the network saw of each modality, sigmoids of levels; 100 at the end."""
+    levels = {n: level for n, level in frame.levels.items() if n in record.modalities}
     if frame.index == record.request.steps:
-        return dict.fromkeys((n for n in frame.levels if n in record.modalities), 100)
-    shares = {n: 1 / (1 + math.exp(-level)) for n, level in frame.levels.items() if n in record.modalities}
-    return {name: round(100 * share) for name, share in shares.items()}
+        return dict.fromkeys(levels, 100)
+    return {name: round(100 / (1 + math.exp(-level))) for name, level in levels.items()}
 
 
 def _noise(frame: Frame, spec: Modality) -> list[str]:

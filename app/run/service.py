@@ -197,11 +197,8 @@ class Service:
         """Not by `stream`, which waits for the warm-up; ZeroGPU lends its GPU to visitors only."""
         record = self.record(request)
         for event in self._sample(record.request):
-            if callable(event):
-                record.between.append(event)
-            elif not isinstance(event, Waiting):
-                record.add(event)
-        record.complete()
+            if not isinstance(event, Waiting):
+                record.add(event() if callable(event) else event)
         self.timing.learn(record.request, record.seconds / record.last.index)
         return record
 

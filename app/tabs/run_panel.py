@@ -298,17 +298,17 @@ class RunPanel:
     ) -> Iterator[Updates]:
         """What the page shows while the runs go on."""
         # of each run, the last steps of the last messages
-        counts = {run.id: deque([0] * (REPEATED + 1), REPEATED + 1) for run in runs}
+        told = {run.id: deque([0] * (REPEATED + 1), REPEATED + 1) for run in runs}
         last = -math.inf
         for run, event in events:
             if isinstance(event, Waiting):
                 yield self._going(status(waiting(event), kind="busy"))
                 continue
-            shown = counts[run.id][-1]
+            shown = told[run.id][-1]
             due = not shown or event.index // every > shown // every or run.record.finished
             due = due and time.monotonic() - last >= PREVIEW_SECONDS
             if due and not all(run.record.finished for run in runs):
-                tracks = [*beside, *(replace(run, since=counts[run.id][0]) for run in runs)]
+                tracks = [*beside, *(replace(run, since=told[run.id][0]) for run in runs)]
                 if last > 0:  # tracks beside were sent, too
                     tracks[: len(beside)] = [replace(t, since=t.record.request.steps) for t in beside]
                 yield {
@@ -317,7 +317,7 @@ class RunPanel:
                 }
                 last = time.monotonic()
                 for run in runs:
-                    counts[run.id].append(run.record.last.index if run.record.frames else 0)
+                    told[run.id].append(run.record.last.index if run.record.frames else 0)
 
     def _kept(self, runs: list[Track], beside: Sequence[Track], visitor: gr.Request) -> Updates:
         """Shows for good the steps that there are of these runs; nothing if none has begun."""

@@ -42,6 +42,7 @@ BLOCKS = {"blocks10": "10 %", "blocks25": "25 %", "blocks": "50 %", "blocks75": 
 KINDS = BLOCKS | {"half": "half", "box": "box", "lines": "lines", "super2": "2 ×", "super4": "4 ×"}
 CLASSICAL = {"mean": "mean of the known pixels", "telea": "Telea", "navier_stokes": "Navier-Stokes"}
 OURS = "ours"
+READERS = "readers alone"  # a classifier and a U-Net
 LONGER = "ours, trained as long as the four it replaces"
 COMPARISONS = {OURS: "comparisons", LONGER: "longer_comparisons"}  # the key of each one's comparisons
 TWIN = "diffusion of photos, RePaint"  # the same diffusion, of photos alone
@@ -132,6 +133,11 @@ def ablations(results: Results) -> Report:
     return Report((_variants("The variants", "Variant", results, CHOICES),), note)
 
 
+def scarce_system(system: str, share: str) -> str:
+    """The name of a variant of `benchmarks/scarce.py`; share as in "5%"."""
+    return f"{system}, {share} of the annotations"
+
+
 def scarce(results: Results) -> Report:
     """`benchmarks/scarce.py`: ours and the readers alone at every share of the annotations."""
     figures = {"label_top1": ("label: top-1", ".1%"), "mask_iou": ("mask: mean IoU", ".3f")}
@@ -140,8 +146,8 @@ def scarce(results: Results) -> Report:
         rows = []
         for share, difference in results["scarce"].items():
             means = [
-                results["variants"][f"{system}, {share} of the annotations"]["figures"][figure]["mean"]
-                for system in ("ours", "readers alone")
+                results["variants"][scarce_system(system, share)]["figures"][figure]["mean"]
+                for system in (OURS, READERS)
             ]
             found = difference[figure]
             words = f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"

@@ -36,7 +36,7 @@ class Modality(nn.Module):
     dense: ClassVar[bool]
     drawable: ClassVar[bool] = False  # whether a prediction is a whole distribution, to `draw` from
     takes_text: ClassVar[bool] = False  # whether an embedder turns texts and photos into its values
-    frozen_encoder: ClassVar[bool] = False  # whether `encode` runs a network that is not trained
+    frozen_encoder: ClassVar[bool] = False  # whether `encode` and `predict` run a network that is not trained
     photographic: ClassVar[bool] = False  # whether training may change its light (`data.light`)
 
     name: str

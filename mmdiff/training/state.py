@@ -32,9 +32,8 @@ def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     tensors = {f"model/{n}": t for n, t in trainer.model.state_dict().items()}
     tensors |= {f"ema/{n}": t for n, t in trainer.ema.model.state_dict().items()}
-    tensors |= {f"optimizer/{n}": t for n, t in moments_of(trainer.optimizer).items()}
-    if trainer.muon:
-        tensors |= {f"muon/{n}": t for n, t in moments_of(trainer.muon).items()}
+    for name, optimizer in trainer.optimizers.items():
+        tensors |= {f"{name}/{n}": t for n, t in moments_of(optimizer).items()}
     tensors["skipped"] = trainer.skipped
     gathered = {}
     for name, tensor in tensors.items():  # one by one: a sharded model may not fit on one device
@@ -60,9 +59,8 @@ def load_state(trainer: Trainer, path: Path) -> None:
     _check_model(path, json.loads(metadata["config"]), trainer.config.model)
     _load_weights(trainer.model, part_of(tensors, "model/"))
     _load_weights(trainer.ema.model, part_of(tensors, "ema/"))
-    load_moments(trainer.optimizer, part_of(tensors, "optimizer/"))
-    if trainer.muon:
-        load_moments(trainer.muon, part_of(tensors, "muon/"))
+    for name, optimizer in trainer.optimizers.items():
+        load_moments(optimizer, part_of(tensors, f"{name}/"))
     trainer.step = int(metadata["step"])
     trainer.skipped = tensors.get("skipped", torch.zeros(2, dtype=torch.long)).to(trainer.device)
     older = json.dumps([{"step": trainer.step}])  # of states that were written without it

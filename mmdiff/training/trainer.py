@@ -108,6 +108,11 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
     @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """All of them, by the names of their moments in a state."""
+        return {"optimizer": self.optimizer} | ({"muon": self.muon} if self.muon else {})
+
+    @property
     def images(self) -> int:
         """Training examples seen so far."""
         return self.step * self.config.optim.batch_size
@@ -148,7 +153,7 @@ class Trainer:
 
     def _update(self, loss: Tensor) -> None:
         """Step optimiser and average. If loss or gradient is not finite, only the average moves."""
-        for optimizer in filter(None, (self.optimizer, self.muon)):
+        for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate()
         clip = self.config.optim.clip_norm
