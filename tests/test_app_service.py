@@ -104,6 +104,16 @@ def test_steps_that_nobody_could_see_are_decoded_when_asked_for(monkeypatch):
     assert (record.frames[5].change["image"] <= way / 5 + 1e-6).all()
 
 
+def test_a_stop_between_two_pictures_ends_the_run_at_its_next_step(monkeypatch):
+    monkeypatch.setattr("app.run.service.PREVIEW_SECONDS", 60.0)
+    service = latent(FakePipeline(step_seconds=0.01))
+    record = service.record(dataclasses.replace(JOINT, steps=100))
+    events = service.stream(record, "somebody")
+    assert next(events).index == 1
+    assert service.stop("somebody")
+    assert [event.index for event in events] == [2] and not record.between
+
+
 def test_steps_that_can_be_seen_are_decoded_at_once(monkeypatch):
     monkeypatch.setattr("app.run.service.PREVIEW_SECONDS", 0.0)
     assert [frame.index for frame in frames(latent(), JOINT)] == list(range(1, JOINT.steps + 1))

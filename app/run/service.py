@@ -258,8 +258,10 @@ class Service:
             for event in events:
                 stopped = stop.is_set()
                 if callable(event):
-                    record.between.append(event)
-                    continue
+                    if not stopped:
+                        record.between.append(event)
+                        continue
+                    event = event()  # the last step that there will be
                 if not isinstance(event, Waiting):
                     event = record.add(event)
                     if record.finished:
