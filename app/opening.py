@@ -12,12 +12,11 @@ from starlette.routing import Route
 from app.run.defaults import MAX_SEED
 from app.run.service import Service
 from app.run.showcase import folder_of, play, recorded
-from app.wording import escaped, listed
+from app.wording import escaped, gloss, glossed, listed
 from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parent / "static" / "opening"
 TEMPLATE = Template((STATIC / "opening.html").read_text(encoding="utf-8"))
-NAMES = {"image": "Photo", "label": "Name", "embedding": "Words"}  # others go by their own
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 CACHE = {"Cache-Control": "public, max-age=3600"}
 BASE = "showcase"  # of addresses, below the page's own
@@ -31,7 +30,7 @@ def title(service: Service) -> str:
 
 def about(service: Service) -> str:
     """The same to somebody who asks what."""
-    names = listed([_name(spec).lower() for spec in service.modalities.values()])
+    names = listed(list(map(glossed, service.modalities.values())))
     return f"A diffusion model that makes {names} together, in agreement, and any of them from any others."
 
 
@@ -100,7 +99,7 @@ def routes(services: Sequence[Service]) -> list[Route]:
 def _stage(service: Service, scenes: int) -> str:
     figures = "".join(map(_figure, service.modalities.values()))
     columns = 2 if len(service.modalities) <= 4 else 3
-    names = listed([_name(spec).lower() for spec in service.modalities.values()])
+    names = listed(list(service.modalities))
     label = f"A recorded run: {names} come out of noise together; then one is pinned and the others follow."
     return (
         f'<div class="stage"><div class="constellation" style="--columns:{columns}" data-scenes="{scenes}" '
@@ -113,14 +112,16 @@ def _figure(spec: Modality) -> str:
     drawn = '<canvas class="drawn"></canvas>' if spec.dense else '<p class="said"></p>'
     return (
         f'<figure data-name="{escaped(spec.name)}" data-form="{spec.form}">'
-        f'<figcaption><b>{escaped(_name(spec))}</b><span class="pin">pinned</span></figcaption>'
+        f"<figcaption><b>{escaped(spec.name.capitalize())}</b>{_gloss(spec)}"
+        '<span class="pin">pinned</span></figcaption>'
         f'<div class="plate">{drawn}'
         '<canvas class="noise" aria-hidden="true"></canvas></div></figure>'
     )
 
 
-def _name(spec: Modality) -> str:
-    return NAMES.get(spec.name, spec.name.capitalize())
+def _gloss(spec: Modality) -> str:
+    plain = gloss(spec)
+    return f'<span class="gloss">{escaped(plain)}</span>' if plain else ""
 
 
 TOLD = (

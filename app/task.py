@@ -40,7 +40,7 @@ TASKS = (
     Task(
         "image_mask",
         "Image + mask",
-        "Create a photo together with its mask, cut out what it shows, or paint a mask and get the photo.",
+        "Create an image with its mask, cut out what a photo shows, or paint a mask and get the image.",
         ("class_map",),
     ),
     Task(
@@ -53,19 +53,19 @@ TASKS = (
     Task(
         "image_label",
         "Image + label",
-        "Create a photo together with its name, name what it shows, or choose a name and get the photo.",
+        "Create an image with its label, name what a photo shows, or choose a label and get the image.",
         ("class",),
     ),
     Task(
         "image_embedding",
         "Image + embedding",
-        "Write a sentence and get the photo, or show a photo and see what it means in words.",
+        "Write a sentence and get the image, or provide a photo and see which words fit it.",
         ("vector",),
     ),
     Task(
         "any_to_any",
         "Any to any",
-        "Say for each of them whether you provide it, the model creates it, or it is left out.",
+        "Choose for each of them whether you provide it, the model creates it, or it is left out.",
         choices=(GIVEN, GENERATE, IGNORE),
     ),
 )

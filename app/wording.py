@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
+from app.run.defaults import ANCHOR
+from mmdiff.modalities import Modality
+
 # groups of words that describe an embedding, and how many of each are shown
 WORDS = {
     "captions": ("Nearest captions", 3),
@@ -10,8 +13,24 @@ WORDS = {
     "probes": ("Matching words", 4),
 }
 
+# what the value of a modality is, by its form, in the words of somebody who never heard of modalities
+GLOSSES = {"class_map": "what is where", "class": "its name"}
+
 # what a modality is in a run, see `mmdiff` requests -> as the page and the films say it
 ROLES = {"given": "provided", "generated": "created", "filled in": "repainted", "ignored": "left out"}
+
+
+def gloss(spec: Modality) -> str:
+    """What a modality is in plain words, to stand beside its name wherever that is a heading; "" for none."""
+    if spec.name == ANCHOR:
+        return "the photo"
+    return "words that fit" if spec.takes_text else GLOSSES.get(spec.form, "")
+
+
+def glossed(spec: Modality) -> str:
+    """A modality in a sentence: plain words, and its name in brackets."""
+    plain = gloss(spec)
+    return f"{plain} ({spec.name})" if plain else spec.name
 
 
 def status(text: str, share: float | None = None, kind: str = "calm") -> str:

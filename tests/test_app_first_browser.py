@@ -407,7 +407,7 @@ def test_after_the_recorded_stories_the_seed_advances(opened, pipe):
         page.locator(f".present .constellation[data-scene='{number}']").wait_for()
         seen.append(caption(page))
     assert ["seed 1000" in text for text in seen] == [False, False, True, False, False, False]
-    assert "seed 1001" in seen[3] and "Photo pinned" in seen[3] and "seed 1001" in seen[4]
+    assert "seed 1001" in seen[3] and "Image pinned" in seen[3] and "seed 1001" in seen[4]
     asked = [(call.seed, set(call.given)) for call in pipe.calls[calls:] if call.steps == STEPS]
     assert asked[:4] == [(1000, set()), (1001, {"image"}), (1001, set()), (1002, {"mask"})]
 

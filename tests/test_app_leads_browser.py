@@ -70,7 +70,7 @@ def test_a_preset_moves_the_sliders_and_a_moved_slider_drops_the_preset(visit, p
     visitor.find("leads", "button").first.click()
     chosen = visitor.find("first", "input:checked")
     assert sliders(visitor) == {"image": 0, "mask": 0.2, "label": 0.5, "embedding": 0.5}
-    visitor.find("first").get_by_label("Picture first").check()
+    visitor.find("first").get_by_label("Image first").check()
     near(lambda: sliders(visitor) == {"image": 0.5, "mask": 0, "label": 0, "embedding": 0})
     visitor.run()
     visitor.done()
@@ -102,7 +102,7 @@ def test_a_link_and_the_history_bring_the_leads_back_and_the_code_names_them(vis
     near(lambda: again.find("first").get_by_label("All together").is_checked(), 10)
     again.status("Done")
     assert pipe.calls[-1].leads == pipe.calls[-2].leads == dict.fromkeys(EVERYTHING, 0)
-    again.find("first").get_by_label("Picture first").check()
+    again.find("first").get_by_label("Image first").check()
     again.find("leads", "button").first.click()
     again.find("label-lead", "input[type=number]").fill("0.333")
     again.find("label-lead", "input[type=number]").press("Tab")
@@ -126,7 +126,7 @@ def test_the_page_warns_of_a_sampler_that_does_not_go_with_the_picture_first(vis
     visitor = visit("fill_in", size)  # whose sampler is that one
     warning = visitor.find("first-note", ".warning")
     assert not warning.count()
-    visitor.find("first").get_by_label("Picture first").check()
+    visitor.find("first").get_by_label("Image first").check()
     warning.wait_for()
     assert "“Ancestral” makes poor results" in warning.inner_text() and visitor.fits()
     heights = visitor.find("first", "label").evaluate_all("all => all.map((one) => one.offsetHeight)")
@@ -135,3 +135,19 @@ def test_the_page_warns_of_a_sampler_that_does_not_go_with_the_picture_first(vis
     for key in ("Tab", "Shift+Tab", "ArrowLeft"):  # one stop, in which arrows choose
         visitor.page.keyboard.press(key)
     near(lambda: visitor.find("first").get_by_label("All together").is_checked() and not warning.count())
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_it_warns_of_that_sampler_side_by_side_too(visit, size):  # noqa: F811
+    visitor = visit("image_label", size)
+    visitor.find("first").get_by_label("Image first").check()
+    visitor.find("compare", "button").first.click()
+    warning = visitor.find("other-note", ".warning")
+    for choice, warns in (("Ancestral", True), ("DDIM", False), ("Ancestral", True)):
+        visitor.find("other-sampler", "input").click()
+        visitor.page.get_by_role("option", name=choice).click()
+        near(lambda warns=warns: warning.count() == int(warns))
+    assert "“Ancestral” makes poor results" in warning.inner_text() and visitor.fits()
+    assert not visitor.find("first-note", ".warning").count()  # the run itself has another one
+    visitor.find("first").get_by_label("Meaning first").check()
+    near(lambda: not warning.count())

@@ -81,7 +81,7 @@ def test_the_model_decides_at_first_and_a_moved_slider_counts():
     form = form_of(LEADS)
     assert form.read(*(component.value for component in form.components)).leads is None
     controls = controls_of(LEADS)
-    assert list(controls.presets) == ["Meaning first", "All together", "Picture first"]
+    assert list(controls.presets) == ["Meaning first", "All together", "Image first"]
     (title, *own) = controls.show(None)
     assert (title, own) == ("Meaning first", [0, 0.2, 0.5, 0.5])
     assert controls.read(title, 1, *own[1:]) == LEVEL | LEADS | {"image": 1}
@@ -99,7 +99,7 @@ def test_there_are_no_controls_where_there_is_nothing_to_order(leads, modalities
 
 def test_a_model_without_leads_of_its_own_decides_all_together():
     controls = controls_of({})
-    assert controls.presets == {"All together": None, "Picture first": LEVEL | {"image": 0.5}}
+    assert controls.presets == {"All together": None, "Image first": LEVEL | {"image": 0.5}}
     assert [component.value for component in controls.components] == controls.show(None)
 
 

@@ -36,13 +36,13 @@ def test_a_label_that_comes_first_is_named_and_the_others_follow():
     told = story(record_with(image=8, mask=4, label=2, embedding=4), 0)
     assert told == (
         f"At step 2 it settled on {LABELS[4]}; the mask and the embedding followed at step 4, "
-        "the picture at step 8."
+        "the image at step 8."
     )
 
 
 def test_what_is_settled_together_is_told_together():
     record = record_with(("image", "label"), image=5, label=5)
-    assert story(record, 0) == f"At step 5 it settled the label ({LABELS[4]}) and the picture."
+    assert story(record, 0) == f"At step 5 it settled the label ({LABELS[4]}) and the image."
     assert story(record_with(("mask",), mask=3), 0) == "At step 3 it settled the mask."
 
 
@@ -61,7 +61,7 @@ def test_nothing_is_told_of_runs_that_were_stopped_or_have_no_course():
 
 def test_what_is_given_is_not_told():
     record = make_record(names=("image", "label"), given={"label": 3}, wanted=("image",))
-    assert "label" not in story(record, 0) and "picture" in story(record, 0)
+    assert "label" not in story(record, 0) and "image" in story(record, 0)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -47,6 +47,7 @@ class Compare:
             )
             samplers = [("The same", SAME), *((title, key) for key, title in SAMPLERS.items())]
             self.sampler = choose(samplers, value=SAME, label="Sampler", elem_id=f"{name}-other-sampler")
+            self.note = html("", elem_id=f"{name}-other-note")  # on the sampler
             self.checkpoint = choose(
                 list(checkpoints),
                 value=checkpoints[0],

@@ -14,7 +14,7 @@ from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.task import GENERATE, GIVEN, IGNORE, Task
 from app.theme import html
-from app.wording import escaped, listed
+from app.wording import escaped, gloss, listed
 from mmdiff.images import square
 from mmdiff.modalities import Modality
 from mmdiff.request import Request
@@ -66,6 +66,7 @@ class Form:
                 [choice for choice in task.choices if choice != GIVEN or make_input is not Input],
                 value=GIVEN if fixed else GENERATE,
                 label=spec.name.capitalize(),
+                info=gloss(spec) or None,
                 elem_id=f"{task.name}-{spec.name}-role",
             )
             with gr.Column(elem_classes="given"):

@@ -20,11 +20,11 @@ from mmdiff.request import SAMPLERS
 
 AHEAD = 0.5  # of the photo, where it is decided first, in units of its own run
 STEP = 0.05
-OWN, TOGETHER, PICTURE = "Meaning first", "All together", "Picture first"
+OWN, TOGETHER, IMAGE = "Meaning first", "All together", "Image first"
 NOISY = "ancestral"  # of the samplers
-POOR = "With the picture first, “{sampler}” makes poor results. Choose another sampler."
+POOR = "With the image first, “{sampler}” makes poor results. Choose another sampler."
 ADVANCED = (
-    '<p class="hint">How far each one is ahead of the others; 0.5 is half of the picture’s own run. Only '
+    '<p class="hint">How far each one is ahead of the others; 0.5 is half of the image’s own run. Only '
     "differences count. A slider that you move replaces the choice above.</p>"
 )
 
@@ -63,16 +63,19 @@ class LeadControls:
         looks = {"label": name.capitalize(), "elem_id": f"{self._task}-{name}-lead"}
         return gr.Slider(0, MAX_LEAD, value=self._own[name], step=STEP, **looks)
 
-    def warns_of(self, sampler: gr.Dropdown) -> None:
-        """Has the page say so where the sampler that is chosen does not go with what is decided first."""
+    def warns_of(self, sampler: gr.Dropdown, note: gr.HTML | None = None) -> None:
+        """Has the page say so where a sampler that is chosen does not go with what is decided first.
+
+        It does in `note`, by default beside what is decided first.
+        """
         if self.components:
             chosen = [sampler, *self.components]
             changes = [component.change for component in chosen]
             how = {"preprocess": False, "queue": False, "trigger_mode": "always_last"}
-            gr.on(changes, self._warning, chosen, self._note, **how, **QUIET)
+            gr.on(changes, self._warning, chosen, note or self._note, **how, **QUIET)
 
     def _warning(self, sampler: str, *values: Any) -> str:
-        if sampler != NOISY or not _is_picture_first(self.read(*values) or {}):
+        if sampler != NOISY or not _is_image_first(self.read(*values) or {}):
             return ""
         text = POOR.format(sampler=escaped(SAMPLERS[sampler].partition(",")[0]))
         return f'<p class="hint warning" role="status">{text}</p>'
@@ -103,10 +106,10 @@ def _presets(own: Leads) -> dict[str, Leads | None]:
     if len(own) < 2:
         return {}
     level = dict.fromkeys(own, 0.0)
-    others = {TOGETHER: level, PICTURE: level | {ANCHOR: AHEAD}}
+    others = {TOGETHER: level, IMAGE: level | {ANCHOR: AHEAD}}
     return ({OWN: None} | others) if any(own.values()) else (others | {TOGETHER: None})
 
 
-def _is_picture_first(leads: Leads) -> bool:
+def _is_image_first(leads: Leads) -> bool:
     """Whether the photo is ahead of another modality, and none is ahead of it."""
     return leads.get(ANCHOR, 0) == max(leads.values(), default=0) > min(leads.values(), default=0)

@@ -43,7 +43,8 @@ class SamplingControls:
     """Controls made inside the current `gr.Blocks` context.
 
     `components` are what `read` takes and `show` gives, in this order; `choices` are the radio buttons of the
-    modalities, by name. `every` is the number of steps after which the page shows the next one.
+    modalities, by name. `every` is the number of steps after which the page shows the next one, `leads` are
+    the controls of what is decided first.
     """
 
     def __init__(self, service: Service, task: Task, choices: Mapping[str, gr.Radio]) -> None:
@@ -56,12 +57,12 @@ class SamplingControls:
         self.steps = self._slider("steps", "Steps", 1, LIMITS.steps, self._start.steps)
         self.estimate = html("", elem_id=f"{task.name}-estimate", elem_classes="estimate")
         self._seed_row()
-        self._leads = LeadControls(service.modalities, task.name)
+        self.leads = LeadControls(service.modalities, task.name)
         with gr.Accordion("Sampler, samples, guidance", open=False, elem_id=f"{task.name}-more"):
             self._more(scales)
         how = [self.steps, self.seed, self.keep, self.sampler, self.samples]
-        self.components = [*how, self.followed, *self.guidance, *self._leads.components]
-        self._leads.warns_of(self.sampler)
+        self.components = [*how, self.followed, *self.guidance, *self.leads.components]
+        self.leads.warns_of(self.sampler)
         costs = [self.steps, self.samples, self.followed, *self.guidance, *choices.values()]
         self._first_costs = [cost.value for cost in costs]
         gr.on(
@@ -160,7 +161,7 @@ class SamplingControls:
             "seed": int(seed) if keep else new_seed(),
             "sampler": sampler,
             "num_samples": int(samples),
-            "leads": self._leads.read(*leads),
+            "leads": self.leads.read(*leads),
             **self._guided(given, wanted, followed, scales),
         }
 
@@ -177,7 +178,7 @@ class SamplingControls:
             *how,
             followed if self._follows(given, request.wanted) else gr.skip(),
             *(scales.get(n, 1) if n in given else 1 for n in self._names),
-            *self._leads.show(request.leads),
+            *self.leads.show(request.leads),
         ]
 
 

@@ -30,7 +30,7 @@ from app.pictures import colour_mask, data_uri, quick_png
 from app.run.defaults import ANCHOR
 from app.run.history import Frame, Record, Track, areas, noisy_picture_of, picture_of, uncertainty
 from app.run.story import how_settled, story
-from app.wording import ROLES, WORDS
+from app.wording import ROLES, WORDS, gloss
 from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -130,6 +130,7 @@ def _stories(track: Track) -> list[str]:
 
 def _head(record: Record, spec: Modality) -> dict[str, Any]:
     head: dict[str, Any] = {"name": spec.name, "form": spec.form, "role": record.role(spec.name)}
+    head["gloss"] = gloss(spec)
     if spec.classes:
         head["classes"] = list(spec.classes)
     if spec.name in record.taught and head["role"] != "given":

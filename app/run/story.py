@@ -11,7 +11,6 @@ from mmdiff.modalities import Modality
 SURE = 0.5  # probability from which a label is settled
 ALIKE = 0.95  # share of a mask's pixels, or cosine of an embedding, from which it is the final one
 NEAR = 0.1  # of the way from the first prediction of a picture to the last one
-NOUN = {"picture": "picture"}  # instead of the name of the modality
 
 
 def story(record: Record, sample: int) -> str:
@@ -69,7 +68,7 @@ def _first(record: Record, specs: list[Modality], step: int, sample: int) -> str
 
 
 def _named(record: Record, specs: list[Modality], sample: int) -> str:
-    names = [f"the {NOUN.get(spec.form, spec.name)}" for spec in specs]
+    names = [f"the {spec.name}" for spec in specs]
     labels = [_label(record, spec, sample) for spec in specs if spec.form == "class"]
     return listed(names).replace("the label", f"the label ({labels[0]})") if labels else listed(names)
 

@@ -33,7 +33,7 @@ function told(track) { // how settled every head is, and in the end one sentence
 }
 function panel(head, kind, body, aside = []) {
   const role = say('span', `role is-${head.role.split(' ')[0]}`, ROLES[head.role]);
-  const caption = make('figcaption', '', {}, say('b', '', capital(head.name)), role, ...aside);
+  const caption = make('figcaption', '', {}, make('b', '', {}, capital(head.name), say('small', 'gloss', head.gloss)), role, ...aside);
   const node = make('figure', `head ${kind}`, {}, caption, ...body);
   node.dataset.modality = head.name;
   return node;

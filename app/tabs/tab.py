@@ -34,6 +34,7 @@ def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
                 panel.view()
         panel.connect(form, compare)
         live.connect(form)
+        form.sampling.leads.warns_of(compare.sampler, compare.note)
         offered = examples(task, service)
         for row, words, some in (
             (photo_row, source(service), [example for example in offered if example.picture]),
