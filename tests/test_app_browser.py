@@ -708,7 +708,7 @@ def test_fork_from_the_step_of_the_scrubber(visit, size):
     assert visitor.at("step") == 12
     visitor.choose("label", "I provide")
     visitor.find("label-choice", "input").click()
-    other = "Cherry Wax" if "Cherry Wax" not in label.split("\n")[2] else "Apple Golden"
+    other = "Cherry Wax" if "Cherry Wax" not in label else "Apple Golden"
     visitor.page.get_by_role("option", name=other).click()
     visitor.plan("Creates image from the label")
     original = visitor.picture()
@@ -724,6 +724,17 @@ def test_fork_from_the_step_of_the_scrubber(visit, size):
     assert re.search(rf"{other}\s+100\s?%", branch)
     assert not np.array_equal(visitor.picture(track=1), visitor.picture(track=0))
     assert np.array_equal(visitor.picture(track=0)[..., :3].shape, original[..., :3].shape)
+
+
+def test_a_fork_of_which_nothing_was_changed_says_so(visit):
+    visitor = visit("image_mask")
+    visitor.run()
+    visitor.done()
+    visitor.player(".scrubber").fill("12")
+    visitor.find("fork").click()
+    assert "Nothing was changed, so both are equal" in visitor.done()
+    assert np.array_equal(visitor.picture(track=1), visitor.picture(track=0))
+    assert not visitor.find("status", ".problem").count()
 
 
 @pytest.mark.parametrize("size", SIZES)

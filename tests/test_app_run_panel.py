@@ -148,6 +148,17 @@ def test_a_fork_of_the_example_and_of_a_run(page):
     assert [track.id == run for track in page.shown] == [True, False]
 
 
+def test_a_fork_without_a_change_says_that_both_are_equal(page):
+    page.run(asked("Cherry Wax"))
+    run = page.shown[0].id
+    page.fork(3, run, asked("Cherry Wax", seed=9))
+    assert "Nothing was changed, so both are equal" in page.status and "problem" not in page.status
+    one, other = (track.record.last.x["image"] for track in page.shown)
+    assert np.array_equal(one, other)
+    page.fork(3, run, asked("Apple Red"))
+    assert "Done" in page.status and "Nothing was changed" not in page.status
+
+
 def test_a_comparison_that_one_checkpoint_cannot_do_changes_nothing(page):
     page.run(asked())
     before, sent = page.now.copy(), len(page.sent)

@@ -107,6 +107,14 @@ def to_dict(request: Request, checkpoint: str, task: str) -> dict[str, Any]:
     return head | plain | _condition_to_dict(request) | {"changes": changes}
 
 
+def are_alike(one: Request, other: Request) -> bool:
+    """Whether two conditions of a run are the same; False where a value has no place in settings."""
+    try:
+        return _condition_to_dict(one) == _condition_to_dict(other)
+    except ValueError:
+        return False
+
+
 def to_json(request: Request, checkpoint: str, task: str) -> str:
     """The text of a settings file; ASCII."""
     return json.dumps(to_dict(request, checkpoint, task), indent=1) + "\n"

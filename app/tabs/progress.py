@@ -22,8 +22,8 @@ def progress(begun: Sequence[Track]) -> str:
     return status(f"{text}{duration(slowest.seconds_left)} left", _share(begun), "busy")
 
 
-def summary(begun: Sequence[Track]) -> str:
-    """How all of them ended."""
+def summary(begun: Sequence[Track], note: str = "") -> str:
+    """How all of them ended, and what else there is to say of them."""
     record = max((run.record for run in begun), key=lambda record: record.seconds)
     request = begun[0].record.request
     if not all(run.record.finished for run in begun):
@@ -33,7 +33,8 @@ def summary(begun: Sequence[Track]) -> str:
         counts = list(dict.fromkeys(str(run.record.request.steps) for run in begun))
         steps = steps_of(record.request.steps) if len(counts) == 1 else f"{listed(counts)} steps"
         text = f"<b>Done</b> in {duration(record.seconds)} · {steps}"
-    return status(f"{text} · seed {request.seed} · {request.sampler}", _share(begun))
+    text += f" · seed {request.seed} · {request.sampler}"
+    return status(f"{text}. {note}" if note else text, _share(begun))
 
 
 def _share(begun: Sequence[Track]) -> float:

@@ -50,6 +50,10 @@ STEP_SHOWN = """(every, noisy, step, run, ...others) => {
   const first = player?.querySelector('[data-run]');
   return [every, noisy, Number(player?.dataset.step ?? 0), first?.dataset.run ?? '', ...others];
 }"""
+UNCHANGED = (
+    "Nothing was changed, so both are equal. Change what you provide or create, then branch again: seed, "
+    "steps and sampler stay those of the original."
+)
 # What a visitor has changed since may have mended it.
 READY = json.dumps(status("Ready to run."))
 NO_PROBLEM = f"(shown) => shown.includes('status problem') ? {READY} : shown"
@@ -222,7 +226,9 @@ class RunPanel:
         branch = self._track(self._services[base.checkpoint], request, f"Branch after step {step}", step)
         seen = {*base.modalities, *now.given, *now.wanted}  # an example may show less than it has
         branch.record.modalities = {n: spec for n, spec in branch.record.modalities.items() if n in seen}
-        yield from self.start(visitor, [branch], watch, [original])
+        *_, before, after = branch.record.request.conditions
+        note = UNCHANGED if settings_file.are_alike(before, after) else ""
+        yield from self.start(visitor, [branch], watch, [original], note)
 
     def replay(
         self, visitor: gr.Request, watch: Watch, task: str, request: Request | None
@@ -234,9 +240,16 @@ class RunPanel:
             yield {self.status: gr.skip()}
 
     def start(
-        self, visitor: gr.Request, runs: list[Track], watch: Watch, beside: Sequence[Track] = ()
+        self,
+        visitor: gr.Request,
+        runs: list[Track],
+        watch: Watch,
+        beside: Sequence[Track] = (),
+        note: str = "",
     ) -> Iterator[Updates]:
         """Runs all of them at once, one step each in turn, with finished tracks beside them.
+
+        `note` is said of them in the end.
 
         Whatever ends it: player, `shown` and downloads are of the same runs afterwards.
         """
@@ -255,7 +268,7 @@ class RunPanel:
                 yield kept
             raise
         kept = self._kept(runs, beside, visitor)
-        text = summary(_begun(runs)) if kept else status("Stopped before it began.")
+        text = summary(_begun(runs), note) if kept else status("Stopped before it began.")
         yield self._going(text, False) | kept
 
     @property
