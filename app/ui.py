@@ -19,7 +19,7 @@ from app.export.link import HOLE, from_query, is_link
 from app.export.settings_file import SavedRun
 from app.first_paint import FirstPaint
 from app.guard import Guard
-from app.run.defaults import ANCHOR
+from app.knowledge import knowledge
 from app.run.service import Service
 from app.tabs import how_it_works
 from app.tabs.run_panel import MAX_RUNS, RunPanel
@@ -80,6 +80,7 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
         theme.html(_header(service, services), elem_id="header")
         looks = {"size": "sm", "scale": 0, "min_width": 120, "elem_id": "restore"}
         restore = gr.UploadButton("Restore a run", file_types=[".json", ".png", ".zip"], **looks)
+    theme.html(knowledge(service.modalities), elem_id="knows")
     message = theme.html("", elem_id="message")
     with gr.Tabs() as tabs:
         models = [service, *(other for other in services if other is not service)]
@@ -241,11 +242,7 @@ def launch(
 
 
 def _header(service: Service, services: Sequence[Service]) -> str:
-    size = service.modalities[ANCHOR].image_size
-    facts = [f"{size} × {size} px"]
-    if service.size_mb:
-        facts.append(f"{service.size_mb:.0f} MB")
-    facts.append(service.device)
+    facts = [*([f"{service.size_mb:.0f} MB"] if service.size_mb else []), service.device]
     chips = _menu(service, services) + "".join(f"<span>{escaped(fact)}</span>" for fact in facts)
     return f'<div class="facts" role="group" aria-label="Checkpoint and device">{chips}</div>'
 

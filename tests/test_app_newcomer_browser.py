@@ -1,0 +1,56 @@
+"""What met a newcomer who had never seen the page, in a real Chromium: its words, what it knows and shows."""
+
+import pytest
+from chromium import MARKS
+from fakes import FakePipeline, served
+from test_app_browser import contexts, near, visit  # noqa: F401
+from test_app_first_browser import with_showcase
+from test_app_gloss import PLAIN
+
+from app.run.service import Service
+
+pytestmark = MARKS
+SIZES = ("desktop", "phone")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """A model with levels, as the flagship."""
+    return FakePipeline(step_seconds=0.03, modalities=tuple(PLAIN), leads={"label": 0.5, "mask": 0.2})
+
+
+@pytest.fixture(scope="module")
+def address(pipe, tmp_path_factory):
+    other = FakePipeline(modalities=("image", "mask"))
+    with served(with_showcase(pipe, tmp_path_factory.mktemp("orchard")), Service(other, "second")) as address:
+        yield address
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_first_screen_the_form_and_the_player_call_things_the_same(visit, size):  # noqa: F811
+    visitor = visit("any_to_any", size)
+    for name, words in PLAIN.items():
+        called = f"{name.capitalize()} {words}"
+        tile = visitor.page.locator(f'.opening figure[data-name="{name}"] figcaption')
+        assert tile.text_content().removesuffix("pinned") == called.replace(" ", "", 1)
+        row = visitor.find(f"{name}-role")
+        assert row.inner_text().split("\n")[:2] == [name.capitalize(), words]
+        panel = visitor.player(f'[data-modality="{name}"] figcaption b')
+        assert panel.inner_text().split("\n") == [name.capitalize(), words]
+    assert visitor.fits()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_the_model_knows_is_said_beside_its_name_and_changes_with_it(visit, size):  # noqa: F811
+    visitor = visit("image_mask", size)
+    knows = visitor.page.locator("#knows")
+    assert "Knows 7 labels, such as" in knows.inner_text() and "64 × 64 pixels" in knows.inner_text()
+    last = knows.get_by_text("Tomato Maroon")
+    assert not last.is_visible()
+    knows.locator("summary").tap() if size == "phone" else knows.locator("summary").click()
+    last.wait_for()
+    box = knows.locator("details > div").bounding_box()
+    assert visitor.fits() and box["height"] <= 0.5 * visitor.page.viewport_size["height"] + 1
+    visitor.leave(lambda: visitor.page.locator(".facts select").select_option("second"))
+    visitor.page.wait_for_url("**/second**")
+    near(lambda: "tell fruit from background" in knows.inner_text() and "labels" not in knows.inner_text())
