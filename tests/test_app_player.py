@@ -17,6 +17,7 @@ from records import MASK_CLASSES, PALETTE, add, extend, make_record, specs
 
 from app.export import settings_file
 from app.run.player_data import MAX_STAMPS, Player, Track, _strip
+from app.run.story import settled_at
 from mmdiff.samplers import timesteps
 from mmdiff.serving.denoising import Step
 
@@ -39,6 +40,17 @@ def sent(player, *tracks):
 
 def one(player, record, **options):
     return sent(player, Track("a", "", record, **options))[0]
+
+
+def test_the_step_at_which_a_head_is_settled_is_sent_once_it_is_known(player):
+    assert one(player, make_record(done=6, steps=10), running=True)["settled"] == {}
+    record = make_record(
+        steps=10, given={"label": 3}, wanted=("image", "mask"), names=("image", "mask", "label")
+    )
+    sent_of = one(player, record)
+    assert sent_of["settled"].keys() == {"image", "mask"} and len(sent_of["story"]) == 1
+    assert sent_of["settled"]["image"] == [settled_at(record, record.modalities["image"], 0)]
+    assert f"at step {sent_of['settled']['image'][0]}" in sent_of["story"][0].lower()
 
 
 def test_facts_and_the_frames_since_a_step(player):

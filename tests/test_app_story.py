@@ -52,6 +52,35 @@ def test_a_label_that_wavers_is_settled_when_it_no_longer_does():
     assert settled_at(record, SPECS["label"], 0) == 7
 
 
+def test_the_same_share_of_the_way_settles_every_form():
+    record = record_with(image=1, mask=1, label=1, embedding=1)
+    final = {name: value.copy() for name, value in record.last.x.items()}
+    begin, end = np.eye(len(LABELS), dtype=np.float32)[[1, 4]]
+    for k, frame in enumerate(record.frames):
+        way = k / (STEPS - 1)  # a ninth of it each step
+        frame.x["label"][0] = (1 - way) * begin + way * end
+        frame.x["image"][0] = np.rint(way * final["image"][0])
+        frame.classes["mask"][0].flat[: round((1 - way) * SIZE * SIZE)] = 2
+    assert {name: settled_at(record, SPECS[name], 0) for name in ("label", "image", "mask")} == dict.fromkeys(
+        ("label", "image", "mask"), STEPS
+    )
+    for frame in record.frames[-3:]:  # from 0.92 of the way on
+        frame.x["label"][0] = 0.08 * begin + 0.92 * end
+        frame.x["image"][0] = np.rint(0.92 * final["image"][0])
+    record.frames[-1].x["label"][0], record.frames[-1].x["image"][0] = end, final["image"][0]
+    assert {name: settled_at(record, SPECS[name], 0) for name in ("label", "image")} == {
+        "label": STEPS - 2,
+        "image": STEPS - 2,
+    }
+
+
+def test_what_hardly_changes_is_settled_from_the_first_step_on():
+    record = record_with(("label",), label=1)
+    for frame in record.frames[:-1]:
+        frame.x["label"][0] = 0.97 * record.last.x["label"][0] + 0.03 / len(LABELS)
+    assert settled_at(record, SPECS["label"], 0) == 1
+
+
 def test_nothing_is_told_of_runs_that_were_stopped_or_have_no_course():
     record = record_with(image=3, mask=3, label=3, embedding=3)
     del record.frames[-1]

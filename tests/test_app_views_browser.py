@@ -148,15 +148,40 @@ def test_it_is_seen_how_settled_every_head_is_and_told_in_the_end(visit, pipe, m
     visitor = visit("any_to_any", size)
     monkeypatch.setattr(pipe, "step_seconds", 0.1)
     widths = "bars => bars.map((bar) => parseFloat(bar.style.width))"
+    visitor.record(".settled .is-settled")
     visitor.run()
     visitor.status("Step")
     bars = visitor.player(".settled .track i")
     near(lambda: bars.count() == 4 and 0 < bars.evaluate_all(widths)[2] < 60)
     assert not visitor.player(".story").is_visible()
     visitor.done()
-    assert bars.evaluate_all(widths)[1:3] == [100, 100]  # mask and label
+    assert visitor.seen()  # from nine tenths on a bar says “settled”
+    assert not bars.first.is_visible()  # what was a guess is known now
     told = visitor.player(".story").inner_text()
     label = visitor.player('figure[data-modality="label"] .name').first.inner_text()
     assert re.match(rf"At step \d+ it settled .*{label}|At step \d+ .*{label}", told) and told.endswith(".")
     assert told in visitor.player(".announced").text_content()
+    assert underlined_from(visitor, row=2) == at_step(told, "image")
+    assert underlined_from(visitor, row=4) == at_step(told, "label")
     assert visitor.fits()
+
+
+def at_step(told, name):
+    """The step at which a sentence says that something was settled, "At step 3 it … ; the … at step 9."."""
+    first, *others = told.split("; ")
+    later = [part for other in others for part in other.split(", the ")]
+    (found,) = [part for part in (first, *later) if name in part]
+    return int(re.search(r"step (\d+)", found)[1])
+
+
+def underlined_from(visitor, row):
+    """The first step in a row of the timeline that is underlined, as a step that the sentence names."""
+    columns = visitor.player(f'.cell.is-settled[style*="grid-area: {row} /"]').evaluate_all(
+        "cells => cells.map((cell) => parseInt(cell.style.gridColumn))"
+    )
+    steps = [int(number) for number in visitor.player(".grid .number").all_inner_texts()]
+    assert columns == list(range(min(columns), len(steps) + 2))  # it stays settled
+    before = steps[min(columns) - 3] if min(columns) > 2 else 0
+    told = at_step(visitor.player(".story").inner_text(), {2: "image", 4: "label"}[row])
+    assert before < told <= steps[min(columns) - 2]
+    return told

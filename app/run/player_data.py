@@ -2,14 +2,16 @@
 
 The server sends frames as they come, as JSON; the scripts keep them and draw everything from them:
 
-    {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file", "story",
+    {"tracks": [{"id", "title", "running", "stopped", "total", "fork", "samples", "file", "story", "settled",
                  "heads": [{"name", "form", "role", ...}],
                  "frames": [{"i", "t", "exact", "x": {name: [one for each sample]}, "s": {name: [percent]},
                              "l": {name: percent}, "n": {name: [picture]}, "u": {name: {...}}}]}]}
 
 What a sample of a head is depends on the form of its modality; see `_head` and `_samples`. "s" is how settled
-a head is, "l" how much of its modality the network sees, as a share of signal and noise together. "n" is the
-noisy state itself, in runs that are "noisy": only these have it decoded and sent.
+a head seems meanwhile, "l" how much of its modality the network sees, as a share of signal and noise
+together. "n" is the noisy state itself, in runs that are "noisy": only these have it decoded and sent. Of a
+run that is over "story" has a sentence for each sample, and "settled" the step at which each head was
+settled, {name: [one for each sample]}.
 """
 
 import json
@@ -29,7 +31,7 @@ from app.export import settings_file
 from app.pictures import colour_mask, data_uri, quick_png
 from app.run.defaults import ANCHOR
 from app.run.history import Frame, Record, Track, areas, noisy_picture_of, picture_of, uncertainty
-from app.run.story import how_settled, story
+from app.run.story import SETTLED, how_settled, settled_at, settling, story
 from app.wording import ROLES, WORDS, gloss
 from mmdiff.modalities import Modality
 
@@ -59,11 +61,12 @@ class Player:
 
     def __init__(self, elem_id: str) -> None:
         words = [[name, title, count] for name, (title, count) in WORDS.items()]
+        told = f"const WORDS = {_json(words)}, ROLES = {_json(ROLES)}, SETTLED = {100 * SETTLED:g};"
         self.component = gr.HTML(
             "",
             html_template=TEMPLATE,
             # not a prop, which a component that is not on the screen yet loses by an update
-            js_on_load=f"const WORDS = {_json(words)}, ROLES = {_json(ROLES)};\n{SCRIPT}",
+            js_on_load=f"{told}\n{SCRIPT}",
             apply_default_css=False,
             elem_id=elem_id,
         )
@@ -86,7 +89,7 @@ class Player:
             "samples": record.request.num_samples,
             "noisy": record.noisy,
             "file": f"mmdiff_{record.checkpoint}_{record.request.seed}",
-            "story": _stories(track),
+            **_told(track),
         }
         heads = self._once(
             record.request,
@@ -120,12 +123,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _stories(track: Track) -> list[str]:
-    """Of each sample how it went; none as long as steps are missing."""
-    record = track.record
-    if track.running or record.between:
-        return []
-    return [story(record, k) for k in range(record.request.num_samples)]
+def _told(track: Track) -> dict[str, Any]:
+    """Of each sample how it went; nothing as long as steps are missing."""
+    record, samples = track.record, range(track.record.request.num_samples)
+    stories = [] if track.running or record.between else [story(record, k) for k in samples]
+    if not any(stories):
+        return {"story": stories, "settled": {}}
+    steps = {spec.name: [settled_at(record, spec, k) for k in samples] for spec in settling(record)}
+    return {"story": stories, "settled": steps}
 
 
 def _head(record: Record, spec: Modality) -> dict[str, Any]:

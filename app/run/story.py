@@ -1,31 +1,26 @@
 """How a run went, in one sentence: what was decided at which step."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from app.run.history import Frame, Record, distance
 from app.wording import listed
 from mmdiff.modalities import Modality
 
-SURE = 0.5  # probability from which a label is settled
-ALIKE = 0.95  # share of a mask's pixels, or cosine of an embedding, from which it is the final one
-NEAR = 0.1  # of the way from the first prediction of a picture to the last one
+SETTLED = 0.9  # of the way to the final prediction
+SHORTEST = dict.fromkeys(
+    ("class", "class_map", "vector"), 0.5
+)  # way, by form: what hardly changes is settled
 
 
 def story(record: Record, sample: int) -> str:
     """Such as "At step 9 it settled on Monarch; the mask followed at step 11."; "" if there is none to tell.
 
-    A modality is settled from the step on at which its prediction equals the last one, or nearly so, and
-    stays like that. Modalities that are given are left out.
+    Modalities that are given are left out, see `settled_at` for the others.
     """
     if not record.finished or len(record.frames) < 3:
         return ""
-    own = [
-        spec for name, spec in record.modalities.items() if record.role(name) in ("generated", "filled in")
-    ]
     by_step: dict[int, list[Modality]] = {}
-    for spec in sorted(own, key=lambda spec: spec.form != "class"):
+    for spec in sorted(settling(record), key=lambda spec: spec.form != "class"):
         by_step.setdefault(settled_at(record, spec, sample), []).append(spec)
     if not by_step:
         return ""
@@ -37,28 +32,34 @@ def story(record: Record, sample: int) -> str:
     return "; ".join(parts) + "."
 
 
+def settling(record: Record) -> list[Modality]:
+    """The modalities that a run creates or repaints."""
+    return [
+        spec for name, spec in record.modalities.items() if record.role(name) in ("generated", "filled in")
+    ]
+
+
 def settled_at(record: Record, spec: Modality, sample: int) -> int:
-    """The index of the step from which on a modality is settled; that of the last one at the latest."""
-    is_settled = _test(record.frames, spec, sample)
-    unsettled = [k for k, frame in enumerate(record.frames) if not is_settled(frame)]
-    return record.frames[min(unsettled[-1] + 1 if unsettled else 0, len(record.frames) - 1)].index
+    """The index of the step from which on a modality is settled; that of the last one at the latest.
+
+    It is settled where it has come `SETTLED` of the way from its first prediction to its last one, and stays
+    so near. A way that is short counts as one of at least `SHORTEST`.
+    """
+    frames = record.frames
+    apart = [_apart(frame, frames[-1], spec, sample) for frame in frames]
+    near = (1 - SETTLED) * max(apart[0], SHORTEST.get(spec.form, 0))
+    unsettled = [k for k, far in enumerate(apart) if far > near]
+    return frames[unsettled[-1] + 1 if unsettled else 0].index
 
 
-def _test(frames: list[Frame], spec: Modality, sample: int) -> Callable[[Frame], bool]:
-    """Whether a frame has the final prediction of a modality already."""
-    last = frames[-1].x[spec.name][sample]
+def _apart(frame: Frame, last: Frame, spec: Modality, sample: int) -> float:
+    """How far a prediction is from the last one; at most 1 but for pictures."""
+    x, end = (f.x[spec.name][sample] for f in (frame, last))
     if spec.form == "class":
-        best = last.argmax()
-        return lambda frame: (
-            frame.x[spec.name][sample].argmax() == best and frame.x[spec.name][sample][best] > SURE
-        )
+        return float(np.abs(x - end).sum() / 2)
     if spec.form == "class_map":
-        final = frames[-1].classes[spec.name][sample]
-        return lambda frame: (frame.classes[spec.name][sample] == final).mean() >= ALIKE
-    if spec.form == "vector":
-        return lambda frame: _cosine(frame.x[spec.name][sample], last) >= ALIKE
-    way = distance(frames[0].x[spec.name][sample], last)
-    return lambda frame: distance(frame.x[spec.name][sample], last) <= NEAR * way
+        return float((frame.classes[spec.name][sample] != last.classes[spec.name][sample]).mean())
+    return 1 - _cosine(x, end) if spec.form == "vector" else distance(x, end)
 
 
 def _first(record: Record, specs: list[Modality], step: int, sample: int) -> str:
@@ -86,7 +87,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def how_settled(record: Record, frame: Frame, spec: Modality) -> np.ndarray:
-    """How settled a modality seems at a step, from 0 to 1, while the end is not known: (B,).
+    """How settled a modality seems at a step, from 0 to 1, while the end is not known: (B,), an estimate.
 
     Of a label it is the largest probability, of a mask the mean over its pixels, each from chance on; of a
     picture or an embedding how little it still changes, as a share of its largest change so far.

@@ -1,5 +1,5 @@
 // Keeps the frames of one or two runs and shows the step looked at; see player_data.py for the messages.
-// `element`, `props` and `watch` come from gr.HTML, `WORDS` from player_data.py; player_panels.js and player_steps.js
+// `element`, `props` and `watch` come from gr.HTML, `WORDS`, `ROLES` and `SETTLED` from player_data.py; player_panels.js and player_steps.js
 // stand before this in the same script. A part of the page is {node, fill, show}: `fill` is called when there is
 // more to draw (frames, another sample, another width), `show` when another step is looked at.
 const SCALE = 10000; // of probabilities and areas

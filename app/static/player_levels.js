@@ -1,9 +1,9 @@
-// How decided every modality is at each step, as thin tracks below the scrubber; see player.js.
+// How much signal there is of every modality at each step, as thin tracks below the scrubber; see player.js.
 const HALF = 50; // percent of signal
 
 function levels(track) {
   const rows = track.heads.map((head) => levelRow(track, head));
-  const about = say('p', 'hint', 'How far each one is out of the noise: the darker, the more is decided.');
+  const about = say('p', 'hint', 'Noise in each at every step: pale is all noise, dark is none.');
   const node = make('section', 'levels', {}, ...rows.map((row) => row.node), about);
   const fill = () => {
     node.hidden = !rows.map((row) => row.fill()).includes(true);
@@ -31,7 +31,7 @@ function levelRow(track, head) {
 }
 const placeOf = (step, total) => `${((100 * (step - 1)) / Math.max(1, total - 1)).toFixed(1)}%`; // of the thumb
 function shades(points, total) {
-  const shade = (share) => `color-mix(in srgb, var(--primary-600) ${share}%, var(--soft))`;
+  const shade = (share) => `color-mix(in srgb, var(--ink) ${share}%, var(--soft))`;
   const stops = points.map(([step, share]) => `${shade(share)} ${placeOf(step, total)}`);
   return `linear-gradient(90deg, ${stops.join(', ')}, var(--soft) ${placeOf(points.at(-1)[0], total)})`; // nothing is known beyond
 }
@@ -40,5 +40,5 @@ function inWords(head, steps) { // for those who do not see it
   const half = steps.find((step) => share(step) >= HALF);
   const ends = `${share(first)}% at step ${first.i}, ${share(last)}% at step ${last.i}`;
   const middle = half && half !== first ? `; more than half from step ${half.i} on` : '';
-  return `How decided the ${head.name} is: ${ends}${middle}`;
+  return `Signal in the ${head.name}, the rest is noise: ${ends}${middle}`;
 }

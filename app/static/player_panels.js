@@ -12,21 +12,24 @@ function panels(track) {
   const fill = () => parts.forEach((part) => part.fill?.());
   return { node, fill, show: (step, sample) => parts.forEach((part) => part.show(step, sample)) };
 }
-function told(track) { // how settled every head is, and in the end one sentence on when that came
+function told(track) { // how settled every head seems to be, and in the end one sentence on when it was
   const own = track.heads.filter((head) => head.role !== 'given');
   const all = own.map((head) => {
-    const bar = make('i'), node = make('span', '', {}, capital(head.name), make('span', 'track', {}, bar));
-    return { head, bar, node };
+    const bar = make('i'), name = say('span', '', ''), node = make('span', '', {}, name, make('span', 'track', {}, bar));
+    return { head, bar, name, node };
   });
-  const story = say('p', 'story', ''), label = say('span', 'hint', 'How settled');
-  const node = make('section', 'told', {}, story, make('div', 'settled', {}, label, ...all.map((one) => one.node)));
+  const story = say('p', 'story', ''), meanwhile = make('div', 'settled', {}, ...all.map((one) => one.node));
+  const node = make('section', 'told', {}, story, meanwhile);
   const show = (step, sample) => {
     set(story, 'textContent', track.story[sample] ?? '');
     story.hidden = !story.textContent;
-    all.forEach(({ head, bar, node: one }) => {
-      const share = step.s[head.name]?.[sample] ?? 0;
+    meanwhile.hidden = !story.hidden || !(track.running || track.stopped);
+    all.forEach(({ head, bar, name, node: one }) => {
+      const share = step.s[head.name]?.[sample] ?? 0, isSettled = share >= SETTLED;
       bar.style.width = `${share}%`;
-      one.title = `${capital(head.name)}: ${share}% settled at step ${step.i}`;
+      set(name, 'textContent', `${capital(head.name)}${isSettled ? ' settled' : ''}`);
+      one.classList.toggle('is-settled', isSettled);
+      one.title = `${capital(head.name)}: about ${share}% settled at step ${step.i}`;
     });
   };
   return { node, fill() {}, show };

@@ -6,7 +6,8 @@ const slots = new Map(); // class name -> its colour, which it keeps while it is
 // -- timeline --------------------------------------------------------------------------------------------
 
 function timeline(track) {
-  const grid = make('div', 'grid'), node = make('section', 'timeline', {}, say('h3', '', 'Step by step'), grid);
+  const grid = make('div', 'grid'), about = say('p', 'hint', 'Underlined from the step on at which it is settled.');
+  const node = make('section', 'timeline', {}, say('h3', '', 'Step by step'), grid, about);
   const cursor = make('span', 'cursor');
   let steps = [], rows = [], built = null;
   function build(width) {
@@ -31,6 +32,8 @@ function timeline(track) {
         built = facts;
       }
       rows.forEach((row) => row.fill(steps.map((step) => knownAt(track, step)), sampleOf(track)));
+      rows.forEach((row) => row.settle(steps, track.settled, sampleOf(track)));
+      about.hidden = !Object.keys(track.settled).length;
     },
     show(step) {
       const nearest = least(steps, (shown) => Math.abs(shown - step.i));
@@ -61,13 +64,16 @@ function forkLine(track, steps) {
 }
 // A row of the timeline: its name, and `uri` of what it shows of a step, if that is a picture, or its head.
 const isPicture = (head) => ['picture', 'class_map'].includes(head.form);
-const ofHead = (head) => ({ head, name: capital(head.name), uri: isPicture(head) && ((step, sample) => thumbnail(head, step, sample)) });
+const ofHead = (head) => ({ head, settles: true, name: capital(head.name), uri: isPicture(head) && ((step, sample) => thumbnail(head, step, sample)) });
 const noisyRow = (head) => ({ head, name: `Noisy ${head.name}`, uri: (step, sample) => step.n?.[head.name]?.[sample] });
 
-function timelineRow({ head, name, uri }, row, count) {
+function timelineRow({ head, name, uri, settles }, row, count) {
   const cells = Array.from({ length: count }, (_, k) => placed(make('span', 'cell'), row, k + 2));
   const own = uri ? pictureRow(uri, cells) : textRow(head, cells, row);
-  return { nodes: [placed(say('span', 'name', name), row, 1), ...cells, ...own.nodes], fill: own.fill };
+  const settle = (steps, at, sample) => cells.forEach((cell, k) => {
+    cell.classList.toggle('is-settled', Boolean(settles) && steps[k] >= at[head.name]?.[sample]);
+  });
+  return { nodes: [placed(say('span', 'name', name), row, 1), ...cells, ...own.nodes], fill: own.fill, settle };
 }
 function pictureRow(uri, cells) {
   const images = cells.map(() => make('img', '', { alt: '', hidden: true }));
