@@ -54,3 +54,21 @@ def test_what_the_model_knows_is_said_beside_its_name_and_changes_with_it(visit,
     visitor.leave(lambda: visitor.page.locator(".facts select").select_option("second"))
     visitor.page.wait_for_url("**/second**")
     near(lambda: "tell fruit from background" in knows.inner_text() and "labels" not in knows.inner_text())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_mask_lies_on_the_photo_or_is_flat_where_there_is_none(visit, size):  # noqa: F811
+    visitor = visit("any_to_any", size)
+    mask = visitor.player('figure[data-modality="mask"]')
+    pressed = mask.locator('.views button[aria-pressed="true"]')
+    assert pressed.inner_text() == "Overlay" and mask.locator(".overlay").is_visible()
+    frame, legend = (mask.locator(part).bounding_box() for part in (".frame", ".legend"))
+    assert 0 <= legend["y"] - frame["y"] - frame["height"] <= 10  # right below what it explains
+    assert mask.locator(".legend").inner_text().split() == ["background", "fruit"]
+    visitor.choose("image", "Leave out")
+    visitor.plan("Creates mask")
+    visitor.run()
+    visitor.done()
+    assert mask.locator(".views button").all_inner_texts() == ["Flat", "Outline"]
+    assert pressed.inner_text() == "Flat" and mask.locator("canvas.view").is_visible()
+    assert not mask.locator(".overlay").is_visible()

@@ -235,14 +235,14 @@ def _overlay(classes: np.ndarray, certainty: np.ndarray, palette: np.ndarray, ov
     """Classes (H, W) uint8 and certainty (H, W) uint8 -> picture with a transparent palette, a data URI.
 
     The fainter the less certain, in a few levels, which keeps it small. Over a picture the first class
-    (background or void) is left clear.
+    (background or void) is half as opaque, so that the others stand out.
     """
     levels = min(LEVELS, 256 // len(palette))
     level = np.rint(certainty / 255 * (levels - 1)).astype(np.uint8)
     alpha = np.rint(np.linspace(255 if levels == 1 else 0, 255, levels)).astype(np.uint8)
     alphas = np.tile(alpha, (len(palette), 1))
     if over:
-        alphas[0] = 0
+        alphas[0] //= 2
     image = colour_mask(classes * np.uint8(levels) + level, palette.repeat(levels, 0))
     image.info["transparency"] = alphas.tobytes()
     return quick_png(image)

@@ -120,7 +120,7 @@ function classMapPanel(track, head) {
     limits.show(step, sample);
     noise.show(step, sample);
   };
-  const body = [frame, limits.node, views.node, classLegend(head), ...(picture ? [opacity()] : [])];
+  const body = [frame, classLegend(head), limits.node, views.node, ...(picture ? [opacity()] : [])];
   return { node: panel(head, 'visual', body, [enlarge, save.node, large]), show };
 }
 function classLegend(head) {

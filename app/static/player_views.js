@@ -1,5 +1,6 @@
 // Ways to look at pictures and masks: enlarged, smooth or pixel-exact, cut out, outlined; see player.js.
-const VIEWS = ['Overlay', 'Cut-out', 'Flat', 'Outline']; // of a mask; a cut-out needs a photo
+const VIEWS = ['Overlay', 'Cut-out', 'Flat', 'Outline']; // of a mask
+const ON_PHOTO = VIEWS.slice(0, 2); // which need one
 const LARGE = 4; // times, of pictures saved larger
 const CERTAIN = 0.995; // from here on certainty is not worth a number
 const DECODED = 60; // pictures whose pixels are kept
@@ -88,7 +89,7 @@ function enlargeButton(title, frame, shown) { // `shown`: the picture that is se
 function maskViews(track, head, frame, parts, changed) { // parts: the images `under` and `over`
   const picture = ofForm(track, 'picture')[0]?.name;
   const canvas = make('canvas', 'view', { hidden: true }), named = make('span', 'named', { hidden: true });
-  const names = VIEWS.filter((name) => picture || name !== 'Cut-out');
+  const names = VIEWS.filter((name) => picture || !ON_PHOTO.includes(name));
   const buttons = names.map((name) => make('button', '', { textContent: name, onclick: () => { maskView = name; changed(); } }));
   const node = make('div', 'views', {}, ...buttons);
   node.setAttribute('role', 'group');
