@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.study import CPU, command, write
-from mmdiff.checkpoint import build_model
+from mmdiff.checkpoint import build_model, save_checkpoint
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder, training_data, validation_data
 from mmdiff.data.examples import Examples
@@ -76,13 +76,35 @@ class Run:
         print(self.name, self.points[-1], flush=True)
 
 
+def examples_of(configs: dict[str, TrainConfig]) -> tuple[dict[int, Examples], Examples]:
+    """Training examples by size of a patch, as encodings are stored in patches, and those of validation.
+
+    Raises ValueError if they cannot be read.
+    """
+    train: dict[int, Examples] = {}
+    for config in configs.values():
+        model = build_model(config.model)
+        model.load_pretrained("checkpoints")
+        embedder = make_embedder(config, None, CPU)
+        if config.model.patch_size not in train:
+            train[config.model.patch_size] = training_data(config, model, embedder, Processes(), 1)
+    return train, validation_data(config, model, embedder)
+
+
 def race(
-    configs: dict[str, TrainConfig], train: Examples, val: Examples, seconds: float, compiled: bool = True
+    configs: dict[str, TrainConfig],
+    train: dict[int, Examples],
+    val: Examples,
+    seconds: float,
+    compiled: bool = True,
 ) -> list[Run]:
-    """Train all for so many seconds each, in slices by turns; compiling is not counted."""
+    """Train all for so many seconds each, in slices by turns; compiling is not counted.
+
+    train: of `examples_of`.
+    """
     runs = []
     for name, config in configs.items():
-        trainer = Trainer(config, train, CPU, compiled)
+        trainer = Trainer(config, train[config.model.patch_size], CPU, compiled)
         trainer.load_pretrained("checkpoints")
         trainer.train_step()
         runs.append(Run(name, trainer, 0.0, []))
@@ -116,19 +138,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config", help="TOML file of a training configuration")
     parser.add_argument("--variant", action="append", required=True, help="NAME: part.option=value …")
     parser.add_argument("--seconds", type=float, default=600, help="of training, each (%(default)s)")
+    parser.add_argument("--keep", type=Path, help="folder for a checkpoint of every variant")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(arguments)
     try:
         config = load_train_config(args.config)
         configs = dict(changed(config, variant) for variant in args.variant)
-        model = build_model(config.model)
-        model.load_pretrained("checkpoints")
-        embedder = make_embedder(config, None, CPU)
-        train = training_data(config, model, embedder, Processes(), 1)
-        val = validation_data(config, model, embedder)
+        train, val = examples_of(configs)
     except ValueError as error:
         sys.exit(f"error: {error}")
     runs = race(configs, train, val, args.seconds)
+    for run in runs if args.keep else ():
+        save_checkpoint(run.trainer.ema.model, args.keep / run.name.replace(" ", "-"))
     report = {
         "command": command("equal_time", arguments),
         "torch": torch.__version__,

@@ -99,6 +99,7 @@ class ModelConfig:
     schedule: str = "cosine"
     schedule_shift: float = 1.0  # SNR is multiplied by its square
     dropout: float = 0.0
+    route: float = 0.0  # share of the patches that go round all blocks but the first and last in training
     embedder: str = ""  # folder of the CLIP-style embedder beside the checkpoint, or an open_clip tag
     channels: str = "own"  # "own": every modality has channels of Z to itself; "shared": all overlap
     in_place: bool = False  # known entries of z_t are clean in the denoiser's input, otherwise noisy
@@ -121,6 +122,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.stem_depth is {self.stem_depth} and refiner_width {self.refiner_width}; give a depth "
                 "of at least 0, and with a stem a width that is a multiple of 8."
+            )
+        if not 0 <= self.route < 1 or (self.route and self.depth % 2):
+            raise ValueError(
+                f"model.route is {self.route} and depth {self.depth}; give a share from 0 to below 1, and with "
+                "one an even depth."
             )
         if self.reader_depth < 0:
             raise ValueError(f"model.reader_depth is {self.reader_depth}; give a depth of at least 0.")

@@ -24,7 +24,7 @@ def test_all_train_for_the_same_time(shapes, embedder):
     config = tiny_train_config(images=10**6)
     examples = read_shapes(shapes, config, embedder)
     configs = dict([("still", changed(config, "still: optim.lr=1e-9")[1]), ("as it is", config)])
-    still, moving = race(configs, examples, examples, seconds=2.0, compiled=False)
+    still, moving = race(configs, {config.model.patch_size: examples}, examples, seconds=2.0, compiled=False)
     assert 2 <= still.seconds < 10 and 2 <= moving.seconds < 10  # a last step may be slow
     assert moving.points[-1]["total"] < still.points[-1]["total"]
     told = described(still, "still: optim.lr=1e-9")

@@ -2,7 +2,8 @@
 
 Almost all of its work is in matrix products over tokens. The skeleton follows U-ViT (Bao et al. 2023, long
 skips between early and late blocks) with adaptive layer norm (DiT, Peebles & Xie 2023) whose modulation is
-shared by all blocks up to a table (PixArt-alpha, Chen et al. 2023). Attention is written as two matrix
+shared by all blocks up to a table (PixArt-alpha, Chen et al. 2023). In training a part of the patches may go
+round all blocks but the first and the last (TREAD, Krause et al. 2025). Attention is written as two matrix
 products: for up to 256 tokens their backward pass is faster than that of the fused kernel on CPUs.
 """
 
@@ -135,6 +136,7 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         width, channels, early = config.width, config.refiner_width, config.depth // 2
+        self.route = config.route
         self.grid, self.fold, self.width = config.image_size // config.patch_size, fold, width
         self.enter = nn.Conv2d(cell_channels, channels, 1)
         self.stem = nn.ModuleList(ConvBlock(channels, width) for _ in range(config.stem_depth))
@@ -201,10 +203,27 @@ class Denoiser(nn.Module):
         return self.refiner(features, condition), registers
 
     def _transform(self, x: Tensor, modulation: Tensor) -> Tensor:
-        skips = []
-        for block in self.early:
+        first, *early = self.early
+        x = first(x, modulation, None)
+        skips, whole, routed = [x], x, self._routed(x)
+        if routed is not None:
+            x = x.gather(1, routed)
+        for block in early:
             x = block(x, modulation, None)
             skips.append(x)
         for block in self.late:
+            if routed is not None and block is self.late[-1]:
+                x = whole.scatter(1, routed, x.to(whole.dtype))
             x = block(x, modulation, skips.pop())
         return F.layer_norm(x, x.shape[-1:])
+
+    def _routed(self, x: Tensor) -> Tensor | None:
+        """(B, m, width) rows of the tokens that pass all blocks, None if all do: modalities' and random
+        patches.
+        """
+        if not self.training or not self.route:
+            return None
+        order = torch.rand(x.shape[:2], device=x.device)
+        order[:, : len(self.registers)] = -1.0
+        kept = x.shape[1] - round(self.route * (x.shape[1] - len(self.registers)))
+        return order.argsort(dim=1)[:, :kept, None].expand(-1, -1, x.shape[2])
