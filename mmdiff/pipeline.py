@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,12 @@ class Pipeline:
         self.modalities: dict[str, Modality] = dict(model.modalities.items())
         for modality in self.modalities.values():
             modality.attach(embedder)
-        self.network = self.model if self.precision == torch.float32 else _in_bfloat16(self.model)
         self.engine = Engine(self.answer, background=background)
+
+    @cached_property
+    def network(self) -> MultiModalDiffusion:
+        """What computes: the model, or a copy in bfloat16, which is made when it is needed first."""
+        return self.model if self.precision == torch.float32 else _in_bfloat16(self.model)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, also of `pickle`, get an engine of their own: locks and threads cannot be copied."""

@@ -11,11 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageColor, ImageDraw
-from scipy.spatial import cKDTree
 
 from app.export.lettering import latin, width_of, wrapped, write
 from app.run.history import Frame, Record, areas, picture_of
@@ -56,6 +53,9 @@ def write_gif(file: str | Path | BinaryIO, tracks: Tracks) -> None:
 
 def write_mp4(path: str | Path, tracks: Tracks) -> None:
     """The film as H.264, see `frames`; the last frame is repeated for as long as it is held."""
+    import av  # late, as the server starts without it
+    from av.video.reformatter import ColorRange, Colorspace
+
     pictures = frames(tracks)
     step = _step_ms(len(pictures))
     pictures += pictures[-1:] * (LAST_MS // step - 1)
@@ -299,6 +299,8 @@ def _palette(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def _nearest_colours(palette: Image.Image) -> np.ndarray:
     """Number of the nearest colour of the palette to each cell of 4 x 4 x 4 colours: (64, 64, 64) uint8."""
+    from scipy.spatial import cKDTree  # late, too
+
     colours = np.array(palette.getpalette()).reshape(-1, 3)
     centres = 4 * np.indices((64, 64, 64)).reshape(3, -1).T + 1.5
     return cKDTree(colours).query(centres)[1].astype(np.uint8).reshape(64, 64, 64)

@@ -10,7 +10,6 @@ from functools import partial, wraps
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from mmdiff.evaluation import metrics
@@ -139,6 +138,8 @@ def interval(differences: Tensor) -> dict[str, float]:
 
     The interval is the mean alone where there are fewer than two pairs or all differences are equal.
     """
+    from scipy.stats import bootstrap  # late: half a second of every start, for measuring alone
+
     values = differences.double().numpy()
     middle = float(values.mean())
     if len(values) < 2 or np.ptp(values) == 0:
