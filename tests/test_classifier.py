@@ -1,6 +1,7 @@
 """The classifier learns, is saved and loaded unchanged, and its augmentation has the stated form."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,11 @@ def test_augmentation_is_seeded_varied_and_in_range():
     assert first.shape == images.shape and first.abs().max() <= 1
     flat = module.augment(torch.zeros(64, 3, 32, 32), torch.Generator().manual_seed(0))
     assert flat.mean((1, 2, 3)).abs().max() < 0.08  # brightness moves by a few per cent only
+
+
+@pytest.mark.parametrize("name", ["classifier", "segmenter"])
+def test_the_commands_read_the_arguments_of_the_process(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        import_module(f"mmdiff.evaluation.observers.{name}").main()
+    assert f"python -m mmdiff.evaluation.observers.{name}" in capsys.readouterr().out

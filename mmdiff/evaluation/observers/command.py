@@ -15,7 +15,7 @@ from mmdiff.files import CARD_FILE, write_text
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
-def run(make: type[Observer], summary: str, argv: Sequence[str] | None) -> None:
+def run(make: type[Observer], summary: str, argv: Sequence[str] | None = None) -> None:
     """Read the arguments, train an observer of that class, save it, and print the measured facts as JSON."""
     parser = argparse.ArgumentParser(prog=make.command(), description=summary)
     annotated = f"Parquet file with real training photos and {make.modality.kind}s"
