@@ -34,6 +34,7 @@ BUILDERS: dict[str, Callable[[Results], Report]] = {
     "gradients": studies.gradients,
     "engine_against_bare_loop": costs.engine,
     "share_of_matmul": costs.training,
+    "runs": costs.equal_time,
 }
 
 

@@ -125,8 +125,8 @@ class ModelConfig:
             )
         if not 0 <= self.route < 1 or (self.route and self.depth % 2):
             raise ValueError(
-                f"model.route is {self.route} and depth {self.depth}; give a share from 0 to below 1, and with "
-                "one an even depth."
+                f"model.route is {self.route} and depth {self.depth}; give a share from 0 to below 1, and "
+                "with one an even depth."
             )
         if self.reader_depth < 0:
             raise ValueError(f"model.reader_depth is {self.reader_depth}; give a depth of at least 0.")

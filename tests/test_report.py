@@ -175,3 +175,18 @@ def test_a_comparison_says_what_was_compared():
     text = (report.ROOT / "docs/evidence.md").read_text()
     for name in systems:  # the table of systems that stands in the text is the one of the report
         assert f"| {name} | {SYSTEMS[name]} |" in text
+
+
+def test_variants_stand_beside_each_other_at_half_of_the_time_and_all_of_it():
+    def run(name, rate):
+        points = [
+            {"seconds": s, "images": rate * s, "total": 90 / s, "L1": 45 / s, "L2/mask": 9 / s}
+            for s in (100, 201, 299)
+        ]
+        return {"name": name, "parameters": 10_400_000, "points": points}
+
+    runs = {"runs": [run("wide", 50), run("narrow", 100)], "threads": 2, "torch": "2"}
+    lines = build(runs).to_markdown().splitlines()
+    assert "| wide | 10.4 M | 50 | 0.900 | 0.301 | 0.450 | 0.151 | 0.090 | 0.030 |" in lines
+    assert any(line.startswith("| narrow | 10.4 M | 100 |") for line in lines)
+    assert "Loss after 100 s" in lines[2]

@@ -115,6 +115,30 @@ def training(results: Results) -> Report:
     return Report((Table("Speed of training", ("Measured", "Median", "Range"), rows),), note)
 
 
+def equal_time(results: Results) -> Report:
+    """`benchmarks/equal_time.py`: losses of every variant when half of the time is over, and all of it."""
+    rows = []
+    for run in results["runs"]:
+        middle, last = (_after(run["points"], share) for share in (0.5, 1.0))
+        losses = (f"{point[name]:.3f}" for name in ("L1", "L2/mask") for point in (middle, last))
+        size = f"{run['parameters'] / 1e6:.1f} M"
+        total = (f"{point['total']:.3f}" for point in (middle, last))
+        rows.append((run["name"], size, f"{last['images'] / last['seconds']:.0f}", *total, *losses))
+    seconds = [round(_after(results["runs"][0]["points"], share)["seconds"]) for share in (0.5, 1.0)]
+    head = ["Variant", "Parameters", "Images/s"]
+    head += [f"{name} after {n} s" for name in ("Loss", "Photo’s", "Mask’s") for n in seconds]
+    note = (
+        "Validation losses of the averaged weights, less is better; all trained in turn on "
+        f"{results['threads']} threads, torch {results['torch']}."
+    )
+    return Report((Table("Shapes and ways of training at equal time", tuple(head), rows),), note)
+
+
+def _after(points: list[dict[str, float]], share: float) -> dict[str, float]:
+    """The measurement nearest to this share of the time."""
+    return min(points, key=lambda point: abs(point["seconds"] - share * points[-1]["seconds"]))
+
+
 def _passes(passes: Results) -> Table:
     """All modalities in one pass, against photos alone and against a model for each."""
     names, joint, single = passes["modalities"], passes["joint"], passes["single"]
