@@ -48,7 +48,7 @@ def explain(error: Exception) -> gr.Error:
 
 
 def _error(text: str) -> gr.Error:
-    return gr.Error(text, duration=6, print_exception=False)
+    return gr.Error(text, duration=5, print_exception=False)
 
 
 @contextmanager

@@ -93,7 +93,23 @@ def test_a_wrong_file_leaves_the_box_usable_with_one_message(visit, files, size)
     box = visitor.find("image-file")
     assert "Error" not in box.inner_text() and box.locator(".upload-container").is_visible()
     visitor.give_photo(files["one"])
+    near(lambda: not toast.count(), 1)  # the right one takes it away
     visitor.plan("from the image")
+
+
+def test_a_message_on_a_wrong_file_goes_by_itself_and_by_a_click(visit, files):  # noqa: F811
+    visitor = visit("any_to_any")
+    visitor.choose("image", "I provide")
+    toast = visitor.page.locator(".toast-body")
+    visitor.give_photo(files["note"])
+    toast.wait_for()
+    visitor.page.wait_for_timeout(3000)
+    assert toast.count() == 1
+    near(lambda: not toast.count(), 3.5)
+    visitor.give_photo({"name": "other.txt", "mimeType": "text/plain", "buffer": b"another"})
+    toast.wait_for()
+    visitor.choose("label", "I provide")
+    near(lambda: not toast.count(), 1)
 
 
 @pytest.mark.parametrize("size", ["desktop", "tablet", "phone"])

@@ -38,6 +38,19 @@
     give(file, event.target);
   });
 
+  // Gradio leaves a message on a wrong file for ten seconds, whatever is done meanwhile.
+
+  const MESSAGE_MS = 5000;
+  let timer = null;
+  const forget = () => document.querySelectorAll('.toast-body .toast-close').forEach((close) => close.click());
+  document.addEventListener('change', ({ target }) => {
+    forget();
+    if (target.type !== 'file') return;
+    clearTimeout(timer);
+    timer = setTimeout(forget, MESSAGE_MS);
+  }, true);
+  document.addEventListener('click', ({ isTrusted, target }) => isTrusted && !target.closest?.('.toast-body') && forget(), true);
+
   document.addEventListener('picture', ({ detail }) => give(detail, document.body)); // of an earlier run, see runs.js
 
   // The camera
