@@ -33,11 +33,6 @@ CACHE_SECONDS = 24 * 3600
 MAX_SESSIONS = 50  # of visitors whose photos and runs are kept, each some megabytes
 MAX_THREADS = MAX_RUNS + 48  # so that everything but runs always has some; Gradio's own pages have others
 MAX_EVENTS, MAX_OF_A_KIND = 300, 4  # that may wait for Gradio, and of each button that it serves at a time
-# Pages of other models are below the first one's, wherever that is.
-MENU = (
-    "const own = this.dataset.own, path = location.pathname.replace(/\\/$/, '');"
-    "location.assign((own ? path.slice(0, -own.length - 1) : path) + '/' + this.value)"
-)
 
 
 class Demo(Blocks):
@@ -86,8 +81,9 @@ def _page(demo: gr.Blocks, service: Service, services: Sequence[Service]) -> Non
         models = [service, *(other for other in services if other is not service)]
         built = [build_tab(t, models) for t in TASKS if t.fits(service.modalities)]
         how_it_works.build(service)
-    titles = escaped(json.dumps({task.name: task.title for task in TASKS}))
-    theme.html(f'<section id="runs" data-tabs="{titles}" hidden></section>')  # runs.js fills it
+    titles = {task.name: task.title for task in TASKS} | {how_it_works.NAME: how_it_works.TITLE}
+    told = escaped(json.dumps(titles))
+    theme.html(f'<section id="runs" data-tabs="{told}" hidden></section>')  # runs.js fills it
     Restorer(service, built, tabs, message).connect(demo, restore)
 
 
@@ -248,7 +244,7 @@ def _header(service: Service, services: Sequence[Service]) -> str:
 
 
 def _menu(service: Service, services: Sequence[Service]) -> str:
-    """The name of the checkpoint; a menu if there are several."""
+    """The name of the checkpoint; a menu if there are several, which runs.js follows."""
     if len(services) == 1:
         return f"<span>{escaped(service.name)}</span>"
     routes, chosen = routes_of([other.name for other in services]), {service.name: " selected"}
@@ -258,4 +254,4 @@ def _menu(service: Service, services: Sequence[Service]) -> str:
         for other in services
     )
     own = escaped(routes[service.name])
-    return f'<select aria-label="Checkpoint" data-own="{own}" onchange="{MENU}">{options}</select>'
+    return f'<select aria-label="Checkpoint" data-own="{own}">{options}</select>'

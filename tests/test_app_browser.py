@@ -278,14 +278,14 @@ def test_the_menu_leads_to_the_page_of_another_checkpoint(visit, address):
     menu = visitor.page.locator(".facts select")
     assert menu.locator("option").all_inner_texts() == ["orchard", "second"]
     visitor.leave(lambda: menu.select_option("second"))
-    visitor.page.wait_for_url(address + "/second")
+    visitor.page.wait_for_url(address + "/second#any_to_any")
     visitor.open("image_label")
     assert visitor.page.locator(".facts select").input_value() == "second"
     visitor.run()
     visitor.done()
     assert "second" in visitor.player(".save").first.get_attribute("download")
     visitor.leave(lambda: visitor.page.locator(".facts select").select_option("orchard"))
-    visitor.page.wait_for_url(re.compile(re.escape(address) + "/?$"))
+    visitor.page.wait_for_url(re.compile(re.escape(address) + "/?#image_label$"))
 
 
 # -- what is given -----------------------------------------------------------------------------------

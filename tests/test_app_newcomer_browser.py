@@ -72,3 +72,33 @@ def test_a_mask_lies_on_the_photo_or_is_flat_where_there_is_none(visit, size):  
     assert mask.locator(".views button").all_inner_texts() == ["Flat", "Outline"]
     assert pressed.inner_text() == "Flat" and mask.locator("canvas.view").is_visible()
     assert not mask.locator(".overlay").is_visible()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_another_checkpoint_opens_at_the_same_tab_and_height(visit, size):  # noqa: F811
+    visitor = visit("fill_in", size)
+    height = "document.getElementById('header').getBoundingClientRect().top"
+    menu, there = (
+        visitor.page.locator(".facts select"),
+        {"second": "**/second#fill_in", "orchard": "**/#fill_in"},
+    )
+    visitor.page.wait_for_timeout(500)
+    visitor.page.evaluate(f"scrollBy(0, {height} + 60)")
+    for name, address in there.items():  # one opens with recorded runs above, the other without
+        assert visitor.page.evaluate(height) == pytest.approx(-60, abs=2)
+        visitor.leave(lambda name=name: menu.select_option(name))
+        visitor.page.wait_for_url(address)
+        visitor.find("run").wait_for()
+        near(lambda: abs(visitor.page.evaluate(height) + 60) <= 2)
+        assert visitor.page.get_by_role("tab", name="Fill in").first.get_attribute("aria-selected") == "true"
+    visitor.page.wait_for_timeout(2500)
+    assert visitor.page.evaluate(height) == pytest.approx(-60, abs=2)
+
+
+def test_how_it_works_stays_open_too(visit):  # noqa: F811
+    visitor = visit("image_mask")
+    visitor.page.get_by_role("tab", name="How it works").click()
+    visitor.page.wait_for_url("**/#how_it_works")
+    visitor.leave(lambda: visitor.page.locator(".facts select").select_option("second"))
+    visitor.page.wait_for_url("**/second#how_it_works")
+    visitor.page.locator(".how").wait_for()

@@ -140,7 +140,7 @@ def test_another_checkpoint_asks_only_when_something_would_be_lost(fresh):
     run_some(fresh(), 1)
     visitor = fresh()
     visitor.leave(lambda: visitor.page.locator(".facts select").select_option("second"))
-    visitor.page.wait_for_url("**/second")
+    visitor.page.wait_for_url("**/second#image_label")
 
 
 def test_a_link_for_another_checkpoint_leads_there(fresh, address):  # noqa: F811

@@ -1,7 +1,7 @@
 // The last runs of this browser: a strip to restore them from, and an address that brings them back on Reload and Back.
 // A run is kept as its picture, which has all settings inside (see player_data.py), so that nothing else is needed.
 (() => {
-  const KEY = 'mmdiff-runs', MOST = 12, READY_MS = 100;
+  const KEY = 'mmdiff-runs', SPOT = 'mmdiff-spot', MOST = 12, READY_MS = 100;
   let shown = ''; // the run that is on the page, by its id
   let dirty = false; // whether something was set, painted or uploaded since the last run
 
@@ -27,6 +27,7 @@
 
   // -- the address: #task or #task/run -------------------------------------------------------------------
 
+  const openTask = () => visible('[role=tabpanel]')?.id.replace(/-tab$/, '');
   const place = () => location.hash.slice(1).split('/').map(decodeURIComponent);
   const address = (task, id) => `${location.pathname}#${[task, id].filter(Boolean).map(encodeURIComponent).join('/')}`;
   function openTab(task) {
@@ -34,7 +35,7 @@
     const inMenu = [...document.querySelectorAll('.overflow-dropdown button')].find((one) => one.textContent === title);
     if (!document.getElementById(`${task}-tab`)?.offsetParent) (document.getElementById(`${task}-tab-button`) ?? inMenu)?.click();
   }
-  function pageOf(name) { // the path of the page of a checkpoint; undefined if there is none
+  function pageOf(name) { // the path of the page of a checkpoint, below the first one's; undefined if there is none
     const option = [...(menu()?.options ?? [])].find((one) => one.textContent === name);
     if (!option) return undefined;
     const own = menu().dataset.own, path = location.pathname.replace(/\/$/, '');
@@ -42,7 +43,7 @@
   }
   function restore(run) {
     if (run.checkpoint !== checkpoint() && pageOf(run.checkpoint)) {
-      return location.assign(`${pageOf(run.checkpoint)}#${run.task}/${run.id}`);
+      return leaveFor(run.checkpoint, [run.task, run.id]);
     }
     shown = run.id;
     return give(run, document.querySelector('.top input[type=file]'));
@@ -99,7 +100,7 @@
   document.addEventListener('click', (event) => {
     if (!event.isTrusted || !event.target.closest?.('[role=tab], .overflow-dropdown button')) return;
     setTimeout(() => { // the tab that the visitor has opened is there by then
-      const task = visible('[role=tabpanel]')?.id.replace(/-tab$/, '');
+      const task = openTask();
       if (task && task !== place()[0]) history.pushState(null, '', address(task));
     }, READY_MS);
   });
@@ -109,21 +110,34 @@
 
   document.addEventListener('input', (event) => { dirty ||= Boolean(event.target.closest?.('.controls')); });
   document.addEventListener('pointerup', (event) => { dirty ||= Boolean(event.target.closest?.('.painter .sheet')); });
-  document.addEventListener('change', (event) => { // before the menu's own listener
+  document.addEventListener('change', (event) => {
     if (event.target !== menu()) return;
     const running = visible('.player[data-state="running"]');
     if ((dirty || running) && !window.confirm('Go to another checkpoint? What you have set, painted or uploaded here is lost.')) {
-      event.stopImmediatePropagation();
       menu().value = menu().dataset.own;
-    }
-  }, true);
+    } else leaveFor(checkpoint(), [openTask()]);
+  });
+  const heightOf = () => document.getElementById('header').getBoundingClientRect().top;
+  function leaveFor(name, hash) { // its page opens at the same tab, scrolled as this one
+    try { sessionStorage.setItem(SPOT, heightOf()); } catch { /* it opens at the top */ }
+    location.assign(`${pageOf(name)}#${hash.filter(Boolean).map(encodeURIComponent).join('/')}`);
+  }
+  function comeBack() {
+    let spot = null;
+    try { spot = sessionStorage.getItem(SPOT); sessionStorage.removeItem(SPOT); } catch { /* none is known */ }
+    const scroll = (tries) => { // the page still grows
+      scrollBy({ top: heightOf() - spot, behavior: 'instant' });
+      if (heightOf() - spot > 1 && tries) setTimeout(scroll, READY_MS, tries - 1);
+    };
+    if (spot !== null) scroll(20);
+  }
 
   function ready() {
     if (!document.getElementById('runs') || !document.querySelector('.top input[type=file]')) return void setTimeout(ready, READY_MS);
     const asked = new URLSearchParams(location.search).get('model');
     if (asked && asked !== checkpoint() && pageOf(asked)) return location.replace(pageOf(asked) + location.search + location.hash);
     draw();
-    return void setTimeout(follow, READY_MS);
+    return void setTimeout(() => { follow(); comeBack(); }, READY_MS);
   }
   ready();
 })();

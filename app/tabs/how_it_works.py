@@ -14,7 +14,7 @@ from app.task import TASKS
 from app.theme import html
 from app.wording import escaped, listed
 
-TITLE = "How it works"
+NAME, TITLE = "how_it_works", "How it works"
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "app" / "static"
 PICTURES = [STATIC / name for name in ("architecture.svg", "architecture_narrow.svg")]
@@ -56,7 +56,7 @@ SHOWN = {
 def build(service: Service) -> None:
     """Adds the tab to the current `gr.Tabs`."""
     specs = service.modalities
-    with gr.Tab(TITLE):
+    with gr.Tab(TITLE, id=NAME, elem_id=f"{NAME}-tab"):
         with gr.Column(elem_classes="how"):
             html(f"{_takeaway(specs)}{_picture(specs)}{_idea(specs)}{_page(specs)}")
             with gr.Accordion("For researchers", open=False, elem_id="researchers"):
