@@ -146,13 +146,63 @@ def test_recorded_runs_pause_by_their_button_and_out_of_sight(opened):
 
 
 @pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_your_turn_leads_into_the_first_tab(opened, size):
-    page = opened(size=size)
+def test_your_turn_leads_into_the_first_tab_and_starts_a_run_there(opened, pipe, size):
+    page, calls = opened(size=size), len(pipe.calls)
     page.locator("[role=tab]").first.wait_for()
     page.get_by_text("Your turn").click()
     first = page.get_by_role("tab", name="Image + mask")
     near(lambda: first.bounding_box() and first.bounding_box()["y"] < 250)
     assert first.get_attribute("aria-selected") == "true"
+    done(page)
+    near(lambda: -30 < page.locator("#image_mask-run-panel").bounding_box()["y"] < 250)
+    (call,) = pipe.calls[calls:]
+    assert (call.seed, call.wanted, call.steps) == (
+        1,
+        ("image", "mask"),
+        PLAIN.steps,
+    )  # the first scene's seed
+    assert page.locator("#image_mask-seed input").first.input_value() == "1"
+    assert not page.locator("#image_mask-keep-seed input").is_checked()
+    for _ in range(2):  # their own result stays
+        page.get_by_text("Your turn").click()
+        page.wait_for_timeout(1200)
+    assert len(pipe.calls) == calls + 1
+
+
+def done(page):
+    page.locator("#image_mask-status", has_text="Done").wait_for(timeout=10_000)
+
+
+def test_your_turn_starts_the_run_before_gradio_is_there_and_without_motion(opened, pipe):
+    page, calls = opened(reduced_motion="reduce"), len(pipe.calls)
+    page.get_by_text("Your turn").click()
+    done(page)
+    assert len(pipe.calls) == calls + 1
+
+
+def test_your_turn_leaves_live_mode_a_locked_seed_and_what_is_set_alone(opened, pipe):
+    page = opened()
+    page.locator("#image_mask-player [data-run=example]").wait_for(state="attached")
+    role = page.locator("#image_mask-image-role")
+    role.get_by_label("I provide", exact=True).check()
+    page.locator("#image_mask-plan .todo").wait_for()
+    calls = len(pipe.calls)
+    page.get_by_text("Your turn").click()
+    page.wait_for_timeout(1200)
+    assert len(pipe.calls) == calls  # a photo is still to be given
+    role.get_by_label("Create", exact=True).check()
+    page.locator("#image_mask-plan .ready").wait_for()
+    page.locator("#image_mask-seed input").first.fill("77")
+    page.get_by_text("Your turn").click()
+    done(page)
+    assert pipe.calls[-1].seed == 77
+    page = opened()
+    page.locator("#image_mask-live input").check()
+    page.locator("#image_mask-status", has_text="Done").wait_for()  # live mode has refined its own run
+    calls = len(pipe.calls)
+    page.get_by_text("Your turn").click()
+    page.wait_for_timeout(1200)
+    assert len(pipe.calls) == calls
 
 
 def test_a_link_to_a_run_and_a_model_without_recordings_open_with_words_only(opened):

@@ -57,6 +57,12 @@ def recorded(service: Service) -> list[Path]:
     return sorted(folder.glob("scene_*.json")) if folder else []
 
 
+def best_seed(service: Service) -> int:
+    """That of the first scene, which is the best of several; 0 if there is none."""
+    scenes = recorded(service)
+    return json.loads(scenes[0].read_text(encoding="utf-8"))["seed"] if scenes else 0
+
+
 def examples(service: Service) -> list[Example]:
     """The pictures of the showcase, at the size of the model; none if it has none."""
     folder = folder_of(service)

@@ -1,6 +1,6 @@
 """The tab of a task: examples, controls on the left, the player on the right."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,8 +10,10 @@ from app.controls.examples import Example, examples, source
 from app.controls.form import Form
 from app.controls.inputs import QUIET
 from app.run.service import Service
+from app.run.showcase import best_seed
 from app.tabs.live import Live
-from app.tabs.run_panel import RunPanel
+from app.tabs.run_panel import RunPanel, Updates
+from app.tabs.watch import Watch
 from app.task import Task
 from app.theme import html
 
@@ -35,6 +37,7 @@ def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
         panel.connect(form, compare)
         live.connect(form)
         form.sampling.leads.warns_of(compare.sampler, compare.note)
+        _first_run(panel, form)
         offered = examples(task, service)
         for row, words, some in (
             (photo_row, source(service), [example for example in offered if example.picture]),
@@ -47,6 +50,20 @@ def build_tab(task: Task, services: Sequence[Service]) -> RunPanel:
                     filled = _button(example, form)
                     panel.after(filled.success, form.components, panel.run_form)
     return panel
+
+
+def _first_run(panel: RunPanel, form: Form) -> None:
+    """A button that “Your turn” presses, see constellation.js: the form's run with a seed that does well."""
+    button = gr.Button("Begin", elem_id=f"{panel.task.name}-begin", elem_classes="unseen")
+    seed, keep = map(form.components.index, (form.sampling.seed, form.sampling.keep))
+
+    def run(visitor: gr.Request, watch: Watch, *values: Any) -> Iterator[Updates]:
+        sent = list(values)
+        if not sent[keep]:
+            sent[seed], sent[keep] = best_seed(panel.service), True
+        yield from panel.run_form(visitor, watch, *sent)
+
+    panel.after(button.click, form.components, run)
 
 
 def _button(example: Example, form: Form) -> Any:

@@ -138,15 +138,24 @@ function sayings(node) { // what to say of a scene, from the words of the page
     ? [`${called(scene.pinned)} pinned`, 'the others form around it.']
     : ['Out of noise', 'all of them at once, in agreement.']);
 }
+function yourTurn() { // leads into the first tab and starts a run there
+  const tab = [...document.querySelectorAll('.gradio-container [role=tab]')].find((one) => one.offsetParent);
+  if (!tab) return void setTimeout(yourTurn, 300); // Gradio is still on its way
+  tab.click();
+  tab.focus({ preventScroll: true });
+  document.getElementById('header').scrollIntoView({ behavior: STILL.matches ? 'auto' : 'smooth' });
+  const task = tab.id.replace(/-tab-button$/, '');
+  setTimeout(() => hasOwn(task) || document.getElementById(`${task}-begin`).click(), STILL.matches ? 0 : 700);
+}
+function hasOwn(task) { // a result, or live mode, or something that is still to be given
+  const found = (rest) => document.querySelector(`#${task}-${rest}`);
+  return found('player [data-run]:not([data-run="example"])') || found('live input:checked') || !found('plan .ready');
+}
 (() => {
   const opening = document.querySelector('.opening'), node = opening.querySelector('.constellation');
   opening.querySelector('.first')?.addEventListener('click', (event) => {
     event.preventDefault();
-    const tab = [...document.querySelectorAll('.gradio-container [role=tab]')].find((one) => one.offsetParent);
-    if (!tab) return opening.nextElementSibling?.scrollIntoView(); // Gradio is still on its way
-    tab.click();
-    tab.focus({ preventScroll: true });
-    document.getElementById('header').scrollIntoView({ behavior: STILL.matches ? 'auto' : 'smooth' });
+    yourTurn();
   });
   const { scenes, base } = node.dataset, kept = new Map(), say = sayings(node);
   const next = (number) => {
