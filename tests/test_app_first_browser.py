@@ -462,6 +462,51 @@ def test_after_the_recorded_stories_the_seed_advances(opened, pipe):
     assert asked[:4] == [(1000, set()), (1001, {"image"}), (1001, set()), (1002, {"mask"})]
 
 
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_after_the_recorded_stories_come_the_last_runs_of_this_browser(opened, pipe, size):
+    page = opened(size=size)
+    page.locator("#image_mask-player [data-run=example]").wait_for(state="attached")
+    for k in (1, 2):
+        page.locator("#image_mask-run").click()
+        page.locator("#runs li").nth(k - 1).wait_for(timeout=10_000)
+    newest = pipe.calls[-1].seed
+    href = page.locator('#image_mask-player [data-modality="mask"] .save').first.get_attribute("href")
+    made = np.asarray(decode(href).convert("RGB"))
+    page.locator("body").press("f")
+    page.locator(".present .constellation[data-scene='0']").wait_for()
+    for number in range(1, 4):
+        page.keyboard.press("ArrowRight")
+        page.locator(f".present .constellation[data-scene='{number}']").wait_for()
+    assert "Your run" in caption(page) and f"seed {newest}" in caption(page)
+    shown = page.locator(".present figure").locator("visible=true")
+    assert shown.evaluate_all("all => all.map((one) => one.dataset.name)") == ["image", "mask"]
+    page.locator(".present .constellation[data-done='1.00']").wait_for(timeout=8_000)
+    drawn = colours(page, "mask", ".present")
+    assert np.abs(drawn[1::3, 1::3] - made).mean() < 2
+    page.keyboard.press("ArrowRight")
+    page.locator(".present .constellation[data-scene='4']").wait_for()
+    assert "Your run" in caption(page) and f"seed {newest}" not in caption(page)
+    page.keyboard.press("ArrowRight")
+    page.locator(".present .constellation[data-scene='5']").wait_for()
+    assert "seed 1000" in caption(page) and page.locator(".present figure:visible").count() == 4
+
+
+def test_a_page_without_recordings_presents_the_runs_of_this_browser_first(opened):
+    page = opened("/second")
+    page.locator("#image_mask-player [data-run=example]").wait_for(state="attached")
+    page.get_by_role("tab", name="Image + label").click()
+    page.locator("#image_label-label-role").get_by_label("I provide", exact=True).check()
+    page.locator("#image_label-label-choice input").click()
+    page.get_by_role("option", name="Cherry Wax").click()
+    page.locator("#image_label-plan", has_text="from the label").wait_for()
+    page.locator("#image_label-run").click()
+    page.locator("#runs li").first.wait_for(timeout=10_000)
+    page.locator("body").press("f")
+    page.locator(".present .constellation[data-scene='0']").wait_for()
+    assert "Your run:Cherry Wax" in caption(page).replace("\n", "")
+    assert page.locator(".present .pinned").get_attribute("data-name") == "label"
+
+
 def test_presenting_goes_on_with_what_was_recorded_without_the_server(opened):
     page = opened()
     page.locator(".constellation[data-scene]").wait_for()

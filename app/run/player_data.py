@@ -37,7 +37,7 @@ from mmdiff.modalities import Modality
 
 STATIC = Path(__file__).parents[1] / "static"
 # in this order one script
-PARTS = ("views", "levels", "noise", "panels", "steps")
+PARTS = ("views", "levels", "noise", "panels", "steps", "scene")
 SCRIPTS = (*(f"player_{part}.js" for part in PARTS), "player.js")
 SCRIPT = "\n".join((STATIC / name).read_text() for name in SCRIPTS)
 TEMPLATE = (STATIC / "player.html").read_text()

@@ -96,15 +96,18 @@ let reported; // the last run that runs.js has heard of
 function report() { // a run that is over; not the example, which is there from the start
   const track = tracks.at(-1), isNew = track && track.id !== reported;
   if (!isNew || (reported !== undefined && state() === 'running')) return;
-  if (reported !== undefined && state() === 'done') document.dispatchEvent(new CustomEvent('run-done', { detail: kept(track) }));
+  if (reported !== undefined && state() === 'done') {
+    const run = kept(track);
+    sceneOf(track).catch(() => null).then((scene) => document.dispatchEvent(new CustomEvent('run-done', { detail: { ...run, scene } })));
+  }
   reported = track.id;
 }
 function kept(track) { // a run as its picture, with the settings inside, and a few words
   const step = newest(track), seenAs = ofForm(track, 'picture')[0] ?? ofForm(track, 'class_map')[0];
   const said = ofForm(track, 'class', 'vector')[0], title = said ? saying(said, step, 0).text ?? '' : '';
-  const about = `${track.total} steps, seed ${track.file.split('_').at(-1)}`;
+  const seed = track.file.split('_').at(-1), about = `${track.total} steps, seed ${seed}`;
   const task = element.closest('.run-panel')?.id.replace(/-run-panel$/, '') ?? '';
-  return { task, picture: seenAs && thumbnail(seenAs, step, 0), title, about };
+  return { task, picture: seenAs && thumbnail(seenAs, step, 0), title, about, seed };
 }
 function startAnew(someStay) {
   view.time = null;

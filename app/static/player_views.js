@@ -9,9 +9,7 @@ let maskView = VIEWS[0]; // the same for all tracks
 const left = new Set([0]); // classes that a cut-out leaves out: at first the ground
 
 async function decode(uri) {
-  const image = new Image(), canvas = make('canvas');
-  image.src = uri;
-  await image.decode();
+  const image = await imageOf(uri), canvas = make('canvas');
   Object.assign(canvas, { width: image.naturalWidth, height: image.naturalHeight });
   const pen = canvas.getContext('2d', { willReadFrequently: true });
   pen.drawImage(image, 0, 0);

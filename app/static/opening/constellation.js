@@ -25,7 +25,9 @@ function drawNoise(canvas, form, seed) {
 async function loaded(url) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error(`${url}: ${answer.status}`);
-  const found = await answer.json(); // a scene or several
+  return prepared(await answer.json());
+}
+async function prepared(found) { // a scene or several
   await Promise.all([found].flat().flatMap((scene) => scene.tiles).filter((tile) => tile.strip).map((tile) => {
     tile.image = new Image();
     tile.image.src = tile.strip;
@@ -50,12 +52,12 @@ class Constellation {
     new ResizeObserver(() => this.lines()).observe(node);
   }
   lines() { // between all tiles, and those of a pinned one lit
-    const svg = this.node.querySelector('.lines'), own = this.node.getBoundingClientRect();
-    const centres = this.figures.map((figure) => {
+    const svg = this.node.querySelector('.lines'), own = this.node.getBoundingClientRect(), figures = this.figures.filter((one) => !one.hidden);
+    const centres = figures.map((figure) => {
       const box = figure.querySelector('.plate').getBoundingClientRect();
       return [box.x + box.width / 2 - own.x, box.y + box.height / 2 - own.y];
     });
-    const pinned = this.figures.findIndex((figure) => figure.classList.contains('pinned'));
+    const pinned = figures.findIndex((figure) => figure.classList.contains('pinned'));
     const pairs = centres.flatMap((one, i) => centres.slice(i + 1).map((other, j) => [one, other, i, i + 1 + j]));
     svg.replaceChildren(...pairs.map(([[x1, y1], [x2, y2], i, j]) => {
       const line = document.createElementNS('http://www.w3.org/2000/svg', 'line');
@@ -70,7 +72,10 @@ class Constellation {
     const fresh = !this.scene;
     Object.assign(this, { scene, number, clock: fresh ? VEIL : 0 });
     this.node.dataset.scene = number;
-    this.figures.forEach((figure) => figure.classList.toggle('pinned', figure.dataset.name === scene.pinned));
+    this.figures.forEach((figure) => {
+      figure.hidden = !scene.tiles.some((tile) => tile.name === figure.dataset.name);
+      figure.classList.toggle('pinned', this.isPinned(figure.dataset.name));
+    });
     this.lines();
     this.tell(scene, number);
     if (STILL.matches) this.clock = VEIL + FORM;
@@ -83,10 +88,13 @@ class Constellation {
     this.figures.forEach((figure) => {
       const tile = this.scene.tiles.find((one) => one.name === figure.dataset.name);
       if (!tile) return;
-      const pinned = tile.name === this.scene.pinned, veiled = this.clock < VEIL;
+      const pinned = this.isPinned(tile.name), veiled = this.clock < VEIL;
       figure.querySelector('.noise').style.opacity = pinned ? 0 : veiled ? this.clock / VEIL : this.noise(done);
       if (!veiled || pinned) this.fill(figure, tile, pinned ? 0 : done);
     });
+  }
+  isPinned(name) { // a run of a visitor may have several
+    return [this.scene.pinned].flat().includes(name);
   }
   noise(done) { // between two moments
     const place = done * (this.scene.noise.length - 1), k = Math.min(Math.floor(place), this.scene.noise.length - 2);
@@ -134,7 +142,7 @@ class Constellation {
 }
 function sayings(node) { // what to say of a scene, from the words of the page
   const called = (name) => node.querySelector(`figure[data-name="${name}"] figcaption b`)?.textContent ?? name;
-  return (scene) => (scene.pinned
+  return (scene) => scene.told ?? (scene.pinned
     ? [`${called(scene.pinned)} pinned`, 'the others form around it.']
     : ['Out of noise', 'all of them at once, in agreement.']);
 }

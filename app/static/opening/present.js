@@ -1,10 +1,11 @@
-// Present mode, by its button or F: the recorded runs, then new ones of the server, each with the next seed.
+// Present mode, by its button or F: the recorded runs, the last runs of this browser, the newest first, then new ones of
+// the server, each with the next seed.
 (() => {
   const FIRST_SEED = 1000, IDLE = 2500, KEPT = 4; // ms; pairs of new scenes that are kept
   const opening = document.querySelector('.opening'), stage = opening.querySelector('.constellation');
   const { base } = stage.dataset, recorded = Number(stage.dataset.scenes), say = sayings(stage);
   const pairs = new Map();
-  let overlay = null, shown = null, idle = null, before = null;
+  let own = [], overlay = null, shown = null, idle = null, before = null;
 
   function pair(number) { // out of noise, then with one thing pinned
     if (!pairs.has(number)) {
@@ -15,10 +16,17 @@
     }
     return pairs.get(number);
   }
+  function kept() { // by runs.js
+    try { return JSON.parse(localStorage.getItem('mmdiff-runs')).filter((run) => run.scene); } catch { return []; }
+  }
   async function next(number) {
     if (number < recorded) return window.mmdiffScenes.next(number);
+    if (number < recorded + own.length) {
+      const { scene, title, about, seed } = own[number - recorded];
+      return prepared({ ...scene, seed, told: ['Your run', title || about] });
+    }
     try {
-      const place = number - recorded;
+      const place = number - recorded - own.length;
       return (await pair(Math.floor(place / 2)))[place % 2];
     } catch (error) { // the server is busy or gone: what was recorded once more
       if (!recorded) throw error;
@@ -47,6 +55,7 @@
   }
   function open() {
     before = document.activeElement;
+    own = kept();
     overlay = built();
     document.body.append(overlay);
     const caption = overlay.querySelector('.caption');
