@@ -115,7 +115,7 @@ def known_pixels(hole: np.ndarray) -> np.ndarray:
     if hole.all():
         raise ValueError(
             "The hole covers the whole photo, so nothing of it would be left to go by. Erase part of it, or "
-            "let the photo be generated."
+            "let the image be created."
         )
     return ~hole
 

@@ -153,7 +153,7 @@ function areaSeries(track, head) { // without the first class, the ground: it is
 function curves(track) {
   const charts = changing(track, 'class', 'class_map').map((head) => (head.form === 'class'
     ? chart(track, `${capital(head.name)}: probability`, () => labelSeries(track, head))
-    : chart(track, `${capital(head.name)}: share of the picture`, () => areaSeries(track, head), moves)));
+    : chart(track, `${capital(head.name)}: share of the image`, () => areaSeries(track, head), moves)));
   return {
     node: make('section', 'curves', { hidden: !charts.length }, ...charts.map((one) => one.node)),
     fill: () => charts.forEach((one) => one.fill()),

@@ -93,8 +93,8 @@ class RunPanel:
             with gr.Row(elem_classes="next"):
                 self.fork = gr.Button("Branch from here", size="sm", scale=0, elem_id=f"{name}-fork")
                 html(
-                    "<p class='hint'>Move the slider to a step, change what you provide, and go on from "
-                    "there. Compare with the original.</p>"
+                    "<p class='hint'>Move the slider to a step, change what you provide or create, and go "
+                    "on from there beside the original.</p>"
                 )
             looks = {"file_types": [".png"], "elem_id": f"{name}-beside", "elem_classes": "unseen"}
             self.beside = gr.UploadButton("Compare with a file", **looks)  # runs.js gives it an earlier run
