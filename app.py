@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.run import address
-from app.run.memory import limit_arenas
+from app.run.memory import give_back, limit_arenas
 from app.run.temporary import Folder, claim
 
 CHECKPOINT = "folder of the checkpoint to show first; the page offers those beside it, too (%(default)s)"
@@ -117,6 +117,7 @@ def serve(arguments: argparse.Namespace, folder: Folder) -> None:
     try:
         services = load_all(arguments.checkpoint, arguments.device, arguments.precision)
         demo = build_demo(services)
+        give_back()
         host, options = address.in_url(arguments.host), {"prevent_thread_lock": True, "quiet": True}
         _, url, _ = launch(demo, host, arguments.port, arguments.origin, folder.tidy, **options)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Arenas of glibc's malloc, counted by its own report, in a process of its own."""
+"""Arenas of glibc's malloc, counted by its own report, and free memory, each in a process of its own."""
 
 import os
 import platform
@@ -28,6 +28,24 @@ with tempfile.NamedTemporaryFile() as file:
     libc.fclose(stream)
     print(open(file.name).read().count("<heap nr="))
 """
+# Small blocks of which every hundredth stays, so that freeing them alone returns nothing.
+FREED = """
+import ctypes, os
+from app.run.memory import give_back
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [libc.malloc(32768) for _ in range(2000)]
+for block in blocks:
+    ctypes.memset(block, 1, 32768)
+for k, block in enumerate(blocks):
+    if k % 100:
+        libc.free(block)
+before = resident()
+give_back()
+print(before - resident())
+"""
 
 
 def arenas(*arguments, **environment):
@@ -46,3 +64,9 @@ def test_threads_share_two_arenas_unless_the_environment_says_otherwise():
     assert arenas("none") > 2
     assert arenas("limit") <= 2
     assert arenas("limit", MALLOC_ARENA_MAX="5") > 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere nothing is given back")
+def test_what_is_free_is_given_back():
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 40  # of 62 MB
