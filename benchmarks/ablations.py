@@ -161,9 +161,7 @@ STUDIES: dict[str, dict[str, Variant]] = {
 def run(variant: Variant, config: TrainConfig, bench: Bench) -> dict[str, Any]:
     """Train one model and measure it."""
     tasks = sorted({path.split(".")[0] for path in FIGURES.values()})
-    return trained_and_measured(
-        variant, config, bench, tasks, lambda results, each, settings: {"figures": figures(results)}
-    )
+    return trained_and_measured(variant, config, bench, tasks, figures)
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:

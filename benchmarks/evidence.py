@@ -1,13 +1,15 @@
-"""Is one model for everything as good as models for one thing? Systems of one size at equal training cost.
+"""Is one model for everything as good as models for one thing? Questions, each with systems that answer it.
 
-    python benchmarks/evidence.py configs/evidence-orchard.toml --judge benchmarks/judges/orchard \
-        --train data/orchard/train.parquet --val data/orchard/val.parquet \
-        --out docs/results/evidence-orchard.json --plot docs/evidence_orchard.png
+    python benchmarks/evidence.py configs/butterflies-small.toml --question many_in_one --tune \
+        --train data/butterflies/train.parquet --val data/butterflies/val.parquet \
+        --judge benchmarks/judges/butterflies-32 --images 40000 160000 --keep runs/evidence \
+        --out docs/results/many-in-one.json --plot docs/many_in_one.png
 
-Every system has the same backbone, sees as many training images and is measured on the same photos with the
-same holes and noise. A second model of ours sees as many images as the four models for one task together.
-Finished runs are kept, so that a study that was cut off continues. `--keep FOLDER` also keeps the trained
-models, which can then be measured again without training. `--remedies` compares changes to ours instead.
+Every system trains the same network on as many images, of which each has a loss, and is measured on the same
+photos with the same holes and the same noise. With `--tune` it is trained in three settings first, on a third
+of the budget, and keeps the best of them by photos that are held out from the training. Finished runs are
+kept in the file, so that a study that was cut off continues; models in the folder of `--keep` are trained
+once, whatever question they answer.
 """
 
 from __future__ import annotations
@@ -15,358 +17,298 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.repaint import RePaintEvaluation
+from benchmarks.budgets import plot
+from benchmarks.intervals import over_photos_and_seeds
+from benchmarks.measures import Measured, real_photos
+from benchmarks.questions import FINE_TUNING, QUESTIONS, Setting, System, in_turn, tuned_reading, whole_photos
 from benchmarks.report import build
-from benchmarks.study import (
-    CPU,
-    Bench,
-    Change,
-    Variant,
-    alone,
-    command,
-    load_bench,
-    model_with,
-    optim_with,
-    photos_judged,
-    study,
-    tasks_with,
-    trained_and_measured,
-    write,
-)
-from benchmarks.systems import MaskedAutoencoder, OneCall
-from benchmarks.tables.evaluation import look_up
-from benchmarks.tables.studies import CLASSICAL, COMPARISONS, LONGER, OURS, lpips_by_kind
+from benchmarks.study import CPU, Bench, command, load_bench, opened, optim_with, photos_judged, study, write
+from benchmarks.systems import fine_tuned, restricted
+from benchmarks.tables.questions import lower_is_better, named
+from benchmarks.tables.studies import OURS
+from benchmarks.trials import Reference, Trial
+from mmdiff.checkpoint import build_model
 from mmdiff.config import TrainConfig, load_train_config
 from mmdiff.data.batches import make_embedder
-from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS
-from mmdiff.evaluation.holes import HOLES, interval
 from mmdiff.evaluation.settings import EvaluationSettings
+from mmdiff.pipeline import Pipeline
+from mmdiff.training.dry_run import count
+from mmdiff.training.trainer import Trainer
 
-PHOTOS = {"joint": 0.0, "given": 1.0, "holes": 1.0}  # every photo is given, with holes
+GROUPS = 32  # of photos, whose means stand in the file in place of single photos
+HELD_OUT = 15  # of so many training photos one is held out while a system is tuned
+TUNING_PHOTOS = 480  # generated to compare settings
+REPLACED = 4  # models that one of everything replaces: it is also compared at the cost of their sum
 
 
 @dataclass(frozen=True)
-class System(Variant):
-    """A variant with its method to fill holes.
+class Stage(Bench):
+    """A bench with the real photos that generated ones are compared with."""
 
-    Attributes:
-        fills: "ours": the known pixels are conditioning; "repaint": RePaint without conditioning; "": none.
-    """
+    reference: Reference | None = None
 
-    fills: str = "ours"
+    @classmethod
+    def of(cls, bench: Bench, base: TrainConfig) -> Stage:
+        """The same bench with a reference for its settings."""
+        parts = {field.name: getattr(bench, field.name) for field in dataclasses.fields(Bench)}
+        modalities = dict(build_model(base.model).modalities.items())
+        return cls(**parts, reference=Reference(bench.train, modalities, bench.judge, bench.settings.samples))
 
+    def for_tuning(self, base: TrainConfig) -> Stage:
+        """A bench on the training photos alone, some of them held out to measure on."""
+        held = torch.arange(len(self.train)) % HELD_OUT == 0
+        train, val = (self.train.take(rows.nonzero()[:, 0]) for rows in (~held, held))
+        samples = min(TUNING_PHOTOS, self.settings.samples)
+        settings = dataclasses.replace(self.settings, samples=samples)
+        return self.of(dataclasses.replace(self, train=train, val=val, settings=settings), base)
 
-OTHER = {"classical": False}  # classical fillings are the same beside every system
-UNGUIDED = OTHER | {"filling_guidance": 1.0}  # guidance needs training with and without known pixels
-ONE_CALL = UNGUIDED | {"steps": 1, "filling_steps": 1}
-
-
-def reader(name: str) -> System:
-    """Trained to read one modality off whole photos, in one call."""
-    change = alone(name, only_reading=1.0, absent=0.0)
-    return System(change, settings=ONE_CALL, tasks=(f"{name}_from_image",), fills="")
-
-
-def weighed(share: float) -> Change:
-    """The losses of everything but the anchor times ``share``."""
-
-    def change(config: TrainConfig) -> TrainConfig:
-        anchor, *others = config.model.modalities
-        others = (dataclasses.replace(m, loss_weight=m.loss_weight * share) for m in others)
-        return model_with(modalities=(anchor, *others))(config)
-
-    return change
-
-
-def lighter_with_holes(config: TrainConfig) -> TrainConfig:
-    """Other modalities weigh a sixteenth, and more of the examples have holes."""
-    return tasks_with(**MORE_HOLES)(weighed(1 / 16)(config))
+    def trial(self, trainer: Trainer, system: System, **options: Any) -> Trial:
+        """The trial of a system's averaged model."""
+        pipe = Pipeline(trainer.ema.model, CPU, self.embedder, precision="auto")
+        settings = dataclasses.replace(self.settings, **system.settings)
+        options = {"used": ("image", *system.used), "reference": self.reference} | options
+        make = system.trial
+        fixed = getattr(make, "keywords", {})
+        options = {name: value for name, value in options.items() if name not in fixed}
+        return make(pipe, self.val, settings, self.judge, **options)
 
 
-def four_times(config: TrainConfig) -> TrainConfig:
-    """As many images as the four models for one thing see together."""
-    return optim_with(images=4 * config.optim.images)(config)
+# -- a run -----------------------------------------------------------------------------------------------
 
 
-def longer(config: TrainConfig) -> TrainConfig:
-    """Four times the images, lighter weights and more holes."""
-    return four_times(lighter_with_holes(config))
+def run(system: System, config: TrainConfig, stage: Stage) -> dict[str, Any]:
+    """Train a system and measure it; seconds are CPU time, as other work may share the machine."""
+    trainer, seconds = trained(system, config, stage)
+    trainers, beside = [trainer], {}
+    if system.reader:
+        other = optim_with(seed=config.optim.seed)(system.reader.change(config))
+        companion, more = trained(system.reader, other, stage)
+        trainers, beside, seconds = [trainer, companion], {"reader": companion.ema.model}, seconds + more
+    start = time.process_time()
+    trial = stage.trial(trainer, system, **beside)
+    found = measured(system, trial)
+    if system.tuned:
+        found |= read_after(trainer, config, stage)
+    return {
+        "figures": {name: round(value, 5) for name, value in found.figures.items()},
+        "each": {name: grouped(values) for name, values in found.each.items()},
+        "validation": {},
+        "calls": trial.calls,
+        "images": sum(one.images for one in trainers),
+        "parameters": sum(count(one.model) for one in trainers),
+        "train_cpu_seconds": round(seconds, 1),
+        "cpu_seconds": round(seconds + time.process_time() - start, 1),
+    }
 
 
-MORE_HOLES = {"joint": 0.1, "given": 0.8, "holes": 0.9, "only_reading": 0.2}
+def trained(system: System, config: TrainConfig, bench: Bench) -> tuple[Trainer, float]:
+    """A trained system and the CPU seconds that it took."""
+    examples = restricted(bench.train, ("image", *system.used))
+    if not system.learns:
+        return system.trainer(config, examples, CPU), 0.0
+    return system.train(config, examples, bench.kept)
 
 
-# Commit 279370b is the last that can also make "a time of its own for each modality" of docs/results.
-SYSTEMS: dict[str, System] = {
-    OURS: System(),
-    LONGER: System(longer, settings=OTHER),
-    "reconstruction only": System(alone(**PHOTOS), settings=ONE_CALL, tasks=("holes",), trainer=OneCall),
-    "masked autoencoder": System(
-        alone(**PHOTOS), settings=ONE_CALL, tasks=("holes",), trainer=MaskedAutoencoder
-    ),
-    "diffusion of photos, RePaint": System(
-        alone(given=0.0),
-        settings=UNGUIDED,
-        tasks=("holes", "likeness"),
-        evaluation=RePaintEvaluation,
-        fills="repaint",
-    ),
-    "diffusion for holes only": System(alone(**PHOTOS), settings=UNGUIDED, tasks=("holes",)),
-    "diffusion of photos, holes as augmentation": System(
-        alone(), settings=OTHER, tasks=("holes", "likeness")
-    ),
-    "segmenter": reader("mask"),
-    "classifier": reader("label"),
-    "embedding regression": reader("embedding"),
-}
-
-
-REMEDIES: dict[str, System] = {
-    OURS: System(),
-    "holes in 58 % of the examples, not 20": System(tasks_with(**MORE_HOLES)),
-    "other modalities weigh a quarter": System(weighed(0.25)),
-    "other modalities weigh a sixteenth": System(weighed(1 / 16)),
-    "a sixteenth, and holes in 58 %": System(lighter_with_holes),
-    "twice as many steps, of half the batch": System(optim_with(batch_size=16, lr=1e-3)),
-    "times of little noise weigh more": System(optim_with(snr_cap=20.0)),
-    "modalities left out in half of the examples": System(tasks_with(absent=0.5)),
-    "four times the images": System(four_times),
-    "four times the images, a sixteenth, and holes in 58 %": System(longer),
-}
-ALL_TASKS = (
-    "holes",
-    "likeness",
-    "mask_from_image",
-    "label_from_image",
-    "embedding_from_image",
-    "image_from_label",
-    "joint",
-)
-# name of a figure -> where it stands in the results of `evaluate`
-FIGURES = {
-    "mask_iou": "mask_from_image.miou_pooled",
-    "pixel_accuracy": "mask_from_image.pixel_accuracy",
-    "label_top1": "label_from_image.top1",
-    "label_nll": "label_from_image.nll",
-    "label_ece": "label_from_image.ece",
-    "embedding_cosine": "embedding_from_image.cosine",
-    "embedding_recall@5": "embedding_from_image.recall@5",
-    "judge_from_label": "image_from_label.judge_agreement",
-    "judge_joint": "joint.judge_agreement",
-    "precision": "likeness.generated.precision",
-    "recall": "likeness.generated.recall",
-    "frechet": "likeness.generated.frechet",
-    "kernel": "likeness.generated.kernel",
-}
-FLOORS = {"precision", "recall", "frechet", "kernel"}  # also measured of training photos
-
-
-def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
-    """Train a system and measure it."""
-
-    def describe(
-        results: dict[str, Any], each: dict[str, Tensor], settings: EvaluationSettings
-    ) -> dict[str, Any]:
-        filled = {kind: each.get(f"holes/{kind}/{system.fills}") for kind in settings.holes}
-        return {
-            "figures": figures(results, system),
-            "lpips": {kind: thousandths(lpips) for kind, lpips in filled.items() if lpips is not None},
-            "classical": classical(results, each),
-            "calls": calls(system, settings),
-        }
-
-    return trained_and_measured(system, config, bench, ALL_TASKS, describe)
-
-
-def calls(system: System, settings: EvaluationSettings) -> int:
-    """Calls of the network that fill a hole; guidance doubles them."""
-    if system.fills == "repaint":
-        return settings.steps * RePaintEvaluation.resamples
-    return (settings.filling_steps or settings.steps) * (1 if settings.filling_guidance == 1 else 2)
-
-
-def figures(results: Mapping[str, Any], system: System) -> dict[str, float]:
-    """The figures that the system was measured on, of holes those of its own filling."""
-    found = {name: look_up(results, path) for name, path in FIGURES.items()}
-    for name in FLOORS:
-        path = FIGURES[name].replace("generated", "training_photos")
-        found[f"{name}_of_training_photos"] = look_up(results, path)
-    for kind in HOLES:
-        own = "" if system.fills == "ours" else f".fillings.{system.fills}"
-        for metric in ("lpips", "psnr", "ssim"):
-            found[f"{kind}_{metric}"] = look_up(results, f"holes.{kind}{own}.{metric}")
-    return {name: round(v, 5) for name, v in found.items() if isinstance(v, (int, float))}
-
-
-def classical(results: Mapping[str, Any], each: Mapping[str, Tensor]) -> dict[str, Any]:
-    """LPIPS of every photo by classical fillings, where they were measured: kind -> filling -> values."""
-    found: dict[str, Any] = {}
-    for kind in results.get("holes", {}):
-        if all(f"holes/{kind}/{name}" in each for name in CLASSICAL_METHODS):
-            found[kind] = {name: thousandths(each[f"holes/{kind}/{name}"]) for name in CLASSICAL_METHODS}
+def measured(system: System, trial: Trial) -> Measured:
+    """All that a system is measured on."""
+    found = Measured()
+    for measure in system.measures:
+        found |= measure(trial)
     return found
 
 
-def thousandths(values: Tensor) -> list[int]:
-    return (values * 1000).round().long().tolist()
+def read_after(trainer: Trainer, config: TrainConfig, stage: Stage) -> Measured:
+    """What the system reads once it was fine-tuned on that alone, with a tenth of its images."""
+    images = max(1, round(FINE_TUNING * config.optim.images))
+    shorter = optim_with(images=images, warmup_images=images // 10)
+    tuned = fine_tuned(trainer, in_turn((whole_photos, shorter), config), stage.train)
+    return tuned_reading(stage.trial(tuned, System()))
+
+
+def grouped(values: Tensor, groups: int = GROUPS) -> list[int]:
+    """Means of groups of photos in ten-thousandths, for the bootstrap; photo k is in group k mod groups."""
+    groups = min(groups, len(values))
+    index = torch.arange(len(values)) % groups
+    sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, index, values.double().cpu())
+    return (1e4 * sums / index.bincount()).round().long().tolist()
+
+
+# -- tuning ----------------------------------------------------------------------------------------------
+
+
+def tune(
+    systems: Mapping[str, System],
+    base: TrainConfig,
+    stage: Stage,
+    images: int,
+    report: dict[str, Any],
+    out: Path,
+) -> dict[str, Setting]:
+    """The best setting of each system at a budget; what the file lacks is trained and kept in it."""
+    best = {}
+    for name, system in systems.items():
+        if not system.learns:
+            continue
+        tried = report.setdefault("tuned", {}).setdefault(named(name, images), {})
+        for setting in system.settings_tried:
+            if setting.name not in tried:
+                configured = dataclasses.replace(system.configured(images // 3, setting), tuned=False)
+                found = run(configured, configured.change(base), stage)
+                figures = {aim: found["figures"][aim] for aim in system.aims if aim in found["figures"]}
+                tried[setting.name] = figures | {"cpu_seconds": found["cpu_seconds"]}
+                write(report, out)
+                print(f"{named(name, images)}, {setting.name}: {tried[setting.name]}", flush=True)
+        best[name] = chosen(system.settings_tried, tried, system.aims)
+        report["tuned"][named(name, images)] = tried | {"chosen": best[name].name}
+    return best
+
+
+def chosen(settings: Sequence[Setting], tried: Mapping[str, Any], aims: Iterable[str]) -> Setting:
+    """The setting with the best mean rank over the aims; the first of those that are equally good."""
+    ranks = np.zeros(len(settings))
+    for aim in aims:
+        values = np.array([tried[setting.name].get(aim, 0.0) for setting in settings])
+        worse = values[:, None] > values if lower_is_better(aim) else values[:, None] < values
+        ranks += worse.sum(1)
+    return settings[int(ranks.argmin())]
 
 
 # -- comparisons -----------------------------------------------------------------------------------------
 
 
-def compare(variants: Mapping[str, Any], name_of_ours: str = OURS) -> dict[str, dict[str, Any]]:
-    """Ours against every other filling: name -> kind of hole -> LPIPS of both, ratio, difference.
+def differences(variants: Mapping[str, Any], pairs: Mapping[str, str]) -> dict[str, Any]:
+    """Name of a variant -> figure -> ours less its own, where ``pairs`` names ours, with its interval.
 
-    Each photo's LPIPS is averaged over seeds; the 95 % interval is of the bootstrap over photos, whose pairs
-    share hole and noise.
+    Intervals are over groups of photos and seeds, with the same photos and the seeds that both have.
     """
-    ours = over_seeds(run["lpips"] for run in variants[name_of_ours]["runs"].values())
-    others = {
-        name: over_seeds(run["lpips"] for run in entry["runs"].values())
-        for name, entry in variants.items()
-        if name != name_of_ours
-    }
-    fixed = next(iter(variants[OURS]["runs"].values()))["classical"]
-    for filling in CLASSICAL_METHODS:
-        others[filling] = over_seeds([{kind: values[filling] for kind, values in fixed.items()}])
-    return {
-        name: {kind: _pair(ours[kind], theirs) for kind, theirs in by_kind.items() if kind in ours}
-        for name, by_kind in others.items()
-        if by_kind
-    }
+    found = {}
+    for name, mine in pairs.items():
+        ours, theirs = (variants[key]["runs"] for key in (mine, name))
+        seeds = sorted(set(ours) & set(theirs))
+        figures = ours[seeds[0]]["each"].keys() & theirs[seeds[0]]["each"].keys() if seeds else set()
+        found[name] = {
+            figure: over_photos_and_seeds(
+                [(np.subtract(ours[s]["each"][figure], theirs[s]["each"][figure]) / 1e4) for s in seeds]
+            )
+            for figure in sorted(figures)
+        }
+    return {name: by_figure for name, by_figure in found.items() if by_figure}
 
 
-def over_seeds(runs: Any) -> dict[str, Tensor]:
-    """LPIPS of each photo by kind of hole, the mean over seeds."""
-    runs = list(runs)
-    kinds = set.intersection(*(set(one) for one in runs)) if runs else set()
-    return {
-        kind: torch.tensor([one[kind] for one in runs], dtype=torch.float64).mean(0) / 1000
-        for kind in HOLES
-        if kind in kinds
-    }
+def compared(report: dict[str, Any], systems: Iterable[str], budgets: Sequence[int]) -> None:
+    """Put the comparisons of ours with all others into the report: at equal images, and at the sum's cost."""
+    made = report["variants"]
+    for key, times in (("against", 1), ("against_sum", REPLACED)):
+        pairs = {
+            named(name, images): named(OURS, times * images)
+            for images in budgets
+            for name in systems
+            if name != OURS and named(name, images) in made and named(OURS, times * images) in made
+        }
+        report[key] = differences(made, pairs)
 
 
-def _pair(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
-    return {
-        "ours": round(ours.mean().item(), 4),
-        "theirs": round(theirs.mean().item(), 4),
-        "ratio": round((ours.mean() / theirs.mean()).item(), 3),
-        "difference": {name: round(value, 4) for name, value in interval(ours - theirs).items()},
-    }
-
-
-CLASSICAL_LINES = {"mean": ":", "telea": "--", "navier_stokes": "-."}
-HIDDEN = {"blocks10": 10, "blocks25": 25, "blocks": 50, "blocks75": 75, "blocks90": 90}  # per cent
-
-
-def plot(report: Mapping[str, Any], path: Path) -> None:
-    """LPIPS of every filling against the hidden share, and at one half against calls of the network."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    colours = iter(f"C{k}" for k in range(10) if k != 7)  # 7 is grey, as classical fillings are
-    for name, values in lpips_by_kind(report["comparisons"]).items():
-        points = [(share, values[kind]) for kind, share in HIDDEN.items() if kind in values]
-        if not points:
-            continue
-        color = "0.4" if name in CLASSICAL else next(colours)
-        style = {"linewidth": 3 if name in COMPARISONS else 1.2, "label": CLASSICAL.get(name, name)}
-        if name in CLASSICAL:
-            style |= {"linestyle": CLASSICAL_LINES[name], "markersize": 4}
-        left.plot(*zip(*points, strict=True), marker="o", color=color, **style)
-        runs = report["variants"].get(name, {}).get("runs")
-        if runs and "blocks" in values:
-            right.plot(next(iter(runs.values()))["calls"], values["blocks"], "o", color=color)
-    left.set(xlabel="hidden pixels in blocks, %", yscale="log", title="holes of several sizes")
-    right.set(xlabel="calls of the network", xscale="log", title="half of the pixels hidden")
-    if left.lines:
-        figure.legend(loc="outside right upper", fontsize="small")
-    for axes in (left, right):
-        axes.set(ylabel="LPIPS")
-        axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+# -- the command -----------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
     try:
-        base = load_train_config(args.config)
-        if args.images:
-            base = optim_with(images=args.images)(base)
-        settings = EvaluationSettings(
-            steps=args.steps,
-            filling_steps=args.filling_steps,
-            filling_guidance=args.filling_guidance,
-            samples=args.samples,
-            holes=tuple(args.holes),
-            eta=args.eta,
-            batch=128,
-        )
-        embedder = make_embedder(base, args.embedder, CPU)
-        bench = load_bench(base, args.train, args.val, args.judge, embedder, settings, args.keep)
-        facts = {
-            "command": command("evidence", arguments),
-            "data": {"config": Path(args.config).stem, "train": Path(args.train).name},
-            "device": "cpu",
-            "photos_judged": photos_judged(base, bench),
-        }
-        wanted = REMEDIES if args.remedies else {name: SYSTEMS[name] for name in args.systems}
-        report = study(wanted, base, bench, args.seeds, Path(args.out), facts, run)
+        report = answered(args, command("evidence", arguments))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if OURS in report["variants"]:
-        report["comparisons"] = compare(report["variants"])
-        if LONGER in report["variants"]:
-            report["longer_comparisons"] = compare(report["variants"], LONGER)
-        write(report, Path(args.out))
-        if args.plot:
-            plot(report, args.plot)
+    if args.plot:
+        plot(report, args.plot)
     print(build(report).to_markdown())
+
+
+def answered(args: argparse.Namespace, made_by: str) -> dict[str, Any]:
+    """Make the runs that are lacking and compare them. Raises ValueError for what cannot be used."""
+    base, stage = prepared(args)
+    facts = {
+        "command": made_by,
+        "question": args.question,
+        "data": {"train": Path(args.train).name, "val": Path(args.val).name, "judge": Path(args.judge).name},
+        "device": "cpu",
+        "photos_judged": photos_judged(base, stage),
+        "tuning": "three settings on a third of the images" if args.tune else None,
+    }
+    out, everyone = Path(args.out), QUESTIONS[args.question]
+    systems = {name: everyone[name] for name in args.systems or everyone}
+    report, variants = opened(base, stage, out, facts), {}
+    beside = stage.for_tuning(base)
+    for images in args.images:
+        best = tune(systems, base, beside, images, report, out) if args.tune else {}
+        for name, system in systems.items():
+            variants[named(name, images)] = system.configured(images, best.get(name, Setting()))
+        if best:
+            write(report, out)
+        report = study(variants, base, stage, args.seeds, out, facts, run)
+    compared(report, list(everyone), args.images)
+    if any("precision" in entry["figures"] for entry in report["variants"].values()):
+        report["real_photos"] = {n: round(v, 5) for n, v in real_photos(stage.reference).items()}
+    write(report, out)
+    return report
+
+
+def prepared(args: argparse.Namespace) -> tuple[TrainConfig, Stage]:
+    """The configuration and the bench."""
+    base = load_train_config(args.config)
+    if base.model.core != "levels":
+        raise ValueError(f"{args.config} is of the first edition; give one with model.core = 'levels'.")
+    unknown = sorted(set(args.systems or ()) - set(QUESTIONS[args.question]))
+    if unknown:
+        known = ", ".join(QUESTIONS[args.question])
+        raise ValueError(f"{args.question} has no system {', '.join(unknown)}; it compares {known}.")
+    settings = EvaluationSettings(
+        steps=args.steps,
+        filling_steps=args.filling_steps,
+        samples=args.samples,
+        limit=args.photos,
+        guidance=args.guidance,
+        eta=args.eta,
+        batch=128,
+    )
+    embedder = make_embedder(base, args.embedder, CPU)
+    bench = load_bench(base, args.train, args.val, args.judge, embedder, settings, args.keep)
+    return base, Stage.of(bench, base)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", help="one size for all systems, such as configs/evidence-orchard.toml")
+    parser.add_argument("config", help="one size for all systems, such as configs/butterflies-small.toml")
+    parser.add_argument("--question", choices=list(QUESTIONS), required=True)
     parser.add_argument("--train", required=True, help="Parquet file to train on")
     parser.add_argument("--val", required=True, help="Parquet file to measure on")
     parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
-    parser.add_argument("--plot", type=Path, help="PNG to draw")
+    parser.add_argument("--plot", type=Path, help="PNG to draw, of figures by the number of images")
     parser.add_argument("--keep", type=Path, help="folder for trained models, to measure them again")
     parser.add_argument("--judge", required=True, help="folder of an independent judge")
     parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
-    parser.add_argument(
-        "--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), metavar="SYSTEM"
-    )
-    parser.add_argument("--remedies", action="store_true", help="changes to ours instead of the systems")
-    parser.add_argument("--holes", nargs="+", choices=list(HOLES), default=list(HOLES), metavar="KIND")
-    parser.add_argument("--images", type=int, help="budget of each run (default: the configuration's)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each system")
-    parser.add_argument("--samples", type=int, default=192, help="photos to fill, and pictures to generate")
-    parser.add_argument("--steps", type=int, default=12, help="sampling steps, and jumps of RePaint")
-    parser.add_argument("--filling-steps", type=int, default=6, help="steps of the others in holes")
-    parser.add_argument(
-        "--filling-guidance",
-        type=float,
-        default=1.5,
-        help="by the known pixels, where a system can be guided",
-    )
-    # As much as RePaint, whose jumps are random; without fresh noise errors of early steps stay.
-    parser.add_argument("--eta", type=float, default=1.0, help="fresh noise in each step, 0 to 1")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--systems", nargs="+", metavar="SYSTEM", help="only these of the question's")
+    parser.add_argument("--images", type=int, nargs="+", default=[40_000], help="budgets (%(default)s)")
+    parser.add_argument("--tune", action="store_true", help="choose rate and loss weights of every system")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each system (%(default)s)")
+    parser.add_argument("--samples", type=int, default=2000, help="photos to generate (%(default)s)")
+    parser.add_argument("--photos", type=int, default=384, help="photos to fill and to read (%(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (%(default)s)")
+    parser.add_argument("--filling-steps", type=int, default=10, help="steps in holes (%(default)s)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="by a label, where guided (%(default)s)")
+    parser.add_argument("--eta", type=float, default=0.0, help="fresh noise in each step, 0 to 1")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser.parse_args(arguments)
 
 

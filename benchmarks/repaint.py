@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mmdiff.evaluation.classical_inpainting import InpaintingMethod
 from mmdiff.evaluation.evaluation import Evaluation
-from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 from mmdiff.forward_process import gather, noise_std, per_sample, q_sample
+from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import Encodings, SampleNoise, jump, timesteps
+from mmdiff.schedule import NoiseSchedule
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def repaint(
     """
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; give at least 1, which makes every jump once.")
-    times = timesteps(schedule.num_steps, steps)
+    times = timesteps(schedule.num_steps, steps, schedule.spacing)
     z = noise(z0.shape[1:]).to(z0)
 
     def at(t: int) -> Tensor:
@@ -63,33 +63,29 @@ def _noised(schedule: NoiseSchedule, z_s: Tensor, s: Tensor, t: Tensor, noise: T
     return per_sample(torch.exp(0.5 * kept), z_s) * z_s + per_sample(noise_std(kept), z_s) * noise
 
 
-class RePaintEvaluation(Evaluation):
-    """An evaluation that inpaints holes by RePaint as well."""
+@torch.no_grad()
+def repainted(ev: Evaluation, photos: Tensor, known: Tensor, steps: int, resamples: int) -> Tensor:
+    """The photos (n, 3, H, W), inpainted where not ``known`` (n, H, W) without any conditioning."""
+    filled = []
+    for rows in torch.arange(len(photos)).split(ev.settings.batch):
+        x, hole = photos[rows].to(ev.pipe.device), known[rows, None].float().to(ev.pipe.device)
+        noise = SampleNoise(ev.seeds(rows), ev.pipe.device)
+        filled.append(_filled(ev.pipe, x, hole, steps, resamples, noise).cpu())
+    anchor = ev.pipe.model.modalities[ev.pipe.model.anchor]
+    return anchor.completed(photos, torch.cat(filled), known[:, None])
 
-    resamples = 10  # of every jump; with half as many jumps, as the others' steps, it is worse
 
-    def inpainting_methods(self) -> Mapping[str, InpaintingMethod]:
-        return {**super().inpainting_methods(), "repaint": self.repainted}
+def _filled(
+    pipe: Pipeline, x: Tensor, known: Tensor, steps: int, resamples: int, noise: SampleNoise
+) -> Tensor:
+    model, schedule = pipe.model, pipe.schedule
+    z0 = model.encode_given({model.anchor: x}, model.encode({model.anchor: x}), known)[model.anchor]
+    anchor = model.modalities[model.anchor]
+    determined = model.channels.place(model.anchor, anchor.determined(known).to(z0)) > 0
+    denoise = model.denoiser(schedule, model.nothing_given(len(x), x.device, (model.anchor,)))
 
-    @torch.no_grad()
-    def repainted(self, photos: Tensor, known: Tensor) -> Tensor:
-        """The photos (n, 3, H, W), inpainted where not ``known`` (n, H, W) without any conditioning."""
-        filled = []
-        for rows in torch.arange(len(photos)).split(self.settings.batch):
-            x, hole = photos[rows].to(self.pipe.device), known[rows, None].float().to(self.pipe.device)
-            filled.append(self._filled(x, hole, SampleNoise(self.seeds(rows), self.pipe.device)).cpu())
-        anchor = self.pipe.model.modalities[self.pipe.model.anchor]
-        return anchor.completed(photos, torch.cat(filled), known[:, None])
+    def unconditional(z: Tensor, t: int) -> Encodings:
+        return denoise(z, t)[0]
 
-    def _filled(self, x: Tensor, known: Tensor, noise: SampleNoise) -> Tensor:
-        model, schedule = self.pipe.model, self.pipe.schedule
-        z0 = model.encode_given({model.anchor: x}, model.encode({model.anchor: x}), known)[model.anchor]
-        anchor = model.modalities[model.anchor]
-        determined = model.channels.place(model.anchor, anchor.determined(known).to(z0)) > 0
-        denoise = model.denoiser(schedule, model.nothing_given(len(x), x.device, (model.anchor,)))
-
-        def unconditional(z: Tensor, t: int) -> Encodings:
-            return denoise(z, t)[0]
-
-        z = repaint(schedule, unconditional, z0, determined, self.settings.steps, self.resamples, noise)
-        return anchor.decode(model.channels.take(model.anchor, z))
+    z = repaint(schedule, unconditional, z0, determined, steps, resamples, noise)
+    return anchor.decode(model.channels.take(model.anchor, z))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.tables import costs, studies
+from benchmarks.tables import costs, questions, studies
 from benchmarks.tables.evaluation import Report, Results, evaluated
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +28,7 @@ BLOCK = re.compile(
 # key that only the results of one script have -> its report
 BUILDERS: dict[str, Callable[[Results], Report]] = {
     "comparisons": studies.comparisons,
+    "question": questions.answers,
     "scarce": studies.scarce,
     "passes": costs.efficiency,
     "variants": studies.ablations,

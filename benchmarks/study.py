@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmdiff.checkpoint import build_model
 from mmdiff.config import ModelConfig, TrainConfig, to_dict
@@ -39,7 +38,7 @@ from mmdiff.training.trainer import Trainer
 
 Change = Callable[[TrainConfig], TrainConfig]
 CPU = torch.device("cpu")
-SAME = ("data", "config", "evaluation")  # what all runs in a file have in common
+SAME = ("data", "config", "evaluation", "tuning")  # what all runs in a file have in common
 NUMBERS = re.compile(r"\[\s+(-?\d[-\d.,\s]*)\]")
 
 
@@ -50,16 +49,13 @@ class Variant:
     Attributes:
         annotated: name of the modality that every training example must have, if any.
         settings: of the evaluation, where they differ from the baseline's.
-        tasks: of the evaluation; None: all.
-        trainer, evaluation: classes that train and measure it.
+        trainer: class that trains it.
     """
 
     change: Change = lambda config: config
     annotated: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    tasks: tuple[str, ...] | None = None
     trainer: type[Trainer] = Trainer
-    evaluation: type[Evaluation] = Evaluation
 
     def train(
         self, config: TrainConfig, examples: Examples, kept: Path | None = None
@@ -104,7 +100,7 @@ class Bench:
         pipe = Pipeline(trainer.ema.model, CPU, self.embedder)
         settings = dataclasses.replace(self.settings, **variant.settings)
         photos = self.train.stored["image"]
-        return variant.evaluation(pipe, self.val, settings, self.judge, train_photos=photos)
+        return Evaluation(pipe, self.val, settings, self.judge, train_photos=photos)
 
 
 def load_bench(
@@ -180,11 +176,6 @@ def pair(name: str) -> Change:
     return lambda config: dataclasses.replace(config, model=only(config.model, name))
 
 
-def alone(name: str = "", **tasks: Any) -> Change:
-    """The anchor, and one other modality if it is named, in other shares of the tasks."""
-    return lambda config: tasks_with(**tasks)(pair(name)(config))
-
-
 # -- the file --------------------------------------------------------------------------------------------
 
 
@@ -204,13 +195,7 @@ def study(
 
     Raises ValueError if the file holds runs that were made otherwise.
     """
-    fixed = {"config": to_dict(base), "evaluation": dataclasses.asdict(bench.settings)}
-    fixed = json.loads(json.dumps({**facts, **fixed}))
-    report = json.loads(out.read_text(encoding="utf-8")) if out.exists() else fixed | {"variants": {}}
-    changed = ", ".join(name for name in SAME if report.get(name) != fixed.get(name))
-    if changed:
-        raise ValueError(f"{out} was made with another {changed}; remove it or give another --out.")
-    report |= fixed
+    report = opened(base, bench, out, facts)
     for seed in range(seeds):
         for name, variant in variants.items():
             entry = report["variants"].setdefault(name, {"runs": {}})
@@ -226,6 +211,17 @@ def study(
     made = report["variants"]
     report["variants"] = {name: made[name] for name in variants} | made  # in the order of `variants`
     return report
+
+
+def opened(base: TrainConfig, bench: Bench, out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file ``out`` has so far. Raises ValueError if it holds runs that were made otherwise."""
+    fixed = {"config": to_dict(base), "evaluation": dataclasses.asdict(bench.settings)}
+    fixed = json.loads(json.dumps({**facts, **fixed}))
+    report = json.loads(out.read_text(encoding="utf-8")) if out.exists() else fixed | {"variants": {}}
+    changed = ", ".join(name for name in SAME if report.get(name) != fixed.get(name))
+    if changed:
+        raise ValueError(f"{out} was made with another {changed}; remove it or give another --out.")
+    return report | fixed
 
 
 def summary(runs: Sequence[dict[str, Any]], part: str) -> dict[str, dict[str, float]]:
@@ -256,19 +252,19 @@ def trained_and_measured(
     config: TrainConfig,
     bench: Bench,
     tasks: Sequence[str],
-    describe: Callable[[dict[str, Any], dict[str, Tensor], EvaluationSettings], dict[str, Any]],
+    describe: Callable[[dict[str, Any]], dict[str, float]],
 ) -> dict[str, Any]:
     """A run as a study keeps it; seconds are CPU time, as other work may share the machine.
 
     Args:
-        tasks: what to measure where the variant does not say.
-        describe: (results of `evaluate`, values of single examples, settings) -> what is kept of them.
+        tasks: what to measure.
+        describe: results of `evaluate` -> figures.
     """
     trainer, seconds = variant.train(config, bench.train, bench.kept)
     start = time.process_time()
-    ev, each = bench.evaluation(trainer, variant), {}
-    results = evaluate(ev, variant.tasks or tasks, each=each)
-    return describe(results, each, ev.settings) | {
+    results = evaluate(bench.evaluation(trainer, variant), tasks)
+    return {
+        "figures": describe(results),
         "validation": {name: round(value, 5) for name, value in trainer.validate(bench.val).items()},
         "images": trainer.images,
         "parameters": count(trainer.model),

@@ -1,295 +1,289 @@
-"""The comparison of systems: each is trained for its own task, and comparisons follow from single photos."""
+"""The evidence from training to tables: every question, its tuning, its comparisons, and what is kept."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import bootstrap
-from synthetic import CLASSES, read_shapes, tiny_config, tiny_train_config
+from synthetic import CLASSES, make_rows, read_shapes, tiny_config, tiny_train_config, write_parquet
 
-from benchmarks import evidence
-from benchmarks.evidence import REMEDIES, SYSTEMS, compare, run
+from benchmarks import budgets, evidence
+from benchmarks.evidence import Stage, chosen, compared, differences, run, tune
+from benchmarks.questions import QUESTIONS, Setting
 from benchmarks.report import build
-from benchmarks.study import Bench, fingerprint, optim_with, study
-from benchmarks.systems import MaskedAutoencoder, OneCall, draw_known_patches
-from benchmarks.tables.studies import CLAIMS, LONGER
+from benchmarks.study import Bench, study, write
+from benchmarks.systems import EveryExample
+from benchmarks.tables.questions import FIGURES, TABLES, lower_is_better, named, parts
 from mmdiff.config import load_train_config
-from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.settings import EvaluationSettings
-from mmdiff.network.conditioning import KNOWN, UNKNOWN
-from mmdiff.training.trainer import Trainer
 
-CPU = torch.device("cpu")
+SIZE = 32  # large enough for AlexNet
+RAN = [(question, name) for question, systems in QUESTIONS.items() for name in systems]
 
 
 @pytest.fixture(scope="module")
 def base():
     config = tiny_train_config(images=16)
-    return evidence.dataclasses.replace(config, model=tiny_config(in_place=True, reader_depth=1))
+    return dataclasses.replace(config, model=tiny_config(core="levels", image_size=SIZE))
 
 
 @pytest.fixture(scope="module")
-def bench(base, shapes, embedder):
-    examples, judge = read_shapes(shapes, base, embedder), Classifier(CLASSES, 16).eval()
-    settings = EvaluationSettings(
-        steps=2,
-        filling_steps=3,
-        filling_guidance=1.5,
-        samples=4,
-        limit=12,
-        batch=8,
-        holes=("blocks", "box"),
-    )
-    return Bench(examples, examples, judge, embedder, settings)
+def stage(base, tmp_path_factory, embedder):
+    rows = make_rows(24, SIZE)
+    path = write_parquet(tmp_path_factory.mktemp("evidence") / "shapes.parquet", rows)
+    examples, judge = read_shapes(path, base, embedder), Classifier(CLASSES, 16).eval()
+    settings = EvaluationSettings(steps=2, filling_steps=2, samples=16, limit=12, batch=16, guidance=1.5)
+    return Stage.of(Bench(examples, examples, judge, embedder, settings), base)
+
+
+def answer(question, base, stage, out, names=None, images=16, seeds=1):
+    """The report of a question, of all of its systems or of some."""
+    systems = {name: QUESTIONS[question][name] for name in names or QUESTIONS[question]}
+    variants = {named(name, images): system.configured(images, Setting()) for name, system in systems.items()}
+    facts = {"question": question, "photos_judged": 0.5, "tuning": None}
+    report = study(variants, base, stage, seeds, out, facts, run)
+    compared(report, systems, [images])
+    return report
 
 
 @pytest.fixture(scope="module")
-def report(base, bench, tmp_path_factory):
-    """All systems with one seed; the photos are too small for AlexNet, so LPIPS is put in by hand."""
-    out = tmp_path_factory.mktemp("evidence") / "out.json"
-    return study(SYSTEMS, base, bench, 1, out, {"photos_judged": 0.5}, run)
+def reports(base, stage, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports")
+    return {q: answer(q, base, stage, folder / f"{q}.json") for q in QUESTIONS}
 
 
-def test_every_system_is_trained_for_its_own_task(report):
-    figures = {name: set(entry["figures"]) for name, entry in report["variants"].items()}
-    assert figures["segmenter"] == {"mask_iou", "pixel_accuracy"}
-    assert figures["classifier"] == {"label_top1", "label_nll", "label_ece"}
-    assert figures["embedding regression"] == {"embedding_cosine", "embedding_recall@5"}
-    holes = {f"{kind}_{metric}" for kind in ("blocks", "box") for metric in ("psnr", "ssim")}
-    for name in ("reconstruction only", "masked autoencoder", "diffusion for holes only"):
-        assert figures[name] == holes
-    everything = set.union(*(figures[name] for name in figures)) | {"judge_from_label", "judge_joint"}
-    assert figures["ours"] == everything == figures[LONGER]
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_system_is_measured_on_what_it_is_for(reports, question):
+    entries = reports[question]["variants"]
+    for name, system in QUESTIONS[question].items():
+        figures = set(entries[named(name, 16)]["figures"])
+        assert set(system.aims) <= figures and figures <= set(FIGURES), name
+        assert set(entries[named(name, 16)]["runs"]["0"]["each"]) <= figures
+    told = {figure for by_figure in reports[question]["against"].values() for figure in by_figure}
+    assert {"holes_lpips", "label_top1"} & told and len(reports[question]["against"]) >= 4
 
 
-def test_costs_are_equal_but_for_calls(report):
-    runs = {name: entry["runs"]["0"] for name, entry in report["variants"].items()}
-    images = {name: one["images"] for name, one in runs.items()}
-    assert images.pop(LONGER) == 4 * images["ours"] and len(set(images.values())) == 1
-    calls = {name: one["calls"] for name, one in runs.items() if SYSTEMS[name].fills}
-    assert calls == {
-        "ours": 6,  # guidance asks twice
-        LONGER: 6,
-        "reconstruction only": 1,
-        "masked autoencoder": 1,
-        "diffusion of photos, RePaint": 20,
-        "diffusion for holes only": 3,
-        "diffusion of photos, holes as augmentation": 6,
-    }
+def test_systems_see_as_many_images(reports):
+    for report in reports.values():
+        seen = {name: entry["runs"]["0"]["images"] for name, entry in report["variants"].items()}
+        assert seen.pop(named("Telea", 16), 0) == 0
+        tenth = seen.pop(named("reading without pre-training", 16), 8)
+        assert set(seen.values()) == {16} and tenth == 8, "a tenth of 16 is a batch of 8"
+        sizes = {entry["runs"]["0"]["parameters"] for entry in report["variants"].values()}
+        assert len(sizes - {2 * min(sizes)}) == 1, "classifier guidance has two networks"
 
 
-@pytest.mark.parametrize("name", list(SYSTEMS))
-def test_systems_see_their_task_alone(base, bench, name):
-    trainer = SYSTEMS[name].trainer(SYSTEMS[name].change(base), bench.train, CPU)
-    rows = torch.arange(24).repeat(20)
-    draw = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=True)
-    shares = draw.known.mean((1, 2, 3))
-    one_call = bool((draw.t == trainer.schedule.num_steps).all())
-    if not SYSTEMS[name].fills:
-        assert (shares == 1).all() and (draw.flags[:, 1][draw.present[:, 1]] == UNKNOWN).all() and one_call
-    elif name in ("reconstruction only", "masked autoencoder", "diffusion for holes only"):
-        assert draw.flags.shape[1] == 1 and (draw.flags == UNKNOWN).all()
-        assert (shares > 0).double().mean() > 0.95 and (shares < 1).double().mean() > 0.95
-        assert one_call == (name != "diffusion for holes only")
-        assert (shares == 0.25).all() == (name == "masked autoencoder")
-    elif name == "diffusion of photos, RePaint":
-        assert draw.flags.shape[1] == 1 and (shares == 0).all()
-    elif name == "diffusion of photos, holes as augmentation":
-        assert draw.flags.shape[1] == 1 and 0.05 < (shares == 0).double().mean() < 0.95
-    else:
-        assert draw.flags.shape[1] == 4 and (draw.flags == KNOWN).any(0).all() and not one_call
+def test_calls_that_fill_a_hole(reports):
+    entries = reports["masked_pretraining"]["variants"]
+    calls = {parts(name)[0]: entry["runs"]["0"]["calls"] for name, entry in entries.items()}
+    assert calls["ours"] == calls["diffusion for holes only"] == calls["RePaint, as many calls"] == 2
+    assert calls["RePaint, ten times as many"] == 20 and calls["Telea"] == 0
+    assert calls["reconstruction only"] == calls["masked autoencoder"] == 1
 
 
-def test_a_masked_autoencoder_sees_a_quarter_of_the_patches():
-    known = draw_known_patches(400, 32, 8, torch.Generator().manual_seed(0))
-    patches = known.view(400, 4, 8, 4, 8).transpose(2, 3).flatten(3)
-    assert known.shape == (400, 1, 32, 32) and (patches == patches[..., :1]).all()  # whole or not at all
-    assert (patches[..., 0].sum((1, 2)) == 4).all()
-    # each of the 16 is shown in a quarter of 400 photos: 100, standard deviation 8.7
-    assert (patches[..., 0].sum(0) - 100).abs().max() < 40
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_tables_have_every_system(reports, question):
+    text = build(reports[question]).to_markdown()
+    for name in QUESTIONS[question]:
+        assert f"| {name} | 16 |" in text or name == "Telea"
+    assert "One run of each" in text and "ours less each of the others, at equal images" in text
+    titles = [title for title in TABLES if f"**{title}**" in text]
+    assert len(titles) >= 3 and "Bounds on" not in text
 
 
-def with_lpips(values: dict[str, list[list[int]]], classical: list[int]) -> dict:
-    """Variants as a study has them, from thousandths of LPIPS of half-hidden photos a seed."""
-    fixed = {"blocks": dict.fromkeys(("mean", "telea", "navier_stokes"), classical)}
-    return {
-        name: {"runs": {str(k): {"lpips": {"blocks": one}, "classical": fixed} for k, one in enumerate(runs)}}
-        for name, runs in values.items()
-    }
-
-
-def test_comparisons_pair_the_photos():
-    rng = np.random.default_rng(0)
-    truth = rng.integers(100, 400, 60)  # of photos: some are hard for everyone
-    ours = [truth + rng.integers(-10, 10, 60) for _ in range(2)]
-    theirs = [truth + 50 + rng.integers(-10, 10, 60) for _ in range(2)]
-    lists = {"ours": [v.tolist() for v in ours], "b": [v.tolist() for v in theirs], "segmenter": []}
-    found = compare(with_lpips(lists, (2 * truth).tolist()))
-    assert set(found) == {"b", "mean", "telea", "navier_stokes"}
-    pair = found["b"]["blocks"]
-    difference = (np.mean(ours, 0) - np.mean(theirs, 0)) / 1000
-    assert pair["difference"]["mean"] == pytest.approx(difference.mean(), abs=1e-4)
-    assert pair["ratio"] == pytest.approx(np.mean(ours) / np.mean(theirs), abs=1e-3)
-    # scipy's interval of the paired differences is far narrower than the spread over photos
-    expected = bootstrap((difference,), np.mean, method="percentile", rng=np.random.default_rng(0))
-    low, high = expected.confidence_interval
-    assert pair["difference"]["low"] == pytest.approx(low, abs=1e-3)
-    assert pair["difference"]["high"] == pytest.approx(high, abs=1e-3)
-    assert found["telea"]["blocks"]["ratio"] == pytest.approx(np.mean(ours) / np.mean(2 * truth), abs=1e-3)
-
-
-def test_only_kinds_that_all_seeds_have_are_compared():
-    variants = with_lpips({"ours": [[100, 200]], "b": [[100, 200], [100, 200]]}, [300, 300])
-    variants["b"]["runs"]["1"]["lpips"] = {"box": [1, 2]}
-    assert set(compare(variants)) == {"mean", "telea", "navier_stokes"}
-
-
-def test_claims_are_checked_both_ways(report):
-    filled = {name: system for name, system in SYSTEMS.items() if system.fills}
-
-    def tables(ours: int) -> str:
-        lpips = {name: [[ours if name.startswith("ours") else 200] * 3] for name in filled}
+def test_a_file_is_small_even_with_three_seeds_and_budgets(reports, tmp_path):
+    """Nine times the runs of one seed and budget, with as many values as of thousands of photos."""
+    for report in reports.values():
         found = json.loads(json.dumps(report))
-        variants = with_lpips(lpips, [300, 300, 300])
-        found |= {"comparisons": compare(variants), "longer_comparisons": compare(variants, LONGER)}
-        for name, entry in found["variants"].items():
-            if name in filled:
-                entry["figures"]["blocks_lpips"] = {"mean": 0.2, "std": 0.0}
-            for key in ("precision", "recall", "mask_iou", "label_top1"):
-                best = name.startswith("ours") == (ours < 200)
-                entry["figures"][key] = {"mean": 0.9 if best else 0.5, "std": 0.0}
-        return build(found).to_markdown()
-
-    good, bad = tables(100), tables(300)
-    assert good.count("| yes |") == bad.count("| no |") == 2 * len(CLAIMS)  # of both of ours
-    assert "| Telea | 0.300 | – | – | 0 | × 0.33" in good and "20 | × 0.50" in good
-    divided = good.split("| LPIPS divided by that of |")[1].split("**")[0]
-    assert "| reconstruction only | 0.50 |" in divided and "Telea" not in divided and "ours" not in divided
+        for name, entry in report["variants"].items():
+            run = entry["runs"]["0"]
+            full = run | {"each": {n: (v * 32)[:32] for n, v in run["each"].items()}}
+            for images in (16, 64, 256):
+                found["variants"][named(parts(name)[0], images)] = entry | {
+                    "runs": dict.fromkeys("012", full)
+                }
+        write(found, tmp_path / "out.json")
+        assert (tmp_path / "out.json").stat().st_size < 200_000
 
 
-def test_the_report_has_every_comparison(report):
-    found = json.loads(json.dumps(report))
-    found["comparisons"] = compare(with_lpips({"ours": [[100]], "segmenter": []}, [200]))
-    text = build(found).to_markdown()
-    assert "hoped for and measured" in text and "Telea" in text and "One run of each" in text
+# -- tuning ----------------------------------------------------------------------------------------------
 
 
-def test_the_plot_has_a_line_for_every_filling(report, tmp_path):
-    filled = {name: [[200, 300]] for name, system in SYSTEMS.items() if system.fills}
-    found = report | {"comparisons": compare(with_lpips(filled, [300, 300]))}
-    evidence.plot(found, tmp_path / "plot.png")
-    colours = Image.open(tmp_path / "plot.png").convert("RGB").getcolors(1 << 24)
-    # lines are drawn in colours of their own; blends at their edges are rarer
-    strong = [c for n, c in colours if n > 60 and max(c) - min(c) > 60]
-    assert len(strong) >= len(filled)
+def test_the_best_setting_has_the_best_mean_rank():
+    settings = (Setting(), Setting(rate=0.5), Setting(rate=2.0))
+    tried = {
+        "rate 1, others 1": {"frechet": 10.0, "label_top1": 0.2},
+        "rate 0.5, others 1": {"frechet": 11.0, "label_top1": 0.5},
+        "rate 2, others 1": {"frechet": 30.0, "label_top1": 0.4},
+    }
+    assert chosen(settings, tried, ("frechet",)).rate == 1.0, "less is better"
+    assert chosen(settings, tried, ("label_top1",)).rate == 0.5
+    assert chosen(settings, tried, ("frechet", "label_top1")).rate == 0.5  # ranks 1 and 0 against 0 and 2
+    assert chosen(settings, {name: {"frechet": 1.0} for name in tried}, ("frechet",)) == settings[0]
 
 
-def test_a_plot_without_blocks_is_empty(report, tmp_path):
-    pair = {"ours": 0.1, "theirs": 0.2}
-    evidence.plot(report | {"comparisons": {"telea": {"box": pair}}}, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").is_file()
+def test_figures_of_which_less_is_better():
+    less = {name for name in FIGURES if lower_is_better(name)}
+    assert {"holes_lpips", "judge_frechet", "kernel", "label_nll", "photo_bits", "mask_nats"} <= less
+    assert not less & {"holes_psnr", "recall", "class_precision", "mask_iou", "embedding_together"}
 
 
-def test_what_was_not_measured_is_said_so(report):
-    found = report | {"comparisons": {}}
-    found["variants"] = {name: report["variants"][name] for name in ("ours", "segmenter")}
-    assert build(found).to_markdown().count("| not measured |") == len(CLAIMS) - 1
-    del found["variants"]["segmenter"]  # without a comparison there is no claim
-    text = build(found).to_markdown()
-    assert "Reached" not in text and "Reading photos" in text
+def test_every_system_is_tuned_among_three_settings_on_photos_held_out(base, stage, tmp_path, monkeypatch):
+    beside = stage.for_tuning(base)
+    assert len(beside.train) + len(beside.val) == len(stage.train) and len(beside.val) == 2
+    photos = [bench.stored["image"] for bench in (beside.train, beside.val)]
+    assert not (photos[0][:, None] == photos[1]).flatten(2).all(2).any()
+    made = []
+
+    def counted(system, config, bench):
+        made.append((config.optim.images, config.optim.lr, bench is beside))
+        return {"figures": dict.fromkeys(system.aims, float(config.optim.lr)), "cpu_seconds": 1.0}
+
+    monkeypatch.setattr(evidence, "run", counted)
+    systems, report = QUESTIONS["masked_pretraining"], {}
+    best = tune(systems, base, beside, 300, report, tmp_path / "out.json")
+    assert len(made) == 3 * (len(systems) - 1) and "Telea" not in best
+    assert {images for images, _, _ in made} == {100, 10} and all(held for *_, held in made)
+    assert best["diffusion for holes only"].rate == 0.5, "the lowest LPIPS is that of the lowest rate"
+    again = tune(systems, base, beside, 300, report, tmp_path / "out.json")
+    assert again == best and len(made) == 3 * (len(systems) - 1), "what was tried is kept"
+    assert report["tuned"][named("ours", 300)]["chosen"] == best["ours"].name
 
 
-@pytest.mark.parametrize("name", ["orchard", "scenes"])
-def test_a_remedy_changes_what_its_name_says(name):
-    config = load_train_config(f"configs/evidence-{name}.toml")
-    for title, remedy in list(REMEDIES.items())[1:]:
-        changed = remedy.change(config)
-        times = 4 if "four times the images" in title else 1
-        assert changed.optim.images == times * config.optim.images
-        changed = evidence.optim_with(images=config.optim.images)(changed)
-        parts = [
-            part for part in ("model", "data", "tasks") if getattr(changed, part) != getattr(config, part)
-        ]
-        named = {"four times the images": 0, "four times the images, a sixteenth, and holes in 58 %": 2}
-        changes = named.get(title, 1 + (", and" in title))
-        assert len(parts) + (changed.optim != config.optim) == changes
-    longest = REMEDIES["four times the images, a sixteenth, and holes in 58 %"].change(config)
-    assert longest == evidence.SYSTEMS[evidence.LONGER].change(config)  # the row above is this one
+# -- comparisons -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("remedy", "share"), [("ours", 0.20), ("holes in 58 % of the examples, not 20", 0.58)]
-)
-def test_shares_of_holes_are_as_named(base, bench, remedy, share):
-    tasks = load_train_config("configs/evidence-orchard.toml").tasks
-    config = REMEDIES[remedy].change(evidence.dataclasses.replace(base, tasks=tasks))
-    trainer = Trainer(config, bench.train, CPU)
-    rows = torch.arange(24).repeat(200)
-    known = trainer.draw(trainer.batches.examples, rows, trainer.generator(0), augment=True).known.mean(
-        (1, 2, 3)
+def test_differences_pair_photos_and_seeds():
+    random = np.random.default_rng(0)
+    truth = random.integers(100, 400, 32)  # of photos: some are hard for everyone
+
+    def runs(shift, seeds):
+        return {
+            "runs": {
+                str(s): {"each": {"holes_lpips": (truth + shift + random.integers(-9, 9, 32)).tolist()}}
+                for s in range(seeds)
+            }
+        }
+
+    variants = {"ours": runs(0, 3), "b": runs(50, 2), "c": {"runs": {"0": {"each": {}}}}}
+    found = differences(variants, {"b": "ours", "c": "ours"})
+    assert set(found) == {"b"}
+    one = found["b"]["holes_lpips"]
+    ours, theirs = (
+        np.mean([variants[n]["runs"][s]["each"]["holes_lpips"] for s in "01"]) for n in ("ours", "b")
     )
-    holed = ((known > 0) & (known < 1)).double().mean()
-    assert abs(holed - share) < 0.02
+    assert one["mean"] == pytest.approx((ours - theirs) / 1e4, abs=1e-5)
+    assert one["low"] < -0.005 < one["high"] < -0.004 and one["low"] > -0.006, (
+        "narrower than the photos differ"
+    )
 
 
-@pytest.mark.parametrize("name", ["orchard", "scenes"])
-def test_shipped_sizes_can_be_built(name):
-    config = load_train_config(f"configs/evidence-{name}.toml")
-    for system in SYSTEMS.values():
-        changed = system.change(config)
-        same = optim_with(images=config.optim.images)(changed) if system is SYSTEMS[LONGER] else changed
-        assert same.optim == config.optim and changed.model.width == config.model.width
+def test_ours_is_also_compared_at_the_cost_of_the_sum():
+    made = {
+        named(n, i): {"runs": {"0": {"each": {"recall": [v] * 4}}}}
+        for n, i, v in (("ours", 10, 1), ("ours", 40, 2), ("b", 10, 1), ("b", 40, 5))
+    }
+    report = {"variants": made}
+    compared(report, ["ours", "b"], [10, 40])
+    assert {n: f["recall"]["mean"] for n, f in report["against"].items()} == {
+        named("b", 10): 0,
+        named("b", 40): pytest.approx(-3e-4, abs=1e-5),
+    }
+    assert {n: f["recall"]["mean"] for n, f in report["against_sum"].items()} == {
+        named("b", 10): pytest.approx(1e-4, abs=1e-5)
+    }
 
 
-def test_the_command(shapes, tmp_path, monkeypatch, capsys):
+def test_the_verdict_follows_the_interval(reports):
+    report = json.loads(json.dumps(reports["many_in_one"]))
+    found = {"mean": -0.02, "low": -0.03, "high": -0.01}
+    report["against"] = {named("photos alone", 16): {"holes_lpips": found, "recall": found}}
+    report["against_sum"] = {named("segmenter", 16): {"mask_iou": {"mean": 0.0, "low": -0.1, "high": 0.1}}}
+    text = build(report).to_markdown()
+    assert (
+        text.count("-0.0200 (-0.0300 to -0.0100): better")
+        == 1
+        == text.count("-0.0200 (-0.0300 to -0.0100): worse")
+    )
+    assert "not told apart" in text and "the cost of the sum" in text
+
+
+def test_the_plot_has_a_line_for_every_system(reports, tmp_path):
+    report = json.loads(json.dumps(reports["many_in_one"]))
+    variants = report["variants"]
+    for name in list(variants):
+        variants[named(parts(name)[0], 64)] = variants[name]
+    budgets.plot(report, tmp_path / "plot.png")
+    colours = Image.open(tmp_path / "plot.png").convert("RGB").getcolors(1 << 24)
+    strong = [colour for n, colour in colours if n > 60 and max(colour) - min(colour) > 60]
+    assert len(strong) >= 7  # of eight systems, one of which is grey
+
+
+# -- the command -----------------------------------------------------------------------------------------
+
+
+def test_kept_models_are_measured_again_without_training(base, stage, tmp_path, monkeypatch):
+    kept = dataclasses.replace(stage, kept=tmp_path / "kept")
+    system = QUESTIONS["image_and_label"]["classifier guidance"].configured(16, Setting())
+    first = run(system, system.change(base), kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(EveryExample, "train_step", lambda self: pytest.fail("it was trained again"))
+        again = run(system, system.change(base), kept)
+    same = ("figures", "each", "images", "parameters", "train_cpu_seconds")
+    assert {name: first[name] for name in same} == {name: again[name] for name in same}
+    assert len(list(kept.kept.glob("*.safetensors"))) == 2, "of the diffusion and of the classifier"
+
+
+def test_systems_of_two_questions_share_a_model(base, stage, tmp_path):
+    kept = dataclasses.replace(stage, kept=tmp_path / "kept")
+    for question, name in (("many_in_one", "classifier"), ("image_and_label", "classifier")):
+        system = QUESTIONS[question][name].configured(16, Setting())
+        run(system, system.change(base), kept)
+    assert len(list(kept.kept.glob("*.safetensors"))) == 1
+
+
+def test_the_shipped_configuration_can_be_trained_for_every_question():
+    config = load_train_config("configs/butterflies-small.toml")
+    for question, name in RAN:
+        changed = QUESTIONS[question][name].configured(40_000, Setting()).change(config)
+        images = {"reading without pre-training": 4_000, "classifier guidance": 20_000}.get(name, 40_000)
+        assert changed.optim.images == images and changed.optim.lr == config.optim.lr
+        reader = QUESTIONS[question][name].configured(40_000, Setting()).reader
+        assert reader is None or reader.change(config).optim.images == 20_000
+        assert changed.model.width == config.model.width and len(changed.model.modalities) == 4
+
+
+def test_the_command(shapes, tmp_path, capsys):
     Classifier(CLASSES, 16).save(tmp_path / "judge")
     config = tmp_path / "tiny.toml"
     entry = '[[model.modalities]]\nname = "{0}"\nkind = "{0}"\n'
     classes = f"options = {{ classes = {list(CLASSES)} }}\n"
-    sizes = "[model]\nimage_size = 32\npatch_size = 8\nwidth = 32\ndepth = 2\nin_place = true\n"
-    config.write_text(sizes + entry.format("image") + entry.format("label") + classes)
+    sizes = "image_size = 16\npatch_size = 4\nwidth = 32\ndepth = 2\nrefiner_width = 8\n"
+    tail = "[optim]\nbatch_size = 8\n"
+    config.write_text(
+        f'[model]\ncore = "levels"\n{sizes}' + entry.format("image") + entry.format("label") + classes + tail
+    )
     threads = str(torch.get_num_threads())
     arguments = [
-        str(config),
+        *(str(config), "--question", "image_and_label"),
         *("--train", str(shapes), "--val", str(shapes), "--out", str(tmp_path / "out.json")),
-        *("--judge", str(tmp_path / "judge"), "--systems", "ours", "classifier", "--holes", *list(HOLES)[:2]),
-        *("--images", "32", "--samples", "4", "--steps", "2", "--seeds", "2", "--threads", threads),
+        *("--judge", str(tmp_path / "judge"), "--systems", "class-conditional diffusion", "classifier"),
+        *("--images", "24", "48", "--samples", "4", "--steps", "2", "--seeds", "2", "--threads", threads),
+        *("--plot", str(tmp_path / "plot.png"), "--tune"),
     ]
     evidence.main(arguments)
-    assert "| classifier |" in capsys.readouterr().out
+    assert "| classifier | 48 |" in capsys.readouterr().out and (tmp_path / "plot.png").is_file()
     found = json.loads((tmp_path / "out.json").read_text())
-    assert len(found["variants"]["ours"]["runs"]) == 2 and "comparisons" in found
-    evidence.main([*arguments, "--remedies", "--seeds", "1", "--out", str(tmp_path / "remedies.json")])
-    found = json.loads((tmp_path / "remedies.json").read_text())
-    assert list(found["variants"]) == list(REMEDIES)
+    assert len(found["variants"]) == 4 and all(len(e["runs"]) == 2 for e in found["variants"].values())
+    assert set(found["tuned"]) == set(found["variants"])
+    with pytest.raises(SystemExit, match="another tuning"):
+        evidence.main(arguments[:-1])
     with pytest.raises(SystemExit, match="error: .*nowhere"):
         evidence.main([*arguments, "--val", str(tmp_path / "nowhere.parquet")])
-
-
-def test_kept_models_are_measured_again_without_training(base, bench, tmp_path, monkeypatch):
-    kept = evidence.dataclasses.replace(bench, kept=tmp_path / "kept")
-    config = optim_with(seed=3)(base)
-    first = run(SYSTEMS["segmenter"], SYSTEMS["segmenter"].change(config), kept)
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", lambda self: pytest.fail("it was trained again"))
-        again = run(SYSTEMS["segmenter"], SYSTEMS["segmenter"].change(config), kept)
-    same = ("figures", "validation", "images", "parameters", "train_cpu_seconds")
-    assert {name: first[name] for name in same} == {name: again[name] for name in same}
-    assert len(list(kept.kept.glob("*.safetensors"))) == 1
-
-
-def test_what_is_trained_otherwise_has_another_fingerprint(base, bench):
-    relabelled = bench.train.take(torch.arange(len(bench.train)))
-    relabelled.stored["label"] = relabelled.stored["label"].roll(1)
-    runs = [
-        (Trainer, base, bench.train),
-        (OneCall, base, bench.train),
-        (MaskedAutoencoder, base, bench.train),
-        (Trainer, optim_with(seed=1)(base), bench.train),
-        (Trainer, base, bench.train.take(torch.arange(1, len(bench.train)))),
-        (Trainer, base, relabelled),
-    ]
-    assert len({fingerprint(*run) for run in runs}) == 6 and fingerprint(*runs[0]) == fingerprint(*runs[0])
+    with pytest.raises(SystemExit, match="no system segmenter"):
+        evidence.main([*arguments, "--systems", "segmenter"])
+    with pytest.raises(SystemExit, match="first edition"):
+        evidence.main(["configs/evidence-scenes.toml", *arguments[1:]])

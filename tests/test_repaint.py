@@ -1,21 +1,19 @@
 """RePaint on a Gaussian whose unconditional denoiser and conditional distribution are known."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from synthetic import lively_model
 
-from benchmarks.repaint import RePaintEvaluation, repaint
+from benchmarks.repaint import repaint
+from benchmarks.trials import RePaintTrial
 from mmdiff.config import ModalityConfig, ModelConfig
 from mmdiff.data.examples import collate
-from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.holes import HOLES
 from mmdiff.evaluation.settings import EvaluationSettings
-from mmdiff.first_edition.schedule import WeightSchedule as NoiseSchedule
 from mmdiff.pipeline import Pipeline
 from mmdiff.samplers import SampleNoise
+from mmdiff.schedule import NoiseSchedule
 
 CORRELATION, GIVEN, COUNT, T = 0.9, 2.0, 600, 100
 COVARIANCE = torch.tensor([[1.0, CORRELATION], [CORRELATION, 1.0]], dtype=torch.float64)
@@ -83,34 +81,43 @@ def test_less_than_one_resample_is_refused(schedule):
         repaint(schedule, Gaussian(schedule), z0, z0 > 0, 5, 0, SampleNoise([0]))
 
 
-def evaluation(config, seed=0, photos=3):
+def trial(config, seed=0, photos=3, **options):
     pipe = Pipeline(lively_model(config, seed), torch.device("cpu"))
     examples = collate(
         [{"image": np.full((3, 32, 32), 30 * k, np.uint8)} for k in range(photos)], [""] * photos, 0
     )
-    return RePaintEvaluation(pipe, examples, EvaluationSettings(steps=3, batch=2))
+    settings = EvaluationSettings(steps=9, filling_steps=3, batch=2)
+    return RePaintTrial(pipe, examples, settings, used=("image",), **options)
 
 
-def only_images(kind="image"):
-    return ModelConfig((ModalityConfig("image", kind),), 32, 8, width=32, depth=2, heads=2, refiner_width=8)
+def photos_with(names=("image",), kind="image"):
+    """A network of photos, and of labels if they are named."""
+    labels = ModalityConfig("label", "label", lead=0.0, options={"classes": ["a", "b"]})
+    modalities = (ModalityConfig("image", kind), labels)[: len(names)]
+    return ModelConfig(modalities, 32, 8, width=32, depth=2, heads=2, refiner_width=8, core="levels")
 
 
-def test_it_is_reported_beside_ours(monkeypatch):
-    monkeypatch.setattr(RePaintEvaluation, "resamples", 2)
-    fillings = evaluate(evaluation(only_images()), ["holes"])["holes"]["blocks"]["fillings"]
-    assert math.isfinite(fillings["repaint"]["psnr"]) and "telea" in fillings
+def test_its_calls_are_counted(monkeypatch):
+    calls = []
+    for resamples in (1, 10):
+        ev = trial(photos_with(), resamples=resamples, photos=2)
+        answer = ev.pipe.model.answer
+        monkeypatch.setattr(ev.pipe.model, "answer", lambda *a, answer=answer: calls.append(1) or answer(*a))
+        ev.filled(torch.zeros(2, 3, 32, 32), HOLES["half"](2, 32, 0))
+        assert len(calls) == ev.calls == 3 * resamples
+        calls.clear()
 
 
+@pytest.mark.parametrize("names", [("image",), ("image", "label")])
 @pytest.mark.parametrize("kind", ["image", "latent_image"])
-def test_known_pixels_are_kept_and_the_model_fills_the_rest(kind, monkeypatch):
-    monkeypatch.setattr(RePaintEvaluation, "resamples", 2)
+def test_known_pixels_are_kept_and_the_model_fills_the_rest(names, kind):
     photos = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     known = HOLES["half"](3, 32, 0)
     fills = []
     for seed in (0, 1):
-        ev = evaluation(only_images(kind), seed)
-        fills.append(ev.repainted(photos, known))
+        ev = trial(photos_with(names, kind), seed, resamples=2)
+        fills.append(ev.filled(photos, known))
         assert torch.equal(fills[-1].where(known[:, None], 0), photos.where(known[:, None], 0))
         hidden = torch.where(known[:, None], photos, 0)
-        assert torch.equal(ev.repainted(hidden, known), fills[-1])  # hidden pixels do not matter
+        assert torch.equal(ev.filled(hidden, known), fills[-1])  # hidden pixels do not matter
     assert (fills[0] - fills[1]).abs().mean() > 0.01

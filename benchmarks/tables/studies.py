@@ -101,7 +101,7 @@ CLAIMS: tuple[tuple[str, Callable[..., Decision], *tuple[Any, ...]], ...] = (
 
 
 def comparisons(results: Results) -> Report:
-    """`benchmarks/evidence.py`: systems, claims, fillings, kinds of holes, reading, generation, cost."""
+    """The evidence of the first edition, see docs/evidence.md: systems, claims, tables, cost."""
     systems = _systems(results)
     tables = (
         systems,
