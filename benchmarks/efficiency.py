@@ -57,11 +57,13 @@ class Pass:
         size = config.image_size
         flags = torch.full((batch, len(self.model.names)), UNKNOWN)
         self.condition = self.model.condition({}, flags, torch.zeros(batch, 1, size, size))
-        self.z, self.log_snr = torch.randn(batch, *self.model.z_shape), torch.zeros(batch)
+        self.z = torch.randn(batch, *self.model.z_shape)
+        shape = (batch, len(self.model.names)) if self.model.has_levels else (batch,)
+        self.levels = torch.zeros(shape)  # log-SNR of every modality, or of all of them in the first edition
 
     @torch.no_grad()
     def __call__(self) -> None:
-        self.model(self.z, self.log_snr, self.condition)
+        self.model(self.z, self.levels, self.condition)
 
     def facts(self) -> dict[str, int]:
         """Parameters, and operations of a pass for one sample."""

@@ -55,9 +55,10 @@ def test_holes_are_filled_as_on_the_page():
     assert settings.FILLING.guidance == efficiency.FILLING_GUIDANCE
 
 
-def test_a_pass_predicts_everything():
-    one = Pass(tiny_config(), 3)
-    out = one.model(one.z, one.log_snr, one.condition)
+@pytest.mark.parametrize("core", ["flags", "levels"])
+def test_a_pass_predicts_everything(core):
+    one = Pass(tiny_config(core=core), 3)
+    out = one.model(one.z, one.levels, one.condition)
     assert set(out) == {"image", "mask", "label", "embedding"} and all(len(v) == 3 for v in out.values())
 
 
