@@ -3,7 +3,7 @@
     python benchmarks/evidence.py configs/butterflies-small.toml --question many_in_one --tune \
         --train data/butterflies/train.parquet --val data/butterflies/val.parquet \
         --judge benchmarks/judges/butterflies-32 --images 40000 160000 --keep runs/evidence \
-        --out docs/results/many-in-one.json --plot docs/many_in_one.png
+        --out docs/results/evidence-butterflies-many_in_one.json --plot docs/evidence_many_in_one.png
 
 Every system trains the same network on as many images, of which each has a loss, and is measured on the same
 photos with the same holes and the same noise. With `--tune` it is trained in three settings first, on a third

@@ -2,7 +2,7 @@
 
     python benchmarks/likelihood.py configs/butterflies-small.toml --train data/butterflies/train.parquet \
         --val data/butterflies/val.parquet --images 160000 --keep runs/evidence \
-        --out docs/results/likelihood.json
+        --out docs/results/evidence-butterflies-likelihood.json
 
 Ours, ours without leads, and the same network with N = 1, the photo alone, which DDPM's bound is for. All see
 equally many images. The photo's part of a joint bound is given the others' noisy values, so the models are
