@@ -156,9 +156,9 @@ def likeness_to(reference: Reference, photos: Tensor) -> Measured:
     found = Measured()
     for prefix, space in reference.spaces.items():
         real, made = reference.features[prefix], space(photos)
-        bits = {f"{prefix}{name}": values for name, values in manifold_bits(real, made).items()}
-        figures = {f"{prefix}{name}": value for name, value in distances(real, made).items()}
-        found |= Measured.means(bits) | Measured(figures)
+        each = manifold_bits(real, made) | {"kernel": kernel_values(real, made)}
+        found |= Measured.means({f"{prefix}{name}": values for name, values in each.items()})
+        found |= Measured({f"{prefix}frechet": distances(real, made)["frechet"]})
     return found
 
 
@@ -181,6 +181,24 @@ def manifold_bits(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> d
         "precision": (between <= radii(real)[:, None]).any(0).double(),
         "recall": (between <= radii(made)).any(1).double(),
     }
+
+
+def kernel_values(real: Tensor, made: Tensor) -> Tensor:
+    """Values of the made photos (m,) whose mean is the kernel distance (Bińkowski et al. 2018).
+
+    The features are (n, D) and (m, D). The values are its linear part in the made photos (Hájek's
+    projection), so that their spread is that of the distance.
+    """
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a.double() @ b.double().T / a.shape[1] + 1) ** 3
+
+    def among(features: Tensor) -> Tensor:
+        own = kernel(features, features).fill_diagonal_(0)
+        return own.sum(1) / (len(features) - 1)
+
+    of_made = among(made)
+    return 2 * of_made - of_made.mean() - 2 * kernel(made, real).mean(1) + among(real).mean()
 
 
 def _embedding_agrees(ev: Trial, photos: Tensor, embeddings: Tensor) -> Measured:

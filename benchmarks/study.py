@@ -40,6 +40,8 @@ Change = Callable[[TrainConfig], TrainConfig]
 CPU = torch.device("cpu")
 SAME = ("data", "config", "evaluation", "tuning")  # what all runs in a file have in common
 NUMBERS = re.compile(r"\[\s+(-?\d[-\d.,\s]*)\]")
+FLAT = re.compile(r"\{\n[^{}\[\]]+\}")  # an object without lists and objects in it
+BREAK = re.compile(r"\n\s*")  # strings have none
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def write(report: Mapping[str, Any], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=2, allow_nan=False)
     text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)  # lists of numbers in one line
+    text = FLAT.sub(lambda found: BREAK.sub(" ", found[0]), text)  # and so do objects of numbers
     part = out.with_suffix(out.suffix + ".part")
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(out)

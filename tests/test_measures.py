@@ -17,12 +17,12 @@ from synthetic import (
 
 from benchmarks import measures
 from benchmarks.evidence import grouped
-from benchmarks.measures import KINDS, Measured, manifold_bits, scattered
+from benchmarks.measures import KINDS, Measured, kernel_values, manifold_bits, scattered
 from benchmarks.trials import ClassicalTrial, GuidedTrial, Reference, RePaintTrial, Trial, judge_features
 from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS
 from mmdiff.evaluation.holes import HOLES
-from mmdiff.evaluation.likeness import precision_recall
+from mmdiff.evaluation.likeness import distances, precision_recall
 from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
@@ -121,6 +121,17 @@ def test_bits_are_those_of_precision_and_recall():
     bits = manifold_bits(real, made)
     assert [len(bits["precision"]), len(bits["recall"])] == [90, 60]
     assert {name: values.mean().item() for name, values in bits.items()} == precision_recall(real, made)
+
+
+def test_values_of_the_kernel_distance_have_its_mean_and_its_spread():
+    random = torch.Generator().manual_seed(0)
+    real = torch.randn(80, 5, generator=random)
+    sets = [0.8 * torch.randn(80, 5, generator=random) + 0.3 for _ in range(200)]
+    values = [kernel_values(real, made) for made in sets]
+    assert values[0].mean().item() == pytest.approx(distances(real, sets[0])["kernel"], rel=1e-6)
+    spread = torch.stack([own.mean() for own in values]).std()
+    predicted = torch.stack([own.std() / 80**0.5 for own in values]).mean()
+    assert predicted.item() == pytest.approx(spread.item(), rel=0.2)
 
 
 def test_real_photos_are_like_others_and_flat_ones_are_not(make):
