@@ -47,7 +47,7 @@ from mmdiff.pipeline import Pipeline
 from mmdiff.training.dry_run import count
 from mmdiff.training.trainer import Trainer
 
-GROUPS = 32  # of photos, whose means stand in the file in place of single photos
+GROUPS = 30  # of photos, whose means stand in the file in place of single photos
 HELD_OUT = 15  # of so many training photos one is held out while a system is tuned
 TUNING_PHOTOS = 480  # generated to compare settings
 REPLACED = 4  # models that one of everything replaces: it is also compared at the cost of their sum

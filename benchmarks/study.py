@@ -239,7 +239,7 @@ def summary(runs: Sequence[dict[str, Any]], part: str) -> dict[str, dict[str, fl
 def write(report: Mapping[str, Any], out: Path) -> None:
     """Replace the file in one move, so that an interruption leaves the old or the new one."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2, allow_nan=False)
+    text = json.dumps(report, indent=1, allow_nan=False)
     text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)  # lists of numbers in one line
     text = FLAT.sub(lambda found: BREAK.sub(" ", found[0]), text)  # and so do objects of numbers
     part = out.with_suffix(out.suffix + ".part")
