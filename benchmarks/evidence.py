@@ -78,11 +78,10 @@ class Stage(Bench):
         """The trial of a system's averaged model."""
         pipe = Pipeline(trainer.ema.model, CPU, self.embedder, precision="auto")
         settings = dataclasses.replace(self.settings, **system.settings)
-        options = {"used": ("image", *system.used), "reference": self.reference} | options
-        make = system.trial
-        fixed = getattr(make, "keywords", {})
-        options = {name: value for name, value in options.items() if name not in fixed}
-        return make(pipe, self.val, settings, self.judge, **options)
+        used = tuple(n for n in trainer.model.names if n in ("image", *system.used))
+        options = {"used": used, "reference": self.reference} | options
+        options |= getattr(system.trial, "keywords", {})  # those of a `partial` are meant to stay
+        return system.trial(pipe, self.val, settings, self.judge, **options)
 
 
 # -- a run -----------------------------------------------------------------------------------------------

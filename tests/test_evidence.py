@@ -272,14 +272,21 @@ def test_the_command(shapes, tmp_path, capsys):
     arguments = [
         *(str(config), "--question", "image_and_label"),
         *("--train", str(shapes), "--val", str(shapes), "--out", str(tmp_path / "out.json")),
-        *("--judge", str(tmp_path / "judge"), "--systems", "class-conditional diffusion", "classifier"),
+        *(
+            "--judge",
+            str(tmp_path / "judge"),
+            "--systems",
+            "ours",
+            "class-conditional diffusion",
+            "classifier",
+        ),
         *("--images", "24", "48", "--samples", "4", "--steps", "2", "--seeds", "2", "--threads", threads),
         *("--plot", str(tmp_path / "plot.png"), "--tune"),
     ]
     evidence.main(arguments)
     assert "| classifier | 48 |" in capsys.readouterr().out and (tmp_path / "plot.png").is_file()
     found = json.loads((tmp_path / "out.json").read_text())
-    assert len(found["variants"]) == 4 and all(len(e["runs"]) == 2 for e in found["variants"].values())
+    assert len(found["variants"]) == 6 and all(len(e["runs"]) == 2 for e in found["variants"].values())
     assert set(found["tuned"]) == set(found["variants"])
     with pytest.raises(SystemExit, match="another tuning"):
         evidence.main(arguments[:-1])

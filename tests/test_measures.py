@@ -230,6 +230,16 @@ def test_all_kinds_of_trials_make_photos(make):
     assert read.shape == (4, 4) and torch.allclose(read.sum(1), torch.ones(4))
 
 
+def test_guided_photos_are_surer_to_the_classifier(make):
+    labels = torch.arange(4).repeat(6)
+    sure = []
+    for scale in (1.0, 20.0):
+        trial = make(GuidedTrial, ("image", "label"), steps=12, guidance=scale)
+        photos = trial.images_from("x", 24, label=labels)
+        sure.append(trial.predict("label", photos).gather(1, labels[:, None]).log().mean().item())
+    assert sure[1] > sure[0] + 0.05
+
+
 def test_groups_of_photos_have_their_means():
     values = torch.arange(70, dtype=torch.float64) / 70
     groups = grouped(values, 32)
