@@ -8,7 +8,7 @@ scale (1 - abar) / sqrt(abar) grad log p(y | z_t).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from mmdiff.forward_process import per_sample
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import ABSENT, UNKNOWN
-from mmdiff.samplers import Encodings, sample_ddim
+from mmdiff.samplers import Encodings, Sampler
 from mmdiff.schedule import LEVEL_MIN, NoiseSchedule
 
 Scores = Callable[[Tensor, int], Tensor]  # z (B, *Z), t -> log p(y | z_t), (B,)
@@ -24,21 +24,19 @@ Scores = Callable[[Tensor, int], Tensor]  # z (B, *Z), t -> log p(y | z_t), (B,)
 
 def guided(
     schedule: NoiseSchedule,
+    sampler: Sampler,
     denoise: Callable[[Tensor, int], Encodings],
     scores: Scores,
-    z: Tensor,
-    times: Sequence[int],
     scale: float,
     most: float = math.inf,
 ) -> Encodings:
-    """The clean encodings at the end of a run of DDIM from z_T (B, *Z) along falling ``times``.
+    """The clean encodings at the end of a run of the sampler.
 
     Args:
         denoise: (z_t, t) -> clean encodings without a condition. scores: log p(y | z_t), differentiable in z.
         scale: of the gradient; 1 samples p(z | y) where denoiser and classifier are exact.
         most: largest value of z_0, to which it is held, as Dhariwal and Nichol do with pixels.
     """
-    sampler = sample_ddim(schedule, z, times)
     z, t, clean = next(sampler)
     while t > 0:
         predicted = dict(denoise(z, t))

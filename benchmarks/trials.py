@@ -211,7 +211,8 @@ class GuidedTrial(Trial):
         def unconditional(z: Tensor, t: int) -> Encodings:
             return denoise(z, t)[0]
 
+        noise, s = SampleNoise(seeds), self.settings
+        sampler = sample_ddim(schedule, noise(model.z_shape), self.times(s.steps), noise, s.eta)
         scores = noisy_scores(self.reader, schedule, labels)
-        z, times = SampleNoise(seeds)(model.z_shape), self.times(self.settings.steps)
-        clean = guided(schedule, unconditional, scores, z, times, self.settings.guidance, most=1.0)
+        clean = guided(schedule, sampler, unconditional, scores, s.guidance, most=1.0)
         return model.modalities[model.anchor].decode(model.channels.take(model.anchor, clean[model.anchor]))

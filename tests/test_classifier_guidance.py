@@ -7,7 +7,7 @@ import torch
 from synthetic import lively_model, tiny_config
 
 from benchmarks.classifier_guidance import guided, log_probabilities, noisy_scores, score_gradient
-from mmdiff.samplers import timesteps
+from mmdiff.samplers import sample_ddim, timesteps
 from mmdiff.schedule import NoiseSchedule
 
 CENTRES, SHARES, WIDTH, COUNT = (-1.0, 2.0), (0.8, 0.2), 0.5, 4000
@@ -36,10 +36,15 @@ def log_second(z, t):
     return parts(z, t).log_softmax(1)[:, 1]
 
 
-def samples(scale, most=math.inf):
-    z = torch.randn(COUNT, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def samples(scale, most=math.inf, eta=0.0):
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(shape):
+        return torch.randn(COUNT, *shape, dtype=torch.float64, generator=generator)
+
     times = timesteps(SCHEDULE.num_steps, 250, SCHEDULE.spacing)
-    return guided(SCHEDULE, denoise, log_second, z, times, scale, most)["image"][:, 0]
+    sampler = sample_ddim(SCHEDULE, noise((1,)), times, noise, eta)
+    return guided(SCHEDULE, sampler, denoise, log_second, scale, most)["image"][:, 0]
 
 
 def test_without_a_scale_it_is_the_mixture():
@@ -47,8 +52,9 @@ def test_without_a_scale_it_is_the_mixture():
     assert (made > 0.5).double().mean().item() == pytest.approx(SHARES[1], abs=0.03)
 
 
-def test_at_a_scale_of_one_it_is_the_class():
-    made = samples(1.0)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_at_a_scale_of_one_it_is_the_class(eta):
+    made = samples(1.0, eta=eta)
     assert made.mean().item() == pytest.approx(CENTRES[1], abs=0.03)
     assert made.std().item() == pytest.approx(WIDTH, abs=0.03)
 

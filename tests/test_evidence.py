@@ -10,7 +10,7 @@ from PIL import Image
 from synthetic import CLASSES, make_rows, read_shapes, tiny_config, tiny_train_config, write_parquet
 
 from benchmarks import budgets, evidence
-from benchmarks.evidence import Stage, chosen, compared, differences, run, tune
+from benchmarks.evidence import GROUPS, Stage, chosen, compared, differences, run, tune
 from benchmarks.questions import QUESTIONS, Setting
 from benchmarks.report import build
 from benchmarks.study import Bench, study, write
@@ -100,7 +100,7 @@ def test_a_file_is_small_even_with_three_seeds_and_budgets(reports, tmp_path):
         found = json.loads(json.dumps(report)) | {"variants": {}}
         for name, entry in report["variants"].items():
             run = entry["runs"]["0"]
-            full = run | {"each": {n: (v * 32)[:30] for n, v in run["each"].items()}}
+            full = run | {"each": {n: (v * 32)[:GROUPS] for n, v in run["each"].items()}}
             for images in (16, 64, 256):
                 found["variants"][named(parts(name)[0], images)] = entry | {
                     "runs": dict.fromkeys("012", full)
