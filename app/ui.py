@@ -21,6 +21,7 @@ from app.first_paint import FirstPaint
 from app.guard import Guard
 from app.knowledge import knowledge
 from app.run.service import Service
+from app.sessions import DescribedOnce
 from app.tabs import how_it_works
 from app.tabs.run_panel import MAX_RUNS, RunPanel
 from app.tabs.tab import build_tab
@@ -52,6 +53,7 @@ def build_demo(services: Sequence[Service]) -> Demo:
     for service in others:
         with demo.route(service.name, routes[service.name]):
             _page(demo, service, services)
+    demo.default_config = DescribedOnce(demo.default_config)
     return demo.queue(max_size=MAX_EVENTS, default_concurrency_limit=MAX_OF_A_KIND)
 
 

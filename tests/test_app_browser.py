@@ -80,7 +80,8 @@ class Visitor:
         tab = self.page.get_by_role("tab", name=title, exact=True).locator("visible=true")
         if not tab.count():  # on a narrow page it is in the menu of tabs that do not fit
             self.page.locator(".overflow-menu > button").locator("visible=true").click()
-            tab = self.page.locator(".overflow-dropdown button", has_text=title)
+            # unless a link has chosen it meanwhile, which takes it out of the menu
+            tab = tab.or_(self.page.locator(".overflow-dropdown button", has_text=title))
         tab.first.click()
         self.find("run").wait_for()
         self.player("[data-run]").first.wait_for()
