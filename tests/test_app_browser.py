@@ -794,6 +794,19 @@ def test_a_link_names_missing_values_and_unreadable_ones(visit, photo_file):
     near(lambda: broken.page.locator("#message").inner_text() == words)
 
 
+def test_another_hole_leaves_the_photo_that_was_chosen(visit, pipe, photo_file):
+    visitor = visit("fill_in")
+    visitor.give_photo(photo_file)
+    near(lambda: visitor.find("image-painter", "canvas").count() == 1)
+    visitor.run()
+    visitor.done()
+    chosen = pipe.calls[-1].given["image"]
+    visitor.page.get_by_role("button", name="Fill a half").click()
+    near(lambda: not pipe.calls[-1].known_pixels[:, -1].any())
+    visitor.done()
+    assert np.array_equal(pipe.calls[-1].given["image"], chosen)
+
+
 def test_a_settings_file_restores_the_run(visit):
     visitor = visit("fill_in")
     visitor.page.get_by_role("button", name="Fill a half").click()

@@ -22,12 +22,14 @@ from mmdiff.request import Request
 class Example(NamedTuple):
     """A button: its title, what it runs, and the file of the picture that it shows, None for none.
 
-    The request is asked for when the button is pressed, as pictures may come from the warm-up.
+    The request is asked for when the button is pressed, as pictures may come from the warm-up. Where it may
+    be about any photo, one that is in the form stays there.
     """
 
     title: str
     request: Callable[[], Request]
     picture: Path | None = None
+    of_any_photo: bool = False
 
 
 def examples(task: Task, service: Service) -> list[Example]:
@@ -91,7 +93,7 @@ def _holes(specs: Mapping[str, Modality], service: Service) -> Iterator[Example]
 
 
 def _presets(specs: Mapping[str, Modality], service: Service) -> list[Example]:
-    """One photo with several holes, everything else generated."""
+    """The photo with several holes, everything else generated."""
     shown, size = pictures(service), specs[ANCHOR].image_size
     known_pixels = {
         "Fill the middle": middle_known(size),
@@ -103,7 +105,9 @@ def _presets(specs: Mapping[str, Modality], service: Service) -> list[Example]:
         photo = shown[0].picture if shown else picture_of(service.example.last, specs[ANCHOR], 0)
         return Request({ANCHOR: photo}, tuple(specs), known)
 
-    return [Example(title, partial(request, known)) for title, known in known_pixels.items()]
+    return [
+        Example(title, partial(request, known), of_any_photo=True) for title, known in known_pixels.items()
+    ]
 
 
 def _blocks(size: int) -> np.ndarray:

@@ -92,6 +92,13 @@ class Form:
             raise ValueError("There is nothing to create. Set a row to Create, or paint a hole in the photo.")
         return Request(given, tuple(wanted), known_pixels, **self.sampling.read(given, wanted, *settings))
 
+    def photo(self, *values: Any) -> Image.Image | None:
+        """The photo that is given, without its hole; None if there is none."""
+        for row, choice, own in self._split(values)[0]:
+            if row.spec.name == ANCHOR and choice == GIVEN and not row.input.missing(*own):
+                return row.input.read(*own)
+        return None
+
     def _split(self, values: Sequence[Any]) -> tuple[list[tuple[Row, str, list[Any]]], list[Any]]:
         """Every row with its choice and the values of its controls, and what follows them."""
         rest = list(values)

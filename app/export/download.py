@@ -131,7 +131,10 @@ class Downloads:
 def check_kept(run: str | None, tracks: Sequence[Track]) -> None:
     """Raises ValueError if `run`, the id of the run that the page shows, is none of these; "" is unknown."""
     if run not in (None, "", tracks[0].id):  # forgotten, perhaps while the visitor's computer slept
-        raise ValueError("The server no longer has the run that is shown. Tick “Lock seed” and run it again.")
+        raise ValueError(
+            "The server no longer has the run that is shown: it was a live draft, or is long past. "
+            "Press Run; with “Lock seed” ticked it comes out the same."
+        )
 
 
 def root_address(visitor: gr.Request, route: str) -> str:

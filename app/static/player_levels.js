@@ -3,7 +3,7 @@ const HALF = 50; // percent of signal
 
 function levels(track) {
   const rows = track.heads.map((head) => levelRow(track, head));
-  const about = say('p', 'hint', 'Noise in each at every step: faint is all noise, full is none.');
+  const about = say('p', 'hint', 'How clear each one is at every step: 0% is noise alone, 100% is free of it.');
   const node = make('section', 'levels', {}, ...rows.map((row) => row.node), about);
   const fill = () => {
     node.hidden = !rows.map((row) => row.fill()).includes(true);

@@ -1,6 +1,7 @@
 """The tab of a task: examples, controls on the left, the player on the right."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -9,6 +10,7 @@ from app.controls.compare import Compare
 from app.controls.examples import Example, examples, source
 from app.controls.form import Form
 from app.controls.inputs import QUIET
+from app.run.defaults import ANCHOR
 from app.run.service import Service
 from app.run.showcase import best_seed
 from app.tabs.live import Live
@@ -69,4 +71,11 @@ def _first_run(panel: RunPanel, form: Form) -> None:
 def _button(example: Example, form: Form) -> Any:
     """A button that fills in the form; returns the event after which to run."""
     button = gr.Button(example.title, size="sm", scale=0, min_width=60, icon=example.picture)
-    return button.click(lambda: form.show(example.request(), settings=False), None, form.outputs, **QUIET)
+
+    def show(*values: Any) -> list[Any]:
+        request = example.request()
+        if values and (photo := form.photo(*values)) is not None:
+            request = replace(request, given={**request.given, ANCHOR: photo})
+        return form.show(request, settings=False)
+
+    return button.click(show, form.components if example.of_any_photo else None, form.outputs, **QUIET)
