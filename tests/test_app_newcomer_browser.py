@@ -102,3 +102,13 @@ def test_how_it_works_stays_open_too(visit):  # noqa: F811
     visitor.leave(lambda: visitor.page.locator(".facts select").select_option("second"))
     visitor.page.wait_for_url("**/second#how_it_works")
     visitor.page.locator(".how").wait_for()
+
+
+def test_a_text_that_was_given_is_repeated_beside_the_result(visit):  # noqa: F811
+    visitor = visit("image_embedding")
+    visitor.choose("embedding", "I provide")
+    visitor.find("embedding-text", ":is(textarea, input)").first.fill("an elephant")
+    visitor.plan("Creates image from the embedding")
+    visitor.run()
+    visitor.done()
+    assert "Your text: “an elephant”" in visitor.player('[data-modality="embedding"]').inner_text()

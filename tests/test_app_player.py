@@ -297,3 +297,13 @@ def test_quick_and_small(player):
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 3e-3
     assert len(player.value([Track("a", "", record)])) < 500_000
+
+
+def test_a_text_that_is_given_stands_over_what_it_is_taken_for(player):
+    def heads(value):
+        record = make_record(steps=2, wanted=("image",), given={"embedding": value})
+        return {head["name"]: head for head in sent(player, Track("a", "", record))[0]["heads"]}
+
+    assert heads("an elephant")["embedding"]["text"] == "an elephant"
+    of_photo = heads(Image.new("RGB", (8, 8)))
+    assert "text" not in of_photo["embedding"] and "text" not in of_photo["image"]

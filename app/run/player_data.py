@@ -143,6 +143,8 @@ def _head(record: Record, spec: Modality) -> dict[str, Any]:
     if spec.form == "class_map":
         head["colours"] = [f"#{bytes(rgb).hex()}" for rgb in spec.palette]
     now = record.request.conditions[-1]
+    if spec.takes_text and isinstance(now.given.get(spec.name), str):
+        head["text"] = now.given[spec.name]
     if spec.name == ANCHOR and now.known_pixels is not None and spec.name in now.given:
         photo = np.asarray(now.given[spec.name], dtype=np.float32)
         tinted = (1 - HOLE_SHARE) * photo + HOLE_SHARE * HOLE

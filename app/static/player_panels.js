@@ -199,7 +199,8 @@ function vectorPanel(track, head) {
     set(strip, 'src', said.strip);
     set(hint, 'textContent', `${said.size} numbers; this model cannot put them into words`);
   };
-  return { node: panel(head, 'words', [wordy, numbers], [unit]), show };
+  const text = head.text ? [say('p', 'hint provided', `Your text: “${head.text}”. Below is what the model takes it for.`)] : [];
+  return { node: panel(head, 'words', [...text, wordy, numbers], [unit]), show };
 }
 function wordGroup([name, heading, count]) {
   const list = bars(count), node = make('section', '', {}, say('h3', '', heading), list.node);

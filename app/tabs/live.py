@@ -22,7 +22,7 @@ from mmdiff.request import Request
 
 FEW: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m", "num_samples": 1}
 FEW_WITH_LEADS = 8  # steps where the photo begins late
-TOLD = "<b>Live</b> · {steps} steps in {time} · seed {seed} · let go to refine it"
+TOLD = "<b>Live</b> · {steps} steps in {time} · seed {seed} · a full run follows when you pause"
 STROKE = "[values[0], mmdiffLive.stroke]"
 MARK = "(on) => document.querySelector('#{name}-live').closest('.workbench').toggleAttribute('data-live', on)"
 
