@@ -82,12 +82,11 @@ def examples_of(configs: dict[str, TrainConfig]) -> tuple[dict[int, Examples], E
     Raises ValueError if they cannot be read.
     """
     train: dict[int, Examples] = {}
-    for config in configs.values():
+    for config in {config.model.patch_size: config for config in configs.values()}.values():
         model = build_model(config.model)
         model.load_pretrained("checkpoints")
         embedder = make_embedder(config, None, CPU)
-        if config.model.patch_size not in train:
-            train[config.model.patch_size] = training_data(config, model, embedder, Processes(), 1)
+        train[config.model.patch_size] = training_data(config, model, embedder, Processes(), 1)
     return train, validation_data(config, model, embedder)
 
 

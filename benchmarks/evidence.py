@@ -100,11 +100,22 @@ def run(system: System, config: TrainConfig, stage: Stage) -> dict[str, Any]:
     found = measured(system, trial)
     if system.tuned:
         found |= read_after(trainer, config, stage)
+    return recorded(found, trainers, trial.calls, seconds, start)
+
+
+def recorded(
+    found: Measured, trainers: Sequence[Trainer], calls: int, seconds: float, start: float
+) -> dict[str, Any]:
+    """A run as the file keeps it.
+
+    Args:
+        calls: of the network that fill a hole. seconds: CPU time of the training. start: of measuring.
+    """
     return {
         "figures": {name: round(value, 5) for name, value in found.figures.items()},
         "each": {name: grouped(values) for name, values in found.each.items()},
         "validation": {},
-        "calls": trial.calls,
+        "calls": calls,
         "images": sum(one.images for one in trainers),
         "parameters": sum(count(one.model) for one in trainers),
         "train_cpu_seconds": round(seconds, 1),

@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.evidence import compared, grouped, trained
+from benchmarks.evidence import compared, recorded, trained
 from benchmarks.intervals import over_photos_and_seeds
 from benchmarks.measures import Measured
 from benchmarks.questions import NOISE_ALONE, Setting, System, in_turn, with_modalities
@@ -40,7 +40,6 @@ from mmdiff.data.batches import make_embedder
 from mmdiff.data.examples import Examples
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.model import MultiModalDiffusion
-from mmdiff.training.dry_run import count
 
 SYSTEMS = {
     OURS: System(),
@@ -58,16 +57,7 @@ def run(system: System, config: TrainConfig, bench: Bench) -> dict[str, Any]:
     model, settings = trainer.ema.model, bench.settings
     rows = torch.arange(len(bench.val))[: settings.limit]
     found = together(model, bench.val, rows, settings) | photo_alone(model, bench.val, rows, settings)
-    return {
-        "figures": {name: round(value, 5) for name, value in found.figures.items()},
-        "each": {name: grouped(values) for name, values in found.each.items()},
-        "validation": {},
-        "calls": 0,
-        "images": trainer.images,
-        "parameters": count(model),
-        "train_cpu_seconds": round(seconds, 1),
-        "cpu_seconds": round(seconds + time.process_time() - start, 1),
-    }
+    return recorded(found, [trainer], 0, seconds, start)
 
 
 def together(
