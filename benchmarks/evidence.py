@@ -34,7 +34,18 @@ from benchmarks.intervals import over_photos_and_seeds
 from benchmarks.measures import Measured, real_photos
 from benchmarks.questions import FINE_TUNING, QUESTIONS, Setting, System, in_turn, tuned_reading, whole_photos
 from benchmarks.report import build
-from benchmarks.study import CPU, Bench, command, load_bench, opened, optim_with, photos_judged, study, write
+from benchmarks.study import (
+    CPU,
+    Bench,
+    add_arguments,
+    command,
+    load_bench,
+    opened,
+    optim_with,
+    photos_judged,
+    study,
+    write,
+)
 from benchmarks.systems import fine_tuned, restricted
 from benchmarks.tables.questions import lower_is_better, named
 from benchmarks.tables.studies import OURS
@@ -301,17 +312,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="one size for all systems, such as configs/butterflies-small.toml")
     parser.add_argument("--question", choices=list(QUESTIONS), required=True)
-    parser.add_argument("--train", required=True, help="Parquet file to train on")
-    parser.add_argument("--val", required=True, help="Parquet file to measure on")
-    parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
+    add_arguments(parser)
     parser.add_argument("--plot", type=Path, help="PNG to draw, of figures by the number of images")
-    parser.add_argument("--keep", type=Path, help="folder for trained models, to measure them again")
     parser.add_argument("--judge", required=True, help="folder of an independent judge")
     parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
     parser.add_argument("--systems", nargs="+", metavar="SYSTEM", help="only these of the question's")
     parser.add_argument("--images", type=int, nargs="+", default=[40_000], help="budgets (%(default)s)")
     parser.add_argument("--tune", action="store_true", help="choose rate and loss weights of every system")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each system (%(default)s)")
     parser.add_argument("--samples", type=int, default=2000, help="photos to generate (%(default)s)")
     parser.add_argument("--photos", type=int, default=384, help="photos to fill and to read (%(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (%(default)s)")
@@ -319,7 +326,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=2.0, help="by a label, where guided (%(default)s)")
     # As much as RePaint, whose jumps are random; without fresh noise errors of early steps stay.
     parser.add_argument("--eta", type=float, default=1.0, help="fresh noise in each step, 0 to 1")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser.parse_args(arguments)
 
 

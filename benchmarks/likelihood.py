@@ -30,7 +30,7 @@ from benchmarks.intervals import over_photos_and_seeds
 from benchmarks.measures import Measured
 from benchmarks.questions import NOISE_ALONE, Setting, System, in_turn, with_modalities
 from benchmarks.report import build
-from benchmarks.study import CPU, Bench, command, load_bench, pair, study, write
+from benchmarks.study import CPU, Bench, add_arguments, command, load_bench, pair, study, write
 from benchmarks.tables.questions import named
 from benchmarks.tables.studies import OURS
 from mmdiff.bound import bound
@@ -154,15 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a small size, such as configs/butterflies-small.toml")
-    parser.add_argument("--train", required=True, help="Parquet file to train on")
-    parser.add_argument("--val", required=True, help="Parquet file to measure on")
-    parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
-    parser.add_argument("--keep", type=Path, help="folder for trained models, to measure them again")
+    add_arguments(parser)
     parser.add_argument("--images", type=int, nargs="+", default=[160_000], help="budgets (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each system (%(default)s)")
     parser.add_argument("--photos", type=int, default=384, help="to measure on (%(default)s)")
     parser.add_argument("--draws", type=int, default=16, help="random times a photo (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser.parse_args(arguments)
 
 

@@ -29,7 +29,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.intervals import over_photos_and_seeds
 from benchmarks.report import build
-from benchmarks.study import CPU, Bench, Variant, command, load_bench, model_with, optim_with, study, write
+from benchmarks.study import (
+    CPU,
+    Bench,
+    Variant,
+    add_arguments,
+    command,
+    load_bench,
+    model_with,
+    optim_with,
+    study,
+    write,
+)
 from benchmarks.tables.studies import OURS, READERS, scarce_system
 from mmdiff.checkpoint import build_model
 from mmdiff.config import TrainConfig, load_train_config
@@ -208,15 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a small size for ours, such as configs/butterflies-small.toml")
-    parser.add_argument("--train", required=True, help="Parquet file to train on")
-    parser.add_argument("--val", required=True, help="Parquet file to measure on")
-    parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
-    parser.add_argument("--keep", type=Path, help="folder for trained models, to measure them again")
+    add_arguments(parser, threads=2)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the annotations kept")
     parser.add_argument("--images", type=int, default=160_000, help="budget of ours (%(default)s)")
     parser.add_argument("--reader-steps", type=int, default=3000, help="of each reader (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each system (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     return parser.parse_args(arguments)
 
 

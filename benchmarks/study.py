@@ -6,6 +6,7 @@ that a study that was cut off continues when it is started again.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -128,6 +129,16 @@ def command(script: str, arguments: Sequence[str] | None) -> str:
     """What makes the results again: a script of this folder with its arguments, None those of the process."""
     given = sys.argv[1:] if arguments is None else arguments
     return shlex.join(["python", f"benchmarks/{script}.py", *given])
+
+
+def add_arguments(parser: argparse.ArgumentParser, threads: int = 1) -> None:
+    """What every study of systems reads: data, file, kept models, seeds and threads."""
+    parser.add_argument("--train", required=True, help="Parquet file to train on")
+    parser.add_argument("--val", required=True, help="Parquet file to measure on")
+    parser.add_argument("--out", required=True, help="JSON file to write, continued if it is there")
+    parser.add_argument("--keep", type=Path, help="folder for trained models, to measure them again")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each system (%(default)s)")
+    parser.add_argument("--threads", type=int, default=threads, help="CPU threads (%(default)s)")
 
 
 def fingerprint(trainer: type[Trainer], config: TrainConfig, examples: Examples) -> str:
