@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import integrate
+from scipy.linalg import hadamard
 from synthetic import CLASSES, DIM, SIZE, WordEmbedder, draw_shape, mask_of
 from torch.nn import functional as F
 
@@ -147,6 +148,8 @@ def test_class_codes_are_the_corners_of_a_simplex(count):
     assert (codes.abs() == 1).all()  # so unit RMS, and exact in half precision
     distances = torch.pdist(codes)
     assert (distances == distances[0]).all() and distances[0] > 0
+    size = 1 << max(1, (count - 1).bit_length())  # scipy's is Sylvester's matrix, too
+    assert np.array_equal(codes, hadamard(size)[:count, 1:])
 
 
 def test_palette_colours_differ():

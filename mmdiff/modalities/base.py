@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 
@@ -206,7 +205,10 @@ def class_codes(num_classes: int) -> Tensor:
     They are rows of Sylvester's Hadamard matrix without its constant column, the corners of a simplex.
     """
     size = 1 << max(1, (num_classes - 1).bit_length())
-    return torch.from_numpy(hadamard(size, dtype=np.float32)[:num_classes, 1:].copy())
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    return matrix[:num_classes, 1:].clone()
 
 
 def palette(num_classes: int) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import gammaln, logsumexp
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,9 +21,9 @@ def vmf_log_normaliser(dim: int, kappa: float) -> float:
     """log C of the von Mises-Fisher density C exp(kappa mu.x) on the unit sphere of ``dim`` dimensions."""
     order = dim / 2 - 1
     # The power series of the Bessel function I_order, in logarithms: at order 500 I itself underflows.
-    m = np.arange(int(kappa) + 200)
-    series = (2 * m + order) * math.log(kappa / 2) - gammaln(m + 1) - gammaln(m + order + 1)
-    return order * math.log(kappa) - dim / 2 * math.log(2 * math.pi) - float(logsumexp(series))
+    m = torch.arange(int(kappa) + 200, dtype=torch.float64)
+    series = (2 * m + order) * math.log(kappa / 2) - torch.lgamma(m + 1) - torch.lgamma(m + order + 1)
+    return order * math.log(kappa) - dim / 2 * math.log(2 * math.pi) - series.logsumexp(0).item()
 
 
 class EmbeddingModality(Modality):
