@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 from importlib.util import find_spec
 
@@ -238,7 +237,7 @@ def interrupted(monkeypatch, step: int, number: int) -> None:
     def draw_and_stop(*arguments):
         calls.append(arguments)
         if len(calls) == step:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return draw(*arguments)
 
     monkeypatch.setattr(module, "draw_crops", draw_and_stop)

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -419,7 +418,7 @@ def test_a_broken_state_is_never_saved(examples, tmp_path, monkeypatch, log_ever
 def test_a_signal_stops_cleanly(examples, tmp_path, monkeypatch, number):
     trainer = make_trainer(examples)
     handler = signal.getsignal(number)
-    after_step(trainer, 3, lambda _: os.kill(os.getpid(), number), monkeypatch)
+    after_step(trainer, 3, lambda _: signal.raise_signal(number), monkeypatch)
     assert run(trainer, None, tmp_path, math.inf, 100) == "a signal"
     assert signal.getsignal(number) is handler
     resumed = make_trainer(examples)

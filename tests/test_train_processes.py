@@ -173,7 +173,7 @@ def meet_trouble(place: Path, processes: Processes) -> None:
     def spoilt(*inputs):
         factor = math.nan if processes.rank == 1 and trainer.step == 1 else 1
         if processes.rank == 1 and trainer.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return {name: value * factor for name, value in losses(*inputs).items()}
 
     training.training_losses = spoilt
