@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
 from app.export.lettering import wrapped, write  # noqa: E402
-from app.run.defaults import ANCHOR, from_nothing  # noqa: E402
+from app.run.defaults import ANCHOR, follow_scale, from_nothing  # noqa: E402
 from app.run.history import picture_of  # noqa: E402
 from app.run.service import Service  # noqa: E402
 from app.run.showcase import FOLDER, STEPS, Example, Scene, play  # noqa: E402
@@ -62,7 +62,7 @@ def generated(service: Service, seed: int) -> Iterator[Example]:
     classes = specs[name].classes if name else ()
     for k in range(PICTURES):
         title = classes[k * len(classes) // PICTURES] if name else f"Picture {k + 1}"
-        how = {"given": {name: title}, "guidance_scale": 2.0} if name else from_nothing(specs)
+        how = {"given": {name: title}, "guidance_scale": follow_scale(specs)} if name else from_nothing(specs)
         record = service.run(Request(wanted=(ANCHOR,), steps=STEPS, seed=seed + k, **how))
         yield Example(title, picture_of(record.last, specs[ANCHOR], 0), True)
 

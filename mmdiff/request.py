@@ -143,7 +143,7 @@ class Request:
         if self.leads is None:
             return None
         leads = checked_leads(self.leads, tuple(modalities))
-        if not _have_levels(modalities) and any(leads.values()):
+        if not have_levels(modalities) and any(leads.values()):
             raise ValueError("this checkpoint decides its modalities together; leave leads out.")
         return leads
 
@@ -196,7 +196,7 @@ class Request:
     def check_guidance(self, modalities: Mapping[str, Modality], limits: Limits = NO_LIMITS) -> None:
         """Raises ValueError if a scale is out of range, or a name cannot be guided or sampled first."""
         anchor = next(iter(modalities))
-        has_levels = _have_levels(modalities)
+        has_levels = have_levels(modalities)
         if has_levels and self.sample_first:
             raise ValueError(
                 f"sample_first is for checkpoints without leads; use leads={{{self.sample_first[0]!r}: 1.0}}."
@@ -259,7 +259,7 @@ class Change:
         return Change(int(self.after), request._with_conditions_checked(modalities, limits))
 
 
-def _have_levels(modalities: Mapping[str, Modality]) -> bool:
+def have_levels(modalities: Mapping[str, Modality]) -> bool:
     """Whether a request may set leads, and guide what is generated."""
     return all(modality.lead is not None for modality in modalities.values())
 

@@ -8,7 +8,7 @@ from synthetic import lively_model, tiny_config
 
 from app.controls.form import Form
 from app.controls.leads import LeadControls
-from app.run.defaults import first_sampled, from_nothing
+from app.run.defaults import FOLLOWED, LED, from_nothing
 from app.run.service import Service
 from app.task import TASKS
 from app.ui import build_demo
@@ -25,10 +25,13 @@ def service(tmp_path_factory) -> Service:
     return Service.from_checkpoint(folder, precision="float32")
 
 
-def test_nothing_is_sampled_first_where_leads_decide(service):
-    assert first_sampled(service.modalities) is None
-    assert from_nothing(service.modalities) == {"guidance_scale": {}}
+def test_a_photo_from_nothing_follows_its_label(service):
+    assert from_nothing(service.modalities) == {"guidance_scale": {"label": LED}}
+    assert from_nothing(service.modalities, 1) == {"guidance_scale": {}}
+    older = FakePipeline(modalities=("image", "label")).modalities
+    assert from_nothing(older) == {"guidance_scale": {"label": FOLLOWED}, "sample_first": ("label",)}
     assert service.example.finished and service.filled.finished
+    assert service.example.request.guidance_scale == {"label": LED}
 
 
 def test_a_run_has_the_leads_of_its_request(service):
@@ -75,6 +78,23 @@ def test_leads_come_back_from_the_controls_as_they_were(leads):
     form = form_of(LEADS)
     asked = Request(wanted=tuple(LEVEL), leads=None if leads is None else LEVEL | leads, seed=3)
     assert form.read(*filled(form, asked)).leads == asked.leads
+
+
+def test_what_is_given_or_followed_guides_models_with_levels_at_first():
+    sampling = form_of(LEADS).sampling
+    assert [slider.value for slider in sampling.guidance] == [1, LED, LED, LED]
+    assert sampling.followed.value == LED
+    older = form_of(None).sampling
+    assert [slider.value for slider in older.guidance] == [1, 1, 1, 1]
+    assert older.followed.value == FOLLOWED
+
+
+def test_the_guidance_of_a_photo_from_nothing_comes_back_from_the_controls():
+    form = form_of(LEADS)
+    asked = Request(wanted=tuple(LEVEL), guidance_scale={"label": 2.5}, seed=3)
+    assert form.read(*filled(form, asked)).guidance_scale == {"label": 2.5}
+    asked = Request(wanted=tuple(LEVEL), guidance_scale={}, seed=3)
+    assert form.read(*filled(form, asked)).guidance_scale == {}
 
 
 def test_the_model_decides_at_first_and_a_moved_slider_counts():

@@ -182,6 +182,7 @@ def test_what_each_task_gives_and_generates(examples):
         ([], ("image", "mask", "label"), {"label": 2.0}),
         (["image"], ("image",), {"image": 1.0}),  # holes
         ([], ("image",), 1.0),  # likeness
+        ([], ("image", "label"), {"label": 2.0}),
     ]
 
 

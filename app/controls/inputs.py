@@ -28,6 +28,7 @@ from mmdiff.modalities import Modality
 # the page go through all of those.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 Upload = tuple[str | None, adapters.Size]  # path of a photo's file, if it is known, and its size
+PHOTO_FIRST = "Upload the photo first, then what belongs to it."
 HOLE_COLOUR = (242, 84, 45, 255)
 
 
@@ -163,8 +164,10 @@ class ImageInput(Input):
         hole = self.hole.over(photo.larger)
         return self._updates(photo.for_model, (path, photo.size), note, hole, gr.skip())
 
-    def _cut(self, percent: float, upload: Upload) -> tuple[Any, str, Any]:
+    def _cut(self, percent: float, upload: Upload | None) -> tuple[Any, str, Any]:
         """Another part of the same photo; the painted hole stays where it is."""
+        if not upload or not upload[0]:
+            return gr.skip(), PHOTO_FIRST, gr.skip()
         part = cut(upload[0], percent, self.file.GRADIO_CACHE)
         photo, note = _accepted(adapters.read_photo, part, self.size)
         return photo.for_model, note, self.hole.over(photo.larger)
@@ -173,7 +176,9 @@ class ImageInput(Input):
         hole = (gr.skip(), gr.skip()) if keep else (self.hole.update(None), "")
         return self._updates(None, None, "", *hole)
 
-    def _accept_hole(self, path: str, upload: Upload, percent: float) -> tuple[Any, str]:
+    def _accept_hole(self, path: str, upload: Upload | None, percent: float) -> tuple[Any, str]:
+        if not upload:
+            return gr.skip(), PHOTO_FIRST
         hole, note = _accepted(self._read_hole, path, upload[1], percent)
         return to_text(hole.cells) if hole else gr.skip(), note
 

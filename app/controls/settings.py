@@ -8,12 +8,21 @@ import gradio as gr
 
 from app.controls.inputs import QUIET
 from app.controls.leads import LeadControls
-from app.run.defaults import ANCHOR, FOLLOWED, LIMITS, MAX_SEED, first_sampled, from_nothing, guidable
+from app.run.defaults import (
+    ANCHOR,
+    LIMITS,
+    MAX_SEED,
+    follow_scale,
+    followed,
+    from_nothing,
+    guidable,
+    usual_scale,
+)
 from app.run.service import Service
 from app.task import GENERATE, GIVEN, Task
 from app.theme import html
 from app.wording import duration, escaped
-from mmdiff.request import SAMPLERS, Request, is_number
+from mmdiff.request import SAMPLERS, Request, have_levels, is_number
 
 
 class Start(NamedTuple):
@@ -51,15 +60,16 @@ class SamplingControls:
         self._service, self._task = service, task
         self._names = list(choices)
         # Inpainting follows the pixels around the hole, and a model without labels has nothing to follow.
-        self._first = None if task.inpaints else first_sampled(service.modalities)
+        self._first = None if task.inpaints else followed(service.modalities)
         self._start = FILLING if task.inpaints else PLAIN
-        scales = {name: self._start.guidance if name == ANCHOR else 1 for name in choices}
+        usual = usual_scale(service.modalities)
+        self._usual = {name: self._start.guidance if name == ANCHOR else usual for name in choices}
         self.steps = self._slider("steps", "Steps", 1, LIMITS.steps, self._start.steps)
         self.estimate = html("", elem_id=f"{task.name}-estimate", elem_classes="estimate")
         self._seed_row()
         self.leads = LeadControls(service.modalities, task.name)
         with gr.Accordion("Sampler, samples, guidance", open=False, elem_id=f"{task.name}-more"):
-            self._more(scales)
+            self._more()
         how = [self.steps, self.seed, self.keep, self.sampler, self.samples]
         self.components = [*how, self.followed, *self.guidance, *self.leads.components]
         self.leads.warns_of(self.sampler)
@@ -87,8 +97,8 @@ class SamplingControls:
         self.seed.input(None, None, self.keep, js="() => true", **QUIET)  # who types a seed wants it
         draw.click(new_seed, None, self.seed, **QUIET)
 
-    def _more(self, scales: Mapping[str, float]) -> None:
-        """Everything that few visitors change; the guidance of each modality is `scales` at first."""
+    def _more(self) -> None:
+        """Everything that few visitors change."""
         samplers = [(title, name) for name, title in SAMPLERS.items()]
         looks = {"label": "Sampler", "filterable": False, "elem_id": f"{self._task.name}-sampler"}
         self.sampler = gr.Dropdown(samplers, value=self._start.sampler, **looks)
@@ -99,10 +109,11 @@ class SamplingControls:
             html(GUIDANCE)
             self.guidance = [
                 self._slider(f"{name}-guidance", name.capitalize(), 0, most, scale, 0.5)
-                for name, scale in scales.items()
+                for name, scale in self._usual.items()
             ]
         with gr.Column(elem_classes="following", visible=self._first is not None):
-            self.followed = self._slider("followed", f"Follow the {self._first}", 0, most, FOLLOWED, 0.5)
+            scale = follow_scale(self._service.modalities)
+            self.followed = self._slider("followed", f"Follow the {self._first}", 0, most, scale, 0.5)
             html(FOLLOWING.format(name=escaped(self._first)))
 
     def _slider(
@@ -172,12 +183,13 @@ class SamplingControls:
             missing: names of modalities that are given, too, but whose values are still to be added.
         """
         scales, given = request.scales(), (*request.given, *missing)
-        followed = scales.get(self._first, 1) if self._first in request.sample_first else 1
+        follows = have_levels(self._service.modalities) or self._first in request.sample_first
+        scale = scales.get(self._first, 1) if follows else 1
         how = [request.steps, request.seed, True, request.sampler, request.num_samples]
         return [
             *how,
-            followed if self._follows(given, request.wanted) else gr.skip(),
-            *(scales.get(n, 1) if n in given else 1 for n in self._names),
+            scale if self._follows(given, request.wanted) else gr.skip(),
+            *(scales.get(n, 1) if n in given else self._usual[n] for n in self._names),
             *self.leads.show(request.leads),
         ]
 

@@ -4,30 +4,44 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmdiff.modalities import Modality
-from mmdiff.request import Limits
+from mmdiff.request import Limits, have_levels
 
 ANCHOR = "image"  # name of the modality that can have holes
 MAX_SEED = 2**31 - 1  # of seeds that are drawn; the limit is larger by the samples that count up from it
 LIMITS = Limits(steps=100, num_samples=8, guidance_scale=10.0, seed=MAX_SEED + 8)
 MAX_SIDE = 1024  # pixels of a photo for the embedding, which settings files hold
 FOLLOWED = 2.0  # guidance by the label that a photo from nothing follows
+# Guidance by what is given, and by the label of a photo from nothing, of models with levels: without it their
+# photos are washed out and often of another class than their label.
+LED = 3.0
 
 
-def first_sampled(modalities: Mapping[str, Modality]) -> str | None:
-    """Name of the modality that is sampled first where nothing is given.
+def usual_scale(modalities: Mapping[str, Modality]) -> float:
+    """Guidance by a modality that is given, at first."""
+    return LED if have_levels(modalities) else 1.0
 
-    None if the model has none, or has leads, by which it decides what is first.
+
+def followed(modalities: Mapping[str, Modality]) -> str | None:
+    """Name of the modality that a photo from nothing follows; None if the model has none."""
+    return next((name for name, spec in modalities.items() if spec.drawable), None)
+
+
+def follow_scale(modalities: Mapping[str, Modality]) -> float:
+    """Guidance by a label whose photo is made, whether it is given or not, at first."""
+    return LED if have_levels(modalities) else FOLLOWED
+
+
+def from_nothing(modalities: Mapping[str, Modality], scale: float | None = None) -> dict[str, Any]:
+    """Fields of a `Request` with nothing given: all else follows one modality, by `follow_scale` if None.
+
+    Models without levels sample that one first; others guide it while it is made.
     """
-    drawable = (name for name, spec in modalities.items() if spec.drawable and spec.lead is None)
-    return next(drawable, None)
-
-
-def from_nothing(modalities: Mapping[str, Modality], scale: float = FOLLOWED) -> dict[str, Any]:
-    """Fields of a `Request` with nothing given: one modality is sampled first, and all else follows it."""
-    name = first_sampled(modalities)
+    name = followed(modalities)
+    scale = follow_scale(modalities) if scale is None else scale
     if name is None or scale == 1:
         return {"guidance_scale": {}}
-    return {"guidance_scale": {name: scale}, "sample_first": (name,)}
+    first = {} if have_levels(modalities) else {"sample_first": (name,)}
+    return {"guidance_scale": {name: scale}} | first
 
 
 def guidable(given: Collection[str], wanted: Collection[str]) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from app.pictures import data_uri
-from app.run.defaults import ANCHOR, from_nothing
+from app.run.defaults import ANCHOR, from_nothing, guidable, usual_scale
 from app.run.history import Frame, Record, picture_of
 from app.run.service import Service
 from mmdiff.images import square
@@ -87,8 +87,9 @@ def play(service: Service, pins: Sequence[str], seed: int, tries: int = 1) -> It
     last, specs = None, service.modalities
     for number, pin in enumerate(pins):
         given = {pin: _value(last, specs[pin])} if pin and last else {}
-        guided = {} if given else from_nothing(specs)
         wanted = tuple(name for name in specs if name not in given)
+        scales = dict.fromkeys(guidable(given, wanted), usual_scale(specs))
+        guided = {"guidance_scale": scales} if given else from_nothing(specs)
         how = {"steps": STEPS, "seed": seed + number * tries}
         record = service.run(Request(given, wanted, num_samples=tries, **how, **guided))
         best = max(range(tries), key=lambda k: _agreement(service, record, k)) if tries > 1 else 0

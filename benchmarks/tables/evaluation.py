@@ -53,6 +53,8 @@ PHOTOS: tuple[Metric, ...] = (
     ("Holes ({}): LPIPS, less is better", "holes.*.lpips", ".3f", TELEA, NAVIER_STOKES),
     ("Photos from nothing: precision by AlexNet", "likeness.generated.precision", ".2f", PRECISION),
     ("Photos from nothing: recall by AlexNet", "likeness.generated.recall", ".2f", RECALL),
+    ("The label followed: precision by AlexNet", "likeness.following_label.precision", ".2f", PRECISION),
+    ("The label followed: recall by AlexNet", "likeness.following_label.recall", ".2f", RECALL),
     ("Photos from nothing: distance to nearest training photo", "copies.distance", ".3f", UNSEEN),
     ("… to the nearest unseen photo", "copies.distance_to_unseen_photos", ".3f", AS_MANY),
 )
@@ -139,7 +141,8 @@ def _title(tasks: Results) -> str:
     """Files of one checkpoint with other settings have other titles."""
     if set(tasks) == {"holes"}:
         return "Holes"
-    return "The label followed" if "joint_following_label" in tasks else "Photos, masks and labels"
+    followed = {"joint", "joint_following_label"}
+    return "The label followed" if set(tasks) == followed else "Photos, masks and labels"
 
 
 def _rows(results: Results, metrics: Sequence[Metric]) -> Iterator[tuple[str, ...]]:

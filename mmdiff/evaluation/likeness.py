@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmdiff.evaluation.evaluation import Evaluation, Outcome
 from mmdiff.evaluation.perceptual import LAYERS, NO_TORCHMETRICS, alexnet, in_batches
-from mmdiff.evaluation.skip import Skip
+from mmdiff.evaluation.skip import Skip, or_reason
 
 NEIGHBOURS = 3  # pictures are near a picture within the distance of its third nearest neighbour
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of intensities in [0, 1], as AlexNet was trained
@@ -76,7 +76,10 @@ def _radii(features: Tensor, neighbours: int) -> Tensor:
 
 
 def likeness(ev: Evaluation) -> Outcome:
-    """Generated photos against unseen real ones, beside training photos against the same."""
+    """Generated photos against unseen real ones, beside training photos against the same.
+
+    "following_label" are photos from nothing that follow their label, with the settings' guidance.
+    """
     features = load_features(ev.pipe.device)
     rows = ev.drawn(ev.rows_with("image"))
     if len(rows) <= NEIGHBOURS:
@@ -85,6 +88,10 @@ def likeness(ev: Evaluation) -> Outcome:
     figures: dict = {"n": len(rows)}
     out = ev.sample("likeness", ["image"], len(rows))["image"]
     compared = {"generated": out}
+    guided = or_reason(ev.following_label)
+    if "skipped" not in guided:
+        out = ev.sample("likeness, following label", ["image", "label"], len(rows), **guided)["image"]
+        compared["following_label"] = out
     if ev.train_photos is not None:
         generator = torch.Generator().manual_seed(ev.settings.seed)
         drawn = torch.randperm(len(ev.train_photos), generator=generator)[: len(rows)]

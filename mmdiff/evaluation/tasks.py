@@ -86,12 +86,8 @@ def joint(ev: Evaluation) -> Outcome:
 
 
 def joint_following_label(ev: Evaluation) -> Outcome:
-    """The same, where the label is sampled first and the rest follows it, guided."""
-    ev.require("label")
-    if ev.settings.guidance == 1:
-        raise Skip("guidance is 1, so nothing follows the label")
-    scale = {"label": ev.settings.guidance}
-    return _joint(ev, "joint following label", guidance_scale=scale, sample_first=("label",))
+    """The same, where the rest follows the label, guided."""
+    return _joint(ev, "joint following label", **ev.following_label())
 
 
 def _joint(ev: Evaluation, title: str, **options: Any) -> Outcome:
