@@ -1,11 +1,13 @@
 """The part of a photo that is not square."""
 
+import gradio as gr
 import numpy as np
 import pytest
-from fakes import photo
+from fakes import FakePipeline, photo
 from PIL import Image
 
 from app.controls.crop import MIDDLE, cut, ends, is_like
+from app.controls.inputs import PHOTO_FIRST, ImageInput
 
 
 @pytest.mark.parametrize("size", [(120, 60), (60, 120)])
@@ -44,3 +46,11 @@ def test_any_kind_of_picture_is_cut(tmp_path, mode):
 
 def test_the_ends_have_names():
     assert ends((2, 1)) == ("left", "right") and ends((1, 2)) == ("top", "bottom")
+
+
+def test_a_hole_or_another_part_of_no_photo_is_explained(tmp_path):
+    photo((20, 20)).save(tmp_path / "hole.png")
+    with gr.Blocks():
+        image = ImageInput(FakePipeline().modalities["image"], "task")
+    assert image._accept_hole(tmp_path / "hole.png", None, MIDDLE) == (gr.skip(), PHOTO_FIRST)
+    assert image._cut(20, None) == image._cut(20, (None, (9, 5))) == (gr.skip(), PHOTO_FIRST, gr.skip())

@@ -421,7 +421,7 @@ def test_the_hole_is_kept_for_the_next_photo_unless_unticked(visitor, photo_file
     assert np.array_equal(visitor.desk.given["image"].value, other)
     visitor.page.locator("#desk-image-keep-hole input").uncheck()
     visitor.page.click("#desk-image-other")
-    visitor.page.locator("#desk-image-file input[type=file]").wait_for(state="attached")
+    visitor.canvas("image").wait_for(state="hidden")
     visitor.with_photo(photo_file)
     assert visitor.given("image").known_pixels is None
     assert not visitor.seen("image").any()
