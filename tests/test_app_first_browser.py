@@ -270,7 +270,7 @@ def test_every_tab_has_a_live_mode_that_keeps_the_seed_and_refines_what_rests(vi
     switch_on(visitor)
     visitor.status("Live")
     assert visitor.shown() == f"live-{task}" and visitor.find("seed", "input").input_value() == "7"
-    assert f"seed 7 · {FILLING.sampler if task == 'fill_in' else PLAIN.sampler}" in refined(visitor)
+    assert f"seed 7 · {'Ancestral' if task == 'fill_in' else 'DDIM'}" in refined(visitor)
     steps = FILLING.steps if task == "fill_in" else PLAIN.steps
     asked = [(call.steps, call.seed) for call in pipe.calls[calls:]]
     assert set(asked) == {(FEW["steps"], 7), (steps, 7)} and asked[-1][0] == steps

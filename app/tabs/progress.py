@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from app.run.history import Track
 from app.run.service import Waiting
 from app.wording import duration, listed, status, steps_of
+from mmdiff.request import SAMPLERS
 
 
 def waiting(event: Waiting) -> str:
@@ -33,7 +34,7 @@ def summary(begun: Sequence[Track], note: str = "") -> str:
         counts = list(dict.fromkeys(str(run.record.request.steps) for run in begun))
         steps = steps_of(record.request.steps) if len(counts) == 1 else f"{listed(counts)} steps"
         text = f"<b>Done</b> in {duration(record.seconds)} · {steps}"
-    text += f" · seed {request.seed} · {request.sampler}"
+    text += f" · seed {request.seed} · {SAMPLERS[request.sampler].partition(',')[0]}"
     return status(f"{text}. {note}" if note else text, _share(begun))
 
 

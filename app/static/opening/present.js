@@ -49,7 +49,7 @@
     caption.innerHTML = '<b></b><span></span><small></small>';
     nav.innerHTML = `<button type="button" data-go="-1" aria-label="Previous">${icon('m10 3-5 5 5 5')}</button>`
       + `<button type="button" data-go="1" aria-label="Next">${icon('m6 3 5 5-5 5')}</button>`
-      + `<button type="button" data-go="0" aria-label="Leave (Esc)">${icon('m4 4 8 8M12 4l-8 8')}</button>`;
+      + `<button type="button" data-go="0">Leave <kbd>Esc</kbd></button>`;
     node.append(tiles, caption, nav);
     return node;
   }
