@@ -111,6 +111,8 @@ def test_the_segmenter_measures_pictures_made_from_masks(examples):
     got = evaluate(ev, ["image_from_mask"])["image_from_mask"]
     assert got["segmenter"] == got["segmenter_on_photos"]  # the oracle's pictures are the photos
     assert got["segmenter"]["miou"] > 0.9
+    together = evaluate(ev, ["joint"])["joint"]["segmenter"]
+    assert together["miou"] == pytest.approx(got["segmenter"]["miou"], abs=0.05)
     strange = ByRule()
     strange.classes = ("cat", "dog")
     ev = Evaluation(Oracle(specs(), examples), examples, settings(), segmenter=strange)

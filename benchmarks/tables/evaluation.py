@@ -49,6 +49,8 @@ PHOTOS: tuple[Metric, ...] = (
     ("The label followed: that classifier agrees", "joint_following_label.judge_agreement", ".1%", *JUDGED),
     ("… labels that occurred there", "joint_following_label.distinct_labels", "d"),
     ("Photo and mask together: their IoU", "joint.mask_rule_iou", ".4f", RULE),
+    ("Photo and mask together: mean IoU by a U-Net", "joint.segmenter.miou_pooled", ".4f", U_NET),
+    ("The label followed: mean IoU by a U-Net", "joint_following_label.segmenter.miou_pooled", ".4f", U_NET),
     ("Holes ({}): PSNR inside, dB", "holes.*.psnr", ".2f", HIDDEN, FLAT, TELEA_PSNR),
     ("Holes ({}): LPIPS, less is better", "holes.*.lpips", ".3f", TELEA, NAVIER_STOKES),
     ("Photos from nothing: precision by AlexNet", "likeness.generated.precision", ".2f", PRECISION),

@@ -106,6 +106,8 @@ def _joint(ev: Evaluation, title: str, **options: Any) -> Outcome:
     if "mask" in wanted:
         panels.append(ev.coloured(out["mask"]))
         figures["mask_rule_iou"] = or_reason(lambda: mean(ev.rule_ious(out["image"], out["mask"])))
+        if ev.segmenter is not None:
+            figures["segmenter"] = or_reason(lambda: ev.mask_figures(ev.segment(out["image"]), out["mask"]))
     return Outcome(figures, panels, captions)
 
 
