@@ -120,10 +120,19 @@ def comparisons(results: Results) -> Report:
     return Report(tables, f"{about} {_how_compared(results)}")
 
 
+def _repeated(seeds: Sequence[int]) -> str:
+    """What the numbers of a table are over, if its rows have so many runs."""
+    low, high = min(seeds), max(seeds)
+    if high == 1:
+        return "One run each."
+    if low == high:
+        return f"Mean ± standard deviation over {high} seeds."
+    return f"Mean ± standard deviation over up to {high} seeds; rows without ± are one run."
+
+
 def ablations(results: Results) -> Report:
     """`benchmarks/ablations.py`: a row for every variant, mean and spread over seeds."""
-    seeds = max(len(variant["runs"]) for variant in results["variants"].values())
-    repeated = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One run each."
+    repeated = _repeated([len(variant["runs"]) for variant in results["variants"].values()])
     optim, evaluation = results["config"]["optim"], results["evaluation"]
     note = (
         f"{repeated} {_size(results, 'Models')}, {optim['images']:,} images each in batches of "
