@@ -21,7 +21,7 @@ from app.wording import duration, status
 from mmdiff.request import Request
 
 FEW: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m", "num_samples": 1}
-FEW_WITH_LEADS = 8  # steps where the photo begins late
+FEW_WITH_LEADS = 6  # steps where the photo begins late; guided, they take as long as 8 without guidance
 TOLD = "<b>Live</b> · {steps} steps in {time} · seed {seed} · a full run follows when you pause"
 STROKE = "[values[0], mmdiffLive.stroke]"
 MARK = "(on) => document.querySelector('#{name}-live').closest('.workbench').toggleAttribute('data-live', on)"
