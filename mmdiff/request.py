@@ -264,6 +264,15 @@ def have_levels(modalities: Mapping[str, Modality]) -> bool:
     return all(modality.lead is not None for modality in modalities.values())
 
 
+def following(name: str, scale: float, modalities: Mapping[str, Modality]) -> dict[str, Any]:
+    """Fields of a `Request` in which all else follows a modality that is generated, guided with ``scale``.
+
+    Models without levels sample it first; others are guided by it while it is made.
+    """
+    first = {} if have_levels(modalities) else {"sample_first": (name,)}
+    return {"guidance_scale": {name: scale}} | first
+
+
 def _names(what: str, names: object) -> tuple[Any, ...]:
     """Names of modalities: of several or of one; None is none."""
     if names is None or isinstance(names, str):

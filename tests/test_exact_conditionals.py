@@ -12,7 +12,6 @@ from mmdiff.schedule import NoiseSchedule
 
 torch.set_num_threads(1)
 
-SIZES = {"image": 2, "mask": 1, "label": 1}
 WHERE = {"image": [0, 1], "mask": [2], "label": [3]}
 ROOT = torch.tensor(
     [[1.0, 0.0, 0.0, 0.0], [0.6, 0.7, 0.0, 0.0], [0.5, -0.4, 0.6, 0.0], [-0.3, 0.5, 0.4, 0.6]],

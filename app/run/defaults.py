@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmdiff.modalities import Modality
-from mmdiff.request import Limits, have_levels
+from mmdiff.request import Limits, following, have_levels
 
 ANCHOR = "image"  # name of the modality that can have holes
 MAX_SEED = 2**31 - 1  # of seeds that are drawn; the limit is larger by the samples that count up from it
@@ -32,16 +32,12 @@ def follow_scale(modalities: Mapping[str, Modality]) -> float:
 
 
 def from_nothing(modalities: Mapping[str, Modality], scale: float | None = None) -> dict[str, Any]:
-    """Fields of a `Request` with nothing given: all else follows one modality, by `follow_scale` if None.
-
-    Models without levels sample that one first; others guide it while it is made.
-    """
+    """Fields of a `Request` with nothing given: all else follows one modality, by `follow_scale` if None."""
     name = followed(modalities)
     scale = follow_scale(modalities) if scale is None else scale
     if name is None or scale == 1:
         return {"guidance_scale": {}}
-    first = {} if have_levels(modalities) else {"sample_first": (name,)}
-    return {"guidance_scale": {name: scale}} | first
+    return following(name, scale, modalities)
 
 
 def guidable(given: Collection[str], wanted: Collection[str]) -> list[str]:

@@ -22,7 +22,7 @@ from mmdiff.evaluation.skip import Skip
 from mmdiff.images import to_uint8
 from mmdiff.modalities.mask import VOID
 from mmdiff.pipeline import Pipeline
-from mmdiff.request import Request, have_levels
+from mmdiff.request import Request, following
 
 RULE_MIN_IOU = 0.95  # on real photos; below it the white-background rule does not describe the data
 GALLERY = 400  # embeddings that a query is looked up among
@@ -155,15 +155,11 @@ class Evaluation:
         return self.sample(title, ["image"], count, given, guidance_scale=self.settings.guidance)["image"]
 
     def following_label(self) -> dict[str, Any]:
-        """Fields of a request in which all else follows the generated label, with the settings' guidance.
-
-        Models without levels sample it first. Raises `Skip` where there is no label or no guidance.
-        """
+        """`following` the generated label with the settings' guidance; `Skip` without a label or guidance."""
         self.require("label")
         if self.settings.guidance == 1:
             raise Skip("guidance is 1, so nothing follows the label")
-        first = () if have_levels(self.pipe.modalities) else ("label",)
-        return {"guidance_scale": {"label": self.settings.guidance}, "sample_first": first}
+        return following("label", self.settings.guidance, self.pipe.modalities)
 
     def inpaint(
         self, title: str, wanted: Sequence[str], given: Mapping[str, Tensor], known_pixels: Tensor

@@ -8,13 +8,14 @@ number of pictures, so every figure stands beside that of two sets of real photo
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from mmdiff.evaluation.evaluation import Evaluation, Outcome
 from mmdiff.evaluation.perceptual import LAYERS, NO_TORCHMETRICS, alexnet, in_batches
-from mmdiff.evaluation.skip import Skip, or_reason
+from mmdiff.evaluation.skip import Skip
 
 NEIGHBOURS = 3  # pictures are near a picture within the distance of its third nearest neighbour
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of intensities in [0, 1], as AlexNet was trained
@@ -88,8 +89,8 @@ def likeness(ev: Evaluation) -> Outcome:
     figures: dict = {"n": len(rows)}
     out = ev.sample("likeness", ["image"], len(rows))["image"]
     compared = {"generated": out}
-    guided = or_reason(ev.following_label)
-    if "skipped" not in guided:
+    with suppress(Skip):
+        guided = ev.following_label()
         out = ev.sample("likeness, following label", ["image", "label"], len(rows), **guided)["image"]
         compared["following_label"] = out
     if ev.train_photos is not None:
