@@ -14,6 +14,8 @@ from mmdiff.pipeline import Pipeline
 
 CACHE = tempfile.TemporaryDirectory(prefix="mmdiff-tests-")
 os.environ.setdefault("HF_DATASETS_CACHE", CACHE.name)  # takes effect where `datasets` is imported, later
+# Gradio names files by their contents and deletes those of a page that ends: not those of another process.
+os.environ["GRADIO_TEMP_DIR"] = os.path.join(CACHE.name, "gradio")
 torch.set_num_threads(1)
 
 

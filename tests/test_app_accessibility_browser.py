@@ -70,9 +70,10 @@ def test_a_group_of_radio_buttons_is_one_stop_and_arrows_choose(visit):  # noqa:
     visitor.plan("Creates image, label and embedding from noise alone")
 
 
-def test_run_keeps_the_focus_and_the_end_is_announced(visit, pipe):  # noqa: F811
+def test_run_keeps_the_focus_and_the_end_is_announced(visit, pipe, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(pipe, "step_seconds", 0.05)  # it is to go on while it is asked for once more
     visitor = visit("image_label")
-    visitor.find("steps", "input[type=number]").fill("100")  # it is to go on while it is asked for once more
+    visitor.find("steps", "input[type=number]").fill("100")
     visitor.page.keyboard.press("Tab")
     visitor.find("run").focus()
     visitor.page.keyboard.press("Enter")
