@@ -5,8 +5,10 @@
 
 Of the labels and of the masks a share is kept, the rest is taken away; all photos stay. Ours learns from all
 of them and what is kept, a classifier and a U-Net from the photos whose annotations were kept, with strong
-augmentation, for equally many steps whatever the share. A smaller share is a part of a larger one. Captions
-name species, so the model has no words here: they would tell it the labels that were taken away.
+augmentation, for equally many steps whatever the share. Ours sees annotated photos more often than their
+number, as `data.balance` does it, or it would hardly meet one in a hundred. A smaller share is a part of a
+larger one. Captions name classes, so the model has no words here: they would tell it the labels that were
+taken away.
 """
 
 from __future__ import annotations
@@ -59,22 +61,28 @@ from mmdiff.training.trainer import Trainer
 
 READ = ("label", "mask")  # modalities whose annotations become scarce
 SHARES = (0.01, 0.05, 0.2, 1.0)
+BALANCE = 0.5  # photos with as many annotations are seen as often as the square root of their number
 
 
 def thinned(examples: Examples, share: float) -> Examples:
-    """The examples with that share of the labels and of the masks, at least one of each."""
+    """The examples with that share of the labels and of the masks, at least one of each.
+
+    Their sources are what is left of their annotations.
+    """
     present = dict(examples.present)
     for name in READ:
         rows = present[name].nonzero()[:, 0]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         kept = rows[order[: max(1, round(share * len(rows)))]]
         present[name] = torch.zeros_like(present[name]).index_fill(0, kept, True)
-    return dataclasses.replace(examples, present=present)
+    left = torch.stack([present[name] for name in READ], dim=1).tolist()
+    return dataclasses.replace(examples, present=present, sources=[f"{READ}: {has}" for has in left])
 
 
-def without_words(config: TrainConfig) -> TrainConfig:
-    """The configuration without embeddings."""
+def balanced_without_words(config: TrainConfig) -> TrainConfig:
+    """The configuration without embeddings, in which annotated photos are seen more often."""
     modalities = tuple(m for m in config.model.modalities if m.kind != "embedding")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, balance=BALANCE))
     return model_with(modalities=modalities, embedder="")(config)
 
 
@@ -103,7 +111,7 @@ def named(system: str, share: float) -> str:
 def variants(shares: Sequence[float], steps: int) -> dict[str, Scarce]:
     """Both systems at every share."""
     return {
-        named(system, share): Scarce(without_words, share=share, steps=steps * (system == READERS))
+        named(system, share): Scarce(balanced_without_words, share=share, steps=steps * (system == READERS))
         for share in shares
         for system in (OURS, READERS)
     }

@@ -1,11 +1,13 @@
 """Annotations are taken away as said; both systems are trained, measured on the same photos and compared."""
 
+import numpy as np
 import pytest
 import torch
 from synthetic import CLASSES, mask_of, read_shapes, tiny_train_config
 
 from benchmarks import scarce, study
 from benchmarks.report import build
+from mmdiff.data.examples import balanced
 from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline
@@ -31,6 +33,17 @@ def test_a_smaller_share_is_a_part_of_a_larger_one(examples):
         for less, more in zip(kept, kept[1:], strict=False):
             assert not (less[name] & ~more[name]).any()
     assert all(torch.equal(one["image"], examples.present["image"]) for one in kept)
+
+
+def test_annotated_photos_are_seen_as_often_as_the_square_root_of_their_number(examples):
+    thin = scarce.thinned(examples, 0.1)
+    weights = balanced(thin.sources, scarce.BALANCE)
+    names = np.array(thin.sources)
+    shares = {name: weights[names == name].sum() for name in set(thin.sources)}
+    roots = {name: (names == name).sum() ** 0.5 for name in shares}
+    assert len(shares) > 1
+    for name, share in shares.items():
+        assert share == pytest.approx(roots[name] / sum(roots.values()))
 
 
 def test_readers_see_the_central_squares_of_what_was_kept(examples, base):
