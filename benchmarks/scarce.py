@@ -5,10 +5,9 @@
 
 Of the labels and of the masks a share is kept, the rest is taken away; all photos stay. Ours learns from all
 of them and what is kept, a classifier and a U-Net from the photos whose annotations were kept, with strong
-augmentation, for equally many steps whatever the share. Ours sees annotated photos more often than their
-number, as `data.balance` does it, or it would hardly meet one in a hundred. A smaller share is a part of a
-larger one. Captions name classes, so the model has no words here: they would tell it the labels that were
-taken away.
+augmentation, for equally many steps whatever the share. Half of the photos that ours sees are annotated
+ones (`data.balance`), or it would hardly meet one in a hundred. A smaller share is a part of a larger one.
+Captions name classes, so the model has no words here: they would tell it the labels that were taken away.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ from mmdiff.training.trainer import Trainer
 
 READ = ("label", "mask")  # modalities whose annotations become scarce
 SHARES = (0.01, 0.05, 0.2, 1.0)
-BALANCE = 0.5  # photos with as many annotations are seen as often as the square root of their number
+BALANCE = 0.0  # half of the photos that ours sees have annotations, however few these are
 
 
 def thinned(examples: Examples, share: float) -> Examples:
