@@ -1,7 +1,7 @@
 """Do the losses of the modalities pull the shared network the same way, and how hard does each pull?
 
-    python benchmarks/gradients.py configs/evidence-scenes.toml --train data/scenes/train.parquet \
-        --out docs/results/scenes-gradients.json
+    python benchmarks/gradients.py configs/orchard-small.toml --train data/orchard/train.parquet \
+        --images 40000 --out docs/results/orchard-gradients.json
 
 While a model is trained from scratch, the gradient of each weighted loss term is measured now and then: its
 norm in the parameters that all modalities share, and its cosine with the gradient of the photos' terms. A
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", help="training configuration, such as configs/evidence-scenes.toml")
+    parser.add_argument("config", help="training configuration, such as configs/orchard-small.toml")
     parser.add_argument("--train", required=True, help="Parquet file to train on")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")

@@ -27,7 +27,6 @@ BLOCK = re.compile(
 )
 # key that only the results of one script have -> its report
 BUILDERS: dict[str, Callable[[Results], Report]] = {
-    "comparisons": studies.comparisons,
     "question": questions.answers,
     "scarce": studies.scarce,
     "passes": costs.efficiency,

@@ -295,4 +295,4 @@ def test_the_command(shapes, tmp_path, capsys):
     with pytest.raises(SystemExit, match="no system segmenter"):
         evidence.main([*arguments, "--systems", "segmenter"])
     with pytest.raises(SystemExit, match="first edition"):
-        evidence.main(["configs/evidence-scenes.toml", *arguments[1:]])
+        evidence.main(["configs/scenes.toml", *arguments[1:]])

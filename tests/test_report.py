@@ -7,7 +7,6 @@ import pytest
 from benchmarks import report
 from benchmarks.report import build
 from benchmarks.tables.evaluation import Report, Table
-from benchmarks.tables.studies import SYSTEMS
 
 SETTINGS = {"steps": 5, "sampler": "ddim", "guidance": 1.0}
 
@@ -55,9 +54,9 @@ def test_a_changed_number_is_noticed(project):
         ('{"tasks": 3}', "instead of a group"),
         ('{"tasks": {"label_from_image": {"top1": "good"}}}', "“tasks.label_from_image.top1”"),
         ('{"tasks": {"label_from_image": {"top1": 0.5}}, "examples": []}', "“examples”"),
-        ('{"comparisons": {"a": {}}, "variants": {}}', "KeyError"),
-        ('{"comparisons": {"a": {}}, "variants": {}, "config": {}, "evaluation": {}}', "ValueError"),
-        ('{"comparisons": {"a": {}}, "variants": {"ours": {"runs": {}}}}', "ZeroDivisionError"),
+        ('{"question": "?", "variants": {}}', "KeyError"),
+        ('{"question": "?", "variants": {}, "config": {"model": {}}, "evaluation": {}}', "IndexError"),
+        ('{"question": "?", "variants": {"ours": {"figures": {}, "runs": {}}}}', "ZeroDivisionError"),
     ],
 )
 def test_a_damaged_file_is_named(project, text, words):
@@ -165,16 +164,6 @@ def test_brief_reports_leave_details_out_and_all_leave_empty_tables_out():
     )
     assert "main" in shown.to_markdown(brief=True) and "more" not in shown.to_markdown(brief=True)
     assert "more" in shown.to_markdown() and "empty" not in shown.to_markdown()
-
-
-def test_a_comparison_says_what_was_compared():
-    for name in ("evidence-orchard", "evidence-scenes", "evidence-scenes-remedies"):
-        found = json.loads((report.ROOT / report.FOLDER / f"{name}.json").read_text())
-        assert "\nSmall models, not the shipped checkpoint, each trained" in build(found).to_markdown()
-    systems = json.loads((report.ROOT / report.FOLDER / "evidence-scenes.json").read_text())["variants"]
-    text = (report.ROOT / "docs/evidence.md").read_text()
-    for name in systems:  # the table of systems that stands in the text is the one of the report
-        assert f"| {name} | {SYSTEMS[name]} |" in text
 
 
 def test_variants_stand_beside_each_other_at_half_of_the_time_and_all_of_it():

@@ -117,7 +117,8 @@ def measured(checkpoint: str, docs: Path = ROOT / "docs") -> str:
     """What docs/*.md show of a checkpoint, as Markdown: all but the main tables folded, the comparisons last.
 
     `benchmarks/report.py` writes the tables into blocks: NAME and NAME-* are of the checkpoint NAME, and
-    evidence-NAME* compare small models trained on its data. A sentence stands for what is missing.
+    evidence-* compare small models to put the method to the test, whatever checkpoint is shown. A sentence
+    stands for what is missing.
     """
     sections, problems, commands = {}, [], []
     for path in sorted(docs.glob("*.md")):
@@ -130,7 +131,7 @@ def measured(checkpoint: str, docs: Path = ROOT / "docs") -> str:
             continue
         commands += COMMAND.findall(page)
         for block in TABLES.finditer(page):
-            if re.fullmatch(rf"(evidence-)?{re.escape(checkpoint)}(-.+)?", block["name"]):
+            if re.fullmatch(rf"evidence-.+|{re.escape(checkpoint)}(-.+)?", block["name"]):
                 title = (HEADING.findall(page, 0, block.start()) or [block["name"]])[-1]
                 tables = block["tables"] or "`python benchmarks/report.py` has not made these tables yet.\n"
                 sections[block["name"]] = title, f"{tables}\nFrom docs/{path.name}."
