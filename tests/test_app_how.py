@@ -182,6 +182,14 @@ def test_what_a_model_lacks_is_faint_and_its_tabs_are_not_listed():
     assert "<b>Image</b>: the clean picture" in page and "likeliest class of every pixel" not in page
 
 
+def test_a_model_with_levels_is_told_these_and_no_flags():
+    with_flags, with_levels = (
+        how_it_works._picture(FakePipeline(64, leads=leads).modalities) for leads in (None, {"label": 0.5})
+    )
+    assert with_flags.count("flags: wanted") == 2 and "level" not in with_flags
+    assert with_levels.count("a level of each") == 2 and "flag" not in with_levels
+
+
 def test_a_second_modality_of_a_form_is_explained_with_the_first():
     specs = FakePipeline(64, modalities=("image",)).modalities
     depth = SimpleNamespace(name="depth", kind="depth", form="picture", classes=(), shape=(1, 8, 8))

@@ -13,6 +13,7 @@ from app.run.service import Service
 from app.task import TASKS
 from app.theme import html
 from app.wording import escaped, listed
+from mmdiff.request import have_levels
 
 NAME, TITLE = "how_it_works", "How it works"
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,19 @@ TABLES = re.compile(r"<!-- results (?P<name>[\w-]+) -->\n(?P<tables>.*?)<!-- end
 COMMAND = re.compile(r"(?:^|`)(python (?:\\\n|[^\n`])+)", re.MULTILINE)  # goes on after a \ at a line's end
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
+# What the denoiser is told of noise and roles, by whether the model has levels.
+TOLD = {
+    False: {
+        "noise": "time t",
+        "roles": "flags: wanted, given or ignored",
+        "told": "the time t, a flag for each modality",
+    },
+    True: {
+        "noise": "a level of each: how clean it is",
+        "roles": "highest: given, lowest: ignored",
+        "told": "the level of each modality",
+    },
+}
 TAKEAWAY = (
     "It learned to clean up noise in {names} together. So whatever you already have, it completes the rest."
 )
@@ -84,7 +98,7 @@ def _picture(specs: Mapping[str, Any]) -> str:
     sizes: dict[str, str] = {}
     for spec in specs.values():
         sizes.setdefault(DRAWN[spec.form], _size(spec))  # the first of a form is drawn
-    texts = {name: escaped(sizes.get(name, "absent")) for name in DRAWN.values()}
+    texts = {name: escaped(sizes.get(name, "absent")) for name in DRAWN.values()} | TOLD[have_levels(specs)]
     pictures = "".join(Template(path.read_text(encoding="utf-8")).substitute(texts) for path in PICTURES)
     lacking = "".join(f" without-{name}" for name in DRAWN.values() if name not in sizes)
     return f'<div class="architecture{lacking}">{pictures}</div>'
