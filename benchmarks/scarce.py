@@ -5,9 +5,10 @@
 
 Of the labels and of the masks a share is kept, the rest is taken away; all photos stay. Ours learns from all
 of them and what is kept, a classifier and a U-Net from the photos whose annotations were kept, with strong
-augmentation, for equally many steps whatever the share. Half of the photos that ours sees are annotated
-ones (`data.balance`), or it would hardly meet one in a hundred. A smaller share is a part of a larger one.
-Captions name classes, so the model has no words here: they would tell it the labels that were taken away.
+augmentation, for equally many steps whatever the share. Ours sees photos with both annotations, with either
+and with none equally often (`data.balance`), or it would hardly meet one in a hundred. A smaller share is a
+part of a larger one. Captions name classes, so the model has no words here: they would tell it the labels
+that were taken away.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from mmdiff.training.trainer import Trainer
 
 READ = ("label", "mask")  # modalities whose annotations become scarce
 SHARES = (0.01, 0.05, 0.2, 1.0)
-BALANCE = 0.0  # half of the photos that ours sees have annotations, however few these are
+BALANCE = 0.0  # photos are seen equally often by what is left of their annotations, however few have as much
 
 
 def thinned(examples: Examples, share: float) -> Examples:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from benchmarks.tables.evaluation import Report, Results, Table, look_up
 
 Column = tuple[str, str, str]  # text, name of the figure, format
 
-READING: tuple[Column, ...] = (
+CHOICES: tuple[Column, ...] = (
     ("mask: mean IoU", "mask_iou", ".3f"),
     ("mask: pixels right", "pixel_accuracy", ".1%"),
     ("label: top-1", "label_top1", ".1%"),
@@ -16,8 +14,9 @@ READING: tuple[Column, ...] = (
     ("label: ECE", "label_ece", ".3f"),
     ("embedding: cosine", "embedding_cosine", ".3f"),
     ("embedding: recall@5", "embedding_recall@5", ".1%"),
-)
-MAKING: tuple[Column, ...] = (
+    ("holes: gain over mean fill (dB)", "hole_gain", ".2f"),
+    ("holes: LPIPS", "hole_lpips", ".3f"),
+    ("holes: SSIM", "hole_ssim", ".3f"),
     ("precision", "precision", ".3f"),
     ("recall", "recall", ".3f"),
     ("Fréchet distance", "frechet", ".2f"),
@@ -25,19 +24,13 @@ MAKING: tuple[Column, ...] = (
     ("photo from label: judge agrees", "judge_from_label", ".1%"),
     ("photo and label together: judge agrees", "judge_joint", ".1%"),
 )
-CHOICES: tuple[Column, ...] = (
-    *READING,
-    ("holes: gain over mean fill (dB)", "hole_gain", ".2f"),
-    ("holes: LPIPS", "hole_lpips", ".3f"),
-    ("holes: SSIM", "hole_ssim", ".3f"),
-    *MAKING,
-)
 OURS = "ours"
 READERS = "readers alone"  # a classifier and a U-Net
 
 
-def _repeated(seeds: Sequence[int]) -> str:
-    """What the numbers of a table are over, if its rows have so many runs."""
+def _repeated(variants: Results) -> str:
+    """What the numbers of a table are over, whose rows are these variants."""
+    seeds = [len(entry["runs"]) for entry in variants.values()]
     low, high = min(seeds), max(seeds)
     if high == 1:
         return "One run each."
@@ -48,14 +41,14 @@ def _repeated(seeds: Sequence[int]) -> str:
 
 def ablations(results: Results) -> Report:
     """`benchmarks/ablations.py`: a row for every variant, mean and spread over seeds."""
-    repeated = _repeated([len(variant["runs"]) for variant in results["variants"].values()])
+    repeated = _repeated(results["variants"])
     optim, evaluation = results["config"]["optim"], results["evaluation"]
     note = (
         f"{repeated} {_size(results, 'Models')}, {optim['images']:,} images each in batches of "
         f"{optim['batch_size']}; {evaluation['limit']} validation examples, {evaluation['steps']} sampling "
-        f"steps. {_judge(results)}"
+        f"steps. The judge names {results['photos_judged']:.1%} of the real photos correctly."
     )
-    return Report((_variants("The variants", "Variant", results, CHOICES),), note)
+    return Report((_variants(results["variants"]),), note)
 
 
 def scarce_system(system: str, share: str) -> str:
@@ -79,7 +72,7 @@ def scarce(results: Results) -> Report:
             rows.append((share, *(f"{value:{form}}" for value in means), words))
         head = ("Annotations kept", "Ours", "A reader alone", "Difference (95 % interval)")
         tables.append(Table(f"Read from validation photos, {title}", head, rows))
-    repeated = _repeated([len(variant["runs"]) for variant in results["variants"].values()])
+    repeated = _repeated(results["variants"])
     note = (
         f"{repeated} Intervals are over photos and seeds. {_size(results, 'Ours')}, "
         f"{results['config']['optim']['images']:,} images; readers for {results['reader_steps']:,} steps."
@@ -102,20 +95,19 @@ def gradients(results: Results) -> Report:
     return Report((Table("Gradients of the losses", head, rows),), note)
 
 
-def _variants(title: str, first: str, results: Results, columns: Sequence[Column]) -> Table:
+def _variants(variants: Results) -> Table:
     """A row for every variant with one of the figures, a column for every figure that one of them has."""
-    variants = results["variants"]
-    rows = {name: _cells(entry, columns, len(entry["runs"])) for name, entry in variants.items()}
+    rows = {name: _cells(entry, len(entry["runs"])) for name, entry in variants.items()}
     rows = {name: cells for name, cells in rows.items() if set(cells) != {"–"}}
-    used = [k for k in range(len(columns)) if any(cells[k] != "–" for cells in rows.values())]
-    head = (first, *(columns[k][0] for k in used))
-    return Table(title, head, [(name, *(cells[k] for k in used)) for name, cells in rows.items()])
+    used = [k for k in range(len(CHOICES)) if any(cells[k] != "–" for cells in rows.values())]
+    head = ("Variant", *(CHOICES[k][0] for k in used))
+    return Table("The variants", head, [(name, *(cells[k] for k in used)) for name, cells in rows.items()])
 
 
-def _cells(entry: Results, columns: Sequence[Column], seeds: int) -> list[str]:
+def _cells(entry: Results, seeds: int) -> list[str]:
     """Mean of each figure, ± its standard deviation if there are several seeds; – where there is none."""
     cells = []
-    for _, figure, form in columns:
+    for _, figure, form in CHOICES:
         value = look_up(entry, f"figures.{figure}")
         spread = f" ± {value['std']:{form}}" if value and seeds > 1 else ""
         cells.append(f"{value['mean']:{form}}{spread}" if value else "–")
@@ -125,7 +117,3 @@ def _cells(entry: Results, columns: Sequence[Column], seeds: int) -> list[str]:
 def _size(results: Results, what: str) -> str:
     model = results["config"]["model"]
     return f"{what} of {model['image_size']} px, width {model['width']} and {model['depth']} blocks"
-
-
-def _judge(results: Results) -> str:
-    return f"The judge names {results['photos_judged']:.1%} of the real photos correctly."
