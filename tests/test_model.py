@@ -10,6 +10,7 @@ from synthetic import CLASSES, lively_model, tiny_config
 
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
+from mmdiff.request import Request
 from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN
 
 torch.set_num_threads(1)
@@ -196,8 +197,26 @@ def test_a_generated_modality_can_be_guided(pipe):
 
 
 def test_guidance_of_what_is_not_decided_does_nothing(pipe):
-    """While the label is at LEVEL_MIN, with and without it are the same."""
+    """While the label is at LEVEL_MIN, with and without it are the same, also where guidance acts."""
     steps = [
         list(pipe.stream(steps=20, leads={"image": 2.0}, guidance_scale=s)) for s in ({}, {"label": 5.0})
     ]
-    np.testing.assert_array_equal(steps[0][2].x_hat["image"], steps[1][2].x_hat["image"])
+    assert pipe.schedule.num_steps / 2 == steps[0][10].t
+    for k, alike in ((10, True), (19, False)):
+        images = [run[k].x_hat["image"] for run in steps]
+        assert np.array_equal(*images) == alike
+
+
+def test_guidance_acts_in_the_middle_of_a_run_alone(pipe):
+    """At .9 and 1 of T, and at .1, the network is not asked for the branch without the label."""
+    label = torch.tensor([1])
+    plain, guided = (
+        pipe.run_batch(Request({"label": label}, ("image",), steps=10, guidance_scale=s), [0])
+        for s in (1.0, 4.0)
+    )
+    calls = []
+    for k in range(10):
+        calls.append(len(guided._member.queries()))
+        after = [run._member.advance(pipe.model.answer(run._member.queries())) for run in (plain, guided)]
+        assert torch.equal(after[0].z, after[1].z) == (k < 2)
+    assert calls == [1, 1, *[2] * 7, 1]

@@ -13,7 +13,7 @@ MAX_SIDE = 1024  # pixels of a photo for the embedding, which settings files hol
 FOLLOWED = 2.0  # guidance by the label that a photo from nothing follows
 # Guidance by what is given, and by the label of a photo from nothing, of models with levels: without it their
 # photos are washed out and often of another class than their label.
-LED = 3.0
+LED = 4.0
 
 
 def usual_scale(modalities: Mapping[str, Modality]) -> float:

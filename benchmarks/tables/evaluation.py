@@ -34,6 +34,8 @@ SEARCH_CHANCE = ("chance", "tasks.embedding_from_image.chance@5")
 CAPTIONED = ("the captions’ own photos", "tasks.image_from_text.photos.cosine")
 REAL_COLOUR = ("captions of real photos", "tasks.prompts.photos.colour")
 RECOLOURED = ("real photos in such colours", "tasks.prompts.recoloured_photos.kind")
+TWO_COLOURS = ("real photos of such captions", "tasks.two_colours.photos.both")
+OTHER_COLOURS = ("of another text", "tasks.two_colours.another_text.both")
 
 PHOTOS: tuple[Metric, ...] = (
     ("Mask from photo: IoU of “{}”", "mask_from_image.iou.*", ".4f"),
@@ -64,6 +66,8 @@ WORDS: tuple[Metric, ...] = (
     ("Embedding from photo: cosine", "embedding_from_image.cosine", ".3f", OTHERS),
     ("… its own among the 5 nearest", "embedding_from_image.recall@5", ".1%", SEARCH_CHANCE, SEARCHED),
     ("Photo from caption: cosine of embeddings", "image_from_text.generated.cosine", ".3f", CAPTIONED),
+    ("Photo from text of two colours: has both", "two_colours.both", ".1%", TWO_COLOURS, OTHER_COLOURS),
+    ("… has each of them", "two_colours.each", ".1%"),
     ("Photo from text: in the colour of the text", "prompts.overall.colour", ".1%", REAL_COLOUR),
     ("… colour and kind often together in training", "prompts.common.colour", ".1%"),
     ("… rarely or never together in training", "prompts.rare.colour", ".1%"),

@@ -28,6 +28,7 @@ class FirstEdition(MultiModalDiffusion):
     """
 
     has_levels = False
+    guided_times = (0.0, 1.0)
 
     def _make_network(self, sizes: Mapping[str, int]) -> None:
         config = self.config

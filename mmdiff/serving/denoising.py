@@ -106,7 +106,7 @@ class Denoising:
         return self._index == len(self._times) - 1
 
     def queries(self) -> list[Call]:
-        """The calls of the network for the next step: with all that is given, then the guidance branches."""
+        """The calls of the network for the next step: with all that is given, then its guidance branches."""
         self._began = self._began or time.perf_counter()
         if self._changes and self._changes[0].after == self._index:
             request = self._changes.pop(0).request
@@ -115,7 +115,7 @@ class Denoising:
             self._sampled = {n: v for n, v in self._sampled.items() if n in request.sample_first}
         if self._can_sample_first():
             self._sample_first()
-        seen = [self._conditioning, *self._branches]
+        seen = [self._conditioning, *(self._branches if self._is_guided() else ())]
         return [self._model.call_at(self._schedule, self._z, self._t, own) for own in seen]
 
     @torch.no_grad()
@@ -138,6 +138,11 @@ class Denoising:
         ends = {KNOWN: LEVEL_MAX, ABSENT: LEVEL_MIN}
         flags = self._conditioning.flags[0].tolist()  # the same for all samples
         return {n: ends.get(flag, levels[n]) for n, flag in zip(self._model.names, flags, strict=True)}
+
+    def _is_guided(self) -> bool:
+        """Whether guidance acts at this time of the run."""
+        first, last = self._model.guided_times
+        return first <= self._t / self._schedule.num_steps <= last
 
     def _branch(
         self, conditional: Encodings, other: Encodings, guided: tuple[tuple[str, ...], float]
