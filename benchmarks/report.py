@@ -32,6 +32,7 @@ BUILDERS: dict[str, Callable[[Results], Report]] = {
     "passes": costs.efficiency,
     "variants": studies.ablations,
     "gradients": studies.gradients,
+    "noise_levels": studies.noise_levels,
     "engine_against_bare_loop": costs.engine,
     "share_of_matmul": costs.training,
     "runs": costs.equal_time,

@@ -59,7 +59,7 @@ def evaluate(
             each |= {f"{name}/{key}": values for key, values in outcome.each.items()}
         if grids is not None and outcome.panels:
             grids.mkdir(parents=True, exist_ok=True)
-            draw_grid(outcome).save(grids / f"{name}.png")
+            draw_grid(outcome).save(grids / f"{name}.webp", quality=85)
     return results
 
 

@@ -274,7 +274,7 @@ def test_the_command_writes_json_grids_and_a_table(parquet, tmp_path, monkeypatc
     }
     for task, count in panels.items():
         rows = 7 if task in ("mask_from_image", "label_from_image", "image_from_mask", "holes") else 8
-        assert PIL.open(tmp_path / "grids" / f"{task}.png").size == (
+        assert PIL.open(tmp_path / "grids" / f"{task}.webp").size == (
             8 * (2 * SIZE * count + 4),
             rows * (2 * SIZE + 14),
         )

@@ -95,6 +95,20 @@ def gradients(results: Results) -> Report:
     return Report((Table("Gradients of the losses", head, rows),), note)
 
 
+def noise_levels(results: Results) -> Report:
+    """`benchmarks/noise_levels.py`: a row for every level."""
+    columns = {"wiener": "Best linear denoiser", "network": "Network", "with_label": "… given the label"}
+    points = results["noise_levels"]
+    used = [key for key in columns if key in points[0]]
+    rows = [(f"{point['level']:g}", *(f"{point[key]:.3f}" for key in used)) for point in points]
+    note = (
+        f"Mean squared error of each number of the encodings of {results['examples']} photos of "
+        f"{results['data']}. Level: log signal-to-noise ratio."
+    )
+    head = ("Level", *(columns[key] for key in used))
+    return Report((Table("What is left of the noise", head, rows),), note)
+
+
 def _variants(variants: Results) -> Table:
     """A row for every variant with one of the figures, a column for every figure that one of them has."""
     rows = {name: _cells(entry, len(entry["runs"])) for name, entry in variants.items()}

@@ -1,0 +1,155 @@
+"""How much noise does the network remove from photos at each level, beside the best linear denoiser?
+
+    python benchmarks/noise_levels.py checkpoints/butterflies --data data/butterflies/val.parquet \
+        --train data/butterflies/train.parquet --out docs/results/butterflies-levels.json
+
+The linear one is the Wiener filter of the training photos' mean and covariance. Where the network is hardly
+better, it knows little about photos beyond these: under much noise that is their shapes, under little their
+detail. Photos alone are noisy; all else is ignored, or the label is given as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.study import CPU, command
+from mmdiff.data.augment import draw_batch
+from mmdiff.data.examples import Examples
+from mmdiff.device import fast_bfloat16
+from mmdiff.evaluate import read_examples
+from mmdiff.pipeline import Pipeline
+from mmdiff.schedule import LEVEL_MIN
+
+LEVELS = (-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+BATCH = 64
+LEAST = 1e-4  # variance along a direction in which the training photos hardly differ
+
+
+def precise() -> Any:
+    """The precision that models compute in here."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16(CPU))
+
+
+@dataclass(frozen=True)
+class Wiener:
+    """The linear denoiser with the least mean squared error: mean (D,), variances (D,) along axes (D, D)."""
+
+    mean: Tensor
+    variances: Tensor
+    axes: Tensor
+
+    @classmethod
+    def fitted(cls, clean: Tensor) -> Wiener:
+        """To clean encodings (n, D)."""
+        mean = clean.mean(0)
+        variances, axes = torch.linalg.eigh(torch.cov((clean - mean).T, correction=0))
+        return cls(mean, variances.clamp(min=LEAST), axes)
+
+    def __call__(self, noisy: Tensor, level: float) -> Tensor:
+        """What is expected of the clean encodings given noisy ones (n, D), of log-SNR ``level``."""
+        signal = 1 / (1 + math.exp(-level))
+        gain = math.sqrt(signal) * self.variances / (signal * self.variances + 1 - signal)
+        return self.mean + (noisy - math.sqrt(signal) * self.mean) @ self.axes * gain @ self.axes.T
+
+
+def photos(pipe: Pipeline, examples: Examples) -> Tensor:
+    """All photos, (n, 3, H, W) in [-1, 1]."""
+    rows = torch.arange(len(examples))
+    return draw_batch(examples, pipe.modalities, rows, None, flip=False)[0][pipe.model.anchor]
+
+
+@torch.no_grad()
+def encoded(pipe: Pipeline, photos: Tensor) -> Tensor:
+    """Encodings of photos (n, 3, H, W): (n, C, h, w)."""
+    anchor, parts = pipe.modalities[pipe.model.anchor], []
+    for chunk in photos.split(BATCH):
+        with precise():
+            parts.append(anchor.encode(chunk).float())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def denoised(pipe: Pipeline, noisy: Tensor, level: float, labels: Tensor | None = None) -> Tensor:
+    """The network's clean encodings of noisy ones (n, C, h, w); labels (n,) given, all else ignored."""
+    model, parts = pipe.model, []
+    for rows in torch.arange(len(noisy)).split(BATCH):
+        seen = model.nothing_given(len(rows), pipe.device, (model.anchor,))
+        if labels is not None:
+            seen = model.giving(seen, {"label": labels[rows]})
+        levels = torch.full((len(rows), len(model.names)), LEVEL_MIN)
+        levels[:, 0] = level
+        with precise():
+            raw = model(model.channels.place(model.anchor, noisy[rows]), levels, seen)
+            clean = model.clean_encodings(raw, seen)[model.anchor]
+        parts.append(model.channels.take(model.anchor, clean).float())
+    return torch.cat(parts)
+
+
+def compare(pipe: Pipeline, train: Tensor, clean: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    """Mean squared errors by level, of validation encodings (n, C, h, w) under the same noise."""
+    wiener = Wiener.fitted(train.flatten(1))
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    rows = []
+    for level in LEVELS:
+        signal = 1 / (1 + math.exp(-level))
+        noisy = math.sqrt(signal) * clean + math.sqrt(1 - signal) * noise
+        found = {
+            "wiener": wiener(noisy.flatten(1), level).view_as(clean),
+            "network": denoised(pipe, noisy, level),
+        }
+        if labels is not None:
+            found["with_label"] = denoised(pipe, noisy, level, labels)
+        errors = {name: (x - clean).square().mean().item() for name, x in found.items()}
+        rows.append({"level": level} | {name: round(error, 4) for name, error in errors.items()})
+    return {"examples": len(clean), "noise_levels": rows}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    try:
+        report = run(args) | {"command": command("noise_levels", arguments)}
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Load what the arguments name and compare. Raises ValueError for what cannot be used."""
+    pipe = Pipeline.from_pretrained(args.checkpoint, device="cpu")
+    if not pipe.model.has_levels:
+        raise ValueError(f"{args.checkpoint} is of the first edition; give a model with levels.")
+    train, val = (read_examples(path, pipe) for path in (args.train, args.data))
+    labels = None
+    if "label" in pipe.modalities:
+        val = val.take(val.present["label"].nonzero()[:, 0])
+        labels = val.stored["label"].long()
+    seen = photos(pipe, train)
+    seen = torch.cat([seen, seen.flip(-1)])  # as in training
+    found = compare(pipe, encoded(pipe, seen), encoded(pipe, photos(pipe, val)), labels)
+    return {"checkpoint": Path(args.checkpoint).name, "data": Path(args.data).name} | found
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="folder of a model with levels")
+    parser.add_argument("--data", required=True, help="Parquet file to measure on")
+    parser.add_argument("--train", required=True, help="Parquet file that the model was trained on")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
