@@ -16,7 +16,7 @@ from app.export import settings_file
 from app.run.defaults import ANCHOR
 from app.run.history import Record, picture_of
 from app.run.service import Service
-from app.tabs.run_panel import MAX_RUNS, address_of
+from app.run.visitors import MAX_RUNS, address_of
 from mmdiff.modalities import Modality
 from mmdiff.request import Request, is_whole
 

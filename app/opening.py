@@ -12,6 +12,7 @@ from starlette.routing import Route
 from app.run.defaults import MAX_SEED
 from app.run.service import Service
 from app.run.showcase import folder_of, play, recorded
+from app.run.visitors import address_of
 from app.wording import escaped, gloss, glossed, listed
 from mmdiff.modalities import Modality
 
@@ -82,7 +83,7 @@ def routes(services: Sequence[Service]) -> list[Route]:
         names = list(service.modalities)
         pins = ["", names[int(seed) % len(names)]]
         try:
-            return JSONResponse(list(play(service, pins, int(seed))))
+            return JSONResponse(list(play(service, pins, int(seed), owner=address_of(visit))))
         except ValueError as error:  # too many are waiting
             return JSONResponse({"detail": str(error)}, 503)
 

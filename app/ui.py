@@ -21,9 +21,10 @@ from app.first_paint import FirstPaint
 from app.guard import Guard
 from app.knowledge import knowledge
 from app.run.service import Service
+from app.run.visitors import MAX_RUNS
 from app.sessions import DescribedOnce
 from app.tabs import how_it_works
-from app.tabs.run_panel import MAX_RUNS, RunPanel
+from app.tabs.run_panel import RunPanel
 from app.tabs.tab import build_tab
 from app.task import TASKS
 from app.wording import escaped, listed

@@ -174,8 +174,8 @@ def _real(ev: Evaluation, name: str) -> dict[str, Tensor]:
 
 def scores(ev: Evaluation, predicted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of each photo whether its label is right, and the mean IoU of its mask: name -> (n,)."""
-    masks, classes = _real(ev, "mask")["mask"], len(ev.pipe.modalities["mask"].classes)
-    overlap = metrics.iou(metrics.confusion(predicted["mask"], masks, classes))
+    counts, kept = ev.mask_counts(predicted["mask"], _real(ev, "mask")["mask"])
+    overlap = metrics.iou(counts)[:, kept]
     return {
         "label_top1": (predicted["label"].argmax(1) == _real(ev, "label")["label"]).double(),
         "mask_iou": overlap.nanmean(1),

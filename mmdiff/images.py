@@ -125,6 +125,12 @@ def warn(notes: tuple[str, ...]) -> None:
         warnings.warn(note, stacklevel=3)
 
 
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor of any device and precision as an array; fractions become float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
 def _with_warnings(picture: Picture) -> Image.Image:
     warn(picture.notes)
     return picture.image
@@ -135,8 +141,7 @@ def _opened(value: Any, what: str) -> Image.Image:
     if value is None:
         raise ValueError(f"no {what} was given; give a picture, an array or the path of a file.")
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
+        value = to_numpy(value)
     if isinstance(value, np.ndarray):
         return Image.fromarray(_checked_array(value, what))
     if isinstance(value, Image.Image):

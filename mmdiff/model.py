@@ -29,9 +29,9 @@ class MultiModalDiffusion(nn.Module):
     """
 
     has_levels = True  # a request may set leads, and guide what is generated
-    # Shares of T between which guidance acts. Earlier it makes samples alike, later it only costs a call of
-    # the network (Kynkäänniemi et al. 2024).
-    guided_times = (0.2, 0.8)
+    # Levels of the photo between which guidance acts: above, the photo is decided; below, guidance makes
+    # shapes that are alike and unlike any photo's (Kynkäänniemi et al. 2024).
+    guided_levels = (-3.0, 2.0)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -44,6 +44,16 @@ def test_what_is_pinned_comes_from_the_scene_before(service):
     assert json.loads(json.dumps(first)) == first
 
 
+def test_runs_are_those_of_the_visitor_who_asks(service, monkeypatch):
+    """So that nobody's scenes keep all others waiting."""
+    owners, stream = [], service.stream
+    monkeypatch.setattr(
+        service, "stream", lambda record, owner="": owners.append(owner) or stream(record, owner=owner)
+    )
+    list(showcase.play(service, ["", "label"], seed=4, owner="10.0.0.7"))
+    assert owners == ["10.0.0.7"] * 2
+
+
 def test_the_noise_is_that_of_the_forward_process(service):
     (scene,) = showcase.play(service, [""], seed=1)
     noise = scene["noise"]

@@ -46,6 +46,23 @@ def test_steps_before_a_change_stay_and_later_ones_follow_it(pipe, sampler):
     assert np.allclose(changed[-1].x_hat["label"], np.eye(len(changed[-1].x_hat["label"][0]))[2])
 
 
+def test_a_change_that_fails_is_made_when_it_is_tried_again(pipe, monkeypatch):
+    """As the engine does where a call for several runs fails."""
+    change = Change(2, Request({"label": torch.tensor([2])}, ("image",)))
+    request = Request(wanted=pipe.model.names, steps=4, changes=(change,))
+    plain, tried = (pipe.run_batch(request, [0])._member for _ in range(2))
+    for member in (plain, tried):
+        for _ in range(2):
+            member.advance(pipe.model.answer(member.queries()))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(
+            type(pipe.model), "encode", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory"))
+        )
+        tried.queries()
+    ends = [member.advance(pipe.model.answer(member.queries())).z for member in (plain, tried)]
+    assert torch.equal(*ends)
+
+
 def test_a_second_change_and_other_guidance_take_effect(pipe):
     first = Change(2, Request({"label": 2}))
     second = Change(4, Request({"label": 1}, guidance_scale={"label": 3.0}))

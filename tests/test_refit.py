@@ -1,12 +1,15 @@
 """Refitting a head: separable tokens are learned, only the head changes, errors say what is wrong."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from mmdiff.checkpoint import load_checkpoint, save_checkpoint
 from mmdiff.network.heads import GlobalHead
 from mmdiff.pipeline import Pipeline
-from mmdiff.training.refit import fit, main, refit
+from mmdiff.training.refit import TokenTap, fit, main, mixture_tokens, refit
 from tests.synthetic import lively_model, read_shapes, tiny_config, tiny_train_config
 
 
@@ -25,8 +28,10 @@ def test_fit_finds_the_classes_of_gaussian_tokens():
         assert F.cross_entropy(head(new), labels) < 0.25  # chance is 1.39
 
 
-def test_only_the_head_changes(shapes, embedder):
+@pytest.mark.parametrize("core", ["flags", "levels"])
+def test_only_the_head_changes(shapes, embedder, core):
     config = tiny_train_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, core=core))
     pipe = Pipeline(lively_model(config.model), torch.device("cpu"), embedder)
     before = {n: t.clone() for n, t in pipe.model.state_dict().items()}
     refit(pipe, read_shapes(shapes, config, embedder), "label", photos=16, mixture=8, seed=0)
@@ -36,9 +41,28 @@ def test_only_the_head_changes(shapes, embedder):
     assert all(t.isfinite().all() for t in after.values())
 
 
-def test_errors_say_what_cannot_be_fitted(tmp_path, shapes, embedder):
-    from mmdiff.checkpoint import save_checkpoint
+def test_photos_of_the_mixture_are_encoded_by_the_checkpoint(shapes, embedder, monkeypatch):
+    pipe = Pipeline(lively_model(tiny_config(core="levels")), torch.device("cpu"), embedder)
+    examples = read_shapes(shapes, tiny_train_config(), embedder)
+    image, encoded = pipe.model.modalities["image"], []
+    encode = image.encode
+    monkeypatch.setattr(image, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    tap = TokenTap(pipe.model.heads["label"].mlp)
+    tokens = mixture_tokens(pipe, examples, torch.arange(16), 0, tap)
+    assert tokens.shape == (16, pipe.model.config.width) and sum(encoded) == 16
 
+
+def test_the_command_writes_a_checkpoint(tmp_path, shapes, embedder, monkeypatch):
+    """Also where the pipeline would compute in bfloat16, on a copy of the model."""
+    monkeypatch.setattr("mmdiff.device.fast_bfloat16", lambda device: True)
+    save_checkpoint(lively_model(tiny_config(("image", "label"), core="levels")), tmp_path / "toy")
+    main([str(tmp_path / "toy"), "--train", str(shapes), "--out", str(tmp_path / "new"), "--photos", "16"])
+    before, after = (load_checkpoint(tmp_path / name).state_dict() for name in ("toy", "new"))
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed and all(n.startswith("heads.label.") for n in changed)
+
+
+def test_errors_say_what_cannot_be_fitted(tmp_path, shapes, embedder):
     config = tiny_train_config()
     examples = read_shapes(shapes, config, embedder)
     examples.present["label"][:] = False
@@ -52,8 +76,6 @@ def test_errors_say_what_cannot_be_fitted(tmp_path, shapes, embedder):
 
 
 def test_a_head_that_is_no_label_is_named(tmp_path, shapes):
-    from mmdiff.checkpoint import save_checkpoint
-
     save_checkpoint(lively_model(tiny_config(("image", "label"))), tmp_path / "toy")
     with pytest.raises(SystemExit, match="--head is 'mask'"):
         main(

@@ -247,6 +247,19 @@ def test_validation_is_repeatable_and_changes_nothing(examples):
     assert_equal(before, tensors_of(trainer))
 
 
+def test_validation_in_parts_is_that_of_the_whole(examples, monkeypatch):
+    """Every example counts the same, and every annotation of a rare modality, whatever the parts are."""
+    trainer, rare = make_trainer(examples), replace(examples, present=dict(examples.present))
+    rare.present["label"] = torch.arange(len(examples)) < 3
+    whole = trainer.draw(rare, torch.arange(len(rare)), trainer.generator(0), False)
+    monkeypatch.setattr(trainer, "draw", lambda _, rows, *__, **___: whole.take(slice(rows[0], rows[-1] + 1)))
+    found = []
+    for size in (len(examples), 5):
+        monkeypatch.setattr("mmdiff.training.trainer.VAL_BATCH", size)
+        found.append(trainer.validate(rare))
+    assert found[1] == pytest.approx(found[0], rel=1e-4) and found[0]["L2/label"] > 0
+
+
 # -- it resumes ----------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,14 @@ def test_every_photo_has_its_views_and_their_encodings(prepared):
     torch.testing.assert_close(train.stored[encoded_name("image")][:, 0].float(), own, rtol=0.05, atol=0.05)
 
 
+def test_photos_are_embedded_whole(prepared):
+    config, model, *_ = prepared
+    examples = load_examples(config.data.train, model, config, WordEmbedder())
+    assert examples.stored["image"].shape[-1] == 2 * SIZE
+    whole = WordEmbedder().embed_images(examples.stored["image"].float() / 127.5 - 1)
+    torch.testing.assert_close(examples.stored["embedding"][:, 0].float(), whole, atol=2e-3, rtol=0)
+
+
 def test_views_differ_and_masks_show_what_their_photos_show(prepared):
     _, _, train, _ = prepared
     photos, masks = train.stored["image"], train.stored["mask"]

@@ -70,7 +70,8 @@ class Timing:
         if not self._recent:
             return None
         inpaints, rows = request.inpaints(), request.rows()
-        nearest = min(self._recent, key=lambda seen: (seen[0] != inpaints, abs(seen[1] - rows)))
+        seen = list(self._recent)  # other threads learn meanwhile
+        nearest = min(seen, key=lambda kind: (kind[0] != inpaints, abs(kind[1] - rows)))
         return request.steps * median(self._recent[nearest]) * rows / nearest[1]
 
 
@@ -221,10 +222,10 @@ class Service:
         modalities = {n: spec for n, spec in self.modalities.items() if n in request.shown}
         return Record(request, self.name, modalities, self.describe, self.taught)
 
-    def run(self, request: Request) -> Record:
-        """The record of a whole run. Raises ValueError for a request that cannot be run."""
+    def run(self, request: Request, owner: str = "") -> Record:
+        """The record of a whole run for a visitor, see `stream`. Raises ValueError if it cannot be run."""
         record = self.record(request)
-        for _ in self.stream(record):
+        for _ in self.stream(record, owner=owner):
             pass
         record.complete()
         return record

@@ -77,12 +77,15 @@ def examples(service: Service) -> list[Example]:
     return found
 
 
-def play(service: Service, pins: Sequence[str], seed: int, tries: int = 1) -> Iterator[Scene]:
+def play(
+    service: Service, pins: Sequence[str], seed: int, tries: int = 1, owner: str = ""
+) -> Iterator[Scene]:
     """One scene after the other.
 
     Args:
         pins: of each scene the modality that is kept from the scene before it, "" for nothing.
         seed: of the first scene; each has its own. tries: seeds of which the best is taken, see `_agreement`.
+        owner: the visitor who asks for them.
     """
     last, specs = None, service.modalities
     for number, pin in enumerate(pins):
@@ -91,7 +94,7 @@ def play(service: Service, pins: Sequence[str], seed: int, tries: int = 1) -> It
         scales = dict.fromkeys(guidable(given, wanted), usual_scale(specs))
         guided = {"guidance_scale": scales} if given else from_nothing(specs)
         how = {"steps": STEPS, "seed": seed + number * tries}
-        record = service.run(Request(given, wanted, num_samples=tries, **how, **guided))
+        record = service.run(Request(given, wanted, num_samples=tries, **how, **guided), owner)
         best = max(range(tries), key=lambda k: _agreement(service, record, k)) if tries > 1 else 0
         last = _only(record.last, best)
         yield _scene(service, record, best)

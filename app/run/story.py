@@ -69,9 +69,8 @@ def _first(record: Record, specs: list[Modality], step: int, sample: int) -> str
 
 
 def _named(record: Record, specs: list[Modality], sample: int) -> str:
-    names = [f"the {spec.name}" for spec in specs]
-    labels = [_label(record, spec, sample) for spec in specs if spec.form == "class"]
-    return listed(names).replace("the label", f"the label ({labels[0]})") if labels else listed(names)
+    labels = {spec.name: f" ({_label(record, spec, sample)})" for spec in specs if spec.form == "class"}
+    return listed([f"the {spec.name}{labels.get(spec.name, '')}" for spec in specs])
 
 
 def _label(record: Record, spec: Modality, sample: int) -> str:

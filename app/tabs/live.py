@@ -15,7 +15,8 @@ from app.controls.inputs import QUIET
 from app.errors import explain
 from app.run.history import Track
 from app.run.service import Service, Waiting
-from app.tabs.run_panel import RunPanel, Updates, address_of
+from app.run.visitors import address_of
+from app.tabs.run_panel import RunPanel, Updates
 from app.tabs.watch import Watch
 from app.wording import duration, status
 from mmdiff.request import Request

@@ -22,6 +22,7 @@ from app.export.download import Downloads, check_kept
 from app.run.history import Frame, Track
 from app.run.player_data import Player
 from app.run.service import PREVIEW_SECONDS, Service, Waiting
+from app.run.visitors import MAX_RUNS, address_of
 from app.tabs.progress import progress, summary, waiting
 from app.tabs.watch import NoiseSwitch, Watch, anew
 from app.task import Task
@@ -29,7 +30,6 @@ from app.theme import html
 from app.wording import status
 from mmdiff.request import Change, Request, is_whole
 
-MAX_RUNS = 80  # at the same time; the step engine takes at most 64, and lets 12 more wait
 # A message costs Gradio and the browser about as much as a step costs the model, so there are no more of them
 # than an eye can use. Each repeats the frames of the last ones, as the browser may skip messages.
 REPEATED = 2
@@ -374,11 +374,6 @@ class RunPanel:
             self.run: gr.update(value="Running …" if going else "Run"),
             self.halt: gr.update(interactive=going),
         }
-
-
-def address_of(visitor: gr.Request) -> str:
-    """By which visitors are told apart; "" if it is not known."""
-    return getattr(getattr(visitor, "client", None), "host", "")
 
 
 @contextmanager

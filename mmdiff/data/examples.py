@@ -83,8 +83,9 @@ def add_embeddings(
         image: name of the photos' modality. size: pixels a side of their central part that is embedded.
         embedder: a `mmdiff.clip.ClipEmbedder`. batch: photos or texts embedded in one call.
     """
-    low = examples.margin // 2
-    photos = examples.stored[image][..., low : low + size, low : low + size].split(batch)
+    stored = examples.stored[image]
+    low = (stored.shape[-1] - size) // 2
+    photos = stored[..., low : low + size, low : low + size].split(batch)
     photo = torch.cat([embedder.embed_images(pixels.float() / 127.5 - 1).cpu() for pixels in photos])
     texts = sorted(set(examples.captions))
     vectors = [embedder.embed_texts(texts[i : i + batch]).cpu() for i in range(0, len(texts), batch)]

@@ -2,6 +2,7 @@
 ignored.
 """
 
+import math
 from collections.abc import Collection, Mapping
 
 import torch
@@ -28,7 +29,7 @@ class FirstEdition(MultiModalDiffusion):
     """
 
     has_levels = False
-    guided_times = (0.0, 1.0)
+    guided_levels = (-math.inf, math.inf)
 
     def _make_network(self, sizes: Mapping[str, int]) -> None:
         config = self.config

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdiff.images import open_photo, square, to_tensor
+from mmdiff.images import open_photo, square, to_numpy, to_tensor
 from mmdiff.modalities.base import Modality, checked_positive, spread
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
@@ -104,7 +104,7 @@ class EmbeddingModality(Modality):
 
     def parse(self, value: Any) -> Tensor:
         if isinstance(value, Tensor):
-            value = value.detach().float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
+            value = to_numpy(value)
         picture = isinstance(value, np.ndarray) and value.ndim > 1 and value.dtype == np.uint8
         if picture or isinstance(value, (str, Image.Image, Path, bytes)):
             return self._embed(value)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdiff.class_maps import VOID, read_class_map
-from mmdiff.images import cell_source, read, warn
+from mmdiff.images import cell_source, read, to_numpy, warn
 from mmdiff.modalities.base import Modality, checked_classes, class_codes, palette
 
 MOST_CLASSES = 256
@@ -104,7 +104,7 @@ class MaskModality(Modality):
         Raises ValueError if ``value`` is none, or of other classes.
         """
         if isinstance(value, Tensor):
-            value = value.detach().cpu().numpy() if not value.is_floating_point() else value.float().numpy()
+            value = to_numpy(value)
         if isinstance(value, np.ndarray) and (value.ndim != 3 or value.dtype != np.uint8):
             mask, shape = self._checked_array(value), value.shape[::-1]
         else:

@@ -91,6 +91,7 @@ class Denoising:
         if request.eta:
             self._make_sampler = partial(self._make_sampler, eta=request.eta)
         self._times = timesteps(schedule.num_steps, request.steps, schedule.spacing)
+        self._is_guided = _between(model.guided_levels, schedule.level[model.anchor], self._times)
         self._index = 0  # steps made
         self._predicted: Mapping[str, Tensor] = {}  # by the last step
         self._sampled: dict[str, Tensor] = {}  # of `sample_first`
@@ -109,13 +110,14 @@ class Denoising:
         """The calls of the network for the next step: with all that is given, then its guidance branches."""
         self._began = self._began or time.perf_counter()
         if self._changes and self._changes[0].after == self._index:
-            request = self._changes.pop(0).request
+            request = self._changes[0].request
             self._change(request, self._encode(request))
+            self._changes.pop(0)  # not before: what fails is tried again
             self._predicted = {}  # the head of what was given until now has predicted nothing of use
             self._sampled = {n: v for n, v in self._sampled.items() if n in request.sample_first}
         if self._can_sample_first():
             self._sample_first()
-        seen = [self._conditioning, *(self._branches if self._is_guided() else ())]
+        seen = [self._conditioning, *(self._branches if self._is_guided[self._index] else ())]
         return [self._model.call_at(self._schedule, self._z, self._t, own) for own in seen]
 
     @torch.no_grad()
@@ -138,11 +140,6 @@ class Denoising:
         ends = {KNOWN: LEVEL_MAX, ABSENT: LEVEL_MIN}
         flags = self._conditioning.flags[0].tolist()  # the same for all samples
         return {n: ends.get(flag, levels[n]) for n, flag in zip(self._model.names, flags, strict=True)}
-
-    def _is_guided(self) -> bool:
-        """Whether guidance acts at this time of the run."""
-        first, last = self._model.guided_times
-        return first <= self._t / self._schedule.num_steps <= last
 
     def _branch(
         self, conditional: Encodings, other: Encodings, guided: tuple[tuple[str, ...], float]
@@ -248,6 +245,12 @@ class Denoising:
         if name == self._model.anchor and request.known_pixels is not None:
             return modality.completed(value, predicted[name], request.known_pixels[:, None])
         return value
+
+
+def _between(bounds: tuple[float, float], level: Tensor, times: Sequence[int]) -> list[bool]:
+    """Whether the level at each of the times is within the bounds."""
+    least, most = bounds
+    return [least <= value <= most for value in level[list(times)].tolist()]
 
 
 def _uniform(names: Sequence[str], seeds: Sequence[int], device: torch.device) -> dict[str, Tensor]:

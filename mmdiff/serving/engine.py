@@ -226,6 +226,7 @@ class Engine:
         if self._background and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._work, name="mmdiff-engine", daemon=True)
             self._thread.start()
+            atexit.register(self._end)  # a thread that computes while Python ends would crash it
         self.changed.notify_all()
 
     @property
@@ -248,10 +249,8 @@ class Engine:
         self.changed.notify_all()
 
     def _work(self) -> None:
-        atexit.register(self._end)  # a thread that computes while Python ends would crash it
         while self._next():
             pass
-        atexit.unregister(self._end)
 
     def _end(self) -> None:
         if self._process != os.getpid():
@@ -271,6 +270,7 @@ class Engine:
                 woken = self._ending or self.changed.wait(patience)
                 if self._ending or not (woken or self._line or self._calls):
                     self._thread = None  # so that nothing is kept alive by an idle engine
+                    atexit.unregister(self._end)
                     return False
             calls = list(self._calls)
             self._calls.clear()

@@ -45,10 +45,11 @@ def run(trainer: Trainer, val: Examples | None, out: Path, max_minutes: float, l
             files.bar.update()
             if trainer.step % log_every == 0 or trainer.step == total_steps:
                 files.log_training(terms)
-            if passed(trainer, optim.sample_every_images):
-                files.sample()
-            if passed(trainer, optim.save_every_images) and trainer.step < total_steps:
-                files.save()
+            if trainer.step < total_steps:  # the end is saved and sampled below
+                if passed(trainer, optim.sample_every_images):
+                    files.sample()
+                if passed(trainer, optim.save_every_images):
+                    files.save()
             if time.monotonic() > deadline:
                 stopped.append("--max-minutes")
             # Several processes have to stop together, and asking each other makes them wait.

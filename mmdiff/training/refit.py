@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mmdiff.checkpoint import resolve, save_checkpoint
+from mmdiff.checkpoint import save_checkpoint
 from mmdiff.config import DataConfig, TrainConfig
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.batches import load_examples
 from mmdiff.data.examples import Examples
-from mmdiff.device import choose_device
 from mmdiff.pipeline import Pipeline
 from mmdiff.request import Request
-from mmdiff.training.trainer import Trainer
+from mmdiff.training.trainer import OBJECTIVES
 
 BATCH = 64
 EPOCHS = 40
@@ -53,12 +52,15 @@ def reading_tokens(pipe: Pipeline, examples: Examples, rows: Tensor, name: str, 
 
 
 @torch.no_grad()
-def mixture_tokens(trainer: Trainer, examples: Examples, rows: Tensor, tap: TokenTap) -> Tensor:
+def mixture_tokens(pipe: Pipeline, examples: Examples, rows: Tensor, seed: int, tap: TokenTap) -> Tensor:
     """Tokens (n, width) at random times under the mixture of tasks of the training."""
+    config = TrainConfig(pipe.model.config, DataConfig(margin=examples.margin))
+    objective = OBJECTIVES[config.model.core](pipe.model, config, pipe.device)
+    generator = torch.Generator(pipe.device).manual_seed(seed)
     tokens = []
-    for step, chunk in enumerate(tqdm(rows.split(BATCH), desc="tasks")):
-        draw = trainer.draw(examples, chunk.to(trainer.device), trainer.generator(step), augment=True)
-        trainer.losses(trainer.model, draw)
+    for chunk in tqdm(rows.split(BATCH), desc="tasks"):
+        draw = objective.draw(examples, chunk.to(pipe.device), generator, augment=True)
+        objective.losses(pipe.model, draw)
         tokens.append(tap.token)
     return torch.cat(tokens)
 
@@ -94,12 +96,11 @@ def refit(pipe: Pipeline, examples: Examples, name: str, photos: int, mixture: i
     known = examples.present[name].nonzero()[:, 0]
     order = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))]
     read, mixed = order[:photos].sort().values, order.flip(0)[:mixture].sort().values
-    trainer = Trainer(
-        TrainConfig(pipe.model.config, DataConfig(margin=examples.margin)), examples, pipe.device
-    )
-    trainer.model = pipe.model
     there = examples.to(pipe.device)
-    tokens = [reading_tokens(pipe, examples, read, name, tap), mixture_tokens(trainer, there, mixed, tap)]
+    tokens = [
+        reading_tokens(pipe, examples, read, name, tap),
+        mixture_tokens(pipe, there, mixed, seed, tap),
+    ]
     labels = examples.stored[name][torch.cat([read, mixed])].long()
     pipe.model.cpu().requires_grad_(True)
     fit(head, torch.cat(tokens), labels, seed)
@@ -121,7 +122,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     args = parser.parse_args(arguments)
     try:
-        pipe = Pipeline.from_pretrained(resolve(args.checkpoint), str(choose_device(args.device)))
+        # in float32 the network that answers is the model itself, whose head is tapped
+        pipe = Pipeline.from_pretrained(args.checkpoint, args.device, precision="float32")
         if min(args.photos, args.mixture) < 1:
             raise ValueError("--photos and --mixture must be 1 or more; the head is fitted to both.")
         if args.head not in pipe.modalities or pipe.modalities[args.head].kind != "label":

@@ -4,6 +4,7 @@ Everything random in step k is drawn from a generator seeded by (seed, k), so th
 resumed equals one that was not (`mmdiff.training.state`).
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmdiff.training.objective import LevelObjective
 from mmdiff.training.processes import Processes, gradients_averaged, local, whole
 
 VAL_SEED = 2**31  # apart from the seeds of the training steps
+VAL_BATCH = 256
 SKIPPED_AT_MOST = 10  # steps in a row that are not finite; then a run ends
 ALONE = Processes()
 OBJECTIVES = {"levels": LevelObjective, "flags": FlagObjective}
@@ -208,17 +210,18 @@ class Trainer:
     # -- between steps -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(self, examples: Examples, limit: int = VAL_EXAMPLES) -> dict[str, float]:
+    def validate(self, examples: Examples) -> dict[str, float]:
         """The objective of the averaged model on fixed examples, times and noise."""
-        sums: dict[str, float] = {}
         generator = self.generator(VAL_SEED)
-        chunks = torch.arange(min(limit, len(examples)), device=self.device).split(256)
-        for rows in chunks:
-            terms = self.losses(self.ema.model, self.draw(examples, rows, generator, augment=False))
-            terms["total"] = self.objective.total(terms)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / len(chunks)
-        return sums
+        chunks = torch.arange(min(VAL_EXAMPLES, len(examples)), device=self.device).split(VAL_BATCH)
+        draws = [self.draw(examples, rows, generator, augment=False) for rows in chunks]
+        counts = sum(draw.supervised.sum(0) for draw in draws)
+        sums: Counter[str] = Counter()
+        for draw in draws:
+            terms = self.losses(self.ema.model, draw, counts)
+            sums.update({name: value.item() for name, value in terms.items()})
+            sums["total"] += self.objective.total(terms).item()
+        return dict(sums)
 
     @torch.no_grad()
     def is_finite(self) -> bool:
