@@ -265,9 +265,6 @@ QUESTIONS: Mapping[str, Mapping[str, System]] = {
         "the embedding does not lead": everything(*WITH_WORDS, change=lead("embedding", 0.0)),
         "without the embedding": joint(("mask", "label"), *WITH_WORDS),
         "photo and embedding": joint(("embedding",), *WITH_WORDS),
-        "photo and embedding, which does not lead": joint(
-            ("embedding",), *WITH_WORDS, change=lead("embedding", 0.0)
-        ),
         "photos alone": System(NOISE_ALONE, used=(), measures=(measures.making,), aims=("frechet",)),
         "embedding regression": reader("embedding"),
     },

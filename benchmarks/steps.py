@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mmdiff.checkpoint import build_model  # noqa: E402
 from mmdiff.config import TrainConfig, load_train_config  # noqa: E402
 from mmdiff.data.examples import Examples, encoded_name  # noqa: E402
 from mmdiff.device import fast_bfloat16  # noqa: E402
@@ -33,12 +34,12 @@ from mmdiff.training.trainer import Trainer  # noqa: E402
 
 CPU = torch.device("cpu")
 EXAMPLES = 256
-FIRST_EDITION = {"core": "flags", "stem_depth": 2, "reader_depth": 2, "in_place": True}
+FIRST_EDITION = {"core": "flags", "route": 0.0, "stem_depth": 2, "reader_depth": 2, "in_place": True}
 
 
 def made_up(config: TrainConfig, views: bool) -> Examples:
     """Random examples that have all modalities, with one view and its encoding or as whole photos."""
-    model = Trainer(config, Examples({}, {}, [""] * 2), CPU).model
+    model = build_model(config.model)
     generator, size = torch.Generator().manual_seed(0), config.model.image_size
     stored: dict[str, torch.Tensor] = {}
     for name, modality in model.modalities.items():
@@ -67,13 +68,15 @@ def made_up(config: TrainConfig, views: bool) -> Examples:
 
 def first_edition(config: TrainConfig, parameters: int) -> TrainConfig:
     """The same sizes with flags, and the depth that comes nearest to so many parameters."""
+    modalities = tuple(replace(m, lead=0.0) for m in config.model.modalities)
+    tasks = replace(config.tasks, other_leads=0.0)
 
     def at(depth: int) -> TrainConfig:
-        return replace(config, model=replace(config.model, **FIRST_EDITION, depth=depth))
+        model = replace(config.model, **FIRST_EDITION, modalities=modalities, depth=depth)
+        return replace(config, model=model, tasks=tasks)
 
     def distance(depth: int) -> int:
-        model = Trainer(at(depth), Examples({}, {}, [""] * 2), CPU).model
-        return abs(sum(p.numel() for p in model.parameters()) - parameters)
+        return abs(sum(p.numel() for p in build_model(at(depth).model).parameters()) - parameters)
 
     return at(min(range(2, config.model.depth + 3), key=distance))
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from mmdiff.config import ModelConfig, from_dict, to_dict
+from mmdiff.config import ModelConfig, saved_model, to_dict
 from mmdiff.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_text, write_weights
 from mmdiff.first_edition.model import FirstEdition
 from mmdiff.model import MultiModalDiffusion
@@ -89,7 +89,7 @@ def load_config(folder: Path) -> ModelConfig:
             f"{path} is of version {str(version)[:20]}, but this mmdiff reads 1 to {VERSION}; update it."
         )
     try:
-        return from_dict(ModelConfig, model)
+        return saved_model(model)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
 

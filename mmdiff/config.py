@@ -41,6 +41,13 @@ MOST = {
 }
 MOST_MODALITIES, MOST_TOKENS = 64, 2**16
 
+# options that one core alone reads, with the value that changes nothing
+READ_BY = {
+    "flags": {"channels": "own", "in_place": False, "reader_depth": 0, "schedule": "cosine"},
+    "levels": {"route": 0.0},
+}
+READ_BY_IN_MODALITIES = {"flags": {"weights": "joint"}, "levels": {"lead": 0.0}}
+
 TABLES = {"dict[str, str]": "str", "dict[str, int]": "int", "dict[str, dict[str, int]]": "dict[str, int]"}
 
 
@@ -58,17 +65,28 @@ def _check_positive(config: Any, names: Iterable[str]) -> None:
             )
 
 
+def _check_read(config: Any, read_by: Mapping[str, Mapping[str, Any]], core: str, section: str) -> None:
+    """Raises ValueError for an option that another core alone reads, so that none silently does nothing."""
+    for other, options in read_by.items():
+        for name, default in options.items():
+            if other != core and getattr(config, name) != default:
+                raise ValueError(
+                    f"{section}.{name} is {getattr(config, name)!r}, which only model.core = {other!r} reads; "
+                    f"leave it out, or change model.core, which is {core!r}."
+                )
+
+
 @dataclass(frozen=True)
 class ModalityConfig:
-    """One modality: its kind in the registry, its weight family and its share of the loss."""
+    """One modality: its kind in the registry, when it is decided and its share of the loss."""
 
     name: str
     kind: str
-    weights: str = "joint"  # family of w_t; ignored for the anchor (the first modality)
-    scale: float = 1.0  # c_i, the constant in front of the family
+    weights: str = "joint"  # family of w_t, not of the anchor's; with core = "flags"
+    scale: float = 1.0  # c_i, a factor on its weights; the anchor has `schedule_shift` in its place
     # l_i, by how much it is decided earlier, in units of the anchor's run; with core = "levels"
     lead: float = 0.0
-    loss_weight: float = 1.0  # lambda_i of this modality's L2 term
+    loss_weight: float = 1.0  # of its loss; of the anchor's, which is L1, with core = "levels" alone
     options: dict[str, Any] = field(default_factory=dict)  # arguments of the kind's constructor
 
     def __post_init__(self) -> None:
@@ -104,13 +122,16 @@ class ModelConfig:
     channels: str = "own"  # "own": every modality has channels of Z to itself; "shared": all overlap
     in_place: bool = False  # known entries of z_t are clean in the denoiser's input, otherwise noisy
     # "levels": a level a modality; "flags": the first edition, one time and flags for all
-    core: str = "flags"
+    core: str = "levels"
 
     def __post_init__(self) -> None:
         if self.channels not in ("own", "shared"):
             raise ValueError(f"model.channels is {self.channels!r}; use 'own' or 'shared'.")
         if self.core not in ("flags", "levels"):
             raise ValueError(f"model.core is {self.core!r}; use 'levels', or 'flags' for the first edition.")
+        _check_read(self, READ_BY, self.core, "model")
+        for modality in self.modalities:
+            _check_read(modality, READ_BY_IN_MODALITIES, self.core, modality.name)
         if self.in_place and self.channels == "shared":
             raise ValueError("model.in_place needs channels of their own; leave model.channels at 'own'.")
         if not self.modalities:
@@ -256,6 +277,14 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     tasks: TaskConfig = TaskConfig()
     optim: OptimConfig = OptimConfig()
+
+    def __post_init__(self) -> None:
+        _check_read(self.tasks, {"levels": {"other_leads": 0.0}}, self.model.core, "tasks")
+
+
+def saved_model(values: Mapping[str, Any]) -> ModelConfig:
+    """The model of a saved configuration; those from before there were levels name no core."""
+    return from_dict(ModelConfig, {"core": "flags"} | dict(values) if isinstance(values, Mapping) else values)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

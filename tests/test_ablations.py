@@ -144,7 +144,8 @@ def test_the_command(shapes, tmp_path, monkeypatch, capsys):
     config = tmp_path / "tiny.toml"
     entry = '[[model.modalities]]\nname = "{0}"\nkind = "{0}"\n'
     classes = f"options = {{ classes = {list(CLASSES)} }}\n"
-    config.write_text(entry.format("image") + entry.format("label") + classes)
+    flags = '[model]\ncore = "flags"\n'
+    config.write_text(flags + entry.format("image") + entry.format("label") + classes)
     threads = torch.get_num_threads()
     arguments = [
         *("--train", str(shapes), "--val", str(shapes), "--out", str(tmp_path / "out.json")),

@@ -23,7 +23,7 @@ from mmdiff.config import ModalityConfig, ModelConfig, load_train_config
 from mmdiff.data import precompute
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.parquet import read_parquet
-from mmdiff.first_edition.losses import training_losses
+from mmdiff.losses import training_losses
 from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 from mmdiff.modalities import IMPORTS, KINDS, Modality, build_modality, register
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
@@ -219,8 +219,9 @@ def test_it_has_a_loss_only_where_it_is_unknown(depth, flag, counts):
     x["label"] = torch.zeros(2, dtype=torch.long)
     flags = torch.tensor([[UNKNOWN, flag, UNKNOWN]] * 2)
     condition = model.condition(model.encode(x), flags, torch.zeros(2, 1, SIZE, SIZE))
-    raw = model(torch.randn(2, *model.z_shape), torch.zeros(2), condition)
-    terms = training_losses(model, raw, x, model.encode(x)["image"], condition, torch.ones(2))
+    raw = model(torch.randn(2, *model.z_shape), torch.zeros(2, 3), condition)
+    supervised, z0 = flags == UNKNOWN, model.encode(x)["image"]
+    terms = training_losses(model, raw, x, z0, condition, torch.ones(2, 3), supervised)
     assert (terms["L2/depth"] > 0) == counts and terms["L2/label"] > 0
 
 

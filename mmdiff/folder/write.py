@@ -21,13 +21,23 @@ PASSES = 400  # times that training sees each photo, within the limits below
 FEWEST, MOST = 200_000, 6_000_000  # images of a training run
 
 
+TASKS = """\
+[tasks]
+joint = 0.4 # share of the examples with nothing given
+given = 0.35 # probability of each modality in the others
+holes = 0.6 # share of the given photos
+reading = 0.5 # share of the whole photos given with nothing but noise of all else
+only_reading = 0.12
+other_leads = 0.25 # share with random leads, so that a request can set its own
+"""
 EMBEDDING = """\
 # Captions: train an embedder first (docs/your-data.md), then take the marks away here and above.
 # [[model.modalities]]
 # name = "embedding"
 # kind = "embedding"
 # scale = 0.25
-# loss_weight = 0.1
+# lead = 0.25
+# loss_weight = 0.05
 # options = { dim = 128 }
 """
 
@@ -91,11 +101,11 @@ def render(
     Args:
         size: pixels a side of the model's pictures. photos: number of training photos.
     """
-    modalities = [_modality("image", "", 0.2)]
+    modalities = [_modality("image", "", 1.0)]
     if mask_classes:
-        modalities.append(_modality("mask", "scale = 0.5\n", 0.2, mask_classes))
+        modalities.append(_modality("mask", "lead = 0.2 # decided before the photo\n", 0.1, mask_classes))
     if classes:
-        modalities.append(_modality("label", "scale = 0.25\n", 0.05, classes))
+        modalities.append(_modality("label", "scale = 0.25\nlead = 0.5 # decided first\n", 0.02, classes))
     if captions:
         modalities.append(EMBEDDING)
     data = f"""\
@@ -106,7 +116,7 @@ margin = {margin_of(size)} # photos are stored larger by this and cut at random
 margin_from = "resize"
 flip = true # false if left and right matter, as in writing
 """
-    return "\n".join([_model(size, captions), *modalities, data, _optim(photos)])
+    return "\n".join([_model(size, captions), *modalities, data, TASKS, _optim(photos)])
 
 
 def _model(size: int, captions: bool) -> str:
@@ -114,12 +124,15 @@ def _model(size: int, captions: bool) -> str:
     return f"""\
 # Photos of one's own; written by `python -m mmdiff.folder`, see docs/your-data.md.
 [model]
+core = "levels"
 image_size = {size} # pixels; cost grows with its square
 patch_size = {PATCH} # 16 is four times cheaper and coarser
 width = 320
-depth = 7
+depth = 8
 heads = 5
 refiner_width = 64
+stem_depth = 1
+route = 0.5 # of the patches go round most blocks in training, which makes a step a third shorter
 schedule_shift = 0.67
 dropout = 0.1 # small sets are learned by heart without it
 {embedder}"""
@@ -142,7 +155,7 @@ def _optim(photos: int) -> str:
 [optim]
 images = {budget:_} # examples seen in all; --images changes it
 batch_size = 64
-lr = 4e-4
+lr = 8e-4
 warmup_images = {budget // 20:_}
 ema_decay = 0.9995
 save_every_images = {budget // 10:_}

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mmdiff.checkpoint import load_checkpoint
-from mmdiff.config import ModelConfig, from_dict, to_dict
+from mmdiff.config import ModelConfig, saved_model, to_dict
 from mmdiff.training.processes import like, whole
 from mmdiff.training.trainer import Trainer
 
@@ -82,8 +82,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_model(path: Path, saved: dict[str, Any], config: ModelConfig) -> None:
-    try:  # `from_dict` fills in options that came later and checks those that were retired
-        same = json.dumps(to_dict(from_dict(ModelConfig, saved))) == json.dumps(to_dict(config))
+    try:  # `saved_model` fills in options that came later and checks those that were retired
+        same = json.dumps(to_dict(saved_model(saved))) == json.dumps(to_dict(config))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not same:
