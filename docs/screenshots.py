@@ -1,6 +1,6 @@
 """Screenshots of the demo for docs/: `python docs/screenshots.py` (needs Chromium and requirements-dev.txt).
 
-What the page opens with, every tab after a run, and presenting: the ten that docs/ keeps, or with --all at
+What the page opens with, every tab after a run, and presenting: the three that docs/ shows, or with --all at
 the sizes of a wall, a desktop, a tablet and a phone, in light and in dark, into a folder of one's own.
 """
 
@@ -23,18 +23,7 @@ from app.ui import build_demo, launch  # noqa: E402
 
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-sync --no-first-run".split()
 SIZES = {"wall": (1920, 1080), "desktop": (1440, 1000), "tablet": (768, 1024), "phone": (390, 844)}
-KEPT = (  # in docs/
-    "opening-desktop-light",
-    "opening-phone-dark",
-    "present-desktop-dark",
-    "any_to_any-desktop-light",
-    "any_to_any-phone-light",
-    "image_label-desktop-dark",
-    "image_mask-desktop-light",
-    "fill_in-desktop-light",
-    "image_embedding-desktop-light",
-    "image_embedding-phone-dark",
-)
+KEPT = ("opening-desktop-light", "any_to_any-desktop-light", "image_label-desktop-dark")  # in docs/
 # Run floats at the bottom of the window, which in a picture of the whole page is its middle.
 AT_REST = ".run-row { position: static !important; } .opening { display: none !important; }"
 SEED, STEPS = 18, 20  # so that the pictures are the same every time

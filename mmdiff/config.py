@@ -71,8 +71,8 @@ def _check_read(config: Any, read_by: Mapping[str, Mapping[str, Any]], core: str
         for name, default in options.items():
             if other != core and getattr(config, name) != default:
                 raise ValueError(
-                    f"{section}.{name} is {getattr(config, name)!r}, which only model.core = {other!r} reads; "
-                    f"leave it out, or change model.core, which is {core!r}."
+                    f"{section}.{name} is {getattr(config, name)!r}, which only model.core = {other!r} "
+                    f"reads; leave it out, or change model.core, which is {core!r}."
                 )
 
 

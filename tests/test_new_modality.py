@@ -23,8 +23,8 @@ from mmdiff.config import ModalityConfig, ModelConfig, load_train_config
 from mmdiff.data import precompute
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.parquet import read_parquet
-from mmdiff.losses import training_losses
 from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
+from mmdiff.losses import training_losses
 from mmdiff.modalities import IMPORTS, KINDS, Modality, build_modality, register
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
