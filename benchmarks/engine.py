@@ -96,7 +96,9 @@ def bare_loop(pipe: Pipeline, steps: int, batch: int = 1) -> float:
 def _bare_loop(pipe: Pipeline, steps: int, batch: int) -> None:
     model, nothing = pipe.model, pipe.model.nothing_given(batch, pipe.device)
     z_T = SampleNoise(range(batch), pipe.device)(pipe.model.z_shape)
-    sampler = sample_ddim(pipe.schedule, z_T, timesteps(pipe.schedule.num_steps, steps))
+    sampler = sample_ddim(
+        pipe.schedule, z_T, timesteps(pipe.schedule.num_steps, steps, pipe.schedule.spacing)
+    )
     z, t, _ = next(sampler)
     while t > 0:
         (raw,) = pipe.answer([model.call_at(pipe.schedule, z, t, nothing)])

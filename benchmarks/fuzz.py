@@ -55,14 +55,14 @@ ODD_VALUES: list[Any] = [
 ]  # fmt: skip
 PARAMETERS = (
     "image", "hole", "mask", "label", "text", "embedding_image", "wanted", "steps", "seed", "num_samples",
-    "guidance_scale", "sampler", "checkpoint", "sample_first",
+    "guidance_scale", "sampler", "checkpoint", "sample_first", "leads",
 )  # fmt: skip
 FILES = ("image", "hole", "mask", "embedding_image")
 PLAIN = {"steps": 1, "seed": 1, "num_samples": 1, "wanted": ["label"]}
 SETTINGS = {
-    "format": "mmdiff settings", "version": 2, "checkpoint": "", "task": "any_to_any", "steps": 2, "seed": 1,
+    "format": "mmdiff settings", "version": 3, "checkpoint": "", "task": "any_to_any", "steps": 2, "seed": 1,
     "num_samples": 1, "sampler": "ddim", "given": {}, "wanted": ["image"], "known_pixels": None,
-    "guidance_scale": 1.0, "sample_first": [], "changes": [],
+    "guidance_scale": 1.0, "sample_first": [], "leads": None, "changes": [],
 }  # fmt: skip
 CHANGE = {key: SETTINGS[key] for key in ("given", "wanted", "known_pixels", "guidance_scale", "sample_first")}
 

@@ -22,7 +22,7 @@ from benchmarks.trials import Reference, Trial
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.evaluation import GALLERY
 from mmdiff.evaluation.holes import HOLES
-from mmdiff.evaluation.likeness import NEIGHBOURS, distances
+from mmdiff.evaluation.likeness import NEIGHBOURS, distances, manifold_bits
 from mmdiff.evaluation.metrics import mean
 from mmdiff.evaluation.skip import Skip
 
@@ -167,20 +167,6 @@ def _or_nothing(measure: Callable[[], Measured]) -> Measured:
         return measure()
     except Skip:
         return Measured()
-
-
-def manifold_bits(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, Tensor]:
-    """Precision and recall (Kynkäänniemi et al. 2019) photo by photo: of the made, and of the real ones."""
-    between = torch.cdist(real.double(), made.double())
-
-    def radii(features: Tensor) -> Tensor:
-        apart = torch.cdist(features.double(), features.double()).fill_diagonal_(0)
-        return apart.kthvalue(neighbours + 1, dim=1).values
-
-    return {
-        "precision": (between <= radii(real)[:, None]).any(0).double(),
-        "recall": (between <= radii(made)).any(1).double(),
-    }
 
 
 def kernel_values(real: Tensor, made: Tensor) -> Tensor:

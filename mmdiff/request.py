@@ -25,7 +25,7 @@ SAMPLERS = {
     "ancestral": "Ancestral, fresh noise at every step",
 }
 # a change takes them from its run
-INHERITED = ("leads", "steps", "seed", "num_samples", "sampler", "eta", "changes")
+INHERITED = ("leads", "steps", "seed", "num_samples", "sampler", "eta")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class Change:
                 f"a change comes after step {self.after!r} of {run.steps}; give whole numbers from 1 to "
                 f"{run.steps - 1}, each larger than the one before, or take more steps."
             )
-        own = {name: getattr(run, name) for name in INHERITED if name != "changes"}
+        own = {name: getattr(run, name) for name in INHERITED}
         request = dataclasses.replace(self.request, **own, changes=())
         return Change(int(self.after), request._with_conditions_checked(modalities, limits))
 

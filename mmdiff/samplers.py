@@ -3,7 +3,7 @@
 A sampler yields where it stands and is sent what the denoiser predicts there. Scripts, the pictures of a
 training run and the serving engine drive the same generator:
 
-    sampler = sample_ddim(schedule, z_T, timesteps(schedule.num_steps, 30))
+    sampler = sample_ddim(schedule, z_T, timesteps(schedule.num_steps, 30, schedule.spacing))
     z, t, _ = next(sampler)
     while t > 0:
         z, t, _ = sampler.send(denoise(z, t))  # name -> (B, *Z), the clean encoding of every modality

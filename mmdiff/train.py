@@ -28,8 +28,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", help="folder of the run, resumed if it holds one already (default: runs/<name of CONFIG>)"
     )
-    parser.add_argument("--train", help="Parquet file (default: data.train of the configuration)")
-    parser.add_argument("--val", help="Parquet file (default: data.val of the configuration)")
+    parser.add_argument("--train", help="data to train on (default: data.train of the configuration)")
+    parser.add_argument("--val", help="data to validate on (default: data.val of the configuration)")
     parser.add_argument("--embedder", help="folder of the embedder (default: checkpoints/<model.embedder>)")
     parser.add_argument("--images", type=int, help="budget (default: optim.images of the configuration)")
     parser.add_argument("--batch-size", type=int, help="default: optim.batch_size of the configuration")

@@ -17,12 +17,12 @@ from synthetic import (
 
 from benchmarks import measures
 from benchmarks.evidence import grouped
-from benchmarks.measures import KINDS, Measured, kernel_values, manifold_bits, scattered
+from benchmarks.measures import KINDS, Measured, kernel_values, scattered
 from benchmarks.trials import ClassicalTrial, GuidedTrial, Reference, RePaintTrial, Trial, judge_features
 from mmdiff.evaluate import evaluate
 from mmdiff.evaluation.classical_inpainting import CLASSICAL_METHODS
 from mmdiff.evaluation.holes import HOLES
-from mmdiff.evaluation.likeness import distances, precision_recall
+from mmdiff.evaluation.likeness import distances, manifold_bits, precision_recall
 from mmdiff.evaluation.observers.classifier import Classifier
 from mmdiff.evaluation.settings import EvaluationSettings
 from mmdiff.pipeline import Pipeline

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from app.wording import escaped
 from mmdiff.clip.captions import MODIFIERS, read_caption
 from mmdiff.clip.vocabulary import Vocabulary
-from mmdiff.evaluation.colours import WORDS as COLOURS
+from mmdiff.colour_words import WORDS as COLOURS
 
 MOST = 14  # chips of a slot
 # A caption is "a photo of COLOUR SHAPE KIND, SPECIES SURROUNDINGS with DETAILS"; not every slot has words.

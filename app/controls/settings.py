@@ -43,8 +43,8 @@ GUIDANCE = (
     "photo, what surrounds its hole. 1 is off. Any other number makes a run take about twice as long.</p>"
 )
 FOLLOWING = (
-    '<p class="hint">Where you provide nothing, the {name} is chosen early and everything else follows it '
-    "this closely, which makes photos clearer. 1 is off.</p>"
+    '<p class="hint">Where you provide nothing, {when} and everything else follows it this closely, which '
+    "makes photos clearer. 1 is off.</p>"
 )
 
 
@@ -114,7 +114,8 @@ class SamplingControls:
         with gr.Column(elem_classes="following", visible=self._first is not None):
             scale = follow_scale(self._service.modalities)
             self.followed = self._slider("followed", f"Follow the {self._first}", 0, most, scale, 0.5)
-            html(FOLLOWING.format(name=escaped(self._first)))
+            led = "is decided first" if have_levels(self._service.modalities) else "is chosen early"
+            html(FOLLOWING.format(when=f"the {escaped(self._first)} {led}"))
 
     def _slider(
         self, name: str, label: str, low: int, high: float, value: float, step: float = 1

@@ -106,8 +106,10 @@ class Service:
         pipe: the pipeline. folder: of the checkpoint, None if it came from elsewhere.
         name: of the checkpoint, for the page. size_mb: of its weights on disk, None if unknown.
         stops: ends runs; may be shared by several services.
-        warm: whether to warm up before anything else; otherwise `warm_up` is to be called.
         taught: which of its modalities were taught by a part of the data only, see `read_taught`.
+
+    Args:
+        warm: whether to warm up before anything else; otherwise `warm_up` is to be called.
     """
 
     def __init__(

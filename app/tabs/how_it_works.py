@@ -61,10 +61,10 @@ DRAWN = {"picture": "image", "class_map": "mask", "class": "label", "vector": "e
 SHOWN = {
     "picture": "the clean picture that the model expects at this step, blurred while unsure.",
     "class_map": "the likeliest class of every pixel, the fainter the less certain.",
-    "class": "the likeliest classes with their probabilities. A run chooses one of them early; its first "
-    "step shows how sure the model was before.",
+    "class": "the likeliest classes with their probabilities.",
     "vector": "the captions, labels and words that lie nearest, with their similarity.",
 }
+EARLY = " A run chooses one of them early; its first step shows how sure the model was before."
 
 
 def build(service: Service) -> None:
@@ -115,7 +115,8 @@ def _page(specs: Mapping[str, Any]) -> str:
     shown = ""
     for form, words in SHOWN.items():
         if names := ", ".join(name for name, spec in specs.items() if spec.form == form):
-            shown += f"<li><b>{escaped(names.capitalize())}</b>: {words}</li>"
+            early = EARLY if form == "class" and not have_levels(specs) else ""
+            shown += f"<li><b>{escaped(names.capitalize())}</b>: {words}{early}</li>"
     tabs = "".join(f"<dt>{t.title}</dt><dd>{t.intro}</dd>" for t in TASKS if t.fits(specs))
     return (
         '<div class="columns"><section><h2>What the page shows</h2>'

@@ -8,21 +8,16 @@ Column = tuple[str, str, str]  # text, name of the figure, format
 
 CHOICES: tuple[Column, ...] = (
     ("mask: mean IoU", "mask_iou", ".3f"),
-    ("mask: pixels right", "pixel_accuracy", ".1%"),
     ("label: top-1", "label_top1", ".1%"),
-    ("label: NLL (nats)", "label_nll", ".2f"),
-    ("label: ECE", "label_ece", ".3f"),
     ("embedding: cosine", "embedding_cosine", ".3f"),
-    ("embedding: recall@5", "embedding_recall@5", ".1%"),
     ("holes: gain over mean fill (dB)", "hole_gain", ".2f"),
     ("holes: LPIPS", "hole_lpips", ".3f"),
     ("holes: SSIM", "hole_ssim", ".3f"),
     ("precision", "precision", ".3f"),
     ("recall", "recall", ".3f"),
-    ("Fréchet distance", "frechet", ".2f"),
-    ("kernel distance", "kernel", ".3f"),
     ("photo from label: judge agrees", "judge_from_label", ".1%"),
     ("photo and label together: judge agrees", "judge_joint", ".1%"),
+    ("labels that occurred there", "joint_labels", ".0f"),
 )
 OURS = "ours"
 READERS = "readers alone"  # a classifier and a U-Net

@@ -11,27 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmdiff.colour_words import HUES, SHADES, WORDS
 from mmdiff.evaluation import metrics
 from mmdiff.evaluation.evaluation import Evaluation
 from mmdiff.evaluation.skip import Skip
 
-HUES = (  # hue in degrees up to which the word applies, beginning at -60 (300)
-    (-20.0, "pink"),
-    (10.0, "red"),
-    (36.0, "orange"),
-    (62.0, "yellow"),
-    (80.0, "yellow-green"),
-    (160.0, "green"),
-    (260.0, "blue"),
-    (300.0, "purple"),
-)
 GREY_BELOW = 0.1  # saturation
 BLACK_BELOW, WHITE_ABOVE = 0.2, 0.85  # brightness; white only where grey
 BROWN_BELOW = 0.5  # brightness of what would else be orange
 DARK_BELOW = 0.45  # brightness
 PALE_BELOW, PALE_FROM = 0.4, 0.65  # saturation, if at least this bright
-SHADES = ("dark", "pale")
-WORDS = frozenset({word for _, word in HUES} | {"black", "white", "grey", "brown"})
 
 
 def median_colour(images: Tensor, inside: Tensor) -> Tensor:

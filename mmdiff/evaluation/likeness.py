@@ -57,16 +57,21 @@ def distances(real: Tensor, made: Tensor) -> dict[str, float]:
         return {"frechet": frechet.compute().item(), "kernel": kernel.compute()[0].item()}
 
 
-def precision_recall(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) of features (n, D), (m, D).
+def precision_recall(real: Tensor, made: Tensor) -> dict[str, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019): the means of `manifold_bits`."""
+    return {name: bits.mean().item() for name, bits in manifold_bits(real, made).items()}
 
-    Precision: share of ``made`` that lies nearer to some real one than this one's ``neighbours``-th nearest
-    real one; recall: the same with the two sets exchanged.
+
+def manifold_bits(real: Tensor, made: Tensor) -> dict[str, Tensor]:
+    """Precision of each made photo, (m,), and recall of each real one, (n,), from features (n, D), (m, D).
+
+    Precision: whether it lies nearer to some real one than this one's k-th nearest real one, k being
+    `NEIGHBOURS`; recall: the same with the two sets exchanged.
     """
     between = torch.cdist(real.double(), made.double())
     return {
-        "precision": (between <= _radii(real, neighbours)[:, None]).any(0).double().mean().item(),
-        "recall": (between <= _radii(made, neighbours)).any(1).double().mean().item(),
+        "precision": (between <= _radii(real, NEIGHBOURS)[:, None]).any(0).double(),
+        "recall": (between <= _radii(made, NEIGHBOURS)).any(1).double(),
     }
 
 

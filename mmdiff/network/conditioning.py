@@ -17,7 +17,7 @@ class Conditioning:
         e: name -> (B, C, h, w), clean encodings; zero where a modality is not given.
         flags: (B, N) long, `UNKNOWN`, `KNOWN` or `ABSENT` for each modality in order.
         known_pixels: (B, 1, H, W) float, 1 where the anchor's pixel is given.
-        pixels: (B, 4, H, W), the known pixels and their map for the `Reader`; None if there is none of them.
+        pixels: (B, 4, H, W), known pixels and their map for the reader; None if there are none.
         read: the reader's features of them, if they were computed before.
         hidden: name -> (B, C, h, w), encodings that z_t carries and that a guidance branch must not see.
     """
@@ -33,7 +33,8 @@ class Conditioning:
         return len(self.flags)
 
 
-# one call of the network: z_t (B, *Z), log SNR (B,) of its time, and what it sees
+# one call of the network: z_t (B, *Z), the levels (B, N) or, of the first edition, one log SNR (B,), and what
+# it sees
 Call = tuple[Tensor, Tensor, Conditioning]
 
 

@@ -1,4 +1,4 @@
-"""Heads D_i: features of the denoiser -> what a modality's `interpret` reads its prediction from."""
+"""Heads D_i: features of the denoiser -> what a modality's `predict` reads its prediction from."""
 
 import torch
 from torch import Tensor, nn
