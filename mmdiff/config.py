@@ -41,6 +41,8 @@ MOST = {
 }
 MOST_MODALITIES, MOST_TOKENS = 64, 2**16
 
+ANCHOR = "image"  # name of the first modality, for page, API and evaluation
+
 # options that one core alone reads, with the value that changes nothing
 READ_BY = {
     "flags": {"channels": "own", "in_place": False, "reader_depth": 0, "schedule": "cosine"},
@@ -136,6 +138,11 @@ class ModelConfig:
             raise ValueError("model.in_place needs channels of their own; leave model.channels at 'own'.")
         if not self.modalities:
             raise ValueError("model.modalities is empty: name at least the anchor, an image.")
+        if self.modalities[0].name != ANCHOR:
+            raise ValueError(
+                f"the first modality is called {self.modalities[0].name!r}; it is the photo, around which "
+                f"all others are generated: put it first and call it {ANCHOR!r}."
+            )
         sizes = ("image_size", "patch_size", "width", "depth", "heads", "refiner_width", "num_steps")
         _check_positive(self, sizes)
         self._check_bounds()

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 from synthetic import tiny_config
 
-from mmdiff.config import RETIRED, DataConfig, ModelConfig, TrainConfig, from_dict, load_train_config, to_dict
+from mmdiff.config import (
+    RETIRED,
+    DataConfig,
+    ModalityConfig,
+    ModelConfig,
+    TaskConfig,
+    TrainConfig,
+    from_dict,
+    load_train_config,
+    saved_model,
+    to_dict,
+)
 from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
@@ -174,8 +185,39 @@ def test_modalities_that_cannot_be_built(options, message):
 
 
 def test_the_anchor_must_be_an_image():
+    with pytest.raises(ValueError, match="the first modality is called 'label'.* call it 'image'"):
+        tiny_config(("label", "image"))
+    label = ModalityConfig("image", "label", options={"classes": ["a", "b"]})
     with pytest.raises(ValueError, match="must be an image, not 'label'"):
-        MultiModalDiffusion(tiny_config(("label", "image")))
+        MultiModalDiffusion(ModelConfig((label,), 16, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"core": "levels", "in_place": True}, "model.in_place is True, which only model.core = 'flags'"),
+        ({"core": "levels", "channels": "shared"}, "model.channels is 'shared', which only .* 'flags'"),
+        ({"core": "flags", "route": 0.5, "depth": 2}, "model.route is 0.5, which only model.core = 'levels'"),
+    ],
+)
+def test_options_of_the_other_core_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**options)
+
+
+def test_leads_of_the_other_core_are_refused():
+    config = tiny_config(core="flags")
+    leading = dataclasses.replace(config.modalities[1], lead=0.2)
+    with pytest.raises(ValueError, match="mask.lead is 0.2, which only model.core = 'levels'"):
+        dataclasses.replace(config, modalities=(config.modalities[0], leading))
+    with pytest.raises(ValueError, match="tasks.other_leads is 0.5, which only model.core = 'levels'"):
+        TrainConfig(config, tasks=TaskConfig(other_leads=0.5))
+
+
+def test_saved_models_that_name_no_core_have_flags():
+    saved = to_dict(tiny_config(core="flags"))
+    assert saved_model({k: v for k, v in saved.items() if k != "core"}).core == "flags"
+    assert from_dict(ModelConfig, {"modalities": saved["modalities"]}).core == "levels"
 
 
 def test_retired_options_are_accepted_at_their_defaults(tmp_path):
