@@ -41,8 +41,8 @@ class MultiModalDiffusion(nn.Module):
         )
         self.names = tuple(self.modalities)
         self.anchor = self.names[0]
-        if self.modalities[self.anchor].kind != "image":
-            raise ValueError(f"the first modality is the anchor and must be an image, not {self.anchor!r}.")
+        if (kind := self.modalities[self.anchor].kind) != "image":
+            raise ValueError(f"the first modality is the anchor and must be an image, not a {kind}.")
         self.grid = config.image_size // config.patch_size
         self.dense_names = tuple(n for n, m in self.modalities.items() if m.dense)
         self.cell = max(2, *(self.modalities[n].stride for n in self.dense_names))

@@ -188,7 +188,7 @@ def test_the_anchor_must_be_an_image():
     with pytest.raises(ValueError, match="the first modality is called 'label'.* call it 'image'"):
         tiny_config(("label", "image"))
     label = ModalityConfig("image", "label", options={"classes": ["a", "b"]})
-    with pytest.raises(ValueError, match="must be an image, not 'label'"):
+    with pytest.raises(ValueError, match="must be an image, not a label"):
         MultiModalDiffusion(ModelConfig((label,), 16, 4))
 
 
