@@ -42,7 +42,7 @@ def config(**options) -> ModelConfig:
         ModalityConfig("label", "label", options={"classes": list(CLASSES)}),
     )
     sizes = {"image_size": SIZE, "patch_size": PATCH, "width": 32, "depth": 3, "heads": 2, "refiner_width": 8}
-    return ModelConfig(modalities, **(sizes | options))
+    return ModelConfig(modalities, **({"core": "flags"} | sizes | options))
 
 
 @pytest.fixture
@@ -226,7 +226,8 @@ def test_patches_are_made_of_whole_latents():
 def test_pixels_and_coarse_masks_work_together():
     """A model of pixels whose mask is coarse: cells of the coarser stride, outputs of full size."""
     modalities = (ModalityConfig("image", "image"), ModalityConfig("mask", "mask", options=MASK))
-    model = lively_model(ModelConfig(modalities, SIZE, PATCH, width=32, depth=2, heads=2, refiner_width=8))
+    sizes = {"width": 32, "depth": 2, "heads": 2, "refiner_width": 8, "core": "flags"}
+    model = lively_model(ModelConfig(modalities, SIZE, PATCH, **sizes))
     condition = model.condition({}, torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 1, SIZE, SIZE))
     raw = model(torch.randn(2, *model.z_shape), torch.zeros(2), condition)
     assert raw["image"].shape == (2, 3, SIZE, SIZE) and raw["mask"].shape == (2, 2, SIZE, SIZE)

@@ -444,6 +444,7 @@ def test_a_signal_stops_cleanly(examples, tmp_path, monkeypatch, number):
 
 TOML = f"""
 [model]
+core = "flags"
 image_size = {SIZE}
 patch_size = 4
 width = 32
