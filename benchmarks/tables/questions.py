@@ -225,7 +225,8 @@ def _values(figures: Iterable[tuple[str, Any]]) -> str:
 def _how(results: Results) -> str:
     model, evaluation = results["config"]["model"], results["evaluation"]
     counts = sorted({len(entry["runs"]) for entry in results["variants"].values()})
-    seeds = f"{counts[-1]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[-1]} seeds"
+    seeds = "1 seed" if counts == [1] else seeds
     if "standard_errors" in results:
         return (
             f"{seeds}, ± is the standard error over photos, random times and seeds. "
