@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.engine import paired, seconds
-from benchmarks.study import only
+from benchmarks.study import only, write
 from benchmarks.tables.costs import FIGURES, GUIDED
 from benchmarks.tables.evaluation import look_up
 from mmdiff.checkpoint import build_model, load_config
@@ -159,8 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report["quality"] = quality(ev, args.filling_guidance, args.steps)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(report, args.out)
     if args.plot:
         plot(report, args.plot)
 

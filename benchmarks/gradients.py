@@ -12,7 +12,6 @@ sum); a negative cosine works against the photos.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import CPU, command, optim_with
+from benchmarks.study import CPU, command, optim_with, write
 from mmdiff.checkpoint import build_model
 from mmdiff.config import load_train_config
 from mmdiff.data.batches import load_examples, make_embedder
@@ -109,8 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "weights": {m.name: m.loss_weight for m in config.model.modalities},
         "gradients": follow(trainer, args.batches),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(report, args.out)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

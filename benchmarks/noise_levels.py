@@ -11,7 +11,6 @@ detail. Photos alone are noisy; all else is ignored, or the label is given as we
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.study import CPU, command
+from benchmarks.study import CPU, command, write
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples
 from mmdiff.device import fast_bfloat16
@@ -122,8 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = run(args) | {"command": command("noise_levels", arguments)}
     except ValueError as error:
         sys.exit(f"error: {error}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(report, args.out)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -89,8 +89,7 @@ def tiny_config(names: tuple[str, ...] = ("image", "mask", "label", "embedding")
     }
     modalities = tuple(ModalityConfig(name, name, options=kinds[name]) for name in names)
     sizes = {"image_size": SIZE, "patch_size": 4, "width": 32, "depth": 3, "heads": 2, "refiner_width": 8}
-    sizes["core"] = "flags"
-    return ModelConfig(modalities, **(sizes | options))
+    return ModelConfig(modalities, **({"core": "flags"} | sizes | options))
 
 
 def tiny_train_config(**optim) -> TrainConfig:

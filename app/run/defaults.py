@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from mmdiff.config import ANCHOR
 from mmdiff.modalities import Modality
 from mmdiff.request import Limits, following, have_levels
 
-ANCHOR = "image"  # name of the modality that can have holes
 MAX_SEED = 2**31 - 1  # of seeds that are drawn; the limit is larger by the samples that count up from it
 LIMITS = Limits(steps=100, num_samples=8, guidance_scale=10.0, seed=MAX_SEED + 8)
 MAX_SIDE = 1024  # pixels of a photo for the embedding, which settings files hold
