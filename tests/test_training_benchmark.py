@@ -6,6 +6,7 @@ import pytest
 from synthetic import CLASSES
 
 from benchmarks import training
+from mmdiff.network.transformer import LEVEL_WAVES
 
 SIZE, PATCH, WIDTH, DEPTH, REFINER = 16, 4, 32, 3, 8
 CONFIG = f"""
@@ -53,19 +54,20 @@ def found(tmp_path_factory) -> dict:
 
 def products_by_hand() -> int:
     """Multiplications of one image, forward and backward, layer by layer."""
-    tokens, pixels = (SIZE // PATCH) ** 2, (SIZE // 2) ** 2
-    per_pixel = {"image": 3, "mask": 1}  # channels of Z
-    z = sum(per_pixel.values()) * PATCH**2 + 3 + 8  # 4 classes have codes of 3 numbers
+    tokens, cells = (SIZE // PATCH) ** 2, (SIZE // 2) ** 2
+    seen = 4 * (3 + 1 + 1)  # pixels of a cell: photo, mask and level map
     n = tokens + 4  # with a register for each modality
-    embed = tokens * (2 * z + PATCH**2) * WIDTH
+    waves = 4 * 2 * LEVEL_WAVES
+    # inputs of these need no gradient: cells, known pixels, waves of the levels, codes of label and embedding
+    first = cells * REFINER * (seen + 4 * 4) + WIDTH * (waves + 3 + 8)  # 4 classes have codes of 3 numbers
+    reader = cells * REFINER**2
     blocks = DEPTH * (n * 12 * WIDTH**2 + 2 * n**2 * WIDTH) + DEPTH // 2 * n * 2 * WIDTH**2
-    condition = WIDTH**2 + 6 * WIDTH**2 + 2 * REFINER * WIDTH  # time, modulation of blocks and refiner
-    first = WIDTH**2 + 2 * z * WIDTH  # time and pooled: their inputs need no gradient
-    expand = tokens * WIDTH * REFINER * (PATCH // 2) ** 2
-    enter = REFINER + 4 * (2 * sum(per_pixel.values()) + 1)
-    convolutions = 9 * pixels * REFINER * (enter + 2 * REFINER + 4 * (3 + 2))  # the last are the heads'
+    condition = WIDTH**2 + 6 * WIDTH**2 + 2 * REFINER * WIDTH  # levels, modulation of blocks and refiner
+    patches = 2 * tokens * WIDTH * REFINER * (PATCH // 2) ** 2  # in and out
+    across = cells * REFINER**2
+    convolutions = 9 * cells * REFINER * (2 * REFINER + 4 * (3 + 2))  # the last are the heads'
     heads = 2 * WIDTH**2 + WIDTH * (4 + 8)
-    return 2 * (embed + first) + 3 * (blocks + condition + expand + convolutions + heads)
+    return 2 * first + 3 * (reader + blocks + condition + patches + across + convolutions + heads)
 
 
 def test_flops_agree_with_a_count_by_hand(found):
