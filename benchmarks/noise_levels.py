@@ -1,11 +1,11 @@
-"""How much noise does the network remove from photos at each level, beside the best linear denoiser?
+"""How much noise does the network remove from photos and masks, beside the best linear denoiser?
 
     python benchmarks/noise_levels.py checkpoints/butterflies --data data/butterflies/val.parquet \
         --train data/butterflies/train.parquet --out docs/results/butterflies-levels.json
 
-The linear one is the Wiener filter of the training photos' mean and covariance. Where the network is hardly
-better, it knows little about photos beyond these: under much noise that is their shapes, under little their
-detail. Photos alone are noisy; all else is ignored, or the label is given as well.
+The linear one is the Wiener filter of the training examples' mean and covariance. Where the network is hardly
+better, it knows little beyond these: under much noise that is shapes, under little it is detail. One modality
+alone is noisy; all others are ignored, or the label of a photo is given as well.
 """
 
 from __future__ import annotations
@@ -63,41 +63,46 @@ class Wiener:
         return self.mean + (noisy - math.sqrt(signal) * self.mean) @ self.axes * gain @ self.axes.T
 
 
-def photos(pipe: Pipeline, examples: Examples) -> Tensor:
-    """All photos, (n, 3, H, W) in [-1, 1]."""
-    rows = torch.arange(len(examples))
-    return draw_batch(examples, pipe.modalities, rows, None, flip=False)[0][pipe.model.anchor]
+def values(pipe: Pipeline, examples: Examples, name: str) -> Tensor:
+    """What the examples have of a dense modality, (n, ..., H, W)."""
+    rows = examples.present[name].nonzero()[:, 0]
+    return draw_batch(examples, pipe.modalities, rows, None, flip=False)[0][name]
 
 
 @torch.no_grad()
-def encoded(pipe: Pipeline, photos: Tensor) -> Tensor:
-    """Encodings of photos (n, 3, H, W): (n, C, h, w)."""
-    anchor, parts = pipe.modalities[pipe.model.anchor], []
-    for chunk in photos.split(BATCH):
+def encoded(pipe: Pipeline, values: Tensor, name: str) -> Tensor:
+    """Encodings of values (n, ..., H, W) of a dense modality: (n, C, h, w)."""
+    parts = []
+    for chunk in values.split(BATCH):
         with precise():
-            parts.append(anchor.encode(chunk).float())
+            parts.append(pipe.modalities[name].encode(chunk).float())
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def denoised(pipe: Pipeline, noisy: Tensor, level: float, labels: Tensor | None = None) -> Tensor:
-    """The network's clean encodings of noisy ones (n, C, h, w); labels (n,) given, all else ignored."""
+def denoised(pipe: Pipeline, noisy: Tensor, level: float, name: str, labels: Tensor | None = None) -> Tensor:
+    """The network's clean encodings of noisy ones (n, C, h, w) of a dense modality.
+
+    labels: (n,), given; None: all other modalities are ignored.
+    """
     model, parts = pipe.model, []
     for rows in torch.arange(len(noisy)).split(BATCH):
-        seen = model.nothing_given(len(rows), pipe.device, (model.anchor,))
+        seen = model.nothing_given(len(rows), pipe.device, (name,))
         if labels is not None:
             seen = model.giving(seen, {"label": labels[rows]})
         levels = torch.full((len(rows), len(model.names)), LEVEL_MIN)
-        levels[:, 0] = level
+        levels[:, model.names.index(name)] = level
         with precise():
-            raw = model(model.channels.place(model.anchor, noisy[rows]), levels, seen)
-            clean = model.clean_encodings(raw, seen)[model.anchor]
-        parts.append(model.channels.take(model.anchor, clean).float())
+            raw = model(model.channels.place(name, noisy[rows]), levels, seen)
+            clean = model.clean_encodings(raw, seen)[name]
+        parts.append(model.channels.take(name, clean).float())
     return torch.cat(parts)
 
 
-def compare(pipe: Pipeline, train: Tensor, clean: Tensor, labels: Tensor | None) -> dict[str, Any]:
-    """Mean squared errors by level, of validation encodings (n, C, h, w) under the same noise."""
+def compare(
+    pipe: Pipeline, name: str, train: Tensor, clean: Tensor, labels: Tensor | None = None
+) -> list[dict[str, float]]:
+    """Mean squared errors at each of `LEVELS`, of validation encodings (n, C, h, w) under the same noise."""
     wiener = Wiener.fitted(train.flatten(1))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     rows = []
@@ -106,13 +111,12 @@ def compare(pipe: Pipeline, train: Tensor, clean: Tensor, labels: Tensor | None)
         noisy = math.sqrt(signal) * clean + math.sqrt(1 - signal) * noise
         found = {
             "wiener": wiener(noisy.flatten(1), level).view_as(clean),
-            "network": denoised(pipe, noisy, level),
+            "network": denoised(pipe, noisy, level, name),
         }
         if labels is not None:
-            found["with_label"] = denoised(pipe, noisy, level, labels)
-        errors = {name: (x - clean).square().mean().item() for name, x in found.items()}
-        rows.append({"level": level} | {name: round(error, 4) for name, error in errors.items()})
-    return {"examples": len(clean), "noise_levels": rows}
+            found["with_label"] = denoised(pipe, noisy, level, name, labels)
+        rows.append({key: round((x - clean).square().mean().item(), 4) for key, x in found.items()})
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,14 +134,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not pipe.model.has_levels:
         raise ValueError(f"{args.checkpoint} is of the first edition; give a model with levels.")
     train, val = (read_examples(path, pipe) for path in (args.train, args.data))
-    labels = None
-    if "label" in pipe.modalities:
-        val = val.take(val.present["label"].nonzero()[:, 0])
-        labels = val.stored["label"].long()
-    seen = photos(pipe, train)
-    seen = torch.cat([seen, seen.flip(-1)])  # as in training
-    found = compare(pipe, encoded(pipe, seen), encoded(pipe, photos(pipe, val)), labels)
-    return {"checkpoint": Path(args.checkpoint).name, "data": Path(args.data).name} | found
+    photo, labels = pipe.model.anchor, None
+    report = {"checkpoint": Path(args.checkpoint).name, "data": Path(args.data).name}
+    rows = [{"level": level} for level in LEVELS]
+    for name in pipe.model.dense_names:
+        seen, held_out = values(pipe, train, name), val
+        if name == photo and "label" in pipe.modalities:
+            held_out = val.take(val.present["label"].nonzero()[:, 0])
+            labels = held_out.stored["label"].long()
+        clean = encoded(pipe, values(pipe, held_out, name), name)
+        seen = encoded(pipe, torch.cat([seen, seen.flip(-1)]), name)  # as in training
+        found = compare(pipe, name, seen, clean, labels if name == photo else None)
+        key = "" if name == photo else f"{name}_"
+        rows = [
+            row | {key + n: error for n, error in more.items()} for row, more in zip(rows, found, strict=True)
+        ]
+        report[f"{key}examples"] = len(clean)
+    return report | {"noise_levels": rows}
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -36,31 +36,35 @@ def test_the_linear_denoiser_reaches_the_least_error_of_a_gaussian(level):
 
 
 def test_the_network_denoises_as_in_a_run(pipe, monkeypatch):
-    """Against the denoiser that samplers call, at the time at which the photo has this level."""
+    """Against the denoiser that samplers call, at the time at which the modality has this level."""
     monkeypatch.setattr(noise_levels, "precise", nullcontext)
     model = pipe.model
-    schedule = NoiseSchedule(100, model.names)
-    t = 60
-    level = schedule.level["image"][t].item()
-    noisy = torch.randn(3, model.channels.sizes["image"], model.grid, model.grid)
     labels = torch.tensor([0, 2, 1])
-    seen = model.nothing_given(3, torch.device("cpu"), ("image",))
-    z = model.channels.place("image", noisy)
-    for given, condition in ((None, seen), (labels, model.giving(seen, {"label": labels}))):
-        expected = model.denoiser(schedule, condition)(z, t)[0]["image"]
-        found = denoised(pipe, noisy, level, given)
-        torch.testing.assert_close(found, model.channels.take("image", expected), rtol=0, atol=1e-4)
+    leading = {"mask": 0.5}  # so that the photo is noise alone at this time
+    for name, leads, t, given in (
+        ("image", {}, 60, None),
+        ("image", {}, 60, labels),
+        ("mask", leading, 67, None),
+    ):
+        schedule = NoiseSchedule(100, model.names, leads)
+        noisy = torch.randn(3, model.channels.sizes[name], model.grid, model.grid)
+        seen = model.nothing_given(3, torch.device("cpu"), (name,))
+        condition = seen if given is None else model.giving(seen, {"label": given})
+        z = schedule.rms[name][t].float() * model.channels.place(name, noisy)
+        expected = model.denoiser(schedule, condition)(z, t)[0][name]
+        found = denoised(pipe, noisy, schedule.level[name][t].item(), name, given)
+        torch.testing.assert_close(found, model.channels.take(name, expected), rtol=0, atol=5e-3)
 
 
 def test_under_noise_alone_the_linear_error_is_the_variance(pipe):
     generator = torch.Generator().manual_seed(1)
     shape = (pipe.model.channels.sizes["image"], pipe.model.grid, pipe.model.grid)
     train, val = (torch.randn(5000, *shape, generator=generator) for _ in range(2))
-    found = compare(pipe, train, val[:200], None)
-    errors = {row["level"]: row["wiener"] for row in found["noise_levels"]}
-    assert list(errors) == list(LEVELS) and "with_label" not in found["noise_levels"][0]
-    assert errors[-6.0] == pytest.approx(1.0, abs=0.05)
-    assert list(errors.values()) == sorted(errors.values(), reverse=True)
+    found = compare(pipe, "image", train, val[:200])
+    errors = [row["wiener"] for row in found]
+    assert len(errors) == len(LEVELS) and "with_label" not in found[0]
+    assert errors[0] == pytest.approx(1.0, abs=0.05)
+    assert errors == sorted(errors, reverse=True)
 
 
 def test_the_command_refuses_models_without_levels(tmp_path, pipe, monkeypatch):
@@ -78,5 +82,9 @@ def test_the_command_writes_a_table(shapes, tmp_path, pipe, monkeypatch):
     noise_levels.main(["folder", "--data", data, "--train", data, "--out", str(out)])
     results = json.loads(out.read_text())
     table = build(results).to_markdown()
-    assert "| Level | Best linear denoiser | Network | … given the label |" in table
-    assert f"{results['noise_levels'][3]['network']:.3f}" in table
+    head = (
+        "| Level | Best linear denoiser | Network | … given the label | Masks: best linear denoiser | Masks:"
+    )
+    assert head in table
+    row = results["noise_levels"][3]
+    assert f"{row['network']:.3f}" in table and f"{row['mask_network']:.3f}" in table
