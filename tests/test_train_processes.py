@@ -107,7 +107,7 @@ def assert_close_states(one: Path, two: Path) -> None:
         # sums in another order change the last digits of a gradient, and AdamW divides small ones by their
         # size, so that single weights may differ; another batch changes a bias altogether
         difference = (first[name].double() - second[name].double()).norm()
-        assert difference <= 0.01 * first[name].double().norm() + 1e-6, name
+        assert difference <= 0.05 * first[name].double().norm() + 1e-6, name
 
 
 def assert_same_end(whole: Path, resumed: Path) -> None:
