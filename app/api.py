@@ -45,7 +45,7 @@ def build(services: Sequence[Service]) -> None:
             gr.Textbox("ddim", label="sampler"),
             gr.Textbox(None, label="checkpoint: name; the first one if left out"),
             gr.JSON(None, label="sample_first: list of modalities, such as the label, that all else follows"),
-            gr.JSON(None, label="leads: what settles first, an object of numbers by modality"),
+            gr.JSON(None, label="leads: what is decided first, an object of numbers by modality"),
         ]
         settings = gr.Textbox(label="settings: the text of a settings file")
         outputs = [

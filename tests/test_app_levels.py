@@ -113,7 +113,7 @@ def test_the_model_decides_at_first_and_a_moved_slider_counts():
 )
 def test_there_are_no_controls_where_there_is_nothing_to_order(leads, modalities):
     form = form_of(leads, modalities)
-    assert not [c for c in form.components if c.label == "What settles first"]
+    assert not [c for c in form.components if c.label == "What is decided first"]
     assert form.read(*(component.value for component in form.components)).leads is None
 
 

@@ -1,4 +1,4 @@
-"""What settles first: presets of the leads and, for those who want it otherwise, one slider a modality.
+"""What is decided first: presets of the leads and, for those who want it otherwise, one slider a modality.
 
 The controls exist for models whose modalities have leads. What counts is where the sliders stand: choosing a
 preset moves them, and moving one drops the choice.
@@ -47,7 +47,7 @@ class LeadControls:
 
     def _make(self) -> None:
         with gr.Column(elem_classes="leads"):
-            looks = {"label": "What settles first", "elem_id": f"{self._task}-first"}
+            looks = {"label": "What is decided first", "elem_id": f"{self._task}-first"}
             self._choice = gr.Radio(list(self.presets), value=next(iter(self.presets)), **looks)
             self._note = html("", elem_id=f"{self._task}-first-note")
             with gr.Accordion("Advanced", open=False, elem_id=f"{self._task}-leads", elem_classes="ahead"):
