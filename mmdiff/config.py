@@ -269,6 +269,7 @@ class OptimConfig:
     muon: bool = False  # the blocks' matrices by Muon, at the same rate; the rest by AdamW
     ema_decay: float = 0.9995
     snr_cap: float = 5.0  # gamma of the weight min(SNR + 1, gamma)
+    coarse: float = 0.0  # share of the photo's loss for spatial frequencies that can be known at its level
     save_every_images: int = 200_000
     sample_every_images: int = 400_000
     keep_checkpoints: bool = False  # keep every saved checkpoint in history/<images>
@@ -276,6 +277,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check_positive(self, ("images", "batch_size", "save_every_images", "sample_every_images"))
+        _check_shares(self, "optim", ("coarse",))
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_read(self.tasks, {"levels": {"other_leads": 0.0}}, self.model.core, "tasks")
+        _check_read(self.optim, {"levels": {"coarse": 0.0}}, self.model.core, "optim")
 
 
 def saved_model(values: Mapping[str, Any]) -> ModelConfig:

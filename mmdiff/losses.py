@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from mmdiff.frequencies import cosine_transform
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import Conditioning
 
@@ -23,6 +25,7 @@ def training_losses(
     weights: Tensor,
     supervised: Tensor,
     counts: Tensor | None = None,
+    frequencies: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The reweighted bound of a batch, each term a scalar: "L1" (z_0) and "L2/<name>" of every other
     modality.
@@ -35,12 +38,13 @@ def training_losses(
         supervised: (B, N) bool, which predictions have a loss.
         counts: (N,), supervised examples of each modality in the whole batch that these are part of, so that
             terms of all parts add up to those of the whole. None: these are the whole batch.
+        frequencies: (B, side, side), weights of the anchor's errors (`frequency_weights`); None: 1 each.
     """
     terms: dict[str, Tensor] = {}
     counts = supervised.sum(0) if counts is None else counts
     for i, (name, modality) in enumerate(model.modalities.items()):
         if name == model.anchor:
-            error = _anchor_error(model, raw[name], z0, condition.known_pixels)
+            error = _anchor_error(model, raw[name], z0, condition.known_pixels, frequencies)
         else:
             error = modality.loss(raw[name], x[name])
         if not modality.classes:
@@ -50,12 +54,17 @@ def training_losses(
     return terms
 
 
-def _anchor_error(model: MultiModalDiffusion, raw: Tensor, z0: Tensor, known_pixels: Tensor) -> Tensor:
+def _anchor_error(
+    model: MultiModalDiffusion, raw: Tensor, z0: Tensor, known_pixels: Tensor, frequencies: Tensor | None
+) -> Tensor:
     """Mean squared error of z_0 (B,), of the whole photo: a small hole has few entries and little weight."""
     anchor = model.modalities[model.anchor]
     hidden = ~anchor.determined(known_pixels)
-    squares = (anchor.folded(raw) - model.channels.take(model.anchor, z0)).square()
-    return (squares * hidden).mean((1, 2, 3))
+    error = (anchor.folded(raw) - model.channels.take(model.anchor, z0)) * hidden
+    if frequencies is None:
+        return error.square().mean((1, 2, 3))
+    coefficients = cosine_transform(F.pixel_shuffle(error.float(), anchor.fold))
+    return (coefficients.square() * frequencies[:, None]).mean((1, 2, 3))
 
 
 def total_loss(model: MultiModalDiffusion, terms: Mapping[str, Tensor]) -> Tensor:

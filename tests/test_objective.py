@@ -4,11 +4,13 @@ import dataclasses
 import math
 
 import pytest
+import scipy.fft
 import torch
 from synthetic import WordEmbedder, make_rows, read_shapes, tiny_config, write_parquet
 
 from mmdiff.checkpoint import build_model
 from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig
+from mmdiff.frequencies import frequency_weights
 from mmdiff.losses import level_weight
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN
@@ -137,3 +139,27 @@ def test_training_lowers_every_term(examples):
         trainer.train_step()
     after = trainer.validate(examples)
     assert all(after[name] < 0.9 * before[name] for name in before), (before, after)
+
+
+def test_weights_of_frequencies_are_those_of_the_photos_levels(examples):
+    """Against SciPy's transform of the hidden errors, photo by photo."""
+    base = configuration()
+    objective = objective_of(dataclasses.replace(base, optim=dataclasses.replace(base.optim, coarse=0.5)))
+    objective.model.eval()
+    draw = objective.draw(examples, torch.arange(24), seeded(), augment=False)
+    photo, found = draw.x["image"], {}
+    error = torch.randn(photo.shape, generator=seeded())
+
+    def net(*inputs):
+        found.update(objective.model(*inputs))
+        return found | {"image": photo + error}
+
+    term = objective.losses(net, draw)["L1"]
+    coefficients = scipy.fft.dctn((error * (1 - draw.known)).numpy(), axes=(2, 3), norm="ortho")
+    levels = draw.levels[:, 0]
+    weights = (
+        frequency_weights(levels, photo.shape[-1], 0.5)[:, None]
+        * level_weight(levels, 5.0)[:, None, None, None]
+    )
+    errors = (torch.from_numpy(coefficients) ** 2 * weights).mean((1, 2, 3))
+    torch.testing.assert_close(term, errors[draw.supervised[:, 0]].mean())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mmdiff.config import TrainConfig
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples, encoded_name
+from mmdiff.frequencies import frequency_weights
 from mmdiff.losses import level_weight, total_loss, training_losses
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import KNOWN
@@ -85,9 +86,13 @@ class LevelObjective:
         e = {n: v * draw.present[:, names.index(n), None, None, None] for n, v in e.items()}
         condition = model.condition(e, draw.flags, draw.known, draw.x[model.anchor])
         raw = net(self.noisy(e, draw.levels, draw.noise), draw.levels, condition)
-        weights = level_weight(draw.levels, self.config.optim.snr_cap)
+        optim, anchor = self.config.optim, model.modalities[model.anchor]
+        weights = level_weight(draw.levels, optim.snr_cap)
+        side = model.grid * anchor.fold
+        frequencies = frequency_weights(draw.levels[:, 0], side, optim.coarse) if optim.coarse else None
+        z0 = e[model.anchor]
         return training_losses(
-            model, raw, draw.x, e[model.anchor], condition, weights, draw.supervised, counts
+            model, raw, draw.x, z0, condition, weights, draw.supervised, counts, frequencies
         )
 
     def noisy(self, e: dict[str, Tensor], levels: Tensor, noise: Tensor) -> Tensor:
