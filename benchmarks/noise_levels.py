@@ -5,7 +5,8 @@
 
 The linear one is the Wiener filter of the training examples' mean and covariance. Where the network is hardly
 better, it knows little beyond these: under much noise that is shapes, under little it is detail. One modality
-alone is noisy; all others are ignored, or the label of a photo is given as well.
+alone is noisy; all others are ignored, or the label of a photo is given as well. Errors are also taken of the
+coarsest frequencies alone, which outlines and layout are made of.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,11 +30,13 @@ from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples
 from mmdiff.device import fast_bfloat16
 from mmdiff.evaluate import read_examples
+from mmdiff.frequencies import cosine_transform
 from mmdiff.pipeline import Pipeline
 from mmdiff.schedule import LEVEL_MIN
 
 LEVELS = (-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 BATCH = 64
+COARSEST = 4  # cosine frequencies along each side
 LEAST = 1e-4  # variance along a direction in which the training photos hardly differ
 
 
@@ -99,10 +103,21 @@ def denoised(pipe: Pipeline, noisy: Tensor, level: float, name: str, labels: Ten
     return torch.cat(parts)
 
 
+def coarse(encodings: Tensor, cells: int) -> Tensor:
+    """The coarsest cosine coefficients of encodings (n, C, h, w) of patches of ``cells`` positions a side."""
+    return cosine_transform(F.pixel_shuffle(encodings, cells))[..., :COARSEST, :COARSEST]
+
+
 def compare(
     pipe: Pipeline, name: str, train: Tensor, clean: Tensor, labels: Tensor | None = None
 ) -> list[dict[str, float]]:
-    """Mean squared errors at each of `LEVELS`, of validation encodings (n, C, h, w) under the same noise."""
+    """Mean squared errors at each of `LEVELS`, of validation encodings (n, C, h, w) under the same noise.
+
+    "coarse_" are those of the coarsest frequencies, as a share of these frequencies' variance.
+    """
+    modality = pipe.modalities[name]
+    cells = modality.image_size // modality.stride // clean.shape[-1]
+    variance = coarse(clean - clean.mean(0), cells).square().mean()
     wiener = Wiener.fitted(train.flatten(1))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     rows = []
@@ -115,7 +130,10 @@ def compare(
         }
         if labels is not None:
             found["with_label"] = denoised(pipe, noisy, level, name, labels)
-        rows.append({key: round((x - clean).square().mean().item(), 4) for key, x in found.items()})
+        errors = {key: (x - clean).square().mean() for key, x in found.items()}
+        for key, x in found.items():
+            errors[f"coarse_{key}"] = coarse(x - clean, cells).square().mean() / variance
+        rows.append({key: round(error.item(), 4) for key, error in errors.items()})
     return rows
 
 

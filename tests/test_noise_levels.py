@@ -5,11 +5,12 @@ import math
 from contextlib import nullcontext
 
 import pytest
+import scipy.fft
 import torch
 from synthetic import lively_model, tiny_config
 
 from benchmarks import noise_levels
-from benchmarks.noise_levels import LEVELS, Wiener, compare, denoised
+from benchmarks.noise_levels import LEVELS, Wiener, coarse, compare, denoised
 from benchmarks.report import build
 from mmdiff.pipeline import Pipeline
 from mmdiff.schedule import NoiseSchedule
@@ -67,6 +68,12 @@ def test_under_noise_alone_the_linear_error_is_the_variance(pipe):
     assert errors == sorted(errors, reverse=True)
 
 
+def test_coarse_frequencies_are_those_of_the_unfolded_picture():
+    picture = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = torch.from_numpy(scipy.fft.dctn(picture.numpy(), axes=(2, 3), norm="ortho"))[..., :4, :4]
+    torch.testing.assert_close(coarse(torch.nn.functional.pixel_unshuffle(picture, 2), 2), expected)
+
+
 def test_the_command_refuses_models_without_levels(tmp_path, pipe, monkeypatch):
     monkeypatch.setattr(noise_levels.Pipeline, "from_pretrained", lambda *_, **__: pipe)
     monkeypatch.setattr(type(pipe.model), "has_levels", False)
@@ -82,9 +89,7 @@ def test_the_command_writes_a_table(shapes, tmp_path, pipe, monkeypatch):
     noise_levels.main(["folder", "--data", data, "--train", data, "--out", str(out)])
     results = json.loads(out.read_text())
     table = build(results).to_markdown()
-    head = (
-        "| Level | Best linear denoiser | Network | … given the label | Masks: best linear denoiser | Masks:"
-    )
+    head = "| Level | Best linear denoiser | Network | … given the label | Coarse: linear | Coarse: network |"
     assert head in table
     row = results["noise_levels"][3]
     assert f"{row['network']:.3f}" in table and f"{row['mask_network']:.3f}" in table

@@ -93,14 +93,16 @@ def gradients(results: Results) -> Report:
 def noise_levels(results: Results) -> Report:
     """`benchmarks/noise_levels.py`: a row for every level."""
     columns = {"wiener": "Best linear denoiser", "network": "Network", "with_label": "… given the label"}
-    columns |= {"mask_wiener": "Masks: best linear denoiser", "mask_network": "Masks: network"}
+    columns |= {"coarse_wiener": "Coarse: linear", "coarse_network": "Coarse: network"}
+    columns |= {"mask_wiener": "Masks: linear", "mask_network": "Masks: network"}
     points = results["noise_levels"]
     used = [key for key in columns if key in points[0]]
     rows = [(f"{point['level']:g}", *(f"{point[key]:.3f}" for key in used)) for point in points]
     masks = f" and {results['mask_examples']} masks" if "mask_examples" in results else ""
     note = (
         f"Mean squared error of each number of the encodings of {results['examples']} photos{masks} of "
-        f"{results['data']}. Level: log signal-to-noise ratio."
+        f"{results['data']}; coarse: share left of the photos’ coarsest frequencies. Level: log "
+        "signal-to-noise ratio."
     )
     head = ("Level", *(columns[key] for key in used))
     return Report((Table("What is left of the noise", head, rows),), note)
