@@ -26,21 +26,30 @@ def cosine_transform(x: Tensor) -> Tensor:
     return matrix @ x @ matrix.T
 
 
-def known_share(level: Tensor, side: int) -> Tensor:
-    """Share of each frequency's variance that the best linear denoiser recovers: (B,) -> (B, side, side).
+def spectrum(side: int) -> Tensor:
+    """Variance of each frequency of a photo, (side, side), with a mean of 1 as that of encodings.
 
-    Photos, and encodings that keep their places, have about 1 / (1 + f^2) of variance at frequency f (Field
-    1987), here scaled to a mean of 1, the variance of encodings.
+    Photos, and encodings that keep their places, have about 1 / (1 + f^2) at frequency f (Field 1987).
     """
-    places = torch.arange(side, device=level.device)
+    places = torch.arange(side)
     variance = 1 / (1.0 + places**2 + places[:, None] ** 2)
-    return torch.sigmoid(level[:, None, None] + (variance / variance.mean()).log())
+    return variance / variance.mean()
+
+
+def known_share(level: Tensor, side: int) -> Tensor:
+    """Share of each frequency's variance that the best linear denoiser recovers: (B,) -> (B, side, side)."""
+    return torch.sigmoid(level[:, None, None] + spectrum(side).to(level).log())
 
 
 def frequency_weights(level: Tensor, side: int, share: float) -> Tensor:
-    """Weights of squared errors by frequency, (B, side, side), whose mean is 1 at every level (B,).
+    """Weights of squared errors by frequency, (B, side, side), at levels (B,).
 
-    share: 0 to 1, of the weights that is proportional to `known_share`; the rest is the same everywhere.
+    They leave the total error of the best linear denoiser as it is, so that no level gains over others.
+
+    share: 0 to 1, of the error that is weighed in proportion to `known_share`; the rest has a weight of 1.
     """
     known = known_share(level, side)
-    return 1 - share + share * known / known.mean((1, 2), keepdim=True)
+    error = spectrum(side).to(level)
+    error = error * torch.sigmoid(-level[:, None, None] - error.log())  # (1 - known) of it, also near zero
+    scale = error.sum((1, 2), keepdim=True) / (known * error).sum((1, 2), keepdim=True)
+    return 1 - share + share * scale * known

@@ -34,14 +34,18 @@ def test_the_known_share_is_what_the_linear_denoiser_explains():
         torch.testing.assert_close(known_share(level[None], 4)[0], explained, atol=0.01, rtol=0.02)
 
 
-def test_weights_have_a_mean_of_one_and_lean_to_what_can_be_known():
+def test_weights_lean_to_what_can_be_known_and_leave_the_total_error():
     weights = frequency_weights(LEVELS, 16, 0.5)
-    torch.testing.assert_close(weights.mean((1, 2)), torch.ones(4))
+    places = torch.arange(16)
+    variance = 1 / (1.0 + places**2 + places[:, None] ** 2)
+    variance = variance / variance.mean()
+    snr = LEVELS.exp()[:, None, None]
+    error = variance / (1 + snr * variance)  # of the Wiener filter
+    torch.testing.assert_close((weights * error).sum((1, 2)), error.sum((1, 2)))
     assert (weights >= 0.5).all()
-    assert (weights[:, 0, 0] > 2 * weights[:, 15, 15])[:3].all()
     leaning = weights[:, 0, 0] / weights[:, 15, 15]
-    assert (leaning.diff() < 0).all()  # less noise, less leaning
-    torch.testing.assert_close(frequency_weights(torch.tensor([30.0]), 16, 0.5), torch.ones(1, 16, 16))
+    assert (leaning[:3] > 2).all() and (leaning[1:].diff() < 0).all()  # less noise, less leaning
+    torch.testing.assert_close(frequency_weights(torch.tensor([20.0]), 16, 0.5), torch.ones(1, 16, 16))
     torch.testing.assert_close(frequency_weights(LEVELS, 16, 0.0), torch.ones(4, 16, 16))
 
 
