@@ -1,6 +1,7 @@
 """The training objective: the reweighted bound by name, "L1" of the anchor and "L2/<name>" of the others."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,14 @@ from torch.nn import functional as F
 from mmdiff.frequencies import cosine_transform
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import Conditioning
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of squared errors: by level (B, N), and of the anchor's by frequency (B, side, side), None: 1 each."""
+
+    level: Tensor
+    frequency: Tensor | None = None
 
 
 def level_weight(level: Tensor, cap: float) -> Tensor:
@@ -22,10 +31,9 @@ def training_losses(
     x: Mapping[str, Tensor],
     z0: Tensor,
     condition: Conditioning,
-    weights: Tensor,
+    weights: Weights,
     supervised: Tensor,
     counts: Tensor | None = None,
-    frequencies: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The reweighted bound of a batch, each term a scalar: "L1" (z_0) and "L2/<name>" of every other
     modality.
@@ -34,21 +42,20 @@ def training_losses(
     averages over the examples they apply to, so that a rare annotation keeps its weight.
 
     Args:
-        z0: (B, *Z), encoding of the anchor in ``x``. weights: (B, N), of the errors of what is regressed.
+        z0: (B, *Z), encoding of the anchor in ``x``. weights: of the errors of what is regressed.
         supervised: (B, N) bool, which predictions have a loss.
         counts: (N,), supervised examples of each modality in the whole batch that these are part of, so that
             terms of all parts add up to those of the whole. None: these are the whole batch.
-        frequencies: (B, side, side), weights of the anchor's errors (`frequency_weights`); None: 1 each.
     """
     terms: dict[str, Tensor] = {}
     counts = supervised.sum(0) if counts is None else counts
     for i, (name, modality) in enumerate(model.modalities.items()):
         if name == model.anchor:
-            error = _anchor_error(model, raw[name], z0, condition.known_pixels, frequencies)
+            error = _anchor_error(model, raw[name], z0, condition.known_pixels, weights.frequency)
         else:
             error = modality.loss(raw[name], x[name])
         if not modality.classes:
-            error = weights[:, i] * error
+            error = weights.level[:, i] * error
         key = "L1" if name == model.anchor else f"L2/{name}"
         terms[key] = torch.where(supervised[:, i], error, 0).sum() / counts[i].clamp(min=1)
     return terms

@@ -24,7 +24,7 @@ from mmdiff.data import precompute
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.parquet import read_parquet
 from mmdiff.first_edition.model import FirstEdition as MultiModalDiffusion
-from mmdiff.losses import training_losses
+from mmdiff.losses import Weights, training_losses
 from mmdiff.modalities import IMPORTS, KINDS, Modality, build_modality, register
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
@@ -221,7 +221,7 @@ def test_it_has_a_loss_only_where_it_is_unknown(depth, flag, counts):
     condition = model.condition(model.encode(x), flags, torch.zeros(2, 1, SIZE, SIZE))
     raw = model(torch.randn(2, *model.z_shape), torch.zeros(2, 3), condition)
     supervised, z0 = flags == UNKNOWN, model.encode(x)["image"]
-    terms = training_losses(model, raw, x, z0, condition, torch.ones(2, 3), supervised)
+    terms = training_losses(model, raw, x, z0, condition, Weights(torch.ones(2, 3)), supervised)
     assert (terms["L2/depth"] > 0) == counts and terms["L2/label"] > 0
 
 

@@ -9,7 +9,7 @@ from mmdiff.config import TrainConfig
 from mmdiff.data.augment import draw_batch
 from mmdiff.data.examples import Examples, encoded_name
 from mmdiff.frequencies import frequency_weights
-from mmdiff.losses import level_weight, total_loss, training_losses
+from mmdiff.losses import Weights, level_weight, total_loss, training_losses
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import KNOWN
 from mmdiff.schedule import LEVEL_MIN, anchor_level, level_of, own_times
@@ -86,14 +86,14 @@ class LevelObjective:
         e = {n: v * draw.present[:, names.index(n), None, None, None] for n, v in e.items()}
         condition = model.condition(e, draw.flags, draw.known, draw.x[model.anchor])
         raw = net(self.noisy(e, draw.levels, draw.noise), draw.levels, condition)
-        optim, anchor = self.config.optim, model.modalities[model.anchor]
-        weights = level_weight(draw.levels, optim.snr_cap)
-        side = model.grid * anchor.fold
-        frequencies = frequency_weights(draw.levels[:, 0], side, optim.coarse) if optim.coarse else None
-        z0 = e[model.anchor]
-        return training_losses(
-            model, raw, draw.x, z0, condition, weights, draw.supervised, counts, frequencies
-        )
+        weights, z0 = self.weights(draw.levels), e[model.anchor]
+        return training_losses(model, raw, draw.x, z0, condition, weights, draw.supervised, counts)
+
+    def weights(self, levels: Tensor) -> Weights:
+        """Of errors at levels (B, N)."""
+        optim, side = self.config.optim, self.model.grid * self.model.modalities[self.model.anchor].fold
+        by_frequency = frequency_weights(levels[:, 0], side, optim.coarse) if optim.coarse else None
+        return Weights(level_weight(levels, optim.snr_cap), by_frequency)
 
     def noisy(self, e: dict[str, Tensor], levels: Tensor, noise: Tensor) -> Tensor:
         """Blocks of unit variance, (B, *Z): (3) in each modality's channels, divided by its scale."""
