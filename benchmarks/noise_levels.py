@@ -116,7 +116,7 @@ def compare(
     "coarse_" are those of the coarsest frequencies, as a share of these frequencies' variance.
     """
     modality = pipe.modalities[name]
-    cells = modality.image_size // modality.stride // clean.shape[-1]
+    cells = modality.patch_size // modality.stride
     variance = coarse(clean - clean.mean(0), cells).square().mean()
     wiener = Wiener.fitted(train.flatten(1))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
@@ -152,17 +152,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not pipe.model.has_levels:
         raise ValueError(f"{args.checkpoint} is of the first edition; give a model with levels.")
     train, val = (read_examples(path, pipe) for path in (args.train, args.data))
-    photo, labels = pipe.model.anchor, None
+    photo = pipe.model.anchor
     report = {"checkpoint": Path(args.checkpoint).name, "data": Path(args.data).name}
     rows = [{"level": level} for level in LEVELS]
     for name in pipe.model.dense_names:
-        seen, held_out = values(pipe, train, name), val
+        held_out, labels = val, None
         if name == photo and "label" in pipe.modalities:
             held_out = val.take(val.present["label"].nonzero()[:, 0])
             labels = held_out.stored["label"].long()
-        clean = encoded(pipe, values(pipe, held_out, name), name)
+        seen = values(pipe, train, name)
         seen = encoded(pipe, torch.cat([seen, seen.flip(-1)]), name)  # as in training
-        found = compare(pipe, name, seen, clean, labels if name == photo else None)
+        clean = encoded(pipe, values(pipe, held_out, name), name)
+        found = compare(pipe, name, seen, clean, labels)
         key = "" if name == photo else f"{name}_"
         rows = [
             row | {key + n: error for n, error in more.items()} for row, more in zip(rows, found, strict=True)

@@ -26,30 +26,25 @@ def cosine_transform(x: Tensor) -> Tensor:
     return matrix @ x @ matrix.T
 
 
-def spectrum(side: int) -> Tensor:
-    """Variance of each frequency of a photo, (side, side), with a mean of 1 as that of encodings.
-
-    Photos, and encodings that keep their places, have about 1 / (1 + f^2) at frequency f (Field 1987).
-    """
-    places = torch.arange(side)
-    variance = 1 / (1.0 + places**2 + places[:, None] ** 2)
-    return variance / variance.mean()
-
-
 def known_share(level: Tensor, side: int) -> Tensor:
-    """Share of each frequency's variance that the best linear denoiser recovers: (B,) -> (B, side, side)."""
-    return torch.sigmoid(level[:, None, None] + spectrum(side).to(level).log())
+    """Share of each frequency's variance that the best linear denoiser recovers: (B,) -> (B, side, side).
+
+    Photos, and encodings that keep their places, have about 1 / (1 + f^2) of variance at frequency f (Field
+    1987), here scaled to a mean of 1, the variance of encodings.
+    """
+    places = torch.arange(side, device=level.device)
+    variance = 1 / (1.0 + places**2 + places[:, None] ** 2)
+    return torch.sigmoid(level[:, None, None] + (variance / variance.mean()).log())
 
 
 def frequency_weights(level: Tensor, side: int, share: float) -> Tensor:
     """Weights of squared errors by frequency, (B, side, side), at levels (B,).
 
-    They leave the total error of the best linear denoiser as it is, so that no level gains over others.
+    They leave the total error of the best linear denoiser as it is, so that no level gains over others. Its
+    error at each frequency is variance (1 - known) = known exp(-level), which is why `known` alone scales.
 
     share: 0 to 1, of the error that is weighed in proportion to `known_share`; the rest has a weight of 1.
     """
     known = known_share(level, side)
-    error = spectrum(side).to(level)
-    error = error * torch.sigmoid(-level[:, None, None] - error.log())  # (1 - known) of it, also near zero
-    scale = error.sum((1, 2), keepdim=True) / (known * error).sum((1, 2), keepdim=True)
+    scale = known.sum((1, 2), keepdim=True) / known.square().sum((1, 2), keepdim=True)
     return 1 - share + share * scale * known

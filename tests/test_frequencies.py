@@ -13,6 +13,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def variances(side: int) -> torch.Tensor:
+    """Of every frequency of a photo, one on average."""
+    places = torch.arange(side)
+    variance = 1 / (1.0 + places**2 + places[:, None] ** 2)
+    return variance / variance.mean()
+
+
 @pytest.mark.parametrize("side", [1, 2, 8, 15])
 def test_the_transform_is_that_of_scipy(side):
     x = torch.randn(3, 2, side, side, generator=seeded())
@@ -22,9 +29,7 @@ def test_the_transform_is_that_of_scipy(side):
 
 def test_the_known_share_is_what_the_linear_denoiser_explains():
     """Monte Carlo: variance of the regression of clean on noisy, over that of clean."""
-    places = torch.arange(4)
-    variance = 1 / (1.0 + places**2 + places[:, None] ** 2)
-    variance = variance / variance.mean()
+    variance = variances(4)
     for level in LEVELS:
         signal = torch.sigmoid(level)
         clean = variance.sqrt() * torch.randn(200_000, 4, 4, generator=seeded(1))
@@ -36,9 +41,7 @@ def test_the_known_share_is_what_the_linear_denoiser_explains():
 
 def test_weights_lean_to_what_can_be_known_and_leave_the_total_error():
     weights = frequency_weights(LEVELS, 16, 0.5)
-    places = torch.arange(16)
-    variance = 1 / (1.0 + places**2 + places[:, None] ** 2)
-    variance = variance / variance.mean()
+    variance = variances(16)
     snr = LEVELS.exp()[:, None, None]
     error = variance / (1 + snr * variance)  # of the Wiener filter
     torch.testing.assert_close((weights * error).sum((1, 2)), error.sum((1, 2)))
