@@ -1,4 +1,8 @@
-"""Checkpoint folders: config.json, model.safetensors (half precision), README.md. No pickle is loaded."""
+"""Checkpoint folders: config.json, model.safetensors (half precision), README.md. No pickle is loaded.
+
+Further weights may lie in model-*.safetensors, such as those of a head that was trained later; in the order
+of these names they take the place of weights of the same name.
+"""
 
 import json
 import math
@@ -15,6 +19,7 @@ from mmdiff.first_edition.model import FirstEdition
 from mmdiff.model import MultiModalDiffusion
 
 VERSION = 1  # of config.json
+FURTHER_FILES = "model-*.safetensors"
 LOCAL = ("checkpoints/", "runs/")  # folders of this project; no owner on the Hub is meant
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
@@ -39,10 +44,17 @@ def write_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(weights, folder / WEIGHTS_FILE)
+    for further in weights_files(folder)[1:]:  # of what was here before
+        further.unlink()
     text = json.dumps({"format": "mmdiff", "version": VERSION, "model": to_dict(config)}, indent=2)
     write_text(folder / CONFIG_FILE, text + "\n")
     if card is not None:
         write_text(folder / CARD_FILE, card)
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights; of a name in several the last counts."""
+    return [folder / WEIGHTS_FILE, *sorted(folder.glob(FURTHER_FILES))]
 
 
 def resolve(name: str | Path) -> Path:
@@ -106,19 +118,9 @@ def load_checkpoint(name: str | Path, device: torch.device | str = "cpu") -> Mul
         others = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES))
         pickled = f" It has {others}, but pickled weights can run code and are not loaded." if others else ""
         raise ValueError(f"{folder} has no {WEIGHTS_FILE}.{pickled} Save the weights with mmdiff.train.")
-    try:
-        _check_size(weights, config)
-        tensors = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{weights} is damaged or not a safetensors file ({error}). Download or train it again."
-        ) from error
-    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if bad:
-        raise ValueError(
-            f"{weights} holds numbers that are not finite, in {bad[0]}; its training had diverged, or the "
-            "file is damaged. Take an earlier checkpoint, or download it again."
-        )
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weights_files(folder):
+        tensors |= _read_weights(file, config if file == weights else None)
     try:
         model = build_model(config)
     except Exception as error:  # its options reach constructors of all kinds
@@ -128,6 +130,25 @@ def load_checkpoint(name: str | Path, device: torch.device | str = "cpu") -> Mul
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit {CONFIG_FILE} beside it: {error}") from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def _read_weights(file: Path, config: ModelConfig | None) -> dict[str, torch.Tensor]:
+    """The tensors of a file, of which there must be enough for ``config``, if it is given."""
+    try:
+        if config:
+            _check_size(file, config)
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file} is damaged or not a safetensors file ({error}). Download or train it again."
+        ) from error
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{file} holds numbers that are not finite, in {bad[0]}; its training had diverged, or the "
+            "file is damaged. Take an earlier checkpoint, or download it again."
+        )
+    return tensors
 
 
 def _check_size(weights: Path, config: ModelConfig) -> None:

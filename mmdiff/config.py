@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mmdiff.class_names import class_names
+
 T = TypeVar("T")
 
 # options that no longer exist, with the only value that is still accepted
@@ -36,6 +38,7 @@ MOST = {
     "heads": 2**10,
     "refiner_width": 2**13,
     "stem_depth": 64,
+    "shape_width": 2**13,
     "reader_depth": 64,
     "num_steps": 10**6,
 }
@@ -46,7 +49,7 @@ ANCHOR = "image"  # name of the first modality, for page, API and evaluation
 # options that one core alone reads, with the value that changes nothing
 READ_BY = {
     "flags": {"channels": "own", "in_place": False, "reader_depth": 0, "schedule": "cosine"},
-    "levels": {"route": 0.0},
+    "levels": {"route": 0.0, "shape_width": 0},
 }
 READ_BY_IN_MODALITIES = {"flags": {"weights": "joint"}, "levels": {"lead": 0.0}}
 
@@ -114,6 +117,7 @@ class ModelConfig:
     heads: int = 4
     refiner_width: int = 64  # channels of the convolutions over cells: of refiner, stem and reader
     stem_depth: int = 0  # residual blocks of convolutions ahead of the tokens
+    shape_width: int = 0  # channels of the U-Net in the heads of class maps, at its finest size; 0: none
     reader_depth: int = 0  # residual blocks at each size of the convolutions over known pixels; 0: no reader
     num_steps: int = 1000  # T
     schedule: str = "cosine"
@@ -156,6 +160,8 @@ class ModelConfig:
                 f"model.route is {self.route} and depth {self.depth}; give a share from 0 to below 1, and "
                 "with one an even depth."
             )
+        if self.shape_width < 0 or self.shape_width % 8:
+            raise ValueError(f"model.shape_width is {self.shape_width}; give a multiple of 8, or 0 for none.")
         if self.reader_depth < 0:
             raise ValueError(f"model.reader_depth is {self.reader_depth}; give a depth of at least 0.")
         names = [m.name for m in self.modalities]
@@ -269,6 +275,7 @@ class OptimConfig:
     muon: bool = False  # the blocks' matrices by Muon, at the same rate; the rest by AdamW
     ema_decay: float = 0.9995
     snr_cap: float = 5.0  # gamma of the weight min(SNR + 1, gamma)
+    head: str = ""  # train only the head of this modality, on the examples that have it; "": everything
     coarse: float = 0.0  # share of the photo's loss for spatial frequencies that can be known at its level
     save_every_images: int = 200_000
     sample_every_images: int = 400_000
@@ -290,6 +297,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_read(self.tasks, {"levels": {"other_leads": 0.0}}, self.model.core, "tasks")
         _check_read(self.optim, {"levels": {"coarse": 0.0}}, self.model.core, "optim")
+        names = [m.name for m in self.model.modalities]
+        if self.optim.head and self.optim.head not in names:
+            raise ValueError(f"optim.head is {self.optim.head!r}; name one of {', '.join(names)}.")
 
 
 def saved_model(values: Mapping[str, Any]) -> ModelConfig:
@@ -379,22 +389,4 @@ def _with_class_names(modality: ModalityConfig, folder: Path) -> ModalityConfig:
     classes = modality.options.get("classes")
     if not isinstance(classes, str):
         return modality
-    return dataclasses.replace(
-        modality, options=modality.options | {"classes": _class_names(classes, folder)}
-    )
-
-
-def _class_names(said: str, folder: Path) -> list[str]:
-    if said == "imagenet":
-        from open_clip import IMAGENET_CLASSNAMES  # in the order of the usual numbers 0 to 999
-
-        names = list(IMAGENET_CLASSNAMES)
-        # two names stand for two classes each
-        return [f"{name} (2)" if name in names[:i] else name for i, name in enumerate(names)]
-    file = folder / said
-    if not file.is_file():
-        raise ValueError(
-            f"no file of class names at {file}; give a list of names, a text file with a name a line, or "
-            "'imagenet'."
-        )
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return dataclasses.replace(modality, options=modality.options | {"classes": class_names(classes, folder)})

@@ -15,6 +15,7 @@ from mmdiff.modalities import build_modality
 from mmdiff.network.channels import OwnChannels
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN, Call, Conditioning, joined
 from mmdiff.network.heads import DenseHead, GlobalHead
+from mmdiff.network.shape_head import ShapeHead
 from mmdiff.network.transformer import LEVEL_UNIT, Denoiser, PixelReader
 from mmdiff.samplers import Encodings
 from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN, NoiseSchedule
@@ -59,20 +60,27 @@ class MultiModalDiffusion(nn.Module):
         config, anchor = self.config, self.modalities[self.anchor]
         self.channels = OwnChannels(sizes)
         dense = sum(sizes[name] for name in self.dense_names) // self.fold**2
+        cells = dense + (self.cell // anchor.stride) ** 2  # the level map, too
         self.backbone = Denoiser(
             config,
-            cell_channels=dense + (self.cell // anchor.stride) ** 2,  # the level map, too
+            cell_channels=cells,
             global_channels=tuple(0 if m.dense else sizes[n] for n, m in self.modalities.items()),
             fold=self.fold,
         )
         self.reader = PixelReader(self.cell, config.refiner_width)
-        self.heads = nn.ModuleDict({n: self._head(m) for n, m in self.modalities.items()})
+        self.heads = nn.ModuleDict({n: self._head(m, cells) for n, m in self.modalities.items()})
 
-    def _head(self, modality: nn.Module) -> nn.Module:
-        if modality.dense:
-            fold = self.cell // modality.head_stride
-            return DenseHead(self.config.refiner_width, modality.head_channels, fold)
-        return GlobalHead(self.config.width, modality.head_channels)
+    def _head(self, modality: nn.Module, cells: int = 0) -> nn.Module:
+        """Of a modality; cells: channels of the blocks of z, cell by cell."""
+        width, features = self.config.width, self.config.refiner_width
+        if not modality.dense:
+            return GlobalHead(width, modality.head_channels)
+        sizes = features, modality.head_channels, self.cell // modality.head_stride
+        if modality.form == "class_map" and self.config.shape_width:
+            if (side := self.grid * self.fold) % 4:
+                raise ValueError(f"model.shape_width needs a multiple of 4 cells a side, not {side}.")
+            return ShapeHead(*sizes, cells=cells, condition=width, width=self.config.shape_width)
+        return DenseHead(*sizes)
 
     def make_schedule(self, leads: Mapping[str, float] | None = None) -> NoiseSchedule:
         """The noise schedule that this model is sampled with, with other `leads` than its own if they are
@@ -240,11 +248,15 @@ class MultiModalDiffusion(nn.Module):
 
         The anchor's is v, of which `forward` makes z_0.
         """
-        features, registers = self.backbone(cells, codes, levels, read)
-        return {
-            name: self.heads[name](features if m.dense else registers[:, i]).float()
-            for i, (name, m) in enumerate(self.modalities.items())
-        }
+        features, registers, condition = self.backbone(cells, codes, levels, read)
+        raw = {}
+        for i, (name, modality) in enumerate(self.modalities.items()):
+            head = self.heads[name]
+            if isinstance(head, ShapeHead):
+                raw[name] = head(features, cells, condition).float()
+            else:
+                raw[name] = head(features if modality.dense else registers[:, i]).float()
+        return raw
 
     def _blocks(self, z: Tensor, levels: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         """name -> (B, C_i, h, w), what the network sees of each modality."""

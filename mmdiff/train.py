@@ -43,6 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--shard", action="store_true", help="divide the weights themselves among the processes (FSDP2)"
     )
     parser.add_argument("--lr", type=float, help="default: optim.lr of the configuration")
+    parser.add_argument("--head", help="train only the head of this modality (default: optim.head)")
     parser.add_argument("--max-minutes", type=float, default=math.inf, help="stop cleanly after this long")
     parser.add_argument("--init", help="checkpoint folder whose weights a new run starts from")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
@@ -54,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def apply_overrides(config: TrainConfig, arguments: argparse.Namespace) -> TrainConfig:
     """The configuration with the options of the command line."""
     said = {name: value for name, value in vars(arguments).items() if value is not None}
-    optim = {name: said[name] for name in ("images", "batch_size", "lr") if name in said}
+    optim = {name: said[name] for name in ("images", "batch_size", "lr", "head") if name in said}
     data = {name: said[name] for name in ("train", "val") if name in said}
     if data:
         data["prepared"] = ""  # otherwise what was prepared would be read all the same

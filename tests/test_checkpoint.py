@@ -212,6 +212,24 @@ def test_weights_of_another_architecture(folder):
         load_checkpoint(folder)
 
 
+def test_further_files_take_the_place_of_weights(folder, model):
+    name = "heads.label.mlp.2.bias"
+    for number, file in enumerate(("model-1.safetensors", "model-2.safetensors")):
+        save_file({name: torch.full_like(model.state_dict()[name], number + 0.5).half()}, folder / file)
+    loaded = load_checkpoint(folder).state_dict()
+    assert loaded.pop(name).eq(1.5).all()
+    for other, value in loaded.items():
+        assert torch.equal(value, model.state_dict()[other].half().float()), other
+    save_checkpoint(model, folder)
+    assert not list(folder.glob("model-*")), "they would hide what was saved"
+
+
+def test_a_further_file_that_is_damaged_is_named(folder):
+    (folder / "model-head.safetensors").write_bytes(b"1234")
+    with pytest.raises(ValueError, match=r"model-head\.safetensors is damaged or not a safetensors file"):
+        load_checkpoint(folder)
+
+
 def test_weights_that_miss_a_tensor(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("backbone.embed.weight")

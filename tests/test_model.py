@@ -18,9 +18,9 @@ torch.set_num_threads(1)
 SIZE = 16
 
 
-@pytest.fixture(scope="module")
-def model():
-    model = lively_model(tiny_config(core="levels", stem_depth=1))
+@pytest.fixture(scope="module", params=[0, 8])
+def model(request):
+    model = lively_model(tiny_config(core="levels", stem_depth=1, shape_width=request.param))
     with torch.no_grad():
         for block in [*model.backbone.early, *model.backbone.late]:
             block.up.weight *= 0.5  # squared activations of large random weights amplify rounding

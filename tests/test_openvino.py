@@ -40,9 +40,9 @@ print("openvino" in sys.modules, sent)
 """
 
 
-@pytest.fixture(scope="module")
-def model():
-    return lively_model(tiny_config(core="levels", stem_depth=1))
+@pytest.fixture(scope="module", params=[0, 8])
+def model(request):
+    return lively_model(tiny_config(core="levels", stem_depth=1, shape_width=request.param))
 
 
 @pytest.fixture(scope="module")

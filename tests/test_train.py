@@ -24,7 +24,7 @@ from synthetic import (
 )
 
 from mmdiff import train
-from mmdiff.checkpoint import load_checkpoint, save_checkpoint
+from mmdiff.checkpoint import build_model, load_checkpoint, save_checkpoint
 from mmdiff.config import DataConfig, OptimConfig, TaskConfig, TrainConfig, load_train_config
 from mmdiff.data import batches
 from mmdiff.data.augment import draw_batch
@@ -512,6 +512,43 @@ def test_the_command_starts_from_a_checkpoint(config_file, shapes, tmp_path, cap
         run_main(*arguments, "--out", tmp_path / "other", "--init", tmp_path / "wide")
 
 
+def test_the_command_trains_a_head_alone(config_file, shapes, tmp_path, capsys):
+    config_file.write_text(config_file.read_text().replace('"flags"', '"levels"'))
+    save_checkpoint(MultiModalDiffusion(load_train_config(config_file).model), tmp_path / "init")
+    run_main(
+        config_file,
+        "--train",
+        shapes,
+        "--out",
+        tmp_path / "out",
+        "--init",
+        tmp_path / "init",
+        "--head",
+        "label",
+    )
+    assert "18 examples (18 image, 18 label)" in capsys.readouterr().out, "others teach it nothing"
+    start, end = (load_checkpoint(tmp_path / name).state_dict() for name in ("init", "out"))
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert moved and moved == {name for name in start if name.startswith("heads.label.")}
+
+
+def test_what_is_not_trained_answers_as_in_sampling(examples):
+    """Dropout and routing would show a head other features than it will meet."""
+    config = tiny_config(core="levels", depth=4, dropout=0.5, route=0.5)
+    optim, data = OptimConfig(images=64, batch_size=8, head="mask"), DataConfig(margin=2)
+    trainer = Trainer(TrainConfig(config, data, optim=optim), examples, torch.device("cpu"))
+    trainer.train_step()
+    training = {name for name, module in trainer.model.named_modules() if module.training}
+    assert training == {name for name, _ in trainer.model.named_modules() if name.startswith("heads.mask")}
+    whole = Trainer(
+        TrainConfig(config, DataConfig(margin=2), optim=replace(optim, head="")),
+        examples,
+        torch.device("cpu"),
+    )
+    whole.train_step()
+    assert all(module.training for module in whole.model.modules())
+
+
 def test_the_command_reports_divergence(config_file, shapes, tmp_path, monkeypatch):
     losses = training.training_losses
     monkeypatch.setattr(
@@ -532,6 +569,7 @@ def test_the_command_reports_divergence(config_file, shapes, tmp_path, monkeypat
         (("CONFIG", "--train", "DATA", "--log-every", "0"), "--log-every is 0"),
         (("CONFIG", "--train", "DATA", "--accumulate", "0"), "--accumulate is 0"),
         (("CONFIG", "--train", "DATA", "--accumulate", "3"), "a batch of 8 cannot .* a multiple of 3, or"),
+        (("CONFIG", "--train", "DATA", "--head", "mask"), "optim.head is 'mask'; name one of image, label"),
         (("CONFIG", "--train", "DATA", "--init", "/nowhere"), "no checkpoint folder at /nowhere"),
         (("CONFIG", "--train", "DATA", "--device", "abacus"), "device 'abacus' cannot be used .* try 'auto'"),
     ],

@@ -27,6 +27,7 @@ from app.run.defaults import ANCHOR, LIMITS, from_nothing
 from app.run.history import Frame, Later, Record, picture_of
 from app.run.taught import read_taught
 from app.run.zero_gpu import ON_ZERO_GPU, gpu
+from mmdiff.checkpoint import weights_files
 from mmdiff.modalities import Modality
 from mmdiff.pipeline import Pipeline
 from mmdiff.request import Request
@@ -144,8 +145,7 @@ class Service:
     ) -> Service:
         """Loads the checkpoint in `folder`. Raises ValueError or OSError if that is not possible."""
         folder = Path(folder).resolve()
-        weights = folder / "model.safetensors"
-        size = weights.stat().st_size / 1e6 if weights.is_file() else None
+        size = sum(file.stat().st_size for file in weights_files(folder) if file.is_file()) / 1e6 or None
         at_startup = "cpu" if ON_ZERO_GPU else device  # ZeroGPU lends its GPU to visitors only
         pipe = _loaded(folder, at_startup, precision)
         service = cls(pipe, folder.name, size, folder, stops, warm or ON_ZERO_GPU)

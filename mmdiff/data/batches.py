@@ -69,6 +69,10 @@ def training_data(
     """
     if not config.data.stream:
         examples = load_examples(config.data.ready().train, model, config, embedder, strict=False)
+        if head := config.optim.head:  # others would teach it nothing
+            if head not in examples.present:
+                raise ValueError(f"optim.head is {head!r}, which no example of {config.data.train} has.")
+            examples = examples.take(examples.present[head].nonzero()[:, 0])
         if not config.data.views:
             return examples
         return cut_views(examples, model.modalities, config.data, config.optim.seed, torch.device("cpu"))

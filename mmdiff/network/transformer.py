@@ -173,8 +173,8 @@ class Denoiser(nn.Module):
 
     def forward(
         self, cells: Tensor, codes: list[Tensor | None], levels: Tensor, read: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Features of the cells and of the modalities.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of the cells and of the modalities, and the condition that modulates all layers.
 
         Args:
             cells: (B, cell_channels, h * fold, w * fold), dense blocks and level map.
@@ -183,7 +183,7 @@ class Denoiser(nn.Module):
                 known.
 
         Returns:
-            (B, channels, h * fold, w * fold) and (B, N, width).
+            (B, channels, h * fold, w * fold), (B, N, width) and (B, width).
         """
         entered = [None if c is None else layer(c) for layer, c in zip(self.codes, codes, strict=True)]
         condition = self.levels(level_embedding(levels)) + sum(e for e in entered if e is not None)
@@ -200,7 +200,7 @@ class Denoiser(nn.Module):
         registers, patches = x[:, : len(codes)], x[:, len(codes) :]
         patches = self.expand(patches).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         features = F.pixel_shuffle(patches, self.fold) + self.across(features)
-        return self.refiner(features, condition), registers
+        return self.refiner(features, condition), registers, condition
 
     def _transform(self, x: Tensor, modulation: Tensor) -> Tensor:
         first, *early = self.early

@@ -1,6 +1,7 @@
 """Saving and loading the state of a training run: weights, averages, optimiser moments and the step."""
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from mmdiff.training.trainer import Trainer
 STATE_FILE = "training_state.safetensors"
 REMEDY = "; use a new --out folder."
 # parts of the network whose initial weights add nothing, so that `start_from` may leave them as they are
-INITIALLY_ZERO = ("backbone.stem.", "backbone.readings.", "reader.", "details.")
+INITIALLY_ZERO = re.compile(r"(backbone\.stem|backbone\.readings|reader|details|heads\.\w+\.shapes)\.")
 
 
 class DamagedState(ValueError):
@@ -132,7 +133,7 @@ def start_from(trainer: Trainer, folder: str) -> None:
             _check_classes(folder, name, model.modalities[name].classes, modality.classes)
     weights = model.state_dict()
     mine = trainer.model.state_dict().items()
-    weights |= {n: whole(t) for n, t in mine if n.startswith(INITIALLY_ZERO) and n not in weights}
+    weights |= {n: whole(t) for n, t in mine if INITIALLY_ZERO.match(n) and n not in weights}
     try:
         _load_weights(trainer.model, weights)
     except (RuntimeError, KeyError) as error:

@@ -65,6 +65,8 @@ class Trainer:
         self.share = processes.share(config.optim.batch_size, accumulate)
         torch.manual_seed(config.optim.seed)
         self.model = build_model(config.model).to(device)
+        self.head = f"heads.{config.optim.head}." if config.optim.head else ""
+        self._freeze()
         self.ema = EMA(self.model, config.optim.ema_decay)
         for model in (self.model, self.ema.model):
             processes.split(model, compile_model)
@@ -81,6 +83,16 @@ class Trainer:
         self.step = 0
         # Skipped steps, in total and in a row at the end; on the device, so that a step never waits for it.
         self.skipped = torch.zeros(2, dtype=torch.long, device=device)
+
+    def _freeze(self) -> None:
+        """Leave nothing to be trained but the head of `optim.head`, if it names one."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name.startswith(self.head))
+
+    def _train_mode(self) -> None:
+        """Dropout and the like where weights are trained; what is frozen answers as in sampling."""
+        for name, module in self.model.named_modules():
+            module.training = f"{name}.".startswith(self.head)
 
     def _make_muon(self) -> torch.optim.Muon:
         """Muon (Jordan et al. 2024) for the matrices of the blocks; its updates have the size of AdamW's."""
@@ -101,6 +113,7 @@ class Trainer:
         optim = self.config.optim
         elsewhere = {id(p) for p in self.muon.param_groups[0]["params"]} if self.muon else ()
         parameters = [p for p in self.model.parameters() if id(p) not in elsewhere]
+        parameters = [p for p in parameters if p.requires_grad] if self.head else parameters
         matrices = [p for p in parameters if p.ndim >= 2]
         others = [p for p in parameters if p.ndim < 2]
         groups = [
@@ -138,7 +151,7 @@ class Trainer:
         """One optimiser step; returns loss terms and weighted total of the whole batch, on the device."""
         draw = self.next_draw()
         counts = self.processes.sum(draw.supervised.sum(0))
-        self.model.train()
+        self._train_mode()
         self.model.zero_grad(set_to_none=True)
         parts = []
         for k, part in enumerate(draw.split(self.accumulate)):
