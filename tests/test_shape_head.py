@@ -5,10 +5,14 @@ import torch
 from synthetic import lively_model, tiny_config
 from torch.nn import functional as F
 
-from mmdiff.checkpoint import build_model
+from mmdiff.checkpoint import build_model, load_checkpoint, save_checkpoint
+from mmdiff.config import DataConfig, TrainConfig
+from mmdiff.data.examples import Examples
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.heads import DenseHead
 from mmdiff.network.shape_head import GROUPS, ResBlock, ShapeHead, SmallUNet
+from mmdiff.training.state import start_from
+from mmdiff.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -145,3 +149,20 @@ def test_widths_that_cannot_be_are_refused(width):
 def test_it_needs_cells_that_can_be_halved_twice():
     with pytest.raises(ValueError, match="needs a multiple of 4 cells a side, not 6"):
         build_model(tiny_config(core="levels", shape_width=8, image_size=12))
+
+
+def test_a_model_without_it_is_a_start(tmp_path):
+    """Its masks stay what they were until the new part has learnt something."""
+    plain = lively_model(tiny_config(core="levels", stem_depth=1))
+    save_checkpoint(plain, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    stored = {"image": torch.randint(256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)}
+    examples = Examples(stored, {"image": torch.ones(4, dtype=torch.bool)}, [""] * 4)
+    trainer = Trainer(TrainConfig(CONFIG, DataConfig()), examples, torch.device("cpu"))
+    start_from(trainer, str(tmp_path))
+    z, levels = torch.randn(2, *plain.z_shape, generator=generator), torch.zeros(2, 4)
+    one, other = (
+        net(z, levels, net.nothing_given(2, torch.device("cpu")))["mask"]
+        for net in (load_checkpoint(tmp_path), trainer.model.eval())
+    )
+    assert torch.equal(one, other)

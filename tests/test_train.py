@@ -514,18 +514,9 @@ def test_the_command_starts_from_a_checkpoint(config_file, shapes, tmp_path, cap
 
 def test_the_command_trains_a_head_alone(config_file, shapes, tmp_path, capsys):
     config_file.write_text(config_file.read_text().replace('"flags"', '"levels"'))
-    save_checkpoint(MultiModalDiffusion(load_train_config(config_file).model), tmp_path / "init")
-    run_main(
-        config_file,
-        "--train",
-        shapes,
-        "--out",
-        tmp_path / "out",
-        "--init",
-        tmp_path / "init",
-        "--head",
-        "label",
-    )
+    save_checkpoint(build_model(load_train_config(config_file).model), tmp_path / "init")
+    places = ("--out", tmp_path / "out", "--init", tmp_path / "init")
+    run_main(config_file, "--train", shapes, *places, "--head", "label", "--lr", 10)  # in the warm-up
     assert "18 examples (18 image, 18 label)" in capsys.readouterr().out, "others teach it nothing"
     start, end = (load_checkpoint(tmp_path / name).state_dict() for name in ("init", "out"))
     moved = {name for name in start if not torch.equal(start[name], end[name])}
