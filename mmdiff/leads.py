@@ -1,7 +1,7 @@
 """Leads: by how much each modality is ahead of the others while a run decides them; see `mmdiff.schedule`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 
 MAX_LEAD = 4.0  # the others then have a fifth of the steps
@@ -18,6 +18,15 @@ def checked_leads(leads: Mapping[str, float] | None, modalities: Sequence[str]) 
         check_name(name, modalities, "leads")
         checked[name] = checked_number(lead, f"leads[{name!r}]", high=MAX_LEAD)
     return checked
+
+
+def counting(leads: Mapping[str, float], made: Collection[str]) -> dict[str, float]:
+    """Leads of which only those of what is generated count, so that no steps pass in which nothing is.
+
+    What is given or ignored all along has the least of them: nothing waits for it.
+    """
+    least = min((leads[name] for name in made), default=0.0)
+    return {name: lead if name in made else least for name, lead in leads.items()}
 
 
 def check_name(name: object, modalities: Sequence[str], what: str) -> None:

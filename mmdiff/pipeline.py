@@ -19,6 +19,7 @@ from mmdiff.clip.vocabulary import COMMAND, VOCABULARY_FILE, Description, Vocabu
 from mmdiff.device import choose_device, choose_precision, usual_defaults
 from mmdiff.images import to_uint8
 from mmdiff.lazy_mapping import LazyMapping
+from mmdiff.leads import counting
 from mmdiff.modalities import KINDS, Modality
 from mmdiff.model import MultiModalDiffusion
 from mmdiff.network.conditioning import Call
@@ -248,8 +249,8 @@ class Pipeline:
     def _run(self, make: Callable[[], Request], seeds: Sequence[int], present: Callable[[Step], Step]) -> Run:
         def begin() -> Denoising:  # parses, embeds and encodes, so it is left to the engine's thread
             request = make()
-            own = self.schedule if request.leads is None else self._make_schedule(request.leads)
-            return Denoising(self.model, self.network, own, request, seeds, self.device, present)
+            schedule = self._schedule_of(request)
+            return Denoising(self.model, self.network, schedule, request, seeds, self.device, present)
 
         return Run(self.engine, self.engine.call(begin))
 
@@ -275,6 +276,15 @@ class Pipeline:
         fast = self.precision != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             return self.network.answer(calls)
+
+    def _schedule_of(self, request: Request) -> NoiseSchedule:
+        """The noise schedule of a run; with levels only what it generates has a lead."""
+        if not self.model.has_levels:
+            return self.schedule if request.leads is None else self._make_schedule(request.leads)
+        names, own = self.model.names, self.schedule.leads
+        asked = own if request.leads is None else dict.fromkeys(names, 0.0) | dict(request.leads)
+        leads = counting(asked, request.made(names, self.model.anchor))
+        return self.schedule if leads == own else self._make_schedule(leads)
 
     def _make_schedule(self, leads: Mapping[str, float] | None) -> NoiseSchedule:
         schedule = self.model.make_schedule(leads)

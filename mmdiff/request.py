@@ -7,7 +7,7 @@ costs: `Request.rows` is the number of samples in one call of the network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,14 @@ class Request:
     def shown(self) -> frozenset[str]:
         """Names of the modalities that are given or wanted at any time."""
         return frozenset(name for c in self.conditions for name in (*c.given, *c.wanted))
+
+    def made(self, names: Collection[str], anchor: str = "image") -> frozenset[str]:
+        """Which of the modalities ``names`` are generated at any time; the anchor is, unless it is given."""
+        made: set[str] = set()
+        for condition in self.conditions:
+            given = set(condition.given) - ({anchor} if condition.known_pixels is not None else set())
+            made |= {anchor, *(condition.wanted or names), *condition.sample_first} - given
+        return frozenset(made)
 
     def scales(self, anchor: str = "image") -> Mapping[str, float]:
         """Guidance from the start, by name; one number counts for everything given but the anchor."""

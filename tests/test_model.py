@@ -10,7 +10,7 @@ from synthetic import CLASSES, lively_model, tiny_config
 
 from mmdiff.network.conditioning import ABSENT, KNOWN, UNKNOWN
 from mmdiff.pipeline import Pipeline
-from mmdiff.request import Request
+from mmdiff.request import Change, Request
 from mmdiff.schedule import LEVEL_MAX, LEVEL_MIN
 
 torch.set_num_threads(1)
@@ -172,6 +172,38 @@ def test_leads_of_the_model_are_taken_unless_a_request_has_its_own(embedder):
     own = Pipeline(lively_model(replace(config, modalities=leading)), torch.device("cpu"), embedder)
     images = [np.asarray(own(steps=5, leads=leads).image[0]) for leads in (None, {"label": 0.4}, {})]
     assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [({"label": 1}, ("image",)), ({}, ("image",)), ({"label": 1}, ("image", "mask"))]
+)
+def test_no_step_passes_in_which_nothing_is_generated(pipe, given, wanted):
+    """Leads of what is given or ignored all along change nothing; the photo begins with the first step."""
+    leads = {"label": 1.0, "embedding": 2.0}
+    runs = [list(pipe.stream(steps=6, given=given, wanted=wanted, leads=own)) for own in (leads, {})]
+    for one, other in zip(*runs, strict=True):
+        assert one.levels == other.levels
+        np.testing.assert_array_equal(one.x_hat["image"], other.x_hat["image"])
+    assert runs[0][0].levels["image"] < runs[0][1].levels["image"]
+
+
+def test_leads_count_among_what_is_generated(pipe):
+    """With the photo given, the label's lead over the mask is all that is left."""
+    leads, photo = {"label": 0.5, "mask": 0.2}, np.zeros((SIZE, SIZE, 3), np.uint8)
+    options = {"steps": 10, "given": {"image": photo}, "wanted": ("mask", "label")}
+    found, expected = (
+        [step.levels for step in pipe.stream(**options, leads=own)] for own in (leads, {"label": 0.3})
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other)
+    assert found[-1]["label"] >= found[-1]["mask"] and found[1]["label"] > found[1]["mask"]
+
+
+def test_a_lead_counts_if_it_is_generated_later(pipe):
+    later = Change(3, Request(wanted=("image", "label")))
+    request = Request({"label": 1}, ("image",), steps=6, leads={"label": 1.0}, changes=[later])
+    assert request.made(pipe.model.names) == {"image", "label"}
+    assert pipe._schedule_of(request).leads == {"image": 0.0, "mask": 0.0, "label": 1.0, "embedding": 0.0}
 
 
 @pytest.mark.parametrize("leads", [{"depth": 1}, {"label": -1}, {"label": "soon"}, {"label": 99}, [0.1]])
