@@ -91,8 +91,9 @@ class Trainer:
 
     def _train_mode(self) -> None:
         """Dropout and the like where weights are trained; what is frozen answers as in sampling."""
-        for name, module in self.model.named_modules():
-            module.training = f"{name}.".startswith(self.head)
+        self.model.train(not self.head)
+        if self.head:
+            self.model.get_submodule(self.head.removesuffix(".")).train()
 
     def _make_muon(self) -> torch.optim.Muon:
         """Muon (Jordan et al. 2024) for the matrices of the blocks; its updates have the size of AdamW's."""
