@@ -65,8 +65,10 @@ class Trainer:
         self.share = processes.share(config.optim.batch_size, accumulate)
         torch.manual_seed(config.optim.seed)
         self.model = build_model(config.model).to(device)
-        self.head = f"heads.{config.optim.head}." if config.optim.head else ""
-        self._freeze()
+        self.head = self.model.heads[config.optim.head] if config.optim.head else None
+        if self.head is not None:  # nothing else is trained
+            self.model.requires_grad_(False)
+            self.head.requires_grad_(True)
         self.ema = EMA(self.model, config.optim.ema_decay)
         for model in (self.model, self.ema.model):
             processes.split(model, compile_model)
@@ -84,16 +86,11 @@ class Trainer:
         # Skipped steps, in total and in a row at the end; on the device, so that a step never waits for it.
         self.skipped = torch.zeros(2, dtype=torch.long, device=device)
 
-    def _freeze(self) -> None:
-        """Leave nothing to be trained but the head of `optim.head`, if it names one."""
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name.startswith(self.head))
-
     def _train_mode(self) -> None:
         """Dropout and the like where weights are trained; what is frozen answers as in sampling."""
-        self.model.train(not self.head)
-        if self.head:
-            self.model.get_submodule(self.head.removesuffix(".")).train()
+        self.model.train(self.head is None)
+        if self.head is not None:
+            self.head.train()
 
     def _make_muon(self) -> torch.optim.Muon:
         """Muon (Jordan et al. 2024) for the matrices of the blocks; its updates have the size of AdamW's."""
@@ -113,8 +110,8 @@ class Trainer:
     def _make_optimizer(self) -> torch.optim.AdamW:
         optim = self.config.optim
         elsewhere = {id(p) for p in self.muon.param_groups[0]["params"]} if self.muon else ()
-        parameters = [p for p in self.model.parameters() if id(p) not in elsewhere]
-        parameters = [p for p in parameters if p.requires_grad] if self.head else parameters
+        trained = self.model if self.head is None else self.head
+        parameters = [p for p in trained.parameters() if id(p) not in elsewhere]
         matrices = [p for p in parameters if p.ndim >= 2]
         others = [p for p in parameters if p.ndim < 2]
         groups = [
