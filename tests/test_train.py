@@ -531,11 +531,8 @@ def test_what_is_not_trained_answers_as_in_sampling(examples):
     trainer.train_step()
     training = {name for name, module in trainer.model.named_modules() if module.training}
     assert training == {name for name, _ in trainer.model.named_modules() if name.startswith("heads.mask")}
-    whole = Trainer(
-        TrainConfig(config, DataConfig(margin=2), optim=replace(optim, head="")),
-        examples,
-        torch.device("cpu"),
-    )
+    everything = TrainConfig(config, data, optim=replace(optim, head=""))
+    whole = Trainer(everything, examples, torch.device("cpu"))
     whole.train_step()
     assert all(module.training for module in whole.model.modules())
 
